@@ -1,0 +1,1 @@
+"""jaxact: activation functions, initialisation and residual blocks, in theory and by measurement."""

@@ -1,0 +1,27 @@
+"""The data sets that studies train on: real ones from files, generated ones from equations.
+
+A task is a frozen description; `task.load()` fetches its arrays. Importing this package reads no data and
+imports no data library.
+"""
+
+from train.tasks._parse import FromText, get, names, parse
+from train.tasks._task import Data, Task
+from train.tasks.cifar10 import Cifar10
+from train.tasks.digits import Digits
+from train.tasks.fashion_mnist import FashionMNIST
+from train.tasks.gaussian_mixture import GaussianMixture
+from train.tasks.teacher_student import TeacherStudent
+
+__all__ = [
+    "Cifar10",
+    "Data",
+    "Digits",
+    "FashionMNIST",
+    "FromText",
+    "GaussianMixture",
+    "Task",
+    "TeacherStudent",
+    "get",
+    "names",
+    "parse",
+]

@@ -1,0 +1,74 @@
+"""From a name with parameters to an activation."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+
+from jaxact.activations._activation import Activation
+from jaxact.activations._registry import ZOO, names
+
+
+def parse(text: str) -> Activation:
+    """Make the activation that a text names: "relu", "leaky_relu(0.2)", "elu(alpha=0.5)".
+
+    Nothing in the text is evaluated; parameters are numbers, by position or by keyword.
+
+    Args:
+        text: a name of `names()`, with or without parameters. `parse(a.name) == a` for every member `a`.
+
+    Returns:
+        The Activation.
+
+    Raises:
+        TypeError: if `text` is not a string.
+        ValueError: if the name is unknown (the closest ones are listed), the text is not of this form, or a
+            parameter is unknown, given twice, not a number, or outside its rule.
+
+    >>> parse("leaky_relu(0.2)").lipschitz
+    1.0
+    >>> parse("rellu")
+    Traceback (most recent call last):
+    ValueError: unknown activation 'rellu': did you mean relu? activations.names() lists all.
+    """
+    if not isinstance(text, str):
+        raise TypeError(
+            f"`text` must be a string such as 'leaky_relu(0.2)', got {type(text).__name__}. "
+            "Use from_callable for a function."
+        )
+    match = re.fullmatch(r"\s*([^\s()]+)\s*(?:\(([^()]*)\))?\s*", text)
+    if match is None:
+        raise ValueError(f"an activation is written 'name' or 'name(number)', got {text!r}.")
+    name, arguments = match[1], match[2]
+    if name not in ZOO:
+        close = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise ValueError(f"unknown activation {name!r}: {hint}activations.names() lists all.")
+    entry = ZOO[name]
+    if isinstance(entry, Activation):
+        if arguments is not None and arguments.strip():
+            raise ValueError(f"{name} takes no parameters, got {text!r}. Write {name!r}.")
+        return entry
+    return entry(**_parameters(name, list(inspect.signature(entry).parameters), arguments or ""))
+
+
+def _parameters(name: str, known: list[str], arguments: str) -> dict[str, float]:
+    values: dict[str, float] = {}
+    pieces = arguments.split(",") if arguments.strip() else []
+    for position, piece in enumerate(pieces):
+        key, equals, number = piece.rpartition("=")
+        key = key.strip()
+        if not equals:
+            if position >= len(known):
+                raise ValueError(f"{name} takes at most {len(known)} parameter(s) ({', '.join(known)}), got ({arguments}).")
+            key = known[position]
+        if key not in known:
+            raise ValueError(f"{name} has no parameter {key!r}; it has {', '.join(known)}.")
+        if key in values:
+            raise ValueError(f"`{key}` of {name} is given twice in ({arguments}).")
+        try:
+            values[key] = float(number)
+        except ValueError:
+            raise ValueError(f"`{key}` of {name} must be a number, got {number.strip()!r}.") from None
+    return values

@@ -1,0 +1,240 @@
+"""Input-output Jacobians of any JAX function, whole or by their singular values."""
+
+from collections.abc import Callable
+from math import prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float
+
+from jaxact.numerics import leading_singular_triplets
+
+# What the tangents of one chunk may occupy. Larger chunks gain nothing measurable on CPU; the largest array
+# alive inside `f` may be a few times this.
+_TANGENT_BYTES = 256 * 2**20
+
+
+def jacobian(f: Callable[[Array], Array], x: Float[ArrayLike, " batch *input"]) -> Float[Array, "batch m n"]:
+    """Compute the dense Jacobian of `f` at every input of a batch.
+
+        J[b, i, j] = d f(x[b])_i / d x[b]_j        (outputs and inputs flattened)
+
+    Exact up to rounding, by forward mode only: one batched `jax.jvp` over the identity's columns, so `f` may
+    hold what reverse mode refuses, such as a loop with a traced trip count. At a kink the slope is the one
+    `f` reports. Matrix products run at the precision `f` asks for: on a GPU or TPU, where float32 products
+    may be rounded further, call under `jax.default_matmul_precision("float32")`.
+
+    Args:
+        f: maps ONE example, of shape `input`, to one floating-point array of any shape; traced, static. Wrap
+            the call in `jax.jit` to compile once for many batches.
+        x: real floating-point inputs [batch, *input]; a 1-D array [n] is one input and the result has no
+            batch axis. Examples are processed together as long as their tangents fit in 256 MB, and one after
+            another beyond.
+
+    Returns:
+        [batch, m, n] in the dtype of f's output.
+
+    Raises:
+        TypeError: `x` is not real floating-point, or `f` does not return one real floating-point array.
+        ValueError: `x` is a scalar or empty.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> jacobian(lambda x: jnp.array([x[0] * x[1], 3 * x[1]]), jnp.array([2.0, 5.0]))
+        Array([[5., 2.],
+               [0., 3.]], dtype=float32)
+    """
+    x = _check_input(x)
+    if x.ndim == 1:
+        return jacobian(f, x[None])[0]
+    shape, dtype = x.shape[1:], x.dtype
+    output = _check_output(f, x)
+    n, m = prod(shape), prod(output.shape)
+    column_bytes = max(n, m) * max(dtype.itemsize, output.dtype.itemsize)
+    # Both chunk sizes are at least one; an example is split only where it alone is too large.
+    num_columns = max(1, min(n, _TANGENT_BYTES // column_bytes))
+    num_examples = max(1, min(x.shape[0], _TANGENT_BYTES // (n * column_bytes)))
+
+    def at(example: Array) -> Array:
+        def column(index: Array) -> Array:
+            basis = (jnp.arange(n) == index).astype(dtype).reshape(shape)
+            return jax.jvp(f, (example,), (basis,))[1].reshape(-1)
+
+        return _map(column, jnp.arange(n), num_columns).T
+
+    return _map(at, x, num_examples)
+
+
+def singular_values(
+    f: Callable[[Array], Array], x: Float[ArrayLike, " batch *input"], num: int | None = None
+) -> Float[Array, "batch k"]:
+    """Compute the singular values of the Jacobian of `f`, descending, at every input of a batch.
+
+    With `num=None`, all min(m, n) of them from the dense Jacobian by LAPACK (cuSOLVER on a GPU): each is
+    within a few units of rounding of the LARGEST, so values below about eps * largest are noise. With
+    `num=k`, the k largest without forming the Jacobian, by a restarted block Krylov method on products J v
+    and u J (Golub & Kahan 1965; Musco & Musco 2015, "Randomized block Krylov methods for stronger and faster
+    approximate singular value decomposition"): an estimate, within 1e-4 relative in float32 and 1e-8 in
+    float64 where the iteration converged (at most 100 restarts), and never above the truth by more than
+    rounding (the values are Ritz values). The starting block is pseudo-random and the same in every call. A
+    Jacobian with few rows or columns is formed instead, and exact.
+
+    Args:
+        f: maps ONE example to one floating-point array; static. `num=k` needs both `jax.linearize` and its
+            transpose.
+        x: real inputs [batch, *input], or one input [n] (see `jacobian`).
+        num: how many, static; None for all.
+
+    Returns:
+        [batch, min(m, n)] or [batch, num], in at least float32. A Jacobian with NaN or inf gives NaN.
+
+    Raises:
+        TypeError: as `jacobian`, or `num` is not an integer.
+        ValueError: as `jacobian`, or `num` lies outside 1..min(m, n).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> singular_values(lambda x: jnp.array([3 * x[0], 4 * x[0], x[1]]), jnp.ones(2))
+        Array([5., 1.], dtype=float32)
+    """
+    x = _check_input(x)
+    if x.ndim == 1:
+        return singular_values(f, x[None], num)[0]
+    output = _check_output(f, x)
+    if num is None:
+        return _all_singular_values(jacobian(f, x))
+    n, m = prod(x.shape[1:]), prod(output.shape)
+    if isinstance(num, bool) or not isinstance(num, int):
+        raise TypeError(
+            f"`num` must be an integer or None, got {num!r}. Use num=None for all singular values."
+        )
+    if not 1 <= num <= min(m, n):
+        raise ValueError(
+            f"`num` must lie between 1 and min(outputs, inputs) = {min(m, n)}, got {num}. "
+            "Use num=None for all singular values."
+        )
+    dtype = jnp.promote_types(jnp.promote_types(x.dtype, output.dtype), jnp.float32)
+
+    def at(example: Array) -> Array:
+        _, push = jax.linearize(f, example)
+        pull = jax.linear_transpose(push, example)
+
+        def matvec(v: Array) -> Array:
+            return push(v.astype(x.dtype).reshape(example.shape)).reshape(-1).astype(dtype)
+
+        def rmatvec(u: Array) -> Array:
+            return pull(u.astype(output.dtype).reshape(output.shape))[0].reshape(-1).astype(dtype)
+
+        return leading_singular_triplets(matvec, rmatvec, shape=(m, n), num=num, dtype=dtype).values
+
+    return jax.vmap(at)(x)
+
+
+class SpectrumSummary(NamedTuple):
+    """What a set of singular values says at a glance; every field has the leading axes of the values.
+
+    Attributes:
+        largest: the spectral norm.
+        smallest: the smallest value given.
+        mean_square: mean of s_i^2, which is ||J||_F^2 / min(m, n): 1 at dynamical isometry.
+        condition_number: largest / smallest; inf where smallest is 0, a zero matrix included.
+        effective_rank: exp of the entropy of s_i / sum s_i, between 1 and n (Roy & Vetterli 2007, "The
+            effective rank", definition 1); 0 for a zero matrix.
+    """
+
+    largest: Float[Array, "*batch"]
+    smallest: Float[Array, "*batch"]
+    mean_square: Float[Array, "*batch"]
+    condition_number: Float[Array, "*batch"]
+    effective_rank: Float[Array, "*batch"]
+
+
+def spectrum_summary(values: Float[ArrayLike, "*batch n"]) -> SpectrumSummary:
+    """Summarise singular values along the last axis.
+
+        mean_square = mean_i s_i^2,   condition_number = s_max / s_min,
+        effective_rank = exp(-sum_i p_i log p_i) with p_i = s_i / sum_j s_j
+
+    Exact up to rounding, free of overflow where the result is. No NaN arises: a zero matrix has condition
+    number inf and effective rank 0. A NaN among the values makes every field NaN.
+
+    Args:
+        values: nonnegative floating-point [..., n], n >= 1, in any order.
+
+    Returns:
+        A `SpectrumSummary` of arrays [...].
+
+    Raises:
+        ValueError: `values` is a scalar or its last axis is empty.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> summary = spectrum_summary(jnp.array([2.0, 2.0, 0.0]))
+        >>> float(summary.largest), float(summary.condition_number), round(float(summary.effective_rank), 5)
+        (2.0, inf, 2.0)
+    """
+    s = jnp.asarray(values)
+    if s.ndim == 0 or s.shape[-1] == 0:
+        raise ValueError(
+            f"`values` must hold at least one singular value along its last axis, got shape {s.shape}. "
+            "Pass the result of singular_values(f, x)."
+        )
+    s = s.astype(jnp.promote_types(s.dtype, jnp.float32))
+    largest, smallest = s.max(-1), s.min(-1)
+    is_zero = largest == 0
+    scaled = s / jnp.where(is_zero, 1, largest)[..., None]
+    share = scaled / jnp.where(is_zero, 1, scaled.sum(-1))[..., None]
+    entropy = jax.scipy.special.entr(share).sum(-1)
+    return SpectrumSummary(
+        largest=largest,
+        smallest=smallest,
+        mean_square=largest * (largest * jnp.mean(scaled**2, -1)),
+        condition_number=jnp.where(smallest == 0, jnp.inf, largest / jnp.where(smallest == 0, 1, smallest)),
+        effective_rank=jnp.where(is_zero, 0, jnp.exp(entropy)),
+    )
+
+
+def _all_singular_values(matrices: Array) -> Array:
+    matrices = matrices.astype(jnp.promote_types(matrices.dtype, jnp.float32))  # LAPACK knows no bfloat16
+    finite = jnp.isfinite(matrices).all((-2, -1), keepdims=True)
+    values = jnp.linalg.svd(jnp.where(finite, matrices, 0), compute_uv=False)
+    return jnp.where(finite[..., 0], values, jnp.nan)
+
+
+def _map(function: Callable[[Array], Array], xs: Array, batch_size: int) -> Array:
+    """`jax.vmap` in chunks; one chunk is a plain vmap, which XLA fuses better than a loop of one step."""
+    if batch_size >= xs.shape[0]:
+        return jax.vmap(function)(xs)
+    return lax.map(function, xs, batch_size=batch_size)
+
+
+def _check_input(x: ArrayLike) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"`x` must be real floating-point for a Jacobian to exist, got dtype {x.dtype}. "
+            "Convert it first, for instance x.astype(jnp.float32)."
+        )
+    if x.ndim == 0 or x.size == 0:
+        raise ValueError(
+            f"`x` must be [batch, *input] and not empty, or a single input [n], got shape {x.shape}. "
+            "Pass x[None] for one input of several axes."
+        )
+    return x
+
+
+def _check_output(f: Callable[[Array], Array], x: Array) -> jax.ShapeDtypeStruct:
+    output = jax.eval_shape(f, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    if not isinstance(output, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"`f` must return one array, got {jax.tree.structure(output)}. "
+            "Select the output to differentiate, for instance lambda x: model(x)[0]."
+        )
+    if not jnp.issubdtype(output.dtype, jnp.floating):
+        raise TypeError(
+            f"`f` must return a real floating-point array, got dtype {output.dtype}. "
+            "Differentiate the scores, before any rounding or comparison."
+        )
+    return output

@@ -1,0 +1,64 @@
+"""What an experiment is: independent cells, what one of them measures, and how the whole is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
+
+if TYPE_CHECKING:
+    import altair
+    import pandas
+    import xarray as xr
+
+
+class Cell(NamedTuple):
+    """One independent piece of a study: the smallest thing that is run, stored and skipped as a whole.
+
+    Attributes:
+        name: unique within the experiment and readable, for example "pre_activation-bn/tanh/depth=16".
+        coords: the coordinates this cell fills in the combined result; numbers or text, by dimension.
+    """
+
+    name: str
+    coords: Mapping[str, Any]
+
+
+class Progress(Protocol):
+    """How a running cell says how far it is."""
+
+    def __call__(self, fraction: float, note: str = "") -> None:
+        """Report that `fraction` in [0, 1] of the cell is done; `note` says what it is doing.
+
+        Call it between compiled chunks, several times a second at most: it is also where Ctrl-C acts.
+        """
+
+
+@runtime_checkable
+class Experiment(Protocol):
+    """A study that configures itself: a frozen dataclass whose fields are its settings.
+
+    An experiment says what its cells are and what one of them measures. It opens no file and prints nothing:
+    order, progress, storage, resuming, figures and the report are the same for every experiment and belong to
+    `train.runner`.
+    """
+
+    def smoke(self) -> Self:
+        """Return the same study, small enough to run in seconds on two cores."""
+
+    def cells(self) -> Sequence[Cell]:
+        """Return the cells in the order in which they run and in which the result lists its coordinates."""
+
+    def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
+        """Measure one cell; every dimension named and labelled, every variable with units and long_name."""
+
+    @staticmethod
+    def figures(result: xr.Dataset) -> Mapping[str, altair.Chart]:
+        """Draw the figures, by file name, from a stored result alone."""
+
+    @staticmethod
+    def findings(result: xr.Dataset) -> Sequence[str]:
+        """Say what the result shows, the verdict first: sentences with numbers."""
+
+    @staticmethod
+    def tables(result: xr.Dataset) -> Mapping[str, pandas.DataFrame]:
+        """Return the tables of the report, by title."""

@@ -1,0 +1,89 @@
+"""Ctrl-C and SIGTERM: how a run ends within seconds even while compiled code holds the main thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+GRACE_SECONDS = 4.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to end, by Ctrl-C or by SIGTERM.
+
+    Attributes:
+        signal_number: which of the two.
+    """
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+@contextlib.contextmanager
+def interruptible(on_stuck: Callable[[], None], *, grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Interrupted`, and end the process if the main thread does not get to it.
+
+    Python delivers a signal only between bytecodes of the main thread, and compiling a large program is a
+    single call of many seconds. A second thread therefore waits; when the body has not ended `grace_seconds`
+    after the signal, or at a second signal, it calls `on_stuck` and ends the process at once with status
+    128 + the signal's number. That is as safe as a kill: a run writes every file under a temporary name.
+
+    Args:
+        on_stuck: says farewell; runs in the second thread.
+        grace_seconds: how long the body may take to end.
+
+    Yields:
+        Nothing. Outside the main thread, where signals cannot be caught, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def raise_interrupted(number: int, _frame: object) -> None:
+        raise Interrupted(number)
+
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = {number: signal.signal(number, raise_interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+    wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(
+        target=_watch, args=(reader, set(before), on_stuck, grace_seconds), daemon=True
+    )
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup_before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        writer.close()  # the watcher reads end of file and ends
+        watcher.join()
+        reader.close()
+
+
+def _watch(
+    reader: socket.socket, numbers: set[int], on_stuck: Callable[[], None], grace_seconds: float
+) -> None:
+    asked: int | None = None
+    while True:
+        try:
+            number = reader.recv(1)
+        except TimeoutError:
+            break
+        if not number:
+            return
+        if number[0] in numbers:
+            if asked is not None:
+                break
+            asked = number[0]
+            reader.settimeout(grace_seconds)
+    assert asked is not None
+    try:
+        on_stuck()
+    finally:
+        os._exit(128 + asked)

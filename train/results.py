@@ -1,0 +1,309 @@
+"""The stored result of a study: one labelled xarray Dataset in one NetCDF file, whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+FORMAT = "jaxact-study-1"
+PROVENANCE = (
+    "format",
+    "study",
+    "experiment",
+    "config",
+    "run_id",
+    "git_commit",
+    "versions",
+    "device",
+    "started",
+)
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def check(dataset: xr.Dataset) -> None:
+    """Check a Dataset against the schema that every stored result keeps.
+
+    The schema: every dimension has a name of its own and a coordinate without repeats; every variable and
+    every coordinate has a `long_name`, and, where it holds numbers, `units` ("1" for a pure number); values
+    are numbers, booleans or text; the provenance attributes are there, `config` and `versions` as JSON.
+
+    Args:
+        dataset: a combined result, or one cell's file as loaded.
+
+    Raises:
+        ValueError: listing every failure, not only the first.
+    """
+    failures = _structure_failures(dataset)
+    for name in PROVENANCE:
+        if not isinstance(dataset.attrs.get(name), str) or not dataset.attrs[name]:
+            failures.append(f"attribute `{name}` is missing: the runner's `provenance` makes it")
+    for name in ("config", "versions"):
+        try:
+            json.loads(dataset.attrs.get(name, "{}"))
+        except (TypeError, ValueError):
+            failures.append(f"attribute `{name}` is not JSON: {dataset.attrs[name]!r}")
+    _raise("the Dataset breaks the schema of a result", failures)
+
+
+def check_structure(dataset: xr.Dataset) -> None:
+    """Check all of the schema but provenance: what an experiment itself answers for.
+
+    Args:
+        dataset: what `Experiment.run` returned.
+
+    Raises:
+        TypeError: if it is no Dataset.
+        ValueError: listing every failure, not only the first.
+    """
+    if not isinstance(dataset, xr.Dataset):
+        raise TypeError(f"an experiment's `run` must return an xarray.Dataset, got {type(dataset).__name__}.")
+    _raise("the Dataset breaks the schema of a result", _structure_failures(dataset))
+
+
+def save(dataset: xr.Dataset, path: Path) -> None:
+    """Write a Dataset to a NetCDF4 file, atomically: after a crash the file is whole or not there.
+
+    Args:
+        dataset: any Dataset of numbers, booleans and text; bfloat16 is stored as float32.
+        path: the file to write; one that is there is replaced.
+
+    Raises:
+        OSError: if it cannot be written (a full disk, no permission); nothing is left behind.
+    """
+    narrow = [name for name, variable in dataset.variables.items() if variable.dtype.name == "bfloat16"]
+    dataset = dataset.assign({name: dataset[name].astype(np.float32) for name in narrow})
+    # Encoded in memory first: HDF5 writing straight to a full disk loses the errno and fails again on close.
+    write_atomically(path, memoryview(dataset.to_netcdf(engine="h5netcdf")))
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file under a temporary name, flush it to the disk, then rename it into place.
+
+    Args:
+        path: the file to write; its folder must exist.
+        content: the bytes.
+
+    Raises:
+        OSError: if it cannot be written; the temporary file is removed and `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    with contextlib.suppress(OSError):  # not every file system can flush a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def load(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a result written by a study, into memory.
+
+    Args:
+        path: a NetCDF file: a run's result.nc, or the file of one cell.
+
+    Returns:
+        The Dataset, with its provenance in `attrs`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        OSError: if it is truncated or cannot be read.
+        ValueError: if it is whole but no study of jaxact wrote it.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            signature = file.read(len(_HDF5_SIGNATURE))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} does not exist. Give the result.nc of a finished run; `python -m train list` shows them."
+        ) from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{path} is a folder. Give the result.nc inside it.") from None
+    if signature and not _HDF5_SIGNATURE.startswith(signature):
+        raise ValueError(f"{path} is not a NetCDF4 file. Give the result.nc that a run wrote.")
+    try:
+        dataset = xr.load_dataset(path, engine="h5netcdf")
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise OSError(
+            f"{path} is truncated or damaged ({error}). Delete it and resume its run: "
+            "finished cells are kept and the rest is made again."
+        ) from error
+    found = dataset.attrs.get("format")
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} was not written by a study of jaxact: its attribute `format` is {found!r}, "
+            f"not {FORMAT!r}. Give the result.nc that a run wrote."
+        )
+    return dataset
+
+
+def combine(cells: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Join the Datasets of a study's cells into one, by their coordinates.
+
+    Coordinates are the union over the cells, in the order in which the cells list them; a numeric coordinate
+    that ascends within every cell and has more than one value in some (layers, steps) stays ascending. What
+    no cell measured is NaN ("" for text). A variable that is covered everywhere keeps its dtype; one with
+    gaps becomes floating.
+
+    Args:
+        cells: one Dataset a cell, in the experiment's order; at least one. Dimensions need coordinates.
+
+    Returns:
+        The joined Dataset, with the attributes of each variable's first occurrence and without global ones.
+
+    Raises:
+        ValueError: if there is none, if cells disagree on a variable's dimensions, or if two of them give
+            different values for the same place.
+
+    >>> cells = [xr.Dataset({"loss": ("depth", [0.5 / d])}, {"depth": [d]}) for d in (8, 2)]
+    >>> combine(cells).loss.to_series().to_dict()
+    {8: 0.0625, 2: 0.25}
+    """
+    cells = list(cells)
+    if not cells:
+        raise ValueError("`cells` must hold at least one Dataset, got none.")
+    dims = list(dict.fromkeys(dim for cell in cells for dim in cell.dims))
+    for dim in dims:
+        if any(dim in cell.dims and dim not in cell.coords for cell in cells):
+            raise ValueError(f"dimension `{dim}` has no coordinate: cells can be joined only by coordinates.")
+    index = {dim: _union([cell.indexes[dim] for cell in cells if dim in cell.dims]) for dim in dims}
+    names = list(dict.fromkeys(name for cell in cells for name in cell.variables if name not in dims))
+    variables = {name: _joined(str(name), cells, index) for name in names}
+    coords = {name for cell in cells for name in cell.coords if name not in dims}
+    for dim in dims:
+        first = next(cell for cell in cells if dim in cell.dims)
+        variables[dim] = xr.Variable((dim,), _plain(index[dim]), first[dim].attrs)
+    return xr.Dataset(variables).set_coords(coords | set(dims))
+
+
+def to_dataframe(
+    dataset: xr.Dataset, variables: str | Iterable[str], *, dropna: bool = False
+) -> pd.DataFrame:
+    """Lay variables out as a tidy table: one row a combination of coordinates, one column a variable.
+
+    Args:
+        dataset: a result.
+        variables: the name of a variable, or several; those with fewer dimensions repeat along the rest.
+        dropna: leave out the rows in which every variable is NaN, such as layers beyond a network's depth.
+
+    Returns:
+        The table: first the coordinates as columns, then the variables.
+
+    Raises:
+        ValueError: for a variable that the Dataset does not have, with the closest names.
+    """
+    wanted = [variables] if isinstance(variables, str) else list(variables)
+    for name in wanted:
+        if name not in dataset.data_vars:
+            known = [str(other) for other in dataset.data_vars]
+            close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or sorted(known)
+            raise ValueError(f"`variables`: the result has no {name!r}. Closest: {', '.join(close)}.")
+    picked = dataset[wanted]
+    if not picked.dims:
+        picked = picked.expand_dims("row")
+    table = picked.to_dataframe(dim_order=list(picked.dims)).reset_index()
+    table = table[[*(name for name in table.columns if name in picked.coords), *wanted]]
+    return table.dropna(subset=wanted, how="all", ignore_index=True) if dropna else table
+
+
+def measurements(dataset: xr.Dataset) -> xr.Dataset:
+    """Drop what differs between two runs of one config: timings and provenance.
+
+    The rest is reproducible: on one machine, the same config gives identical measurements.
+
+    Args:
+        dataset: a result. Timings are the variables whose name ends in "_seconds".
+
+    Returns:
+        The Dataset without its global attributes and without timings.
+    """
+    timings = [name for name in dataset.data_vars if str(name).endswith("_seconds")]
+    return dataset.drop_vars(timings).drop_attrs(deep=False)
+
+
+def _structure_failures(dataset: xr.Dataset) -> list[str]:
+    failures = [] if dataset.data_vars else ["it holds no variable"]
+    for dim in dataset.dims:
+        if str(dim).startswith("dim_"):
+            failures.append(f"dimension `{dim}` has no name of its own: name it after what it counts")
+        if dim not in dataset.coords:
+            failures.append(f"dimension `{dim}` has no coordinate: give one, for example its number")
+        elif not dataset.indexes[dim].is_unique:
+            failures.append(f"coordinate `{dim}` repeats values: {_plain(dataset.indexes[dim]).tolist()}")
+    for name, variable in dataset.variables.items():
+        is_text = variable.dtype.kind in "UTO"
+        if variable.dtype.kind not in "iufbUTO" and variable.dtype.name != "bfloat16":
+            failures.append(f"`{name}` holds {variable.dtype}: only numbers, booleans and text can be stored")
+        for attribute in ("long_name",) if is_text else ("units", "long_name"):
+            value = variable.attrs.get(attribute)
+            if not isinstance(value, str) or not value.strip():
+                hint = ' ("1" for a pure number)' if attribute == "units" else ""
+                failures.append(f"`{name}` has no attribute `{attribute}`{hint}")
+    return failures
+
+
+def _raise(what: str, failures: Sequence[str]) -> None:
+    if failures:
+        lines = "\n".join(f"  - {failure}" for failure in failures)
+        raise ValueError(f"{what} in {len(failures)} place(s):\n{lines}")
+
+
+def _union(indexes: Sequence[pd.Index]) -> pd.Index:
+    distinct = list({tuple(index): index for index in indexes}.values())
+    if len(distinct) == 1:
+        return distinct[0]
+    union = pd.Index(list(dict.fromkeys(value for index in distinct for value in index)))
+    ascend = all(each.is_monotonic_increasing and pd.api.types.is_numeric_dtype(each) for each in distinct)
+    return union.sort_values() if ascend and any(len(each) > 1 for each in distinct) else union
+
+
+def _plain(index: pd.Index) -> np.ndarray:
+    values = index.to_numpy()
+    return values if values.dtype.kind in "iufb" else np.asarray(values, dtype=str)
+
+
+def _joined(name: str, cells: Sequence[xr.Dataset], index: Mapping[Any, pd.Index]) -> xr.Variable:
+    parts = [cell for cell in cells if name in cell.variables]
+    dims = parts[0].variables[name].dims
+    for cell in parts:
+        if cell.variables[name].dims != dims:
+            raise ValueError(
+                f"cells disagree on the dimensions of `{name}`: {dims} and {cell.variables[name].dims}."
+            )
+    values = [np.asarray(cell.variables[name].values) for cell in parts]
+    values = [v.astype(str) if v.dtype.kind in "OT" else v for v in values]
+    shape = tuple(len(index[dim]) for dim in dims)
+    out = np.zeros(shape, np.result_type(*values))
+    covered = np.zeros(shape, bool)
+    for cell, value in zip(parts, values, strict=True):
+        place = np.ix_(*(index[dim].get_indexer(cell.indexes[dim]) for dim in dims))
+        before = covered[place]
+        same = (out[place] == value) | ((out[place] != out[place]) & (value != value))
+        if not np.all(same | ~before):
+            raise ValueError(f"two cells give different values of `{name}` for the same coordinates.")
+        out[place] = value
+        covered[place] = True
+    if not covered.all() and out.dtype.kind in "iufb":
+        if out.dtype.kind != "f":  # a small integer fits float32; only wide ones need float64
+            out = out.astype(np.float32 if out.dtype.itemsize < 4 else np.float64)
+        out[~covered] = np.nan
+    return xr.Variable(dims, out, parts[0].variables[name].attrs)

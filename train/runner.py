@@ -1,0 +1,397 @@
+"""A run: its folder, its cells one after the other, each stored as it ends, then the combined result."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import datetime
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import xarray as xr
+from rich.console import Console
+
+from train import config, results
+from train.config import ConfigError
+from train.experiment import Cell, Experiment
+from train.progress import Display
+
+_PACKAGES = ("jaxact", "jax", "jaxlib", "flax", "optax", "numpy", "xarray", "h5netcdf")
+
+
+class StorageError(OSError):
+    """A file of the run could not be written; what was finished before is kept and can be resumed."""
+
+
+class Record(NamedTuple):
+    """What a run folder knows about its run from the start; config.json holds it.
+
+    Attributes:
+        study: the config file's stem.
+        run_id: the folder's name: study, UTC time and a hash that keeps two runs of one second apart.
+        experiment: the experiment's type, as `config.type_name` writes it.
+        command: the command line that repeats the run.
+        started: UTC time, ISO 8601.
+        cells: the names of all cells, in order.
+        config: every field of the experiment, resolved.
+    """
+
+    study: str
+    run_id: str
+    experiment: str
+    command: str
+    started: str
+    cells: list[str]
+    config: dict[str, Any]
+
+
+def create(experiment: Experiment, config_path: Path, *, output: Path, command: str) -> Path:
+    """Make the folder of a new run: its config.json and a copy of the config file, or nothing.
+
+    Args:
+        experiment: what will run, command-line fields included.
+        config_path: the file it came from; names the study.
+        output: the folder of all runs; made if need be.
+        command: the command line that repeats the run.
+
+    Returns:
+        The new folder, `output`/<study>-<UTC time>-<hash>.
+
+    Raises:
+        ConfigError: if the experiment has no cells, repeats a name, or its type cannot be found again.
+        StorageError: if the folder cannot be made; what was begun is removed.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    fields = config.resolved(experiment)
+    salt = f"{json.dumps(fields)} {os.getpid()} {time.time_ns()}"
+    run_id = f"{config_path.stem}-{now:%Y%m%dT%H%M%S}-{hashlib.sha256(salt.encode()).hexdigest()[:4]}"
+    record = Record(
+        study=config_path.stem,
+        run_id=run_id,
+        experiment=config.type_name(experiment, config_path),
+        command=command,
+        started=now.isoformat(timespec="seconds"),
+        cells=[cell.name for cell in _checked_cells(experiment)],
+        config=fields,
+    )
+    directory, draft = output / run_id, output / f".{run_id}.tmp"
+    try:
+        (draft / "cells").mkdir(parents=True)
+        shutil.copyfile(config_path, draft / "config.py")
+        results.write_atomically(draft / "config.json", json.dumps(record._asdict(), indent=2).encode())
+        draft.rename(directory)
+    except BaseException as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        raise StorageError(
+            f"cannot make a run folder in `output` {output}: {error.strerror or error}. "
+            "Free some space there or choose another folder with --output."
+        ) from error
+    return directory
+
+
+def read(directory: Path) -> Record:
+    """Read what a run folder knows about its run.
+
+    Args:
+        directory: a run folder.
+
+    Returns:
+        Its record.
+
+    Raises:
+        ConfigError: if it is not the folder of a run.
+    """
+    try:
+        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        return Record(**{field: content[field] for field in Record._fields})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{directory} is not the folder of a run: its config.json cannot be read ({_reason(error)}). "
+            "`python -m train list` shows the runs there are."
+        ) from error
+
+
+def check_resumable(experiment: Experiment, directory: Path) -> None:
+    """Check that a run folder holds a run of exactly this experiment.
+
+    Args:
+        experiment: what the config file and the command line ask for now.
+        directory: the run folder.
+
+    Raises:
+        ConfigError: naming the fields that differ, with both values.
+    """
+    record = read(directory)
+    now = json.loads(json.dumps(config.resolved(experiment)))
+    if different := config.differences(record.config, now):
+        raise ConfigError(
+            f"{directory} is a run of another config:\n  " + "\n  ".join(different) + "\n"
+            f"Resume it with its own: {resume_command(directory)}\nor start a new run without --resume."
+        )
+    if [cell.name for cell in _checked_cells(experiment)] != record.cells:
+        raise ConfigError(
+            f"{directory} has other cells than this version of the experiment. "
+            "Start a new run without --resume, or resume with the version of the code that began it."
+        )
+
+
+def resume_command(directory: Path) -> str:
+    """Return the command line that continues a run."""
+    return f"{read(directory).command} --resume {directory}"
+
+
+def run(experiment: Experiment, directory: Path, *, console: Console) -> xr.Dataset:
+    """Run the cells of a run folder that are not finished, then combine all of them and write the report.
+
+    A cell is finished when its file can be loaded and is of this config, so this function may be killed at
+    any time and called again. A failing cell ends the run and leaves the finished ones.
+
+    Args:
+        experiment: the experiment of this folder; `check_resumable` holds.
+        directory: a folder made by `create`.
+        console: where progress is shown.
+
+    Returns:
+        The combined Dataset, as stored in result.nc.
+
+    Raises:
+        ConfigError: if another process runs in this folder.
+        StorageError: if a file cannot be written.
+        Exception: whatever a cell or the report raised.
+    """
+    record = read(directory)
+    with _only_here(directory):
+        for leftover in (*directory.glob(".*.tmp"), *directory.glob("cells/.*.tmp")):
+            leftover.unlink()
+        cells = _checked_cells(experiment)
+        files = _files(directory, cells)
+        attributes = provenance(record)
+        with Display(cells, console) as display:
+            parts = {cell.name: _finished(cell, files[cell.name], attributes, display) for cell in cells}
+            commits = {part.attrs["git_commit"] for part in parts.values() if part is not None}
+            if commits - {attributes["git_commit"]}:
+                display.notice("Cells measured by another version of the code are kept.")
+            for cell in cells:
+                if parts[cell.name] is None:
+                    display.start(cell)
+                    part = _measure(experiment, cell, files[cell.name], attributes, display)
+                    parts[cell.name] = part
+                    display.finish(part.attrs["wall_seconds"])
+        result = _combined([part for part in parts.values() if part is not None], attributes)
+        with _writing(directory, "result.nc"):
+            results.save(result, directory / "result.nc")
+        draw(result, type(experiment), directory)
+    return result
+
+
+def draw(result: xr.Dataset, experiment: type[Experiment], directory: Path) -> Path:
+    """Draw figures and report of a stored result into its run folder.
+
+    Args:
+        result: a combined Dataset.
+        experiment: the experiment's type; only its static methods are called.
+        directory: the run folder.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        StorageError: if a file cannot be written.
+    """
+    from train.report import write_report  # altair takes half a second to import
+
+    with _writing(directory, "report"):
+        return write_report(result, experiment, directory)
+
+
+def finished_cells(directory: Path) -> int:
+    """Count the cells of a run whose file is there; it may still turn out to be damaged."""
+    return len(list((directory / "cells").glob("*.nc")))
+
+
+def is_running(directory: Path) -> bool:
+    """Tell whether a process on this machine is at work in a run folder."""
+    try:
+        with _only_here(directory):
+            return False
+    except ConfigError:
+        return True
+
+
+def provenance(record: Record) -> dict[str, str]:
+    """Collect where a result comes from, as text attributes that `results.check` asks for.
+
+    Args:
+        record: of the run.
+
+    Returns:
+        Attribute to text; `config` and `versions` are JSON.
+    """
+    return {
+        "format": results.FORMAT,
+        "study": record.study,
+        "experiment": record.experiment,
+        "config": json.dumps(record.config, sort_keys=True),
+        "run_id": record.run_id,
+        "command": record.command,
+        "git_commit": _git_commit(),
+        "versions": json.dumps(_versions()),
+        "device": _device(),
+        "started": record.started,
+    }
+
+
+def peak_memory() -> float:
+    """Return the most memory this process has held so far, in GiB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _checked_cells(experiment: Experiment) -> Sequence[Cell]:
+    cells = list(experiment.cells())
+    names = [cell.name for cell in cells]
+    repeated = sorted(name for name, count in collections.Counter(names).items() if count > 1)
+    if not cells:
+        raise ConfigError("the experiment has no cells: every field that lists things needs an entry.")
+    if repeated:
+        raise ConfigError(f"cells of the same name: {', '.join(repeated)}. List each value once.")
+    return cells
+
+
+def _files(directory: Path, cells: Sequence[Cell]) -> dict[str, Path]:
+    """Give every cell a file name that is safe, readable and unique, on case-insensitive file systems too."""
+    files: dict[str, Path] = {}
+    taken: set[str] = set()
+    for cell in cells:
+        name = re.sub(r"[^\w.=+-]+", "_", cell.name, flags=re.ASCII)[:150].strip("_.") or "cell"
+        if name.lower() in taken:
+            name = f"{name}-{hashlib.sha256(cell.name.encode()).hexdigest()[:8]}"
+        taken.add(name.lower())
+        files[cell.name] = directory / "cells" / f"{name}.nc"
+    return files
+
+
+def _finished(cell: Cell, path: Path, attributes: Mapping[str, str], display: Display) -> xr.Dataset | None:
+    if not path.exists():
+        return None
+    try:
+        part = results.load(path)
+    except (OSError, ValueError) as error:
+        display.notice(f"{cell.name} is run again: {_reason(error)}")
+        return None
+    if (part.attrs.get("config"), part.attrs.get("cell")) != (attributes["config"], cell.name):
+        display.notice(f"{cell.name} is run again: {path} is of another config or cell.")
+        return None
+    display.skip(cell, float(part.attrs["wall_seconds"]))
+    return part
+
+
+def _measure(
+    experiment: Experiment, cell: Cell, path: Path, attributes: Mapping[str, str], display: Display
+) -> xr.Dataset:
+    start = time.perf_counter()
+    part = experiment.run(cell, progress=display)
+    results.check_structure(part)
+    wall_seconds = time.perf_counter() - start
+    part = part.assign_attrs({**attributes, "cell": cell.name, "wall_seconds": wall_seconds})
+    with _writing(path.parent.parent, f"cell {cell.name}"):
+        results.save(part, path)
+    return results.load(path)  # what is combined is what is stored
+
+
+def _combined(parts: Sequence[xr.Dataset], attributes: Mapping[str, str]) -> xr.Dataset:
+    result = results.combine(parts)
+    for name in ("git_commit", "device"):  # a resumed run may have seen several
+        attributes = {**attributes, name: ", ".join(dict.fromkeys(str(part.attrs[name]) for part in parts))}
+    seconds = {str(n): float(each.sum()) for n, each in result.items() if str(n).endswith("_seconds")}
+    wall_seconds = sum(float(part.attrs["wall_seconds"]) for part in parts)
+    result = result.assign_attrs({**attributes, **seconds, "wall_seconds": wall_seconds})
+    results.check(result)
+    return result
+
+
+@contextlib.contextmanager
+def _writing(directory: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "Free some space" if is_full else "Make the folder writable"
+        raise StorageError(
+            f"cannot write {what} in {directory}: {reason}. {remedy}, then continue; finished cells are kept."
+        ) from error
+
+
+@contextlib.contextmanager
+def _only_here(directory: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system releases when the process dies, however it dies."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigError(f"another process runs in {directory}. Wait for it or end it first.") from None
+    except OSError:
+        pass  # some network file systems have no locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _git_commit() -> str:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(config.ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--", "jaxact", "train", "configs")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{commit}+changes" if changed else commit
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _device() -> str:
+    import jax
+
+    devices = jax.devices()
+    is_cpu = devices[0].platform == "cpu"
+    kind = f"{os.cpu_count()} cores, {platform.machine()}" if is_cpu else devices[0].device_kind
+    return f"{len(devices)} x {devices[0].platform} ({kind})"
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) if str(error) and not isinstance(error, KeyError) else repr(error)

@@ -67,8 +67,9 @@ def leading_singular_triplets(
     Example:
         >>> import jax.numpy as jnp
         >>> A = jnp.diag(jnp.arange(1.0, 101.0))
-        >>> leading_singular_triplets(lambda v: A @ v, lambda u: A.T @ u, shape=A.shape,
-        num=2).values.round(2) Array([100.,  99.], dtype=float32)
+        >>> triplets = leading_singular_triplets(lambda v: A @ v, lambda u: A.T @ u, shape=A.shape, num=2)
+        >>> triplets.values.round(2)
+        Array([100.,  99.], dtype=float32)
     """
     m, n = shape
     block = num + min(num + 1, 6)

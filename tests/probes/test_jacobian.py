@@ -78,7 +78,7 @@ def test_jacobian_flattens_images_on_both_sides():
     np.testing.assert_allclose(probes.jacobian(f, x), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("limit", [100, 700, 5000])
+@pytest.mark.parametrize("limit", [100, 700])
 def test_jacobian_in_chunks_equals_the_whole(monkeypatch, limit):
     f = network(jax.random.key(0), (6, 9, 5))
     x = jax.random.normal(jax.random.key(1), (7, 6))
@@ -108,7 +108,8 @@ def test_members_vmapped_equal_members_alone():
         f = lambda h: jnp.tanh(w @ h)  # noqa: E731
         return probes.jacobian(f, x), probes.singular_values(f, x), probes.singular_values(f, x, 2)
 
-    together = jax.vmap(measure)(weights)
+    together = jax.jit(jax.vmap(measure))(weights)
+    measure = jax.jit(measure)
     for i in range(3):
         chex.assert_trees_all_close(
             jax.tree.map(lambda a, i=i: a[i], together), measure(weights[i]), rtol=1e-5, atol=1e-6
@@ -126,24 +127,29 @@ def test_dtype_follows_the_input(dtype, num):
         np.testing.assert_allclose(values, 1 - np.tanh(1) ** 2, rtol=1e-2 if dtype == jnp.bfloat16 else 1e-6)
 
 
-@pytest.mark.parametrize("widths", [(6, 6), (3, 8, 5), (8, 20, 4)])
+@pytest.mark.parametrize("widths", [(3, 8, 5), (8, 20, 4)])
 def test_singular_values_equal_numpys(widths):
     f = network(jax.random.key(0), widths)
     x = jax.random.normal(jax.random.key(1), (4, widths[0]))
-    J = np.asarray(jax.vmap(jax.jacrev(f))(x), np.float64)
-    expected = np.linalg.svd(J, compute_uv=False)
-    np.testing.assert_allclose(probes.singular_values(f, x), expected, rtol=1e-5, atol=1e-6)
-    for num in range(1, min(widths[0], widths[-1]) + 1):
-        np.testing.assert_allclose(probes.singular_values(f, x, num), expected[:, :num], rtol=1e-5, atol=1e-6)
+    J, every, three = jax.jit(
+        lambda x: (jax.vmap(jax.jacrev(f))(x), probes.singular_values(f, x), probes.singular_values(f, x, 3))
+    )(x)
+    expected = np.linalg.svd(np.asarray(J, np.float64), compute_uv=False)
+    np.testing.assert_allclose(every, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(three, expected[:, :3], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("depth", [1, 8, 32])
-def test_ten_largest_agree_with_the_dense_ones(depth):
-    f = chain(jax.random.key(depth), 128, depth, gain=1.2)
+def test_ten_largest_agree_with_the_dense_ones():
+    f = chain(jax.random.key(0), 128, 16, gain=1.2)
     x = jax.random.normal(jax.random.key(1), (3, 128))
     dense, krylov = jax.jit(lambda x: (probes.singular_values(f, x), probes.singular_values(f, x, 10)))(x)
     reachable = np.asarray(dense[:, :10])
     np.testing.assert_allclose(krylov, reachable, rtol=1e-4, atol=1e-5 * reachable.max())
+
+
+@jax.jit
+def six_largest(A):
+    return probes.singular_values(lambda x: A @ x, jnp.ones(A.shape[1]), 6)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +165,9 @@ def test_ten_largest_agree_with_the_dense_ones(depth):
     ],
     ids=["flat", "isometry", "repeated", "rank3", "decaying", "zero", "huge"],
 )
-@pytest.mark.parametrize("shape", [(120, 130), (300, 120)])
-def test_largest_singular_values_of_prescribed_spectra(values, shape):
-    A = matrix_with(values, shape)
-    found = probes.singular_values(lambda x: A @ x, jnp.ones(shape[1]), 6)
+def test_largest_singular_values_of_prescribed_spectra(values):
+    A = matrix_with(values, (120, 150))
+    found = six_largest(A)
     expected = np.r_[values, np.zeros(6)][:6]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * expected[0])
 

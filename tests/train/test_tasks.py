@@ -343,7 +343,7 @@ def test_home_is_searched_when_nothing_is_set(nowhere, monkeypatch):
 def test_a_damaged_idx_file_is_refused_by_name_with_the_remedy(nowhere, compress, spoil, told):
     good = idx(fashion_files()["train-images-idx3-ubyte"])
     write_fashion(nowhere, compress=compress, train_images_idx3_ubyte=spoil(good))
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(tasks.DataError, match=told) as error:
         tasks.FashionMNIST().load()
     assert str(nowhere / "train-images-idx3-ubyte") in str(error.value)
     assert "apt-get install dataset-fashion-mnist" in str(error.value)
@@ -354,7 +354,7 @@ def test_a_truncated_gzip_file_is_refused(nowhere, keep):
     path = write_fashion(nowhere, compress=True) / "train-images-idx3-ubyte.gz"
     packed = path.read_bytes()
     path.write_bytes(packed[: int(keep * len(packed))])
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz is truncated or damaged"):
+    with pytest.raises(tasks.DataError, match=r"train-images-idx3-ubyte.gz is truncated or damaged"):
         tasks.FashionMNIST().load()
 
 
@@ -363,13 +363,13 @@ def test_a_gzip_file_with_a_wrong_checksum_is_refused(nowhere):
     packed = bytearray(path.read_bytes())
     packed[-6] ^= 0xFF
     path.write_bytes(packed)
-    with pytest.raises(ValueError, match="truncated or damaged: gzip says CRC"):
+    with pytest.raises(tasks.DataError, match="truncated or damaged: gzip says CRC"):
         tasks.FashionMNIST().load()
 
 
 def test_labels_out_of_range_are_refused(nowhere):
     write_fashion(nowhere, t10k_labels_idx1_ubyte=idx(np.full(20, 10, np.uint8)))
-    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte must hold labels from 0 to 9, got 10"):
+    with pytest.raises(tasks.DataError, match=r"t10k-labels-idx1-ubyte must hold labels from 0 to 9, got 10"):
         tasks.FashionMNIST().load()
 
 
@@ -467,7 +467,7 @@ def test_cifar_pixels_keep_their_row_and_column(batches):
 def test_a_damaged_cifar_batch_is_refused_by_name(batches, spoil, told):
     path = batches / "data_batch_3.bin"
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(tasks.DataError, match=told) as error:
         tasks.Cifar10().load()
     assert str(path) in str(error.value)
     assert "JAXACT_DATA" in str(error.value)

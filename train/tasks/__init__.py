@@ -5,7 +5,7 @@ imports no data library.
 """
 
 from train.tasks._parse import FromText, get, names, parse
-from train.tasks._task import Data, Task
+from train.tasks._task import Data, DataError, Task
 from train.tasks.cifar10 import Cifar10
 from train.tasks.digits import Digits
 from train.tasks.fashion_mnist import FashionMNIST
@@ -15,6 +15,7 @@ from train.tasks.teacher_student import TeacherStudent
 __all__ = [
     "Cifar10",
     "Data",
+    "DataError",
     "Digits",
     "FashionMNIST",
     "FromText",

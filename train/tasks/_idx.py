@@ -11,6 +11,8 @@ from typing import IO, cast
 
 import numpy as np
 
+from train.tasks._task import DataError
+
 _UNSIGNED_BYTE = 0x08
 _CHUNK = 1 << 20
 
@@ -31,14 +33,14 @@ def read_idx(path: Path, shape: tuple[int | None, ...], remedy: str) -> np.ndarr
         The values, uint8, in the file's shape.
 
     Raises:
-        ValueError: the file is truncated, too long, damaged, or of another type or shape; names the file.
+        DataError: the file is truncated, too long, damaged, or of another type or shape; names the file.
         OSError: it cannot be read.
     """
     try:
         with _opened(path) as file:
             return _parse(file, path, shape, remedy)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is truncated or damaged: gzip says {error}. {remedy}") from error
+        raise DataError(f"{path} is truncated or damaged: gzip says {error}. {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -56,25 +58,25 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 def _parse(file: IO[bytes], path: Path, shape: tuple[int | None, ...], remedy: str) -> np.ndarray:
     magic = _read(file, 4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
-        raise ValueError(f"{path} is not an IDX file: it begins with {magic.hex(' ') or 'nothing'}. {remedy}")
+        raise DataError(f"{path} is not an IDX file: it begins with {magic.hex(' ') or 'nothing'}. {remedy}")
     if magic[2] != _UNSIGNED_BYTE or magic[3] != len(shape):
-        raise ValueError(
+        raise DataError(
             f"{path} must hold unsigned bytes (type 8) in {len(shape)} dimensions, "
             f"got type {magic[2]} in {magic[3]}. {remedy}"
         )
     header = _read(file, 4 * len(shape))
     if len(header) < 4 * len(shape):
-        raise ValueError(f"{path} is truncated: it ends inside its header. {remedy}")
+        raise DataError(f"{path} is truncated: it ends inside its header. {remedy}")
     dims = struct.unpack(f">{len(shape)}I", header)
     if any(want not in (None, got) for want, got in zip(shape, dims, strict=True)) or 0 in dims:
         wanted = " x ".join("n" if want is None else str(want) for want in shape)
-        raise ValueError(f"{path} must be {wanted} with n >= 1, got {' x '.join(map(str, dims))}. {remedy}")
+        raise DataError(f"{path} must be {wanted} with n >= 1, got {' x '.join(map(str, dims))}. {remedy}")
     size = math.prod(dims)
     values = _read(file, size + 1)
     if len(values) != size:
         fault = "is truncated" if len(values) < size else "is longer than its header says"
         got = len(values) if len(values) < size else "more"
-        raise ValueError(f"{path} {fault}: {size} values expected, got {got}. {remedy}")
+        raise DataError(f"{path} {fault}: {size} values expected, got {got}. {remedy}")
     return np.frombuffer(values, np.uint8).reshape(dims)
 
 

@@ -15,6 +15,10 @@ from jaxtyping import Float32, Int32
 Shape = tuple[int, ...]
 
 
+class DataError(ValueError):
+    """A data file is damaged or is not what it should be; the message names it and says what to do."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Data:
@@ -108,7 +112,8 @@ class Task(abc.ABC):
         Raises:
             FileNotFoundError: the files are not on this machine; the message says where they were looked for
                 and how to get them.
-            ValueError: a file is damaged or is not what its name says, or holds fewer rows than asked for.
+            DataError: a file is damaged or is not what its name says.
+            ValueError: there are fewer rows than asked for, or a generated task cannot be generated.
         """
         return _load(self, os.environ.get("JAXACT_DATA"))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from train.tasks._files import find, places
-from train.tasks._task import Data, Task, standardize, subset
+from train.tasks._task import Data, DataError, Task, standardize, subset
 
 _TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 _TEST = "test_batch.bin"
@@ -59,10 +59,10 @@ def _read(paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
         size, expected = path.stat().st_size, _RECORDS * _RECORD_BYTES
         if size != expected:
             fault = "is truncated" if size < expected else "is not a CIFAR-10 batch"
-            raise ValueError(f"{path} {fault}: it must have {expected} bytes, got {size}. {_REMEDY}")
+            raise DataError(f"{path} {fault}: it must have {expected} bytes, got {size}. {_REMEDY}")
         records = np.fromfile(path, np.uint8).reshape(_RECORDS, _RECORD_BYTES)
         if records[:, 0].max() > 9:
-            raise ValueError(f"{path} must hold labels from 0 to 9, got {records[:, 0].max()}. {_REMEDY}")
+            raise DataError(f"{path} must hold labels from 0 to 9, got {records[:, 0].max()}. {_REMEDY}")
         batches.append(records)
     records = np.concatenate(batches)
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0]

@@ -7,7 +7,7 @@ import numpy as np
 
 from train.tasks._files import find, places
 from train.tasks._idx import read_idx
-from train.tasks._task import Data, Task, standardize, subset
+from train.tasks._task import Data, DataError, Task, standardize, subset
 
 _NAMES = (
     "train-images-idx3-ubyte",
@@ -58,10 +58,10 @@ class FashionMNIST(Task):
         images = read_idx(images_path, (None, 28, 28), _REMEDY)
         labels = read_idx(labels_path, (None,), _REMEDY)
         if len(images) != len(labels):
-            raise ValueError(
+            raise DataError(
                 f"{images_path} and {labels_path} must be of equal length, "
                 f"got {len(images)} images and {len(labels)} labels. {_REMEDY}"
             )
         if labels.max() > 9:
-            raise ValueError(f"{labels_path} must hold labels from 0 to 9, got {labels.max()}. {_REMEDY}")
+            raise DataError(f"{labels_path} must hold labels from 0 to 9, got {labels.max()}. {_REMEDY}")
         return subset(field, images[..., None], labels, number)

@@ -103,8 +103,8 @@ class Activation:
         constant = max(abs(end) for end in self.slope_range)
         if not math.isnan(self.lipschitz) and self.lipschitz != constant:
             raise ValueError(
-                f"`lipschitz` must be the largest |slope|, {constant} by `slope_range`, got {self.lipschitz}. "
-                "Leave it out."
+                f"`lipschitz` must be the largest |slope|, {constant} by `slope_range`, "
+                f"got {self.lipschitz}. Leave it out."
             )
         object.__setattr__(self, "lipschitz", constant)
 

@@ -28,9 +28,9 @@ def parse(text: str) -> Activation:
 
     >>> parse("leaky_relu(0.2)").lipschitz
     1.0
-    >>> parse("rellu")
+    >>> parse("gellu")
     Traceback (most recent call last):
-    ValueError: unknown activation 'rellu': did you mean relu? activations.names() lists all.
+    ValueError: unknown activation 'gellu': did you mean gelu or elu? activations.names() lists all.
     """
     if not isinstance(text, str):
         raise TypeError(
@@ -42,7 +42,7 @@ def parse(text: str) -> Activation:
         raise ValueError(f"an activation is written 'name' or 'name(number)', got {text!r}.")
     name, arguments = match[1], match[2]
     if name not in ZOO:
-        close = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5)
+        close = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(f"unknown activation {name!r}: {hint}activations.names() lists all.")
     entry = ZOO[name]
@@ -61,7 +61,9 @@ def _parameters(name: str, known: list[str], arguments: str) -> dict[str, float]
         key = key.strip()
         if not equals:
             if position >= len(known):
-                raise ValueError(f"{name} takes at most {len(known)} parameter(s) ({', '.join(known)}), got ({arguments}).")
+                raise ValueError(
+                    f"{name} takes {len(known)} parameter ({', '.join(known)}), got ({arguments})."
+                )
             key = known[position]
         if key not in known:
             raise ValueError(f"{name} has no parameter {key!r}; it has {', '.join(known)}.")

@@ -23,6 +23,7 @@ P = ParamSpec("P")
 
 #: name -> Activation, or a factory of Activations whose every parameter has a default.
 ZOO: dict[str, Activation | Callable[..., Activation]] = {}
+_HOMES: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Rule:
         value = float(value)
         if not (math.isfinite(value) and self.lower <= value <= self.upper):
             raise ValueError(
-                f"`{parameter}` of {family} must be a number in [{self.lower:g}, {self.upper:g}], got {value:g}."
+                f"`{parameter}` of {family} must be a number in [{self.lower:g}, {self.upper:g}], "
+                f"got {value:g}."
             )
         return value
 
@@ -93,7 +95,7 @@ def member(**facts: Any) -> Callable[[JetFunction], Activation]:
     def decorate(jet: JetFunction) -> Activation:
         activation = define(jet.__name__, **facts)(jet)
         object.__setattr__(activation, "__doc__", jet.__doc__)
-        _enter(activation.name, activation)
+        _enter(activation.name, activation, jet.__module__)
         return activation
 
     return decorate
@@ -113,17 +115,17 @@ def family(**rules: Rule) -> Callable[[Callable[P, Activation]], Callable[P, Act
     """
 
     def decorate(factory: Callable[P, Activation]) -> Callable[P, Activation]:
-        name = getattr(factory, "__name__")
+        name = factory.__name__
         signature = inspect.signature(factory)
         defaults = tuple(float(p.default) for p in signature.parameters.values())
 
         # Unbounded: an evicted member would come back with new functions, unequal to the old one.
         @functools.cache
         def build(*values: float) -> Activation:
-            activation = factory(*values)
+            activation = factory(*values)  # type: ignore[call-arg, arg-type]
             if activation.name != "anonymous":
                 return activation
-            text = name if values == defaults else f"{name}({', '.join(map(_number, values))})"
+            text = name if values == defaults else f"{name}({', '.join(map(number, values))})"
             return replace(activation, name=text)
 
         @functools.wraps(factory)
@@ -132,7 +134,7 @@ def family(**rules: Rule) -> Callable[[Callable[P, Activation]], Callable[P, Act
             bound.apply_defaults()
             return build(*(rules[p].check(name, p, v) for p, v in bound.arguments.items()))
 
-        _enter(name, checked)
+        _enter(name, checked, factory.__module__)
         return checked
 
     return decorate
@@ -147,15 +149,22 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(ZOO))
 
 
-def _enter(name: str, entry: Activation | Callable[..., Activation]) -> None:
+def members(module: str) -> list[str]:
+    """Names of the zoo's members defined in `module`: its `__all__`."""
+    return [name for name, home in _HOMES.items() if home == module]
+
+
+def number(value: float) -> str:
+    """Write a number in the fewest digits that give it back: 0.2, 1, 1e-05."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def _enter(name: str, entry: Activation | Callable[..., Activation], module: str) -> None:
     if name in ZOO:
         raise ValueError(f"the zoo already has a member named {name}.")
     ZOO[name] = entry
-
-
-def _number(value: float) -> str:
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
+    _HOMES[name] = module
 
 
 def _functions(jet: JetFunction) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:

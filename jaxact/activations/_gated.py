@@ -11,7 +11,17 @@ import jax.numpy as jnp
 
 from jaxact.activations._activation import Activation
 from jaxact.activations._kernels import bounded, bounded_below, gaussian_distribution, logistic
-from jaxact.activations._registry import POSITIVE, define, family, member, members, number
+from jaxact.activations._registry import POSITIVE, define, family, member, number
+
+__all__ = [
+    "gelu",
+    "gelu_tanh",
+    "mish",
+    "quick_gelu",
+    "silu",
+    "swish",
+    "tanh_exp",
+]
 
 # Of silu; those of x s(beta x) = silu(beta x) / beta follow by scaling, and its slopes are the same.
 _SILU_ARGMIN, _SILU_MIN = -1.2784645427610738, -0.2784645427610738
@@ -148,6 +158,3 @@ def tanh_exp(x):
     e = jnp.exp(-2 * w)
     rise = w * (4 * e / jnp.square(1 + e))
     return bounded_below(x) * gate, gate + near * rise, rise * (2 + near * (1 - 2 * w * gate))
-
-
-__all__ = members(__name__)

@@ -30,7 +30,7 @@ def parse(text: str) -> Activation:
     1.0
     >>> parse("gellu")
     Traceback (most recent call last):
-    ValueError: unknown activation 'gellu': did you mean gelu or elu? activations.names() lists all.
+    ValueError: unknown activation 'gellu': did you mean gelu or elu or selu? activations.names() lists all.
     """
     if not isinstance(text, str):
         raise TypeError(

@@ -9,7 +9,20 @@ import jax.numpy as jnp
 
 from jaxact.activations import _moments
 from jaxact.activations._activation import Activation
-from jaxact.activations._registry import REAL, define, family, member, members, number
+from jaxact.activations._registry import REAL, define, family, member, number
+
+__all__ = [
+    "abs",
+    "hard_sigmoid",
+    "hard_silu",
+    "hard_tanh",
+    "identity",
+    "leaky_relu",
+    "relu",
+    "relu6",
+    "relu_squared",
+    "sparse_plus",
+]
 
 
 @member(
@@ -173,6 +186,3 @@ def sparse_plus(x):
 
 def _step(condition, x):
     return jnp.where(condition, jnp.ones_like(x), jnp.zeros_like(x))
-
-
-__all__ = members(__name__)

@@ -23,7 +23,6 @@ P = ParamSpec("P")
 
 #: name -> Activation, or a factory of Activations whose every parameter has a default.
 ZOO: dict[str, Activation | Callable[..., Activation]] = {}
-_HOMES: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def member(**facts: Any) -> Callable[[JetFunction], Activation]:
     def decorate(jet: JetFunction) -> Activation:
         activation = define(jet.__name__, **facts)(jet)
         object.__setattr__(activation, "__doc__", jet.__doc__)
-        _enter(activation.name, activation, jet.__module__)
+        _enter(activation.name, activation)
         return activation
 
     return decorate
@@ -134,7 +133,7 @@ def family(**rules: Rule) -> Callable[[Callable[P, Activation]], Callable[P, Act
             bound.apply_defaults()
             return build(*(rules[p].check(name, p, v) for p, v in bound.arguments.items()))
 
-        _enter(name, checked, factory.__module__)
+        _enter(name, checked)
         return checked
 
     return decorate
@@ -149,22 +148,16 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(ZOO))
 
 
-def members(module: str) -> list[str]:
-    """Names of the zoo's members defined in `module`: its `__all__`."""
-    return [name for name, home in _HOMES.items() if home == module]
-
-
 def number(value: float) -> str:
     """Write a number in the fewest digits that give it back: 0.2, 1, 1e-05."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
 
-def _enter(name: str, entry: Activation | Callable[..., Activation], module: str) -> None:
+def _enter(name: str, entry: Activation | Callable[..., Activation]) -> None:
     if name in ZOO:
         raise ValueError(f"the zoo already has a member named {name}.")
     ZOO[name] = entry
-    _HOMES[name] = module
 
 
 def _functions(jet: JetFunction) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:

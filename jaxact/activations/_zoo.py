@@ -1,8 +1,5 @@
 """Every nonlinearity of jaxact: a decorated function in one of these three modules is found everywhere."""
 
-from jaxact.activations import _gated, _piecewise, _smooth
 from jaxact.activations._gated import *  # noqa: F403
 from jaxact.activations._piecewise import *  # noqa: F403
 from jaxact.activations._smooth import *  # noqa: F403
-
-__all__ = [*_gated.__all__, *_piecewise.__all__, *_smooth.__all__]

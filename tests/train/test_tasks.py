@@ -584,6 +584,7 @@ def test_a_task_of_ones_own_needs_no_registration_and_is_checked():
             faults = {
                 "": {},
                 "dtype": {"test_inputs": good.test_inputs.astype(np.float64)},
+                "device": {"test_inputs": jax.numpy.asarray(good.test_inputs)},
                 "length": {"train_labels": good.train_labels[:-1]},
                 "label": {"num_classes": 9},
                 "nan": {"train_inputs": np.full_like(good.train_inputs, np.nan)},
@@ -592,6 +593,8 @@ def test_a_task_of_ones_own_needs_no_registration_and_is_checked():
 
     assert "broken" in tasks.names()
     assert tasks.parse("broken").load().num_classes == 10
+    with pytest.raises(TypeError, match=r"broken\(fault='device'\): .* must be NumPy arrays"):
+        Broken(fault="device").load()
     with pytest.raises(TypeError, match=r"broken\(fault='dtype'\): `test_inputs` must be float32"):
         Broken(fault="dtype").load()
     with pytest.raises(ValueError, match=r"`train_inputs` must be .* beside n >= 1 labels"):

@@ -140,6 +140,8 @@ def _check_data(data: Data) -> None:
         ("test", data.test_inputs, data.test_labels),
     ):
         told = f"task {data.name}: `{part}_inputs`"
+        if not isinstance(inputs, np.ndarray) or not isinstance(labels, np.ndarray):
+            raise TypeError(f"{told} and labels must be NumPy arrays, got {type(inputs)} and {type(labels)}.")
         if inputs.dtype != np.float32 or labels.dtype != np.int32:
             raise TypeError(
                 f"{told} must be float32 beside int32 labels, got {inputs.dtype} and {labels.dtype}."

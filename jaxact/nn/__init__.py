@@ -1,0 +1,24 @@
+"""Flax NNX modules: stages, stacks of traced depth, networks and learned activations."""
+
+from jaxact.nn._functional import Functional, functional
+from jaxact.nn._learned import PReLU, Softplus, Swish
+from jaxact.nn._networks import MLP, ResNet, calibrate
+from jaxact.nn._stack import Stack, Trace
+from jaxact.nn._stages import Plain, PostAct, PreAct, Stage
+
+__all__ = [
+    "MLP",
+    "Functional",
+    "Plain",
+    "PostAct",
+    "PReLU",
+    "PreAct",
+    "ResNet",
+    "Softplus",
+    "Stack",
+    "Stage",
+    "Swish",
+    "Trace",
+    "calibrate",
+    "functional",
+]

@@ -1,0 +1,57 @@
+"""A module as pure functions of its variables, the form that `jaxact.fit` and every jax transform take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+
+class Functional(NamedTuple):
+    """A module's `init` and `apply`; see `functional`.
+
+    Attributes:
+        init: `init(key, **kwargs) -> (params, variables)`; may be vmapped over keys and traced keyword arguments.
+        apply: `apply(params, variables, *args, training=False, method="__call__", **kwargs) -> (output, variables)`;
+            pure. `training` says whether batch norms use and update statistics of the batch; `method` names
+            the method to call, or is a function of the module such as `calibrate`.
+    """
+
+    init: Callable[..., tuple[Any, Any]]
+    apply: Callable[..., tuple[Any, Any]]
+
+
+def functional(build: Callable[..., nnx.Module]) -> Functional:
+    """Split a module into pure functions.
+
+    Args:
+        build: makes the module from `(rngs=...)` and, if wanted, keyword arguments that all have defaults; its
+            structure must not depend on the key or on their values.
+
+    Returns:
+        `init` and `apply`, a `Functional`. params holds the `nnx.Param`s, variables everything else.
+
+    >>> import jax.numpy as jnp
+    >>> from functools import partial
+    >>> init, apply = functional(partial(nnx.Linear, 3, 2))
+    >>> params, variables = init(jax.random.key(0))
+    >>> output, variables = apply(params, variables, jnp.ones((5, 3)))
+    >>> output.shape
+    (5, 2)
+    """
+    graphdef = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(params=0))))[0]
+
+    def init(key: jax.Array, **kwargs: Any) -> tuple[Any, Any]:
+        return nnx.split(build(rngs=nnx.Rngs(params=key), **kwargs), nnx.Param, ...)[1:]
+
+    def apply(params, variables, *args, training=False, method="__call__", **kwargs):
+        module = nnx.merge(graphdef, params, variables, copy=True)
+        module.train() if training else module.eval()
+        call = getattr(module, method) if isinstance(method, str) else partial(method, module)
+        output = call(*args, **kwargs)
+        return output, nnx.split(module, nnx.Param, ...)[2]
+
+    return Functional(init, apply)

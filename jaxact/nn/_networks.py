@@ -1,0 +1,242 @@
+"""Whole networks: an affine map in, a stack of stages, an affine map out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxact.nn._stack import Mode, Stack, Trace, lipschitz_of
+from jaxact.nn._stages import (
+    Elementwise,
+    Plain,
+    PreAct,
+    Stage,
+    Weights,
+    affine,
+    make_activation,
+    make_norm,
+    norm_bound,
+    operator_norm,
+)
+
+
+class _Network(nnx.Module):
+    """Embed, stack, read out; a subclass fixes the parts and how a hidden state becomes a feature vector."""
+
+    embed: nnx.Linear | nnx.Conv
+    stack: Stack
+    norm: nnx.Module | None
+    head: nnx.Linear
+
+    def __call__(
+        self,
+        x: Float[Array, "batch *input"],
+        depth: ArrayLike | None = None,
+        activation: Elementwise | None = None,
+        *,
+        mode: Mode = "reverse",
+        taps: Float[Array, "layer batch *hidden"] | None = None,
+    ) -> Float[Array, "batch out"]:
+        """Outputs (logits). `depth`, `activation`, `mode` and `taps` are those of `Stack.__call__`."""
+        return self.readout(self.features(x, depth, activation, mode=mode, taps=taps), activation)
+
+    def features(
+        self,
+        x: Float[Array, "batch *input"],
+        depth: ArrayLike | None = None,
+        activation: Elementwise | None = None,
+        *,
+        mode: Mode = "reverse",
+        taps: Float[Array, "layer batch *hidden"] | None = None,
+    ) -> Float[Array, "batch *hidden"]:
+        """The last hidden state, the output of the stack."""
+        return self.stack(self.embed(x), depth, activation, mode=mode, taps=taps)
+
+    def trace(
+        self,
+        x: Float[Array, "batch *input"],
+        depth: ArrayLike | None = None,
+        activation: Elementwise | None = None,
+    ) -> Trace:
+        """The stack's `Trace` on the embedded input."""
+        return self.stack.trace(self.embed(x), depth, activation)
+
+    def readout(
+        self, h: Float[Array, "batch *hidden"], activation: Elementwise | None = None
+    ) -> Float[Array, "batch out"]:
+        """Outputs from the last hidden state: W_out f(norm(h)) where h is a preactivation, else W_out h."""
+        if self.stack.hidden_is_preactivation:
+            h = h if self.norm is None else self.norm(h)
+            h = (activation or self.activation)(h)
+        return self.head(self.pool(h))
+
+    def pool(self, h: Float[Array, "batch *hidden"]) -> Float[Array, "batch width"]:
+        """One vector an input: the mean over spatial axes, where there are any."""
+        return h.mean(axis=tuple(range(1, h.ndim - 1))) if h.ndim > 2 else h
+
+    def log_lipschitz(
+        self, depth: ArrayLike | None = None, activation: Any = None
+    ) -> Float[Array, ""]:
+        """Natural log of the textbook's upper bound on the network's Lipschitz constant in the 2-norm.
+
+        log K <= log ||W_in|| + sum_l log K_l + log(sup|f'| ||norm||) + log ||W_out||, with K_l from
+        `Stage.log_lipschitz`: (sup|f'|)^L prod ||W_l|| for plain stages, products of 1 + branch for residual
+        ones. Norms as at inference. A bound up to float rounding; mean pooling is counted as 1.
+
+        Args:
+            depth: as in a call.
+            activation: replaces the network's own; anything with an attribute `lipschitz`.
+        """
+        total = jnp.log(operator_norm(self.embed)) + jnp.log(operator_norm(self.head))
+        if self.stack.hidden_is_preactivation:
+            total += jnp.log(lipschitz_of(activation or self.activation)) + jnp.log(norm_bound(self.norm))
+        return total + self.stack.log_lipschitz(depth, activation)
+
+
+class MLP(_Network):
+    """A dense network: x -> W_in x -> `max_depth` stages -> W_out f(.), for flat inputs [batch, in_features].
+
+    With the default stage it is the plain network of mean-field theory, z_{l+1} = W f(z_l) + b; with
+    `stage=PreAct` or `PostAct` a dense residual network.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        width: int,
+        out_features: int,
+        *,
+        max_depth: int,
+        activation: Elementwise | type[nnx.Module],
+        stage: type[Stage] = Plain,
+        norm: type[nnx.Module] | Callable[..., nnx.Module] | None = None,
+        weights: Weights = "gaussian",
+        sigma_w: ArrayLike = 1.0,
+        sigma_b: ArrayLike = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        """Draw the parameters; W_in at sigma 1 keeps the input's mean square, W_out is at sigma 1.
+
+        Args:
+            in_features: length of an input.
+            width: features of every hidden layer.
+            out_features: length of an output.
+            max_depth: number of stages.
+            activation: as in `Stage`.
+            stage: the class of a stage.
+            norm: as in `Stage`; a network of preactivations gets one more before its read-out.
+            weights: law of the stages' and W_in's weights, as in `Stage`.
+            sigma_w: as in `Stage`.
+            sigma_b: as in `Stage`.
+            rngs: source of the `params` keys.
+        """
+        _check_stage(stage)
+        self.embed = affine(in_features, width, weights=weights, rngs=rngs)
+        self.stack = Stack(
+            partial(stage, width, activation, norm=norm, weights=weights, sigma_w=sigma_w, sigma_b=sigma_b),
+            max_depth,
+            rngs=rngs,
+        )
+        _finish(self, stage, width, out_features, activation, norm, rngs)
+
+
+class ResNet(_Network):
+    """A convolutional residual network at one resolution: stem, `max_depth` blocks, mean pooling, read-out.
+
+    Images are [batch, *space, channels]; with `stage=Plain` it is a plain convolutional network.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        width: int,
+        out_features: int,
+        *,
+        max_depth: int,
+        activation: Elementwise | type[nnx.Module],
+        stage: type[Stage] = PreAct,
+        norm: type[nnx.Module] | Callable[..., nnx.Module] | None = nnx.BatchNorm,
+        kernel_size: int | Sequence[int] = (3, 3),
+        stem_strides: int = 1,
+        weights: Weights = "gaussian",
+        sigma_w: ArrayLike = 1.0,
+        sigma_b: ArrayLike = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        """Draw the parameters.
+
+        Args:
+            in_features: channels of an image.
+            width: channels of every hidden layer.
+            out_features: length of an output.
+            max_depth: number of blocks.
+            activation: as in `Stage`.
+            stage: the class of a block.
+            norm: as in `Stage`.
+            kernel_size: of the stem and every block, one integer a spatial axis.
+            stem_strides: stride of the stem, to shrink large images.
+            weights: as in `Stage`.
+            sigma_w: as in `Stage`.
+            sigma_b: as in `Stage`.
+            rngs: source of the `params` keys.
+        """
+        _check_stage(stage)
+        self.embed = affine(in_features, width, kernel_size=kernel_size, strides=stem_strides, rngs=rngs)
+        self.stack = Stack(
+            partial(
+                stage,
+                width,
+                activation,
+                norm=norm,
+                kernel_size=kernel_size,
+                weights=weights,
+                sigma_w=sigma_w,
+                sigma_b=sigma_b,
+            ),
+            max_depth,
+            rngs=rngs,
+        )
+        _finish(self, stage, width, out_features, activation, norm, rngs)
+
+
+def calibrate(network: nnx.Module, x: jax.Array, *args: Any, **kwargs: Any) -> None:
+    """Set every batch norm's running statistics to those of one batch, in place.
+
+    A fresh batch norm has mean 0 and variance 1, so that at inference it is the identity and the network is
+    not the one that will train. Afterwards inference on `x` gives what training mode gives on `x`.
+
+    Args:
+        network: any module that holds `nnx.BatchNorm`s.
+        x: a batch of inputs.
+        *args: passed on to the network with `x`.
+        **kwargs: passed on to the network.
+    """
+    norms = [module for _, module in nnx.iter_modules(network) if isinstance(module, nnx.BatchNorm)]
+    before = [(norm.momentum, norm.use_running_average) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.use_running_average = 0.0, False
+    try:
+        network(x, *args, **kwargs)  # type: ignore[operator]
+    finally:
+        for norm, (momentum, use_running_average) in zip(norms, before, strict=True):
+            norm.momentum, norm.use_running_average = momentum, use_running_average
+
+
+def _check_stage(stage: Any) -> None:
+    if not (isinstance(stage, type) and issubclass(stage, Stage)):
+        raise TypeError(f"`stage` must be a class such as Plain, PreAct or PostAct, got {stage!r}.")
+
+
+def _finish(network, stage, width, out_features, activation, norm, rngs):
+    """The read-out's parts: a norm and activation of its own where the stack hands over preactivations."""
+    waits = stage.hidden_is_preactivation
+    network.norm = make_norm(norm if waits else None, width, rngs=rngs)
+    network.activation = make_activation(activation, width, rngs=rngs) if waits else None
+    network.head = affine(width, out_features, rngs=rngs)

@@ -1,0 +1,269 @@
+"""Depth as a loop: copies of one stage with stacked parameters, run as far as a traced depth says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxact.nn._stages import Elementwise, Stage, check_count
+
+Mode = Literal["reverse", "forward"]
+
+
+class Trace(NamedTuple):
+    """What `Stack.trace` returns; rows at and past the depth that was run are zero.
+
+    Attributes:
+        output: the last hidden state, [*batch, width].
+        hidden: the output of every stage, [max_depth, *batch, width]; the row depth - 1 is `output`.
+        preactivation: what every stage applied f to, [max_depth, *batch, width].
+    """
+
+    output: Float[Array, "*batch width"]
+    hidden: Float[Array, "layer *batch width"]
+    preactivation: Float[Array, "layer *batch width"]
+
+
+class Stack(nnx.Module):
+    """`max_depth` copies of one stage, run one after the other as a loop in the compiled program.
+
+    h_{l+1} = stage_l(h_l), l = 0 ... depth - 1. Parameters carry a leading axis of length `max_depth`, so that
+    compile time does not grow with depth, and layer-wise measurements are array arithmetic.
+
+    Depth may be given as a Python integer: the loop is then a `lax.scan`, a program for each depth, with
+    every kind of derivative. Or it may be traced, one program for all depths: `mode="reverse"` can then
+    be differentiated by `jax.grad` and `jax.vjp` (and these again by `jax.jvp`: Hessian-vector products),
+    `mode="forward"` by `jax.jvp`, as often as wanted. jax has no loop with a traced trip count that does both.
+
+    Attributes:
+        stages: one `Stage` whose variables carry the leading layer axis.
+        max_depth: how many stages there are.
+    """
+
+    def __init__(self, stage: Callable[..., Stage], max_depth: int, *, rngs: nnx.Rngs):
+        """Make the stages.
+
+        Args:
+            stage: makes one from `(rngs=...)`, e.g. `functools.partial(Plain, 64, activations.relu)`.
+            max_depth: how many to make.
+            rngs: its `params` stream is split among them.
+
+        Raises:
+            ValueError: if `max_depth` is not a positive integer.
+        """
+        check_count("max_depth", max_depth)
+        definition: list[Any] = []
+
+        def make(key: jax.Array) -> nnx.State:
+            graphdef, state = nnx.split(stage(rngs=nnx.Rngs(params=key)))
+            definition.append(graphdef)
+            return state
+
+        state = jax.vmap(make)(jax.random.split(rngs.params(), max_depth))
+        self.stages: Stage = nnx.merge(definition[0], state)
+        self.max_depth = max_depth
+
+    @property
+    def hidden_is_preactivation(self) -> bool:
+        """Whether the output still waits for the activation."""
+        return self.stages.hidden_is_preactivation
+
+    def __call__(
+        self,
+        x: Float[Array, "*batch width"],
+        depth: ArrayLike | None = None,
+        activation: Elementwise | None = None,
+        *,
+        mode: Mode = "reverse",
+        taps: Float[Array, "layer *batch width"] | None = None,
+    ) -> Float[Array, "*batch width"]:
+        """Run the first `depth` stages on `x`.
+
+        Args:
+            x: hidden state, [*batch, width].
+            depth: number of stages, at most `max_depth` and at least 1; all of them if None. An integer is
+                static; an array, traced or not, is a run-time argument.
+            activation: replaces the stages' own; with a traced choice, an `activations.Selected`.
+            mode: what a traced depth can be differentiated by; see the class.
+            taps: added to the output of every stage; zeros whose gradient is dL/dh_l. For reverse mode or a
+                static depth.
+
+        Returns:
+            The last hidden state. Batch norms in training mode update their running statistics in the stages
+            that ran.
+
+        Raises:
+            ValueError: if a concrete `depth` lies outside 1 ... max_depth, or `mode` is unknown.
+        """
+        output, _ = self._run(x, depth, activation, mode, taps)
+        return output
+
+    def trace(
+        self,
+        x: Float[Array, "*batch width"],
+        depth: ArrayLike | None = None,
+        activation: Elementwise | None = None,
+    ) -> Trace:
+        """Run the first `depth` stages and keep what every one of them saw and gave.
+
+        Takes the same arguments as a call; with a traced depth the result can be differentiated by `jax.jvp`
+        alone. See `Trace` for shapes.
+        """
+        output, inputs = self._run(x, depth, activation, "forward", None)
+        hidden = jnp.roll(inputs, -1, axis=0)
+        last = (self.max_depth if depth is None else depth) - 1
+        hidden = hidden.at[last].set(output)
+        graphdef, state = nnx.split(self.stages)
+        preactivation = jax.vmap(lambda s, h: nnx.merge(graphdef, s).preactivation(h))(state, inputs)
+        ran = (jnp.arange(self.max_depth) <= last).reshape(-1, *[1] * x.ndim)
+        return Trace(output, jnp.where(ran, hidden, 0), jnp.where(ran, preactivation, 0))
+
+    def log_lipschitz(self, depth: ArrayLike | None = None, activation: Any = None) -> Float[Array, ""]:
+        """Natural log of the textbook's upper bound: the sum of `Stage.log_lipschitz` over the stages that run.
+
+        Takes `depth` and `activation` as a call does; the activation must know its constant `lipschitz`.
+        """
+        f = self.stages.activation if activation is None else activation
+        graphdef, state = nnx.split(self.stages)
+        each = jax.vmap(lambda s: nnx.merge(graphdef, s).log_lipschitz(lipschitz_of(f)))(state)
+        depth = self.max_depth if depth is None else depth
+        return jnp.sum(jnp.where(jnp.arange(self.max_depth) < depth, each, 0.0))
+
+    def _run(self, x, depth, activation, mode, taps):
+        """Output and the stages' inputs [max_depth, ...]; running statistics are updated in place."""
+        if mode not in ("reverse", "forward"):
+            raise ValueError(f'`mode` must be "reverse" or "forward", got {mode!r}.')
+        depth = self.max_depth if depth is None else depth
+        _check_depth(depth, self.max_depth)
+        graphdef, params, rest = nnx.split(self.stages, nnx.Param, ...)
+        training = any(
+            getattr(module, "use_running_average", True) is False for _, module in nnx.iter_modules(self.stages)
+        )
+        program = _Program(graphdef, training)
+        if any(callable(leaf) for leaf in jax.tree.leaves(activation)):
+            activation = jax.tree_util.Partial(activation)  # a bare function: static, not an array
+        if isinstance(depth, int):
+            output, inputs, rest = program.scan(params, x, rest, activation, taps, depth)
+        elif mode == "reverse":
+            output, rest = _reverse(program, params, x, rest, activation, taps, jnp.asarray(depth))
+            inputs = None
+        else:
+            if taps is not None:
+                raise ValueError('`taps` need mode="reverse" or an integer depth, got mode="forward".')
+            output, inputs, rest = program.loop(params, x, rest, activation, None, jnp.asarray(depth))
+        if training:
+            nnx.update(self.stages, rest)
+        return output, inputs
+
+
+class _Program(NamedTuple):
+    """The loop over stages as pure functions of their variables."""
+
+    graphdef: Any
+    training: bool
+
+    def stage(self, params, h, rest, activation):
+        # copy=True: within grad and loops flax refuses to write into variables of an outer trace (0.12.8).
+        stage = nnx.merge(self.graphdef, params, rest, copy=True)
+        output = stage(h, activation=activation)
+        return output, nnx.split(stage, nnx.Param, ...)[2] if self.training else None
+
+    def scan(self, params, h, rest, activation, taps, depth):
+        """Static depth."""
+        used = jax.tree.map(lambda leaf: leaf[:depth], (params, rest, taps))
+
+        def body(h, layer):
+            params_l, rest_l, tap = layer
+            output, rest_l = self.stage(params_l, h, rest_l, activation)
+            return output if tap is None else output + tap, (h, rest_l)
+
+        output, (inputs, updated) = jax.lax.scan(body, h, used)
+        pad = [(0, jax.tree.leaves(params)[0].shape[0] - depth), *[(0, 0)] * h.ndim]
+        if self.training:
+            rest = jax.tree.map(lambda old, new: old.at[:depth].set(new), rest, updated)
+        return output, jnp.pad(inputs, pad), rest
+
+    def loop(self, params, h, rest, activation, taps, depth):
+        """Traced depth; a jvp of it is a loop again."""
+        max_depth = jax.tree.leaves(params)[0].shape[0]
+
+        def body(index, carry):
+            h, inputs, rest = carry
+            inputs = inputs.at[index].set(h)
+            output, rest_l = self.stage(_row(params, index), h, _row(rest, index), activation)
+            if taps is not None:
+                output = output + taps[index]
+            if self.training:
+                rest = jax.tree.map(lambda old, new: old.at[index].set(new), rest, rest_l)
+            return output, inputs, rest
+
+        return jax.lax.fori_loop(0, depth, body, (h, jnp.zeros((max_depth, *h.shape), h.dtype), rest))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _reverse(program: _Program, params, h, rest, activation, taps, depth):
+    """`_Program.loop` with a backward pass that walks the stored inputs; statistics get no gradient."""
+    output, _, rest = program.loop(params, h, rest, activation, taps, depth)
+    return output, rest
+
+
+def _reverse_forward(program, params, h, rest, activation, taps, depth):
+    output, inputs, updated = program.loop(params, h, rest, activation, taps, depth)
+    return (output, updated), (params, inputs, rest, activation, taps, depth)
+
+
+def _reverse_backward(program, residuals, cotangents):
+    params, inputs, rest, activation, taps, depth = residuals
+    cotangent, _ = cotangents
+
+    def body(step, carry):
+        cotangent, gradients, taps_gradient = carry
+        index = depth - 1 - step
+        if taps is not None:
+            taps_gradient = taps_gradient.at[index].set(cotangent)
+        rest_l = _row(rest, index)
+        _, pull = jax.vjp(
+            lambda p, h: program.stage(p, h, rest_l, activation)[0], _row(params, index), inputs[index]
+        )
+        gradient, cotangent = pull(cotangent)
+        gradients = jax.tree.map(lambda all_, one: all_.at[index].set(one), gradients, gradient)
+        return cotangent, gradients, taps_gradient
+
+    zeros = jax.tree.map(jnp.zeros_like, (params, taps))
+    cotangent, gradients, taps_gradient = jax.lax.fori_loop(0, depth, body, (cotangent, *zeros))
+    return gradients, cotangent, None, None, taps_gradient, None
+
+
+_reverse.defvjp(_reverse_forward, _reverse_backward)
+
+
+def lipschitz_of(activation: Any) -> ArrayLike:
+    """sup |f'| of an activation that knows it."""
+    constant = getattr(activation, "lipschitz", None)
+    if constant is None:
+        raise ValueError(
+            f"The activation {activation!r} states no Lipschitz constant. "
+            "Use one of jaxact.activations, or activations.from_callable."
+        )
+    return constant
+
+
+def _row(tree, index):
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+
+
+def _check_depth(depth: Any, max_depth: int) -> None:
+    if isinstance(depth, jax.core.Tracer):
+        return
+    if not np.issubdtype(np.asarray(depth).dtype, np.integer) or np.ndim(depth) != 0:
+        raise ValueError(f"`depth` must be an integer, got {depth!r}.")
+    if not 1 <= int(depth) <= max_depth:
+        raise ValueError(f"`depth` must lie between 1 and max_depth = {max_depth}, got {int(depth)}.")

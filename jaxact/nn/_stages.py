@@ -1,0 +1,285 @@
+"""The repeated parts of a deep network: one layer or residual block each, dense or convolutional."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+Elementwise = Callable[[jax.Array], jax.Array]
+Weights = Literal["gaussian", "orthogonal"]
+
+
+class Stage(nnx.Module):
+    """One step h -> h' of a deep network: an affine map W, an activation f and, if asked, a norm.
+
+    A subclass says in `__call__` how the three are put together, in `preactivation` what f is applied to, and
+    in `log_lipschitz` what the textbook's bound makes of it; it is then a block that `Stack`, `MLP` and
+    `ResNet` take. h is [batch, width] for a dense stage and [batch, *space, width] for a convolutional one.
+
+    Attributes:
+        affine: `nnx.Linear`, or `nnx.Conv` where a kernel size was given.
+        norm: a flax norm over the last axis, or None.
+        activation: the function f, or a module with parameters of its own.
+        hidden_is_preactivation: whether h still waits for f (a read-out must then apply it).
+    """
+
+    hidden_is_preactivation: ClassVar[bool]
+
+    def __init__(
+        self,
+        width: int,
+        activation: Elementwise | type[nnx.Module],
+        *,
+        norm: type[nnx.Module] | Callable[..., nnx.Module] | None = None,
+        kernel_size: int | Sequence[int] | None = None,
+        weights: Weights = "gaussian",
+        sigma_w: ArrayLike = 1.0,
+        sigma_b: ArrayLike = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        """Draw the parameters.
+
+        Args:
+            width: features (channels) in and out.
+            activation: any elementwise function, or a module class such as `PReLU`, made anew in every stage
+                as `activation(width, rngs=rngs)`.
+            norm: None, `nnx.BatchNorm`, `nnx.LayerNorm`, `nnx.RMSNorm`, or a callable that makes one from
+                `(width, rngs=rngs)`, e.g. `functools.partial(nnx.BatchNorm, momentum=0.9)`.
+            kernel_size: None for a dense stage; an integer or one a spatial axis for a convolution with zero
+                padding and stride 1.
+            weights: the law of W: "gaussian", independent entries of variance sigma_w^2 / fan_in, or
+                "orthogonal", sigma_w times a uniformly drawn orthogonal matrix (for a convolution at its
+                centre tap alone: delta-orthogonal, Xiao et al. 2018, Algorithm 1).
+            sigma_w: standard deviation of the weights times sqrt(fan_in); scalar, may be traced.
+            sigma_b: standard deviation of the Gaussian biases; scalar, may be traced.
+            rngs: source of the `params` keys.
+
+        Raises:
+            ValueError: if `width`, `kernel_size`, `weights`, `sigma_w` or `sigma_b` is out of its range.
+            TypeError: if `activation` is not callable.
+        """
+        check_count("width", width)
+        self.affine = affine(
+            width, width, kernel_size=kernel_size, weights=weights, sigma_w=sigma_w, sigma_b=sigma_b, rngs=rngs
+        )
+        self.norm = make_norm(norm, width, rngs=rngs)
+        self.activation = make_activation(activation, width, rngs=rngs)
+
+    def preactivation(self, h: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """What f is applied to in this stage, same shape as `h`: norm(h), unless a subclass says otherwise."""
+        return h if self.norm is None else self.norm(h)
+
+    def log_lipschitz(self, lipschitz: ArrayLike) -> Float[Array, ""]:
+        """Natural log of the textbook's upper bound on the stage's Lipschitz constant, norms at inference.
+
+        Args:
+            lipschitz: sup |f'|, a scalar.
+        """
+        raise NotImplementedError
+
+
+class Plain(Stage):
+    """A layer without a skip: h' = W f(norm(h)) + b. Carries the preactivation, the theory's quantity."""
+
+    hidden_is_preactivation = True
+
+    def __call__(self, h: Float[Array, "*batch width"], *, activation: Elementwise | None = None):
+        """One layer; `activation` replaces the stage's own for this call."""
+        return self.affine((activation or self.activation)(self.preactivation(h)))
+
+    def log_lipschitz(self, lipschitz):
+        """log(sup|f'| ||W||_2 ||norm||), the norm's scale taken by its largest entry."""
+        return jnp.log(lipschitz) + jnp.log(operator_norm(self.affine)) + jnp.log(norm_bound(self.norm))
+
+
+class PreAct(Stage):
+    """A pre-activation residual block (He et al. 2016b, Eq. 5): h' = h + W f(norm(h)) + b."""
+
+    hidden_is_preactivation = True
+
+    def __call__(self, h: Float[Array, "*batch width"], *, activation: Elementwise | None = None):
+        """One block; `activation` replaces the stage's own for this call."""
+        return h + self.affine((activation or self.activation)(self.preactivation(h)))
+
+    def log_lipschitz(self, lipschitz):
+        """log(1 + sup|f'| ||W||_2 ||norm||), the norm's scale taken by its largest entry."""
+        return jnp.log1p(lipschitz * operator_norm(self.affine) * norm_bound(self.norm))
+
+
+class PostAct(Stage):
+    """A post-activation residual block (He et al. 2016a, Eq. 1): h' = f(h + norm(W h + b))."""
+
+    hidden_is_preactivation = False
+
+    def preactivation(self, h):
+        """h + norm(W h + b), the sum that f is applied to."""
+        branch = self.affine(h)
+        return h + (branch if self.norm is None else self.norm(branch))
+
+    def __call__(self, h: Float[Array, "*batch width"], *, activation: Elementwise | None = None):
+        """One block; `activation` replaces the stage's own for this call."""
+        return (activation or self.activation)(self.preactivation(h))
+
+    def log_lipschitz(self, lipschitz):
+        """log(sup|f'| (1 + ||S W||_2)), a batch norm's scale S folded into W; other norms by their bound."""
+        scale = _folded_scale(self.norm)
+        if scale is None:
+            branch = operator_norm(self.affine) * norm_bound(self.norm)
+        else:
+            branch = operator_norm(self.affine, output_scale=scale)
+        return jnp.log(lipschitz) + jnp.log1p(branch)
+
+
+def affine(
+    in_features: int,
+    out_features: int,
+    *,
+    kernel_size: int | Sequence[int] | None = None,
+    strides: int = 1,
+    weights: Weights = "gaussian",
+    sigma_w: ArrayLike = 1.0,
+    sigma_b: ArrayLike = 0.0,
+    rngs: nnx.Rngs,
+) -> nnx.Linear | nnx.Conv:
+    """An affine map W x + b of flax with weights at sigma_w and biases at sigma_b.
+
+    "gaussian": W_ij ~ N(0, sigma_w^2 / fan_in). "orthogonal": W has orthonormal rows or columns, times
+    sigma_w max(1, sqrt(out / in)), so that the mean square of W x is sigma_w^2 times that of x either way.
+    """
+    check_count("in_features", in_features)
+    check_count("out_features", out_features)
+    check_scale("sigma_w", sigma_w)
+    check_scale("sigma_b", sigma_b)
+    if weights not in ("gaussian", "orthogonal"):
+        raise ValueError(f'`weights` must be "gaussian" or "orthogonal", got {weights!r}.')
+    sizes = () if kernel_size is None else (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+    for size in sizes:
+        check_count("kernel_size", size)
+    fan_in = in_features
+    for size in sizes:
+        fan_in *= size
+
+    def kernel_init(key, shape, dtype=jnp.float32, out_sharding=None):
+        if weights == "gaussian":
+            return jax.random.normal(key, shape, dtype) * (sigma_w / fan_in**0.5)
+        scale = sigma_w * max(1.0, out_features / in_features) ** 0.5
+        matrix = jax.nn.initializers.orthogonal()(key, (in_features, out_features), dtype) * scale
+        centre = tuple(size // 2 for size in sizes)
+        return jnp.zeros(shape, dtype).at[centre].set(matrix) if sizes else matrix
+
+    def bias_init(key, shape, dtype=jnp.float32, out_sharding=None):
+        return jax.random.normal(key, shape, dtype) * sigma_b
+
+    if kernel_size is None:
+        return nnx.Linear(in_features, out_features, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs)
+    return nnx.Conv(
+        in_features,
+        out_features,
+        kernel_size=sizes,
+        strides=strides,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        rngs=rngs,
+    )
+
+
+def make_norm(norm: Any, width: int, *, rngs: nnx.Rngs) -> nnx.Module | None:
+    """Make the norm over `width` features that a caller named by its class, or None."""
+    if norm is None:
+        return nnx.data(None)
+    if isinstance(norm, nnx.Module) or not callable(norm):
+        raise TypeError(
+            f"`norm` must be None, a flax norm class or a callable (width, rngs=...) -> module, got {norm!r}. "
+            "Pass the class, such as nnx.BatchNorm: every stage makes its own."
+        )
+    return norm(width, rngs=rngs)
+
+
+def make_activation(activation: Any, width: int, *, rngs: nnx.Rngs) -> Any:
+    """Return a function as it is; make a module from its class."""
+    if isinstance(activation, type) and issubclass(activation, nnx.Module):
+        return activation(width, rngs=rngs)  # type: ignore[call-arg]
+    if isinstance(activation, str) or not callable(activation):
+        raise TypeError(
+            f"`activation` must be an elementwise function or a module class, got {activation!r}. "
+            "Use jaxact.activations.parse for a name."
+        )
+    return activation
+
+
+def operator_norm(
+    layer: nnx.Linear | nnx.Conv, *, output_scale: Float[Array, " out"] | None = None
+) -> Float[Array, ""]:
+    """||S W||_2 of an affine layer with its outputs scaled by S: exact for a dense one, else an upper bound.
+
+    For a convolution with zero padding the bound is the least of two: the sum over taps of ||K_t||_2 (triangle
+    inequality), and sqrt(number of taps) times the 2-norm of the kernel as a matrix [taps in, out] or
+    [in, taps out] (Singla & Feizi 2021, Theorem 1).
+
+    Args:
+        layer: the layer; its kernel is [in, out] or [*taps, in, out].
+        output_scale: S, one factor an output feature; None is the identity.
+    """
+    kernel = layer.kernel[...]
+    if output_scale is not None:
+        kernel = kernel * output_scale
+    if kernel.ndim == 2:
+        return spectral_norm(kernel)
+    taps = kernel.reshape(-1, *kernel.shape[-2:])
+    tall = taps.reshape(-1, taps.shape[-1])
+    wide = jnp.moveaxis(taps, 0, 1).reshape(taps.shape[1], -1)
+    as_matrix = jnp.minimum(spectral_norm(tall), spectral_norm(wide)) * taps.shape[0] ** 0.5
+    return jnp.minimum(as_matrix, jnp.sum(jax.vmap(spectral_norm)(taps)))
+
+
+def spectral_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
+    """Largest singular value by a full decomposition; exact to rounding."""
+    return jnp.linalg.svd(matrix, compute_uv=False)[0]
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse anything but a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+
+
+def check_scale(name: str, value: ArrayLike) -> None:
+    """Refuse a concrete standard deviation that is negative or not finite."""
+    # numpy, because within a trace jnp stages even what it does to constants
+    if not isinstance(value, jax.core.Tracer) and not (np.isfinite(value) & (np.asarray(value) >= 0)).all():
+        raise ValueError(f"`{name}` must be finite and not negative, got {value!r}.")
+
+
+def _folded_scale(norm: nnx.Module | None) -> Float[Array, " width"] | None:
+    """The factor a feature that a batch norm at inference multiplies by, or None for any other norm."""
+    if not isinstance(norm, nnx.BatchNorm):
+        return None
+    scale = jax.lax.rsqrt(norm.var[...] + norm.epsilon)
+    return scale if norm.scale is None else scale * norm.scale[...]
+
+
+def norm_bound(norm: nnx.Module | None) -> Float[Array, ""]:
+    """An upper bound on a norm's Lipschitz constant at inference.
+
+    Batch norm is diagonal: exact. Layer and RMS norm: x / sqrt(mean x^2 + eps) is steepest at 0, where its
+    Jacobian is I / sqrt(eps); centring is a projection, of norm 1.
+    """
+    if norm is None:
+        return jnp.ones(())
+    folded = _folded_scale(norm)
+    if folded is not None:
+        return jnp.max(jnp.abs(folded))
+    if isinstance(norm, nnx.LayerNorm | nnx.RMSNorm):
+        scale = 1.0 if norm.scale is None else jnp.max(jnp.abs(norm.scale[...]))
+        return jnp.asarray(scale * norm.epsilon**-0.5)
+    raise ValueError(
+        f"No Lipschitz bound is known for the norm {type(norm).__name__}. "
+        "Known are None, nnx.BatchNorm, nnx.LayerNorm and nnx.RMSNorm."
+    )

@@ -1,0 +1,164 @@
+"""Networks: usable as ordinary flax modules, in NNX's graph and tree modes and from Linen."""
+
+from functools import partial
+
+import chex
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxact import activations, nn
+
+BLOCKS = [(nn.Plain, None), (nn.PreAct, nnx.BatchNorm), (nn.PostAct, nnx.BatchNorm), (nn.PreAct, nnx.RMSNorm)]
+
+
+def mlp(stage=nn.Plain, norm=None, **kwargs):
+    arguments = {"max_depth": 4, "activation": activations.tanh, "stage": stage, "norm": norm, "rngs": nnx.Rngs(0)}
+    return nn.MLP(5, 6, 3, **arguments | kwargs)
+
+
+def images(**kwargs):
+    arguments = {"max_depth": 3, "activation": activations.relu, "rngs": nnx.Rngs(0)}
+    return nn.ResNet(2, 4, 3, **arguments | kwargs)
+
+
+@pytest.mark.parametrize(("stage", "norm"), BLOCKS)
+def test_networks_map_inputs_to_outputs(stage, norm):
+    x = jax.random.normal(jax.random.key(0), (7, 5))
+    chex.assert_shape(mlp(stage, norm)(x), (7, 3))
+    chex.assert_shape(mlp(stage, norm).features(x, jnp.int32(2)), (7, 6))
+    pictures = jax.random.normal(jax.random.key(0), (7, 8, 8, 2))
+    for strides in (1, 2):
+        network = images(stage=stage, norm=norm, stem_strides=strides)
+        chex.assert_shape(network(pictures), (7, 3))
+        chex.assert_shape(network.features(pictures), (7, 8 // strides, 8 // strides, 4))
+
+
+@pytest.mark.parametrize("tree_mode", [False, True])
+@pytest.mark.parametrize(("stage", "norm"), BLOCKS)
+def test_networks_train_as_any_nnx_module(stage, norm, tree_mode):
+    with nnx.set_graph_mode(not tree_mode), nnx.set_graph_updates(not tree_mode):
+        model = mlp(stage, norm)
+        optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+        x = jax.random.normal(jax.random.key(0), (20, 5))
+        labels = jnp.arange(20) % 3
+
+        def loss(model, x, labels):
+            return optax.softmax_cross_entropy_with_integer_labels(model(x), labels).mean()
+
+        @nnx.jit
+        def step(model, optimizer, x, labels):
+            if tree_mode:
+                # Tree mode differentiates the parameters alone and hands everything else through.
+                graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+                def pure(params):
+                    merged = nnx.merge(graphdef, params, rest, copy=True)
+                    return loss(merged, x, labels), nnx.state(merged, nnx.Not(nnx.Param))
+
+                (value, rest), gradient = jax.value_and_grad(pure, has_aux=True)(params)
+                nnx.update(model, rest)
+            else:
+                value, gradient = nnx.value_and_grad(loss)(model, x, labels)
+            optimizer.update(model, gradient)
+            return value
+
+        before = jax.tree.map(jnp.array, nnx.state(model, nnx.BatchStat))
+        values = [float(step(model, optimizer, x, labels)) for _ in range(30)]
+        assert values[-1] < 0.7 * values[0]
+        if norm is nnx.BatchNorm:
+            changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, nnx.state(model, nnx.BatchStat))
+            assert all(jax.tree.leaves(changed))
+
+
+def test_no_two_variables_are_shared_as_tree_mode_demands():
+    for model in (mlp(), mlp(nn.PreAct, nnx.BatchNorm), images(), mlp(activation=nn.PReLU)):
+        variables = jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+        assert len({id(variable) for variable in variables}) == len(variables)
+
+
+class LinenClassifier(linen.Module):
+    """A user's own Linen model around one of ours."""
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Dense(6)(x)
+        x = nnx.bridge.to_linen(nn.PreAct, 6, activations.gelu, norm=nnx.LayerNorm)(x)
+        return linen.Dense(3)(x)
+
+
+def test_a_linen_user_wraps_a_stage_or_a_network_with_flaxs_bridge():
+    x = jax.random.normal(jax.random.key(0), (7, 5))
+    own = LinenClassifier()
+    variables = own.init(jax.random.key(1), x)
+    chex.assert_shape(own.apply(variables, x), (7, 3))
+    gradient = jax.grad(lambda v: jnp.sum(own.apply(v, x) ** 2))(variables)
+    chex.assert_tree_all_finite(gradient)
+    wrapped = nnx.bridge.to_linen(nn.MLP, 5, 6, 3, max_depth=4, activation=activations.tanh)
+    variables = wrapped.init(jax.random.key(1), x)
+    chex.assert_shape(wrapped.apply(variables, x), (7, 3))
+
+
+@pytest.mark.parametrize(("stage", "norm"), BLOCKS)
+def test_log_lipschitz_bounds_every_jacobian_norm_of_the_network(stage, norm):
+    model = mlp(stage, norm, activation=activations.gelu, sigma_w=1.5)
+    x = jax.random.normal(jax.random.key(0), (50, 5))
+    nn.calibrate(model, x)
+    model.eval()
+    norms = np.linalg.norm(jax.vmap(jax.jacfwd(model))(x), 2, axis=(1, 2))
+    for depth in (4, jnp.int32(4)):
+        assert np.log(norms.max()) <= float(model.log_lipschitz(depth)) + 1e-5
+    assert float(model.log_lipschitz(2, activations.relu)) < float(model.log_lipschitz(4, activations.relu))
+
+
+def test_log_lipschitz_of_a_plain_network_is_the_textbooks_product():
+    model = mlp(activation=activations.silu)
+    kernels = [model.embed.kernel[...], *model.stack.stages.affine.kernel[...], model.head.kernel[...]]
+    norms = [np.linalg.norm(np.asarray(kernel, float), 2) for kernel in kernels]
+    expected = np.sum(np.log(norms)) + 5 * np.log(activations.silu.lipschitz)
+    np.testing.assert_allclose(model.log_lipschitz(), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="states no Lipschitz constant"):
+        mlp(activation=jnp.tanh).log_lipschitz()
+
+
+@pytest.mark.parametrize("stage", [nn.Plain, nn.PreAct, nn.PostAct])
+def test_calibrated_inference_equals_training_mode_on_that_batch(stage):
+    model = mlp(stage, nnx.BatchNorm)
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (50, 5))
+    expected = nnx.clone(model)(x)
+    nn.calibrate(model, x)
+    model.eval()
+    chex.assert_trees_all_close(model(x), expected, atol=1e-4)
+
+
+def test_functional_equals_the_module():
+    init, apply = nn.functional(partial(nn.MLP, 5, 6, 3, max_depth=4, activation=activations.tanh))
+    x = jax.random.normal(jax.random.key(0), (7, 5))
+    key = jax.random.key(3)
+    params, variables = init(key, sigma_w=1.5)
+    expected = mlp(sigma_w=1.5, rngs=nnx.Rngs(params=key))(x)
+    chex.assert_trees_all_close(apply(params, variables, x)[0], expected)
+    many = jax.vmap(lambda k, s: init(k, sigma_w=s)[0])(jax.random.split(key, 3), jnp.array([1.0, 2.0, 3.0]))
+    assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(many))
+
+
+def test_training_flag_decides_which_statistics_a_batch_norm_uses():
+    init, apply = nn.functional(
+        partial(nn.MLP, 5, 6, 3, max_depth=4, activation=activations.tanh, norm=nnx.BatchNorm)
+    )
+    params, variables = init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (7, 5))
+    _, same = apply(params, variables, x)
+    chex.assert_trees_all_equal(same, variables)
+    _, updated = apply(params, variables, x, training=True)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(updated, variables)
+
+
+def test_bad_stage_is_refused():
+    with pytest.raises(TypeError, match="`stage` must be a class such as Plain"):
+        mlp(stage="plain")

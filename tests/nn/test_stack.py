@@ -1,0 +1,182 @@
+"""A stack equals its stages run one after the other, in value and in every derivative, at every depth."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxact import activations, nn
+
+WIDTH, MAX_DEPTH, BATCH = 6, 5, 7
+STAGES = {"plain": nn.Plain, "pre": nn.PreAct, "post": nn.PostAct}
+NORMS = {"none": None, "batch": nnx.BatchNorm, "layer": nnx.LayerNorm, "rms": nnx.RMSNorm}
+BLOCKS = [(stage, norm) for stage in STAGES for norm in NORMS]
+
+
+def make(stage, norm, activation=activations.tanh, max_depth=MAX_DEPTH, seed=0):
+    make_stage = partial(STAGES[stage], WIDTH, activation, norm=NORMS[norm], sigma_b=0.1)
+    return nn.Stack(make_stage, max_depth, rngs=nnx.Rngs(seed))
+
+
+def inputs(seed=1):
+    return jax.random.normal(jax.random.key(seed), (BATCH, WIDTH))
+
+
+def unrolled(stack, x, depth, activation=None):
+    """The stages as separate modules, one after the other: what the loop must equal."""
+    graphdef, state = nnx.split(stack.stages)
+    hidden = []
+    for layer in range(depth):
+        stage = nnx.merge(graphdef, jax.tree.map(lambda leaf, layer=layer: leaf[layer], state), copy=True)
+        x = stage(x, activation=activation)
+        hidden.append(x)
+    return x, jnp.stack(hidden)
+
+
+@pytest.mark.parametrize(("stage", "norm"), BLOCKS)
+@pytest.mark.parametrize("depth", [1, 3, MAX_DEPTH])
+def test_every_way_of_running_equals_the_unrolled_stages(stage, norm, depth):
+    stack, x = make(stage, norm), inputs()
+    expected, hidden = unrolled(stack, x, depth)
+    runs = {
+        "static": lambda s: s(x, depth),
+        "reverse": lambda s: s(x, jnp.int32(depth)),
+        "forward": lambda s: s(x, jnp.int32(depth), mode="forward"),
+    }
+    for run in runs.values():
+        chex.assert_trees_all_close(run(nnx.clone(stack)), expected, atol=1e-5)
+    for given in (depth, jnp.int32(depth)):
+        trace = nnx.clone(stack).trace(x, given)
+        chex.assert_shape([trace.hidden, trace.preactivation], (MAX_DEPTH, BATCH, WIDTH))
+        chex.assert_trees_all_close(trace.hidden[:depth], hidden, atol=1e-5)
+        chex.assert_trees_all_close(trace.output, expected, atol=1e-5)
+        assert not np.any(trace.hidden[depth:])
+
+
+@pytest.mark.parametrize(("stage", "norm"), BLOCKS)
+def test_gradients_with_a_traced_depth_equal_those_of_the_unrolled_stages(stage, norm):
+    with jax.enable_x64(True):
+        depth = 4
+        stack, x = make(stage, norm), inputs().astype(jnp.float64)
+        graphdef, params, rest = nnx.split(stack, nnx.Param, ...)
+        params, rest = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, rest))
+
+        def loss(params, x, taps, run):
+            return jnp.sum(jnp.sin(run(nnx.merge(graphdef, params, rest, copy=True), x, taps)))
+
+        def looped(stack, x, taps):
+            return stack(x, jnp.int32(depth), taps=taps)
+
+        def reference(stack, x, taps):
+            graphdef, state = nnx.split(stack.stages)
+            for layer in range(depth):
+                one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], state)
+                x = nnx.merge(graphdef, one, copy=True)(x) + taps[layer]
+            return x
+
+        taps = jnp.zeros((MAX_DEPTH, BATCH, WIDTH))
+        for argument in range(3):
+            got = jax.jit(jax.grad(partial(loss, run=looped), argument))(params, x, taps)
+            expected = jax.grad(partial(loss, run=reference), argument)(params, x, taps)
+            chex.assert_tree_all_finite(got)
+            chex.assert_trees_all_close(got, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_forward_mode_equals_reverse_mode(stage):
+    stack, x = make(stage, "none"), inputs()
+    depth = jnp.int32(3)
+    forward = jax.jacfwd(lambda x: stack(x, depth, mode="forward"))(x[0])
+    reverse = jax.jacrev(lambda x: stack(x, depth))(x[0])
+    static = jax.jacfwd(lambda x: stack(x, 3))(x[0])
+    chex.assert_trees_all_close(forward, reverse, atol=1e-5)
+    chex.assert_trees_all_close(forward, static, atol=1e-5)
+
+
+def test_hessian_vector_products_pass_through_a_traced_depth():
+    stack, x = make("pre", "none"), inputs()[0]
+    v = jnp.arange(1.0, WIDTH + 1)
+
+    def scalar(x, depth):
+        return jnp.sum(stack(x, depth) ** 2)
+
+    got = jax.jvp(jax.grad(partial(scalar, depth=jnp.int32(3))), (x,), (v,))[1]
+    expected = jax.hessian(partial(scalar, depth=3))(x) @ v
+    chex.assert_trees_all_close(got, expected, rtol=1e-4)
+
+
+def test_one_trace_serves_every_depth_and_activation():
+    choices = (activations.relu, activations.tanh, activations.gelu)
+    stack, x = make("plain", "none"), inputs()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def value_and_gradient(x, depth, choice):
+        return jax.value_and_grad(lambda x: jnp.sum(stack(x, depth, choice)))(x)
+
+    for depth in (1, 2, MAX_DEPTH):
+        for index, activation in enumerate(choices):
+            got = value_and_gradient(x, depth, activations.select(choices, index))
+            reference = lambda x, d=depth, a=activation: jnp.sum(unrolled(stack, x, d, a)[0])  # noqa: E731
+            chex.assert_trees_all_close(got, jax.value_and_grad(reference)(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_batch_statistics_are_updated_in_the_layers_that_ran_and_nowhere_else(stage):
+    x, depth = inputs(), 3
+    stacks = [make(stage, "batch") for _ in range(3)]
+    stacks[0](x, depth)
+    stacks[1](x, jnp.int32(depth))
+    graphdef, state = nnx.split(stacks[2].stages)
+    h, means = x, []
+    for layer in range(depth):
+        one = nnx.merge(graphdef, jax.tree.map(lambda leaf, layer=layer: leaf[layer], state), copy=True)
+        h = one(h)
+        means.append(one.norm.mean[...])
+    for stack in stacks[:2]:
+        chex.assert_trees_all_close(stack.stages.norm.mean[:depth], jnp.stack(means), atol=1e-6)
+        assert not np.any(stack.stages.norm.mean[depth:])
+        np.testing.assert_array_equal(stack.stages.norm.var[depth:], 1.0)
+
+
+def test_members_vmapped_equal_members_alone():
+    x, depth = inputs(), jnp.int32(4)
+
+    def value_and_gradient(key):
+        stack = nn.Stack(partial(nn.PreAct, WIDTH, activations.gelu), MAX_DEPTH, rngs=nnx.Rngs(params=key))
+        return jax.value_and_grad(lambda x: jnp.sum(stack(x, depth) ** 2))(x)
+
+    keys = jax.random.split(jax.random.key(3), 2)
+    together = jax.vmap(value_and_gradient)(keys)
+    for index in range(2):
+        alone = value_and_gradient(keys[index])
+        chex.assert_trees_all_close(jax.tree.map(lambda a, i=index: a[i], together), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_depth_outside_the_stack_is_refused():
+    stack = make("plain", "none")
+    for depth in (0, -1, MAX_DEPTH + 1, jnp.int32(9)):
+        with pytest.raises(ValueError, match=f"`depth` must lie between 1 and max_depth = {MAX_DEPTH}, got"):
+            stack(inputs(), depth)
+    with pytest.raises(ValueError, match="`depth` must be an integer"):
+        stack(inputs(), 2.5)
+    with pytest.raises(ValueError, match="`max_depth` must be a positive integer, got 0"):
+        make("plain", "none", max_depth=0)
+    with pytest.raises(ValueError, match='`mode` must be "reverse" or "forward"'):
+        stack(inputs(), 2, mode="backward")
+
+
+def test_compile_time_does_not_grow_with_depth():
+    """The compiled programs for 10 and 1,000 layers have the same number of instructions."""
+
+    def instructions(max_depth):
+        stack = make("plain", "none", max_depth=max_depth)
+        graphdef, params = nnx.split(stack)
+        gradient = jax.grad(lambda p, x, d: jnp.sum(nnx.merge(graphdef, p)(x, d)))
+        return jax.jit(gradient).lower(params, inputs(), jnp.int32(2)).as_text().count("\n")
+
+    assert instructions(1000) == instructions(10)

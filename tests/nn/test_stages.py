@@ -1,0 +1,160 @@
+"""Stages compute their equations, their weights follow the stated law, and their bounds hold."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxact import activations, nn
+
+STAGES = (nn.Plain, nn.PreAct, nn.PostAct)
+NORMS = (None, nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm)
+
+
+def test_plain_is_w_f_norm_h():
+    stage = nn.Plain(4, jnp.tanh, norm=nnx.LayerNorm, sigma_b=0.3, rngs=nnx.Rngs(0))
+    h = jax.random.normal(jax.random.key(1), (3, 4))
+    normed = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
+    expected = np.tanh(normed) @ stage.affine.kernel[...] + stage.affine.bias[...]
+    chex.assert_trees_all_close(stage(h), expected, atol=1e-5)
+
+
+def test_preact_adds_the_branch_to_an_untouched_skip():
+    stage = nn.PreAct(4, jnp.tanh, sigma_b=0.3, rngs=nnx.Rngs(0))
+    h = jax.random.normal(jax.random.key(1), (3, 4))
+    expected = h + np.tanh(h) @ stage.affine.kernel[...] + stage.affine.bias[...]
+    chex.assert_trees_all_close(stage(h), expected, atol=1e-6)
+
+
+def test_postact_applies_f_after_the_addition():
+    stage = nn.PostAct(4, activations.relu, norm=nnx.BatchNorm, rngs=nnx.Rngs(0))
+    h = jax.random.normal(jax.random.key(1), (30, 4))
+    branch = h @ stage.affine.kernel[...]
+    normed = (branch - branch.mean(0)) / np.sqrt(branch.var(0) + 1e-5)
+    chex.assert_trees_all_close(stage(h), np.maximum(h + normed, 0), atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_preactivation_is_what_the_activation_sees(stage, norm):
+    seen = []
+
+    def spy(z):
+        seen.append(z)
+        return jnp.tanh(z)
+
+    made = stage(4, spy, norm=norm, rngs=nnx.Rngs(0))
+    h = jax.random.normal(jax.random.key(1), (5, 4))
+    made(h)
+    chex.assert_trees_all_close(made.preactivation(h), seen[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kernel_size", [3, (3, 3)])
+def test_convolutional_stages_keep_the_shape(stage, kernel_size):
+    made = stage(4, jnp.tanh, norm=nnx.BatchNorm, kernel_size=kernel_size, rngs=nnx.Rngs(0))
+    space = (6,) if kernel_size == 3 else (6, 5)
+    chex.assert_shape(made(jnp.ones((2, *space, 4))), (2, *space, 4))
+
+
+def test_gaussian_weights_have_variance_sigma_w_squared_over_fan_in():
+    stage = nn.Plain(400, jnp.tanh, sigma_w=1.7, sigma_b=0.5, rngs=nnx.Rngs(0))
+    kernel, bias = np.asarray(stage.affine.kernel[...], float), np.asarray(stage.affine.bias[...], float)
+    for values, deviation in ((kernel.ravel() * 20, 1.7), (bias, 0.5)):
+        # standard error of a Gaussian sample's standard deviation: deviation / sqrt(2 n)
+        assert abs(values.std() - deviation) < 5 * deviation / np.sqrt(2 * values.size)
+        assert abs(values.mean()) < 5 * deviation / np.sqrt(values.size)
+
+
+@given(st.floats(0.1, 5.0), st.integers(0, 2**31 - 1))
+@settings(max_examples=10, deadline=None)
+def test_orthogonal_weights_are_sigma_w_times_an_isometry(sigma_w, seed):
+    stage = nn.Plain(8, jnp.tanh, weights="orthogonal", sigma_w=sigma_w, rngs=nnx.Rngs(seed))
+    kernel = np.asarray(stage.affine.kernel[...], float)
+    np.testing.assert_allclose(kernel.T @ kernel, sigma_w**2 * np.eye(8), atol=2e-5 * sigma_w**2)
+
+
+def test_orthogonal_convolutions_are_isometries_too():
+    stage = nn.Plain(8, jnp.tanh, kernel_size=(3, 3), weights="orthogonal", rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 5, 5, 8))
+    np.testing.assert_allclose(jnp.sum(stage.affine(x) ** 2), jnp.sum(x**2), rtol=1e-5)
+
+
+def test_sigma_w_may_be_traced():
+    def kernel(sigma_w):
+        return nn.Plain(5, jnp.tanh, sigma_w=sigma_w, sigma_b=sigma_w, rngs=nnx.Rngs(0)).affine.kernel[...]
+
+    many = jax.jit(jax.vmap(kernel))(jnp.array([1.0, 2.0]))
+    chex.assert_trees_all_close(many[1], 2 * many[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kernel_size", [None, (3, 3)])
+def test_log_lipschitz_bounds_every_jacobian_norm_at_inference(stage, norm, kernel_size):
+    activation = activations.silu  # its slope exceeds 1
+    made = stage(3, activation, norm=norm, kernel_size=kernel_size, sigma_w=2.0, rngs=nnx.Rngs(0))
+    space = () if kernel_size is None else (4, 4)
+    x = jax.random.normal(jax.random.key(1), (6, *space, 3))
+    if norm is nnx.BatchNorm:
+        made.norm.scale[...] = jnp.array([0.5, -3.0, 1.0])
+        made.norm.momentum = 0.5
+        made(x)
+    made.eval()
+    bound = float(made.log_lipschitz(activation.lipschitz))
+    for scale in (1e-3, 1.0, 10.0):
+        jacobians = jax.vmap(jax.jacfwd(lambda h: made(h[None])[0].ravel()))(x * scale)
+        norms = np.linalg.norm(np.asarray(jacobians).reshape(6, -1, x[0].size), 2, axis=(1, 2))
+        assert np.log(norms.max()) <= bound + 1e-5
+
+
+def test_log_lipschitz_is_tight_where_one_norm_decides():
+    plain = nn.Plain(5, activations.identity, sigma_w=1.5, rngs=nnx.Rngs(0))
+    kernel = np.asarray(plain.affine.kernel[...])
+    np.testing.assert_allclose(plain.log_lipschitz(1.0), np.log(np.linalg.norm(kernel, 2)), rtol=1e-5)
+    orthogonal = nn.Plain(5, activations.relu, weights="orthogonal", rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(orthogonal.log_lipschitz(1.0), 0.0, atol=1e-5)
+
+
+def test_learned_activations_get_parameters_in_every_layer_and_train():
+    x = jax.random.normal(jax.random.key(1), (20, 4))  # every unit sees both signs
+    for learned in (nn.PReLU, nn.Swish, nn.Softplus):
+        stack = nn.Stack(partial(nn.Plain, 4, learned), 3, rngs=nnx.Rngs(0))
+        graphdef, params = nnx.split(stack)
+        gradient = jax.grad(lambda p, g=graphdef: jnp.sum(nnx.merge(g, p)(x, jnp.int32(3)) ** 2))(params)
+        leaves = jax.tree.leaves(gradient["stages"]["activation"])
+        chex.assert_shape(leaves, (3, 4))
+        assert all(np.all(np.asarray(leaf) != 0) for leaf in leaves)
+
+
+def test_learned_activations_equal_their_fixed_counterparts():
+    x = jnp.linspace(-5, 5, 41)[:, None]
+    chex.assert_trees_all_close(nn.PReLU(slope=0.2)(x), activations.leaky_relu(0.2)(x), atol=1e-6)
+    chex.assert_trees_all_close(nn.Swish(beta=1.5)(x), activations.swish(1.5)(x), atol=1e-6)
+    chex.assert_trees_all_close(nn.Softplus(beta=2.0)(x), activations.softplus(2.0)(x), atol=1e-6)
+
+
+def test_bad_arguments_are_refused_with_the_rule_and_the_value():
+    rngs = nnx.Rngs(0)
+    for arguments, message in (
+        ({"width": 0}, "`width` must be a positive integer, got 0"),
+        ({"width": 2.0}, "must be a positive integer, got 2.0"),
+        ({"sigma_w": -1.0}, "`sigma_w` must be finite and not negative, got -1.0"),
+        ({"sigma_b": float("nan")}, "`sigma_b` must be finite and not negative, got nan"),
+        ({"weights": "uniform"}, '`weights` must be "gaussian" or "orthogonal"'),
+        ({"kernel_size": 0}, "`kernel_size` must be a positive integer, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            nn.Plain(**{"width": 4, "activation": jnp.tanh, "rngs": rngs} | arguments)
+    with pytest.raises(TypeError, match="Use jaxact.activations.parse"):
+        nn.Plain(4, "relu", rngs=rngs)
+    with pytest.raises(TypeError, match="Pass the class"):
+        nn.Plain(4, jnp.tanh, norm=nnx.BatchNorm(4, rngs=rngs), rngs=rngs)
+    with pytest.raises(ValueError, match="No Lipschitz bound is known"):
+        nn.Plain(4, jnp.tanh, norm=partial(nnx.GroupNorm, num_groups=2), rngs=rngs).log_lipschitz(1.0)

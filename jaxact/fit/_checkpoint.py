@@ -28,7 +28,7 @@ def save(path: str | os.PathLike[str], state: PyTree) -> None:
     target = Path(path).absolute()
     if target.exists():
         raise FileExistsError(f"`path` {target} exists already. Save under another name, such as one with the step.")
-    ocp.save_pytree(target, _plain(state))
+    ocp.save(target, _named(state))
 
 
 def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
@@ -51,39 +51,53 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     target = Path(path).absolute()
     if not target.is_dir():
         raise FileNotFoundError(f"No checkpoint at {target}. Give the folder that `save` was given.")
-    expected = jax.eval_shape(_plain, like)
+    expected = jax.eval_shape(_named, like)
     try:
-        stored = ocp.pytree_metadata(target).metadata
-    except Exception as error:
+        stored = ocp.metadata(target).metadata
+    except Exception as error:  # Orbax has no one type for "not a checkpoint"
         raise ValueError(f"{target} is not a checkpoint that can be read: {error}") from error
-    found = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(stored)}
-    wanted = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(expected)}
-    problems = _differences(list(wanted.values()), list(found.values()), list(wanted))
+    problems = _differences(expected, stored)
     if problems:
-        raise ValueError(f"The checkpoint {target} does not fit `like`: " + "; ".join(problems))
-    return _like(ocp.load_pytree(target, expected), like)
-
-
-def _differences(wanted: list[Any], found: list[Any], names: list[str]) -> list[str]:
-    if len(wanted) != len(found):
-        return [f"{len(found)} arrays stored, {len(wanted)} expected"]
-    return [
-        f"{name} is {b.dtype}{list(b.shape)}, expected {a.dtype}{list(a.shape)}"
-        for name, a, b in zip(names, wanted, found, strict=True)
-        if tuple(a.shape) != tuple(b.shape) or a.dtype != b.dtype
+        raise ValueError(f"The checkpoint {target} does not fit `like`: " + "; ".join(problems) + ".")
+    loaded = ocp.load(target, {name: _with_sharding(expected[name], leaf) for name, leaf in _leaves(like)})
+    leaves = [
+        jax.random.wrap_key_data(loaded[name], impl=jax.random.key_impl(leaf)) if _is_key(leaf) else loaded[name]
+        for name, leaf in _leaves(like)
     ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """Leaves with their paths as text: the names under which they are stored, whatever holds them."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    """A flat dictionary; PRNG keys as their integers, since Orbax stores ordinary arrays."""
+    return {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in _leaves(tree)}
+
+
+def _differences(expected: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    problems = [f"`{name}` is missing" for name in expected if name not in stored]
+    problems += [f"`{name}` is not expected" for name in stored if name not in expected]
+    for name in expected.keys() & stored.keys():
+        found, wanted = stored[name], expected[name]
+        if tuple(found.shape) != tuple(wanted.shape) or found.dtype != wanted.dtype:
+            problems.append(
+                f"`{name}` is {found.dtype}{list(found.shape)}, expected {wanted.dtype}{list(wanted.shape)}"
+            )
+    return problems
+
+
+def _with_sharding(expected: jax.ShapeDtypeStruct, leaf: Any) -> jax.ShapeDtypeStruct:
+    # Always one that this process has: left out, Orbax would ask for the devices of the process that saved.
+    sharding = None if _is_key(leaf) else getattr(leaf, "sharding", None)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(expected.shape, expected.dtype, sharding=sharding)
 
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _plain(state: PyTree) -> PyTree:
-    """PRNG keys as their integers: Orbax stores ordinary arrays."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
-
-
-def _like(plain: PyTree, like: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda a, b: jax.random.wrap_key_data(a, impl=jax.random.key_impl(b)) if _is_key(b) else a, plain, like
-    )

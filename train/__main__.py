@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple
 
 from train import config
 from train.config import ConfigError
@@ -384,10 +384,6 @@ def _use_compilation_cache() -> None:
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
 
 
-def _exit() -> NoReturn:
+if __name__ == "__main__":
     _use_compilation_cache()
     sys.exit(main())
-
-
-if __name__ == "__main__":
-    _exit()

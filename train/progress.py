@@ -49,6 +49,7 @@ class Display:
         self._console = console
         self._left = {cell.name: cell for cell in cells}
         self._num_cells = len(cells)
+        self._num_skipped = 0
         self._forecast = Forecast()
         self._cell: Cell | None = None
         self._last_line = self._cell_started = time.monotonic()
@@ -81,6 +82,7 @@ class Display:
     def skip(self, cell: Cell, seconds: float) -> None:
         """Count a cell that an earlier process finished in `seconds`."""
         self._forecast.record(cell, seconds)
+        self._num_skipped += 1
         del self._left[cell.name]
 
     def start(self, cell: Cell) -> None:
@@ -122,7 +124,9 @@ class Display:
         left = sum(self._forecast.seconds(other) or 0.0 for other in self._left.values())
         self._bars.update(self._all_bar, completed=done, count=count, end=time.monotonic() + left)
         text = f"[{count}] {name} done in {seconds:.1f} s"
-        self._line(text, left if self._left else None, always=done in (1, self._num_cells))
+        self._line(
+            text, left if self._left else None, always=done in (self._num_skipped + 1, self._num_cells)
+        )
 
     def _seconds_left(self, fraction: float) -> tuple[float | None, float | None]:
         assert self._cell is not None

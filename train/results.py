@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -26,6 +28,7 @@ PROVENANCE = (
     "device",
     "started",
 )
+_SCALE_ATTRIBUTES = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST")  # how HDF5 stores dimensions
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -72,17 +75,23 @@ def check_structure(dataset: xr.Dataset) -> None:
 def save(dataset: xr.Dataset, path: Path) -> None:
     """Write a Dataset to a NetCDF4 file, atomically: after a crash the file is whole or not there.
 
+    The file is xarray's and netCDF's own format; `xarray.open_dataset` reads it. It is written here because
+    that takes 0.03 s for a cell of 35 variables, and 0.45 s through h5netcdf.
+
     Args:
-        dataset: any Dataset of numbers, booleans and text; bfloat16 is stored as float32.
+        dataset: any Dataset of numbers, booleans and text whose dimensions have coordinates; bfloat16 is
+            stored as float32.
         path: the file to write; one that is there is replaced.
 
     Raises:
         OSError: if it cannot be written (a full disk, no permission); nothing is left behind.
+        TypeError: for values that the format does not hold, such as dates.
     """
-    narrow = [name for name, variable in dataset.variables.items() if variable.dtype.name == "bfloat16"]
-    dataset = dataset.assign({name: dataset[name].astype(np.float32) for name in narrow})
     # Encoded in memory first: HDF5 writing straight to a full disk loses the errno and fails again on close.
-    write_atomically(path, memoryview(dataset.to_netcdf(engine="h5netcdf")))
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=("v108", "v110")) as file:
+        _encode(dataset, file)
+    write_atomically(path, buffer.getbuffer())
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -141,19 +150,19 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
     if signature and not _HDF5_SIGNATURE.startswith(signature):
         raise ValueError(f"{path} is not a NetCDF4 file. Give the result.nc that a run wrote.")
     try:
-        dataset = xr.load_dataset(path, engine="h5netcdf")
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") == FORMAT:
+                return _decode(file)
+            found = file.attrs.get("format")
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise OSError(
             f"{path} is truncated or damaged ({error}). Delete it and resume its run: "
             "finished cells are kept and the rest is made again."
         ) from error
-    found = dataset.attrs.get("format")
-    if found != FORMAT:
-        raise ValueError(
-            f"{path} was not written by a study of jaxact: its attribute `format` is {found!r}, "
-            f"not {FORMAT!r}. Give the result.nc that a run wrote."
-        )
-    return dataset
+    raise ValueError(
+        f"{path} was not written by a study of jaxact: its attribute `format` is {found!r}, "
+        f"not {FORMAT!r}. Give the result.nc that a run wrote."
+    )
 
 
 def combine(cells: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -238,6 +247,54 @@ def measurements(dataset: xr.Dataset) -> xr.Dataset:
     """
     timings = [name for name in dataset.data_vars if str(name).endswith("_seconds")]
     return dataset.drop_vars(timings).drop_attrs(deep=False)
+
+
+def _encode(dataset: xr.Dataset, file: h5py.File) -> None:
+    """Fill an HDF5 file as netCDF-4 and xarray ask: dimension scales, int8 for booleans, UTF-8 text."""
+    file.attrs.update(dataset.attrs)
+    if others := [str(name) for name in dataset.coords if name not in dataset.dims]:
+        file.attrs["coordinates"] = " ".join(others)
+    scales = [name for name in dataset.dims if name in dataset.coords]
+    for name in [*scales, *(name for name in dataset.variables if name not in scales)]:
+        variable = dataset.variables[name]
+        values, attributes = np.asarray(variable.values), dict(variable.attrs)
+        if values.dtype.kind in "UTO":
+            stored = file.create_dataset(str(name), data=values.astype(object), dtype=h5py.string_dtype())
+        elif values.dtype.kind == "b":
+            stored = file.create_dataset(str(name), data=values.astype(np.int8))
+            attributes["dtype"] = "bool"
+        elif values.dtype.kind in "iuf" or values.dtype.name == "bfloat16":
+            is_narrow = values.dtype.name == "bfloat16"
+            stored = file.create_dataset(str(name), data=values.astype(np.float32) if is_narrow else values)
+        else:
+            raise TypeError(f"`{name}` holds {values.dtype}: only numbers, booleans and text can be stored.")
+        stored.attrs.update(attributes)
+        if name in scales:
+            stored.make_scale(str(name))
+        else:
+            for axis, dim in enumerate(variable.dims):
+                stored.dims[axis].attach_scale(file[str(dim)])
+
+
+def _decode(file: h5py.File) -> xr.Dataset:
+    attributes = _attributes(file)
+    coordinates = str(attributes.pop("coordinates", "")).split()
+    variables = {}
+    for name, stored in file.items():
+        own = _attributes(stored)
+        is_text = h5py.check_string_dtype(stored.dtype) is not None
+        values = np.asarray(stored.asstr()[()]).astype(str) if is_text else stored[()]
+        if own.pop("dtype", None) == "bool":
+            values = np.asarray(values, bool)
+        dims = (name,) if stored.is_scale else tuple(axis[0].name.strip("/") for axis in stored.dims)
+        variables[name] = xr.Variable(dims, values, own)
+        coordinates += [name] * stored.is_scale
+    return xr.Dataset(variables, attrs=attributes).set_coords(coordinates)
+
+
+def _attributes(stored: h5py.HLObject) -> dict[str, Any]:
+    values = {name: stored.attrs[name] for name in stored.attrs if name not in _SCALE_ATTRIBUTES}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
 
 def _structure_failures(dataset: xr.Dataset) -> list[str]:

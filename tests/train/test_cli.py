@@ -1,0 +1,300 @@
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from train import config, results, runner
+from train.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+FAKE = Path(__file__).with_name("fake_study.py")
+SECONDS_TO_START = 60.0  # importing jax on a busy machine
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Run one command in this process, in an empty folder; gives exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        capsys.readouterr()
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the program itself, in an empty folder."""
+    started = []
+
+    def start(*words, before="true"):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        program = shlex.join([sys.executable, "-m", "train", *(str(word) for word in words)])
+        command = ["sh", "-c", f"{before}; exec {program}"]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def only_run(tmp_path):
+    (directory,) = (tmp_path / "runs").iterdir()
+    return directory
+
+
+def wait_for_cells(tmp_path, count, process):
+    end = time.monotonic() + SECONDS_TO_START
+    while len(list(tmp_path.glob("runs/*/cells/*.nc"))) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def continued(stderr):
+    """The words of the command that a message says to continue with."""
+    command = stderr.partition("Continue with:\n")[2].splitlines()[0]
+    return shlex.split(command)[3:]
+
+
+def test_one_command_runs_a_study_and_others_show_it_again(call, tmp_path):
+    status, out, err = call("run", FAKE)
+    directory = only_run(tmp_path)
+    name = Path("runs") / directory.name
+    assert (status, err) == (0, "")
+    assert "[4/4] relu/depth=2 done" in out
+    assert out.index("- 2 activations were counted.") < out.index(
+        f"report  {name}/report.html\nresult  {name}/result.nc"
+    )
+    assert "peak memory" in out
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "cells", "config.json", "config.py", "figures", "report.html", "result.nc",
+    ]  # fmt: skip
+    page = (directory / "report.html").read_bytes()
+    (directory / "report.html").unlink()
+    for run in (name, directory.name):
+        status, out, err = call("report", run)
+        assert (status, err) == (0, "")
+        assert "2 activations" in out
+        assert (directory / "report.html").read_bytes() == page
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.py").write_text('"""Why is the sky blue?"""\nimport no_such_module\n')
+    status, out, err = call("list")
+    assert (status, err) == (0, "")
+    assert "Why is the sky blue?" in out
+    (row,) = (line for line in out.splitlines() if directory.name in line)
+    assert all(text in row for text in ("fake_study", "4/4", "finished", "just now"))
+
+
+def test_any_field_is_set_from_the_command_line(call, tmp_path):
+    words = ["run", FAKE, "--depths", "1", "3", "--activations", "tanh", "leaky_relu(0.3)", "--rate", "2"]
+    status, _, _ = call(*words)
+    assert status == 0
+    directory = only_run(tmp_path)
+    result = results.load(directory / "result.nc")
+    assert result.depth.values.tolist() == [1, 3]
+    assert result.activation.values.tolist() == ["tanh", "leaky_relu(0.3)"]
+    assert json.loads(result.attrs["config"])["rate"] == 2.0
+    # The stored command repeats the run.
+    status, _, _ = call(*shlex.split(result.attrs["command"])[3:], "--resume", directory)
+    assert status == 0
+    runs = {name: config.resolved(config.load(FAKE)) for name in ("default",)}
+    assert config.differences(runs["default"], runner.read(directory).config)
+
+
+def test_smoke_is_the_default_that_other_fields_change(call, tmp_path):
+    status, _, _ = call("run", "--smoke", FAKE, "--output", "there", "--activations", "relu", "gelu", "tanh")
+    (directory,) = (tmp_path / "there").iterdir()
+    assert status == 0
+    assert runner.read(directory).cells == ["relu/depth=4", "gelu/depth=4", "tanh/depth=4"]
+    status, out, _ = call("run", FAKE, "--smoke", "--help")
+    assert status == 0
+    assert "(default: 4)" in out
+    assert "the number of layers of each cell" in out
+    assert "ACTIVATION" in out
+
+
+def test_fields_may_be_written_with_underscores(call, tmp_path):
+    text = FAKE.read_text().replace("seconds", "num_seconds")
+    (tmp_path / "study.py").write_text(text)
+    for word in ("--num_seconds", "--num-seconds"):
+        status, _, _ = call("run", "study.py", word, "0.01", "--smoke")
+        assert status == 0
+    assert [runner.read(path).config["num_seconds"] for path in (tmp_path / "runs").iterdir()] == [0.01, 0.01]
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["rnu"], ["there is no command 'rnu'. Did you mean `run`?"]),
+        (["run"], ["`run` needs a config file"]),
+        (["run", "nothing.py"], ["nothing.py does not exist"]),
+        (["run", "--depth", "3", FAKE], ["the config comes before its fields"]),
+        (["run", FAKE, "--dephts", "3"], ["--dephts", "Perhaps you meant", "--depths"]),
+        (["run", FAKE, "--smok"], ["--smok", "Perhaps you meant", "--smoke"]),
+        (["run", FAKE, "--activations", "tanh", "rleu"], ["--activations: ", "'rleu'", "relu"]),
+        (["run", FAKE, "--depths", "4", "0"], ["`depths` must be positive, got 0. Use 1 or more."]),
+        (["run", FAKE, "--depths"], ["`depths` must hold at least one value"]),
+        (["run", FAKE, "--activations"], ["has no cells"]),
+        (["run", FAKE, "--depths", "4", "4"], ["same name", "List each value once"]),
+        (["run", FAKE, "--rate", "fast"], ["--rate", "'fast'"]),
+        (["run", FAKE, "--resume", "runs/none"], ["there is no run runs/none"]),
+        (["run", FAKE, "--output", FAKE], ["cannot make a run folder in `output`", "--output"]),
+        (["run", FAKE, "--trouble", "no data"], ["the data were not found in /nowhere. Get them somewhere."]),
+        (["report"], ["RUN"]),
+        (["report", "runs/none"], ["there is no run runs/none", "train list"]),
+        (["report", FAKE], ["is a file, not the folder of a run"]),
+        (["report", "."], ["is not the folder of a run"]),
+        (["list", "x"], ["Unrecognized options: x"]),
+    ],
+)
+def test_bad_input_ends_with_a_message_and_leaves_nothing(call, tmp_path, words, messages):
+    if "no data" in words:
+        words = [*words, "--depths", "1", "--activations", "relu"]
+    status, _, err = call(*words)
+    assert status == 2
+    for message in messages:
+        assert message in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_bug_in_a_cell_shows_itself_and_how_to_continue(call, tmp_path):
+    status, _, err = call("run", FAKE, "--trouble", "bug")
+    assert status == 1
+    assert "ZeroDivisionError: a bug in the study" in err
+    assert "3 of 4 cells are finished and kept" in err
+    assert continued(err)[-2:] == ["--resume", f"runs/{only_run(tmp_path).name}"]
+
+
+def test_an_unfinished_or_damaged_run_says_how_to_make_it_whole(call, tmp_path):
+    call("run", FAKE, "--trouble", "bug")
+    directory = only_run(tmp_path)
+    status, _, err = call("report", directory.name)
+    assert status == 2
+    assert "is unfinished: 3 of 4 cells" in err
+    assert f"--resume runs/{directory.name}" in err
+
+    for path in directory.parent.iterdir():
+        os.rename(path, tmp_path / "set_aside")
+    call("run", FAKE)
+    directory = only_run(tmp_path)
+    whole = (directory / "result.nc").read_bytes()
+    (directory / "result.nc").write_bytes(whole[: len(whole) // 2])
+    status, _, err = call("report", directory)
+    assert status == 2
+    assert "is truncated or damaged" in err
+    assert f"--resume {directory}" in err
+    xr.load_dataset(next((directory / "cells").iterdir()), engine="h5netcdf").drop_attrs().to_netcdf(
+        directory / "result.nc", engine="h5netcdf"
+    )
+    status, _, err = call("report", directory)
+    assert status == 2
+    assert "was not written by a study of jaxact" in err
+    assert call("run", FAKE, "--resume", directory)[0] == 0
+    assert call("report", directory)[0] == 0
+
+
+def test_resuming_with_another_config_names_the_fields(call, tmp_path):
+    call("run", FAKE, "--smoke")
+    directory = only_run(tmp_path)
+    status, _, err = call("run", FAKE, "--rate", "3", "--resume", directory.name)
+    assert status == 2
+    assert "`depths` is [4] in the run and [4, 2] now" in err
+    assert "`rate` is 0.5 in the run and 3.0 now" in err
+    assert "--smoke --resume" in err
+    status, _, err = call("report", directory.name[:-1])
+    assert f"Did you mean runs/{directory.name}?" in err
+
+
+def test_help_is_quick(tmp_path):
+    heavy = ("jax", "flax", "sklearn", "xarray", "pandas", "altair", "numpy")
+    code = "import sys; from train.__main__ import main; main(['--help'])"
+    code += f"; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "run CONFIG" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_killed_run_is_continued_and_ends_as_if_it_had_not_been(call, start, tmp_path):
+    process = start("run", FAKE, "--seconds", "0.4", "--depths", "4", "2", "3", "1")
+    wait_for_cells(tmp_path, 2, process)
+    process.kill()
+    process.communicate()
+    directory = only_run(tmp_path)
+    kept = {path.name: path.read_bytes() for path in (directory / "cells").glob("*.nc")}
+    assert 2 <= len(kept) < 8
+    assert not (directory / "result.nc").exists()
+    status, out, _ = call(*shlex.split(runner.resume_command(directory))[3:])
+    assert status == 0
+    assert f"[{len(kept) + 1}/8]" in out
+    for name, content in kept.items():
+        assert (directory / "cells" / name).read_bytes() == content
+    call("run", FAKE, "--output", "whole", "--depths", "4", "2", "3", "1")
+    (whole,) = (tmp_path / "whole").iterdir()
+    first, second = (results.measurements(results.load(path / "result.nc")) for path in (directory, whole))
+    xr.testing.assert_identical(first, second)
+
+
+@pytest.mark.parametrize(
+    ("number", "trouble", "status", "patience"),
+    [
+        (signal.SIGINT, "nothing", 130, 3.0),
+        (signal.SIGTERM, "nothing", 143, 3.0),
+        (signal.SIGINT, "stuck", 130, 9.0),
+    ],
+)
+def test_an_interrupted_run_ends_within_seconds_and_says_how_to_continue(
+    start, tmp_path, number, trouble, status, patience
+):
+    seconds = "0" if trouble == "stuck" else "0.5"
+    process = start(
+        "run", FAKE, "--seconds", seconds, "--trouble", trouble, "--activations", "tanh", "relu", "gelu"
+    )
+    wait_for_cells(tmp_path, 2 if trouble == "nothing" else 5, process)
+    time.sleep(0.1)
+    asked = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - asked < patience
+    assert process.returncode == status
+    assert "Interrupted." in err
+    assert "Traceback" not in err
+    directory = only_run(tmp_path)
+    kept = list((directory / "cells").iterdir())
+    assert f"{len(kept)} of 6 cells are finished and kept" in err
+    for path in kept:
+        results.load(path)
+    assert continued(err)[:2] == ["run", str(FAKE)]
+    assert continued(err)[-2:] == ["--resume", f"runs/{directory.name}"]
+    assert sorted(path.name for path in directory.iterdir()) == ["cells", "config.json", "config.py"]
+
+
+def test_a_file_that_the_system_refuses_to_write_ends_the_run(start, tmp_path):
+    process = start(
+        "run", FAKE, before="ulimit -f 8"
+    )  # blocks of 512 bytes or of 1024; a cell's file is larger
+    _, err = process.communicate(timeout=SECONDS_TO_START)
+    assert process.returncode == 2
+    assert "error: cannot write cell tanh/depth=4" in err
+    assert "File too large" in err
+    assert "0 of 4 cells are finished and kept" in err
+    assert "Traceback" not in err
+    assert not list((only_run(tmp_path) / "cells").iterdir())

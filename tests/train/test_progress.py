@@ -1,0 +1,80 @@
+import io
+import itertools
+import time
+
+import pytest
+from rich.console import Console
+
+from train.experiment import Cell
+from train.progress import Display, Forecast, clock
+
+
+def cell(block, depth):
+    return Cell(f"{block}/{depth}", {"block": block, "depth": depth})
+
+
+CELLS = [cell(block, depth) for block, depth in itertools.product(("plain", "bn"), (1, 10, 100))]
+
+
+def test_a_forecast_goes_by_the_cells_that_share_most_coordinates():
+    forecast = Forecast()
+    assert forecast.seconds(cell("plain", 1)) is None
+    forecast.record(cell("plain", 1), 1.0)
+    assert forecast.seconds(cell("plain", 10)) == 1.0
+    assert forecast.seconds(cell("bn", 100)) == 1.0  # shares nothing: the mean of all
+    forecast.record(cell("plain", 10), 10.0)
+    assert forecast.seconds(cell("bn", 10)) == 10.0
+    assert forecast.seconds(cell("plain", 100)) == 5.5
+    assert forecast.seconds(cell("plain", 10)) == 10.0
+
+
+def test_a_log_gets_few_lines_and_the_last_one(monkeypatch):
+    now = itertools.count(step=0.25)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    console = Console(file=io.StringIO(), width=40)
+    with Display(CELLS, console) as display:
+        display.skip(CELLS[0], 1.0)
+        for each in CELLS[1:]:
+            display.start(each)
+            for tick in range(100):
+                display(tick / 100, "training")
+            display.finish(30.0)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].startswith("[1/6] plain/10 ")
+    assert 10 < len(lines) < next(now) / 10 + 2
+    assert lines[-1] == "[6/6] bn/100 done in 30.0 s"
+    assert any("training, about" in line and line.endswith("left") for line in lines)
+
+
+def test_a_terminal_shows_the_cell_how_many_are_left_and_the_time_to_go():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with Display(CELLS, console) as display:
+        for each in CELLS[:2]:
+            display.start(each)
+            display.finish(90.0)
+        display.start(CELLS[2])
+        display(0.5, "training")
+        display._bars.refresh()
+    text = console.file.getvalue()
+    assert "2/6" in text
+    assert "plain/100 training" in text
+    assert "50%" in text
+    assert "4:30 left" in text  # three cells of 90 s each; the current one is half done in no time
+    assert text.rstrip().endswith("\x1b[?25h")  # the cursor is shown again
+
+
+@pytest.mark.parametrize("fraction", [-1.0, 2.0])
+def test_a_fraction_outside_the_unit_interval_is_clipped(fraction):
+    with Display(CELLS, Console(file=io.StringIO())) as display:
+        display.start(CELLS[0])
+        display(fraction)
+
+
+def test_durations_read_as_clocks():
+    assert [clock(seconds) for seconds in (0, 59.6, 3599, 3600, 36061)] == [
+        "0:00",
+        "1:00",
+        "59:59",
+        "1:00:00",
+        "10:01:01",
+    ]

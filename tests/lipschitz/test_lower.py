@@ -1,0 +1,175 @@
+"""The lower bound as an inequality, and as an equality where the constant is known."""
+
+from itertools import pairwise
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxact import activations, lipschitz
+
+
+def kernels(widths, seed=0, gain=1.0):
+    rng = np.random.default_rng(seed)
+    return [(gain * rng.normal(size=(i, o)) / np.sqrt(i)).astype(np.float32) for i, o in pairwise(widths)]
+
+
+def network(weights, activation):
+    def f(x):
+        for w in weights[:-1]:
+            x = activation(x @ w + 0.3)
+        return x @ weights[-1]
+
+    return f
+
+
+def norms(f, x):
+    return np.linalg.svd(jax.vmap(jax.jacrev(f))(x), compute_uv=False)[:, 0]
+
+
+@pytest.mark.parametrize(
+    "activation", [activations.relu, activations.tanh, activations.gelu], ids=lambda a: a.name
+)
+def test_lies_between_the_samples_and_the_product(activation):
+    weights = kernels((16, 24, 24, 16), gain=1.5)
+    f = network(weights, activation)
+    starts = jax.random.normal(jax.random.key(0), (24, 16))
+    found = jax.jit(lambda x: lipschitz.lower_bound(f, x, key=jax.random.key(1)))(starts)
+    sampled = norms(f, jax.random.normal(jax.random.key(2), (500, 16)))
+    assert found.value >= norms(f, starts).max() * (1 - 1e-5)
+    assert found.value >= sampled.max()
+    assert found.value <= lipschitz.upper_bound(weights, activation)
+    # The witness proves the value.
+    np.testing.assert_allclose(norms(f, found.input[None])[0], found.value, rtol=1e-5)
+    assert (np.diff(found.history) >= 0).all()
+    assert found.history.shape == (101,)
+
+
+class LinearTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_linear_maps_give_their_norm(self):
+        A = jax.random.normal(jax.random.key(0), (9, 6, 5))
+        f = lambda x: jnp.einsum("oij,ij->o", A, x)  # noqa: E731
+        starts = jax.random.normal(jax.random.key(1), (2, 6, 5))
+        found = self.variant(lambda x: lipschitz.lower_bound(f, x, key=jax.random.key(0), num_steps=2))(
+            starts
+        )
+        np.testing.assert_allclose(found.value, np.linalg.norm(A.reshape(9, 30), 2), rtol=1e-5)
+        chex.assert_shape(found.input, (6, 5))
+
+
+def test_finds_the_maximum_of_smooth_maps():
+    # ||J(x)|| = 2 |cos(2 x)| of x -> sin(2 x) has the maximum 2, one of them at 0.
+    found = lipschitz.lower_bound(lambda x: jnp.sin(2 * x), jnp.array([[0.7]]), key=jax.random.key(0))
+    np.testing.assert_allclose(found.value, 2, rtol=1e-6)
+    np.testing.assert_allclose(np.cos(2 * found.input[0]) ** 2, 1, rtol=1e-5)
+
+
+def test_piecewise_linear_networks_on_the_plane_are_exact():
+    # Without biases the pieces are cones, so the largest norm over a fine grid of angles is the constant.
+    @jax.jit
+    def both(first, second, key):
+        f = lambda x: jax.nn.relu(x @ first) @ second  # noqa: E731
+        starts = jax.random.normal(key, (16, 2))
+        angles = jnp.linspace(0, 2 * jnp.pi, 20001)
+        grid = jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1)
+        jacobians = jax.vmap(jax.jacrev(f))(grid)
+        exact = jnp.linalg.svd(jacobians, compute_uv=False)[:, 0].max()
+        return lipschitz.lower_bound(f, starts, key=key, num_steps=200).value, exact
+
+    for seed in range(6):
+        first, second = kernels((2, 8, 3), seed)
+        value, exact = both(first, second, jax.random.key(seed))
+        np.testing.assert_allclose(value, exact, rtol=1e-5)
+
+
+def test_a_dead_network_has_the_bound_zero():
+    dead = lambda x: jax.nn.relu(x - 10.0) @ jnp.ones((3, 2))  # noqa: E731
+    found = jax.jit(lambda x: lipschitz.lower_bound(dead, x, key=jax.random.key(0), num_steps=3))(
+        jnp.zeros((2, 3))
+    )
+    assert found.value == 0
+    chex.assert_tree_all_finite(found)
+
+
+def test_diverged_starts_do_not_hide_the_others():
+    f = lambda x: jnp.where(x > 5, jnp.nan * x, 2 * x)  # noqa: E731
+    run = jax.jit(lambda x: lipschitz.lower_bound(f, x, key=jax.random.key(0), num_steps=0))
+    assert run(jnp.array([[9.0], [1.0]])).value == 2
+    assert np.isnan(run(jnp.array([[9.0], [8.0]])).value)
+
+
+def test_steep_networks_do_not_overflow():
+    f = lambda x: 1e30 * jnp.tanh(x)  # noqa: E731
+    found = lipschitz.lower_bound(f, jnp.ones((1, 3)), key=jax.random.key(0), num_steps=60)
+    np.testing.assert_allclose(found.value, 1e30, rtol=1e-2)
+
+
+def test_members_vmapped_equal_members_alone():
+    w = jnp.stack([jnp.asarray(k) for k in kernels((5, 5, 5, 5))])
+    starts = jax.random.normal(jax.random.key(0), (3, 5))
+
+    def run(w):
+        return lipschitz.lower_bound(lambda x: jnp.tanh(w @ x), starts, key=jax.random.key(0), num_steps=20)
+
+    together, run = jax.jit(jax.vmap(run))(w), jax.jit(run)
+    for i in range(3):
+        np.testing.assert_allclose(together.value[i], run(w[i]).value, rtol=1e-5)
+
+
+def test_a_custom_vjp_over_a_loop_of_traced_length_brings_its_own_tangent():
+    w = jax.random.normal(jax.random.key(0), (6, 4, 4))
+
+    def stage(i, h):
+        return jnp.tanh(w[i] @ h)
+
+    def forward(depth, h):
+        return lax.fori_loop(0, depth, stage, h)
+
+    @jax.jit
+    def run(depth, starts):
+        @jax.custom_vjp
+        def f(h):
+            return forward(depth, h)
+
+        def f_fwd(h):
+            def save(i, carry):
+                h, states = carry
+                return stage(i, h), states.at[i].set(h)
+
+            return lax.fori_loop(0, depth, save, (h, jnp.zeros((6, 4))))
+
+        def f_bwd(states, u):
+            def back(j, u):
+                i = depth - 1 - j
+                return jax.vjp(lambda h: stage(i, h), states[i])[1](u)[0]
+
+            return (lax.fori_loop(0, depth, back, u),)
+
+        f.defvjp(f_fwd, f_bwd)
+        tangent = lambda x, v: jax.jvp(lambda h: forward(depth, h), (x,), (v,))[1]  # noqa: E731
+        return lipschitz.lower_bound(f, starts, key=jax.random.key(0), tangent=tangent)
+
+    def unrolled(h):
+        for i in range(3):
+            h = stage(i, h)
+        return h
+
+    starts = jax.random.normal(jax.random.key(1), (4, 4))
+    expected = jax.jit(lambda x: lipschitz.lower_bound(unrolled, x, key=jax.random.key(0)))(starts)
+    np.testing.assert_allclose(run(3, starts).value, expected.value, rtol=1e-3)
+
+
+def test_bad_input_is_refused_by_name():
+    run = lambda x, **options: lipschitz.lower_bound(jnp.tanh, x, key=jax.random.key(0), **options)  # noqa: E731
+    with pytest.raises(TypeError, match="`inputs` must be real floating-point, got dtype int32"):
+        run(jnp.ones((2, 3), int))
+    with pytest.raises(ValueError, match=r"`inputs` must be \[starts.*\(0, 3\)"):
+        run(jnp.ones((0, 3)))
+    with pytest.raises(ValueError, match="`num_steps` must be an integer >= 0, got -1"):
+        run(jnp.ones((2, 3)), num_steps=-1)
+    with pytest.raises(ValueError, match="`step_size` must be positive, got 0"):
+        run(jnp.ones((2, 3)), step_size=0)

@@ -94,7 +94,7 @@ def leaky_relu(a: float = 0.01) -> Activation:
     reference="Jarrett et al., ICCV 2009, sec. 2.1",
 )
 def abs(x):
-    """The absolute value, f(x) = |x|; f'(0) = 0, as `jnp.abs` has it."""
+    """The absolute value, f(x) = |x|; f'(0) = 0 as in PyTorch (`jnp.abs` has 1)."""
     return jnp.abs(x), jnp.sign(x), jnp.zeros_like(x)
 
 

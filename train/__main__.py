@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -66,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if done; 1 if a study failed, which is a bug; 2 for bad input or a disk that cannot be written, with
-        one message on stderr; 128 + the signal's number after Ctrl-C (130) or SIGTERM (143).
+        one message on stderr.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; a run has then said how to continue.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -81,9 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return {"run": _run, "report": _report, "list": _list}[command](rest)
     except ConfigError as error:
         return _fail(str(error))
-    except KeyboardInterrupt as error:
-        print("\nInterrupted.", file=sys.stderr)
-        return 128 + getattr(error, "signal_number", 2)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -122,9 +123,9 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         with interruptible(interrupted):
             result = runner.run(request.experiment, directory, console=console)
-    except Interrupted as error:
+    except Interrupted:
         interrupted()
-        return 128 + error.signal_number
+        raise
     except ConfigError:
         raise
     except runner.StorageError as error:
@@ -386,4 +387,11 @@ def _use_compilation_cache() -> None:
 
 if __name__ == "__main__":
     _use_compilation_cache()
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt as error:
+        # XLA may still be compiling in threads of its own. The exception keeps alive what they work on, and the
+        # process ends before Python tears anything down: both crashed otherwise (jax 0.10.2).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + getattr(error, "signal_number", signal.SIGINT))

@@ -214,8 +214,9 @@ def decades(
         ceiling: log10 above which a value is drawn at the upper edge.
 
     Returns:
-        The new frame and the two edges. Zeros lie on the lower edge, one decade below the smallest positive
-        number but not below `floor`; infinities mirror them. An edge that nothing lies on is -inf or inf.
+        The new frame and the two edges. Zeros and numbers below `floor` lie on the lower edge, which is
+        `floor` or, without one, a decade below the smallest positive number; infinities mirror them. An edge
+        that nothing lies on is -inf or inf.
 
     >>> frame, edges = decades(pd.DataFrame({"s": [0.0, 0.1, 10.0]}), ["s"])
     >>> frame["s"].tolist(), edges
@@ -231,10 +232,12 @@ def clip_decades(
 ) -> tuple[pd.DataFrame, tuple[float, float]]:
     """As `decades`, for columns that hold a log10 already."""
     every = np.concatenate([np.ravel(column) for column in logs.values()]) if logs else np.empty(0)
-    finite = every[np.isfinite(every) & (every >= floor) & (every <= ceiling)]
-    least, most = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
-    low = max(floor, math.floor(least) - 1.0) if np.any(every < max(least, floor)) else -math.inf
-    high = min(ceiling, math.ceil(most) + 1.0) if np.any(every > min(most, ceiling)) else math.inf
+    finite = every[np.isfinite(every)]
+    low, high = -math.inf, math.inf
+    if np.any(every < floor) or np.any(np.isneginf(every)):
+        low = floor if math.isfinite(floor) else math.floor(finite.min(initial=0.0)) - 1.0
+    if np.any(every > ceiling) or np.any(np.isposinf(every)):
+        high = ceiling if math.isfinite(ceiling) else math.ceil(finite.max(initial=0.0)) + 1.0
     return frame.assign(**{name: np.clip(column, low, high) for name, column in logs.items()}), (low, high)
 
 
@@ -517,7 +520,7 @@ def _facet(
     spacing: int = 14,
 ) -> alt.FacetChart:
     data, expressions = inline(frame)
-    layered = alt.layer(*layers, data=data).properties(width=size[0], height=size[1])
+    layered = alt.layer(*layers, width=size[0], height=size[1])
     columns = _levels(frame, column)
     across: dict[str, Any] = {"labelFontWeight": "bold", "labelFontSize": 12, "title": None}
     if choices:
@@ -527,22 +530,17 @@ def _facet(
         ]
         across["labelExpr"] = "[datum.label, " + " + ', ' + ".join(words) + "]"
     if row is None:
-        facet = alt.Facet(column, type="nominal", sort=columns, header=alt.Header(**across))
+        facet: Any = alt.Facet(column, type="nominal", sort=columns, header=alt.Header(**across))
         # A grid of its own rather than a row, so that many panels wrap.
-        chart = layered.facet(facet, columns=min(len(columns), 3) or 1)
+        wrap: dict[str, Any] = {"columns": min(len(columns), 3) or 1}
     else:
-        down: dict[str, Any] = {
-            "labelAngle": 0,
-            "labelAlign": "left",
-            "labelFontSize": 12,
-            "title": y_title,
-            "titleFontSize": 12,
-            "titleFontWeight": "normal",
-        }
-        chart = layered.facet(
+        down: dict[str, Any] = {"labelAngle": 0, "labelAlign": "left", "labelFontSize": 12}
+        down |= {"title": y_title, "titleFontSize": 12, "titleFontWeight": "normal"}
+        facet = alt.FacetMapping(
             column=alt.Column(column, type="nominal", sort=columns, header=alt.Header(**across)),
             row=alt.Row(row, type="nominal", sort=_levels(frame, row), header=alt.Header(**down)),
         )
+        wrap = {}
     transforms: list[Any] = [
         alt.CalculateTransform(calculate=expression, **{"as": name})
         for name, expression in {**expressions, **(calculate or {})}.items()
@@ -552,7 +550,8 @@ def _facet(
         menu = alt.binding_select(options=[_plain(value) for value in choice.values], name=f"{choice.label} ")
         parameters.append(alt.param(name=f"chosen_{choice.field}", value=_plain(choice.default), bind=menu))
         transforms.append(alt.FilterTransform(f"datum['{choice.field}'] == chosen_{choice.field}"))
-    return _extended(chart.properties(spacing=spacing), parameters, transforms)
+    chart = alt.FacetChart(data=data, facet=facet, spec=layered, spacing=spacing, **wrap)
+    return _extended(chart, parameters, transforms)
 
 
 def shown(chart: alt.FacetChart, fields: Mapping[str, Sequence[Any]]) -> alt.FacetChart:
@@ -574,14 +573,14 @@ def _extended(
     chart: alt.FacetChart, parameters: Sequence[alt.Parameter], transforms: Sequence[Any]
 ) -> alt.FacetChart:
     """Add parameters and transforms in one go: altair's own methods copy the whole chart for each."""
-    chart = chart.copy(deep=False)
-    for name, more in (
-        ("params", [parameter.param for parameter in parameters]),
-        ("transform", list(transforms)),
-    ):
-        old = chart[name]
-        chart[name] = [*([] if old is alt.Undefined else old), *more] or alt.Undefined
-    return chart
+    return chart.properties(
+        params=_appended(chart["params"], [parameter.param for parameter in parameters]),
+        transform=_appended(chart["transform"], transforms),
+    )
+
+
+def _appended(old: Any, more: Sequence[Any]) -> Any:
+    return [*([] if old is alt.Undefined else old), *more] or alt.Undefined
 
 
 def finish(

@@ -51,7 +51,8 @@ def upper_bound(
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxact import activations
-        >>> float(upper_bound([jnp.diag(jnp.array([3.0, 1.0])), jnp.array([[4.0], [3.0]])], activations.relu))
+        >>> weights = [jnp.diag(jnp.array([3.0, 1.0])), jnp.array([[4.0], [3.0]])]
+        >>> round(float(upper_bound(weights, activations.relu)), 4)
         15.0
         >>> round(float(upper_bound(jnp.stack([100 * jnp.eye(2)] * 64), activations.tanh, log=True)), 2)
         294.73

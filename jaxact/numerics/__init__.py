@@ -1,5 +1,6 @@
-"""Numerical tools the theory and the probes share: Krylov iterations on plain JAX functions."""
+"""Numerical tools that theory and measurement share: Gaussian integrals and Krylov iterations."""
 
 from jaxact.numerics._krylov import SingularTriplets, leading_singular_triplets
+from jaxact.numerics._quadrature import gaussian_expectation, gaussian_nodes
 
-__all__ = ["SingularTriplets", "leading_singular_triplets"]
+__all__ = ["SingularTriplets", "gaussian_expectation", "gaussian_nodes", "leading_singular_triplets"]

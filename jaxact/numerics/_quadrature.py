@@ -1,0 +1,107 @@
+"""Expectations of a function of one Gaussian variable, to rounding, kinks and jumps included."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+# In units of the standard deviation: the mass beyond 10 is 1.5e-23.
+_PANEL_ENDS = np.linspace(-10, 10, 21)
+# In the function's own argument: panels that shrink geometrically towards 0 resolve features of any width
+# there down to 1/64, however wide the Gaussian. With 20 nodes a panel [a, 4a] sees a pole at distance a to
+# 1e-18.
+_GRADED = 4.0 ** np.arange(-3, 10)
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
+
+
+def gaussian_expectation(
+    g: Callable[[Array], Array],
+    *,
+    kinks: Sequence[float] | Array = (),
+    mean: Float[ArrayLike, "*shape"] = 0.0,
+    variance: Float[ArrayLike, "*shape"] = 1.0,
+) -> Float[Array, "*shape"]:
+    """Compute the expectation of a function of a Gaussian variable.
+
+        E g(x),   x ~ N(mean, variance)
+
+    Gauss-Legendre quadrature with 20 nodes on panels that end at every kink and narrow towards x = 0; see
+    `gaussian_nodes`. In float64 the error is about 1e-14 of E|g| for a g that between its kinks is smooth on
+    the scale of 1/100 near 0 and on the scale max(|x|, sd) / 10 elsewhere: every activation of the zoo with
+    parameters near 1, at any mean and variance; sin and cos up to a standard deviation of 10. In float32 it
+    is about 1e-6. Differentiable in mean and variance as often as g is between its kinks; a jump of g
+    contributes rightly, for the panels move with it. At variance 0 the value is g(mean) and the derivative by
+    the variance is reported as 0.
+
+    Args:
+        g: elementwise; called on one array [*shape, nodes]. Static.
+        kinks: where g or a derivative of g jumps, in g's argument; static floats, or a traced 1-D array.
+        mean: real, broadcast against `variance`; may be traced.
+        variance: nonnegative; may be traced. A negative or NaN traced value gives NaN.
+
+    Returns:
+        The expectations, in the common dtype of mean and variance, at least float32.
+
+    Raises:
+        ValueError: a concrete mean or variance is not finite, a concrete variance is negative, or g is not
+            elementwise.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(gaussian_expectation(lambda x: jnp.maximum(x, 0) ** 2, kinks=(0.0,)).round(5))
+        0.5
+    """
+    x, weights = gaussian_nodes(kinks, mean, variance)
+    values = jnp.asarray(g(x))
+    if values.shape not in ((), x.shape):
+        raise ValueError(
+            f"`g` must be elementwise, got shape {values.shape} for an argument of shape {x.shape}. "
+            "Integrate one function at a time."
+        )
+    return jnp.sum(values * weights, -1)
+
+
+def gaussian_nodes(
+    kinks: Sequence[float] | Array, mean: Float[ArrayLike, "*shape"], variance: Float[ArrayLike, "*shape"]
+) -> tuple[Float[Array, "*shape nodes"], Float[Array, "*shape nodes"]]:
+    """Place the nodes and weights with which sum_k weights_k g(x_k) = E g(x) for x ~ N(mean, variance).
+
+    For several functions of the same variable. Arguments, accuracy and errors as in `gaussian_expectation`.
+
+    Returns:
+        (x, weights), both [*shape, nodes]; the weights sum to 1.
+
+    Example:
+        >>> x, weights = gaussian_nodes((), 1.0, 4.0)
+        >>> float((weights * x).sum().round(4)), float((weights * (x - 1) ** 2).sum().round(4))
+        (1.0, 4.0)
+    """
+    _check_finite("mean", mean)
+    _check_finite("variance", variance)
+    if not isinstance(variance, jax.core.Tracer) and (np.asarray(variance) < 0).any():
+        raise ValueError(
+            f"`variance` must be nonnegative, got {np.asarray(variance).min()}. Pass sigma**2, not a log."
+        )
+    dtype = jnp.promote_types(jnp.result_type(mean, variance, float), jnp.float32)
+    mean, variance = jnp.broadcast_arrays(jnp.asarray(mean, dtype), jnp.asarray(variance, dtype))
+    spread = variance > 0
+    deviation = jnp.sqrt(jnp.where(spread, variance, 1))
+    parts = (-_GRADED, [0.0], _GRADED, jnp.atleast_1d(jnp.asarray(kinks, dtype)))
+    splits = jnp.concatenate([jnp.asarray(part, dtype) for part in parts])
+    ends = jnp.clip((splits - mean[..., None]) / deviation[..., None], _PANEL_ENDS[0], _PANEL_ENDS[-1])
+    fixed = jnp.broadcast_to(jnp.asarray(_PANEL_ENDS, dtype), (*mean.shape, _PANEL_ENDS.size))
+    ends = jnp.sort(jnp.concatenate([fixed, ends], -1), -1)
+    centre, half = (ends[..., 1:] + ends[..., :-1]) / 2, (ends[..., 1:] - ends[..., :-1]) / 2
+    z = centre[..., None] + half[..., None] * jnp.asarray(_NODES, dtype)
+    weights = half[..., None] * jnp.asarray(_WEIGHTS, dtype) * jnp.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    z, weights = (a.reshape(*mean.shape, -1) for a in (z, weights))
+    scale = jnp.where(spread, deviation, jnp.where(variance == 0, 0, jnp.nan))
+    return mean[..., None] + scale[..., None] * z, weights
+
+
+def _check_finite(name: str, value: ArrayLike) -> None:
+    # By numpy: under jit even an operation on constants is traced.
+    if not isinstance(value, jax.core.Tracer) and not np.isfinite(np.asarray(value)).all():
+        raise ValueError(f"`{name}` must be finite, got {value}. Leave out what has diverged.")

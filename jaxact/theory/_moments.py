@@ -1,0 +1,94 @@
+"""What an activation makes of Gaussian preactivations."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from jaxact.numerics import gaussian_nodes
+
+
+class Moments(NamedTuple):
+    """Gaussian moments of an activation f and of its slope; z ~ N(mean, variance).
+
+    Attributes:
+        mean: E f(z).
+        second_moment: E f(z)^2.
+        variance: E (f(z) - E f)^2.
+        slope: E f'(z).
+        slope_second_moment: E f'(z)^2; times sigma_w^2 it is chi, the growth of squared gradients a layer.
+        slope_fourth_moment: E f'(z)^4.
+        zero_probability: P(f(z) = 0).
+        dead_probability: P(f'(z) = 0).
+    """
+
+    mean: Float[Array, "*shape"]
+    second_moment: Float[Array, "*shape"]
+    variance: Float[Array, "*shape"]
+    slope: Float[Array, "*shape"]
+    slope_second_moment: Float[Array, "*shape"]
+    slope_fourth_moment: Float[Array, "*shape"]
+    zero_probability: Float[Array, "*shape"]
+    dead_probability: Float[Array, "*shape"]
+
+
+def moments(
+    activation: Any, mean: Float[ArrayLike, "*shape"] = 0.0, variance: Float[ArrayLike, "*shape"] = 1.0
+) -> Moments:
+    """Compute the Gaussian moments of an activation and of its slope.
+
+        E f(z), E f(z)^2, Var f(z), E f'(z), E f'(z)^2, E f'(z)^4, P(f(z) = 0), P(f'(z) = 0),   z ~ N(mean,
+        variance)
+
+    By the quadrature of `jaxact.numerics.gaussian_expectation`, split where f is not smooth: to about 1e-14
+    in float64 and 1e-6 in float32, relative to the expected absolute value. Differentiable in mean and
+    variance (except by the variance at 0). The two probabilities count what is exactly zero in the dtype: a
+    tanh so saturated that its slope underflows is dead in training too.
+
+    Args:
+        activation: an `Activation` (anything elementwise with attributes `breakpoints` or `kinks`, and
+            `derivative`). Static.
+        mean: of the preactivation; broadcast against `variance`; may be traced.
+        variance: of the preactivation, nonnegative; may be traced. 0 gives the values at the mean.
+
+    Returns:
+        `Moments`, each field of the broadcast shape.
+
+    Raises:
+        TypeError: `activation` has no `derivative`, or neither `breakpoints` nor `kinks`.
+        ValueError: a concrete mean or variance is not finite, or a concrete variance is negative.
+
+    Example:
+        >>> from jaxact import activations
+        >>> relu = moments(activations.relu)
+        >>> [round(float(value), 4) for value in relu]
+        [0.3989, 0.5, 0.3408, 0.5, 0.5, 0.5, 0.5, 0.5]
+    """
+    x, weights = gaussian_nodes(breakpoints(activation), mean, variance)
+    value, slope = activation(x), activation.derivative(x)
+
+    def expect(values: Array) -> Array:
+        return jnp.sum(values * weights, -1)
+
+    centre = expect(value)
+    return Moments(
+        mean=centre,
+        second_moment=expect(value**2),
+        variance=expect((value - centre[..., None]) ** 2),
+        slope=expect(slope),
+        slope_second_moment=expect(slope**2),
+        slope_fourth_moment=expect(slope**4),
+        zero_probability=expect(value == 0),
+        dead_probability=expect(slope == 0),
+    )
+
+
+def breakpoints(activation: Any) -> tuple[float, ...]:
+    """Return where integrals over the activation are to be split."""
+    points = getattr(activation, "breakpoints", getattr(activation, "kinks", None))
+    if points is None or not callable(getattr(activation, "derivative", None)):
+        raise TypeError(
+            f"`activation` must know its kinks and its derivative, got {activation!r}. "
+            "Use one of jaxact.activations, or wrap yours with activations.from_callable(fn, name=...)."
+        )
+    return tuple(points)

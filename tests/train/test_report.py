@@ -1,0 +1,413 @@
+"""The report of a depth sweep: drawn in a browser, judged on results that are whole, partial or hopeless."""
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+import zlib
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from train.experiments import _depth_sweep_members as members
+from train.experiments import _depth_sweep_views as views
+from train.report import write_report
+
+FIGURES = (
+    "test_accuracy", "steps_to_threshold", "jacobian_spectrum", "condition_number", "lipschitz_bounds",
+    "gradient_norms", "second_moment", "loss", "inactive_units",
+)  # fmt: skip
+
+
+class Sweep:
+    """Which activation trains at which depth?
+
+    More words that are not for the page.
+    """
+
+    figures = staticmethod(views.figures)
+    findings = staticmethod(views.findings)
+    tables = staticmethod(views.tables)
+
+
+@pytest.fixture(scope="module")
+def run_folder(default_depth_sweep, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    path = write_report(default_depth_sweep, Sweep, folder)
+    assert path == folder / "report.html"
+    return folder
+
+
+# In a browser ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no Chromium on this machine")
+
+
+WATCH = """<script>
+window.seen = [];
+addEventListener("error", (e) => seen.push("error: " + e.message));
+addEventListener("unhandledrejection", (e) => seen.push("rejected: " + e.reason));
+addEventListener("securitypolicyviolation", (e) => seen.push("blocked: " + e.blockedURI));
+for (const kind of ["error", "warn"]) {
+  const old = console[kind]; console[kind] = (...a) => { seen.push(kind + ": " + a.join(" ")); old(...a); };
+}
+</script>"""
+PROBE = """<script>
+(async () => {
+  const until = async (test) => { while (!test()) await new Promise((r) => setTimeout(r, 20)); };
+  const root = document.documentElement;
+  const count = () => Object.fromEntries([...document.querySelectorAll(".view")].map((place) => [
+    place.id.slice(5),
+    {
+      state: place.dataset.state,
+      marks: [...place.querySelectorAll("svg.marks .mark-line path, .mark-area path, .mark-symbol path")]
+        .filter((path) => path.getAttribute("d")).length,
+      text: place.textContent,
+    },
+  ]));
+  const rows = () =>
+    [...document.querySelectorAll("tbody tr")].filter((r) => r.cells.length > 2 && !r.hidden).length;
+  let updates = 0;
+  const change = async (act) => {
+    act();
+    updates += 1;
+    await until(() => root.dataset.updates === String(updates));
+  };
+  const boxes = [...document.querySelectorAll("input[type=checkbox]")];
+  const box = (name) => boxes.find((b) => JSON.parse(b.value) === name);
+  await until(() => root.dataset.drawn);
+  const out = { before: count(), rowsBefore: rows() };
+  await change(() => box("tanh").click());
+  out.filtered = count();
+  out.rowsFiltered = rows();
+  const depth = document.querySelector("select[data-parameter=chosen_depth]");
+  await change(() => { depth.value = "8"; depth.dispatchEvent(new Event("change")); });
+  out.depth = count();
+  await change(() => document.querySelector("[data-set-all=false]").click());
+  out.none = count();
+  const cell = () => document.querySelector("table.sortable tbody tr").cells[1].textContent;
+  document.querySelectorAll("table.sortable thead th")[1].querySelector("button").click();
+  out.first = cell();
+  document.querySelectorAll("table.sortable thead th")[1].querySelector("button").click();
+  out.last = cell();
+  out.seen = window.seen;
+  out.resources = performance.getEntriesByType("resource").map((r) => r.name);
+  const pre = document.createElement("pre");
+  pre.id = "probe";
+  pre.textContent = JSON.stringify(out);
+  document.body.append(pre);
+})();
+</script>"""
+
+
+def open_in(chromium, page, folder):
+    """The page's document after its scripts ran, with `WATCH` before them and `PROBE` after."""
+    copy = folder / "probed.html"
+    page = page.replace("<head>", f"<head>{WATCH}", 1)
+    end = page.rindex("</body>")  # the scripts inside hold that word too
+    copy.write_text(f"{page[:end]}{PROBE}{page[end:]}", encoding="utf-8")
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=60000", "--dump-dom", copy.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, f"the probe did not finish: {done.stdout[-2000:]}"
+    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+
+
+@pytest.fixture(scope="module")
+def opened(chromium, run_folder, tmp_path_factory):
+    page = (run_folder / "report.html").read_text(encoding="utf-8")
+    return open_in(chromium, page, tmp_path_factory.mktemp("browser"))
+
+
+def test_every_figure_is_drawn_in_a_browser_without_an_error(opened):
+    assert list(opened["before"]) == list(FIGURES)
+    for name, view in opened["before"].items():
+        assert view["state"] == "drawn", name
+        assert view["marks"] > 20, name
+    assert opened["seen"] == []
+
+
+def test_the_page_asks_for_nothing_from_a_network(opened):
+    assert opened["resources"] == []
+
+
+def test_a_filter_acts_on_all_figures_and_tables(opened):
+    for name, view in opened["filtered"].items():
+        assert 0 < view["marks"] < opened["before"][name]["marks"], name
+    assert opened["rowsBefore"] == 21 + 105
+    assert opened["rowsFiltered"] == 18 + 90
+
+
+def test_the_depth_of_layer_figures_can_be_chosen(opened):
+    for name in ("gradient_norms", "second_moment", "loss", "inactive_units"):
+        assert "depth 64" in opened["before"][name]["text"]
+        assert "depth 8" in opened["depth"][name]["text"]
+
+
+def test_filtering_everything_away_is_no_error(opened):
+    assert all(view["state"] == "drawn" for view in opened["none"].values())
+
+
+def test_tables_sort_by_a_click(opened):
+    assert (opened["first"], opened["last"]) == ("gelu", "tanh")
+
+
+def test_a_hostile_or_tiny_result_is_drawn_too(chromium, make_depth_sweep, tmp_path):
+    names = ("tanh", "</script><b>", *(f"elu({i / 10})" for i in range(28)))
+    result = make_depth_sweep(
+        activations=names,
+        depths=(1, 8),
+        blocks=("plain", 'my "own"'),
+        num_seeds=1,
+        learning_rates=(0.1,),
+        num_steps=4,
+        num_examples=1,
+        num_modes=4,
+    )
+    result.attrs["command"] = "run --name '</script><script>alert(1)</script>'"
+    page = write_report(result, Sweep(), tmp_path).read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    seen = open_in(chromium, page, tmp_path)
+    assert {view["state"] for view in seen["before"].values()} == {"drawn"}
+    assert seen["seen"] == []
+
+
+# Files ----------------------------------------------------------------------------------------------------
+
+
+def test_every_figure_is_a_picture_and_a_drawing(run_folder):
+    assert sorted(path.name for path in (run_folder / "figures").iterdir()) == sorted(
+        f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")
+    )
+    for name in FIGURES:
+        width, height, shades = read_png(run_folder / "figures" / f"{name}.png")
+        assert width > 800
+        assert height > 300
+        assert shades > 50, f"{name}.png is blank"
+        assert "<svg" in (run_folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")[:200]
+
+
+def read_png(path):
+    """Width, height and how many different bytes the pixels hold."""
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    position, packed = 8, b""
+    while position < len(content):
+        (length,) = struct.unpack(">I", content[position : position + 4])
+        if content[position + 4 : position + 8] == b"IDAT":
+            packed += content[position + 8 : position + 8 + length]
+        position += length + 12
+    return width, height, len(np.unique(np.frombuffer(zlib.decompress(packed), np.uint8)))
+
+
+def test_the_page_holds_everything_it_needs(run_folder):
+    page = (run_folder / "report.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 4e6
+    assert not re.search(r"""<(script|link|img|iframe)[^>]*\s(src|href)=""", page.split("<script", 1)[0])
+    assert not re.search(r"<script[^>]*\ssrc=", page)
+    assert "default-src &#x27;none&#x27;" in page or "default-src 'none'" in page
+    assert (
+        page.index('id="verdict"')
+        < page.index('id="figures"')
+        < page.index('id="tables"')
+        < page.index('id="making"')
+    )
+    assert "Which activation trains at which depth?" in page
+    assert "More words" not in page
+
+
+def test_the_page_says_how_it_was_made(run_folder, default_depth_sweep):
+    page = (run_folder / "report.html").read_text(encoding="utf-8")
+    for words in (
+        "python -m train run configs/depth_sweep.py",
+        "0123456789abcdef",
+        "cpu (2 cores)",
+        "0.12.8",
+    ):
+        assert words in page
+    assert "digits &lt;8x8&gt;" in page
+
+
+def test_the_same_result_stored_and_loaded_gives_the_same_bytes(default_depth_sweep, run_folder, tmp_path):
+    default_depth_sweep.to_netcdf(tmp_path / "result.nc", engine="h5netcdf")
+    again = tmp_path / "again"
+    write_report(xr.load_dataset(tmp_path / "result.nc", engine="h5netcdf"), Sweep, again)
+    files = sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    assert len(files) == 19
+    for name in files:
+        assert (again / name).read_bytes() == (run_folder / name).read_bytes(), name
+
+
+def test_a_failing_figure_leaves_the_last_report_as_it_was(make_depth_sweep, tmp_path):
+    class Broken(Sweep):
+        figures = staticmethod(lambda result: {"../escape": None})
+
+    (tmp_path / "report.html").write_text("the last one")
+    with pytest.raises(ValueError, match=r"'\.\./escape'.*Rename"):
+        write_report(make_depth_sweep(depths=(4,), activations=("relu",)), Broken, tmp_path)
+    assert (tmp_path / "report.html").read_text() == "the last one"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_study_without_figures_or_tables_has_a_page(tmp_path):
+    class Bare:
+        figures = staticmethod(lambda result: {})
+        findings = staticmethod(lambda result: ["a < b & c"])
+        tables = staticmethod(lambda result: {})
+
+    page = write_report(xr.Dataset(), Bare(), tmp_path).read_text(encoding="utf-8")
+    assert "a &lt; b &amp; c" in page
+    assert "<h1>Bare</h1>" in page
+
+
+# Findings -------------------------------------------------------------------------------------------------
+
+
+def test_the_first_finding_is_the_answer(default_depth_sweep):
+    verdict, plain, *_ = views.findings(default_depth_sweep)
+    assert "depth 64" in verdict
+    assert "Plain: tanh and selu (2 of 7)" in verdict
+    assert "all 7 activations" in verdict
+    assert "sigmoid at no depth" in plain
+    assert re.search(r"relu 0\.\d\d \(diverged 0, censored 9 of 9\)", plain)
+    assert "silu 0.13 (diverged 3, censored 9 of 9)" in plain
+
+
+def test_findings_count_failures(default_depth_sweep):
+    diverged = int(default_depth_sweep["diverged_step"].notnull().sum())
+    censored = int(default_depth_sweep["censored"].sum())
+    [failures] = [
+        finding for finding in views.findings(default_depth_sweep) if finding.startswith("Failures")
+    ]
+    assert f"{diverged} of 945 members diverged" in failures
+    assert f"{censored} of 945 members did not reach" in failures
+
+
+def test_findings_say_what_was_put_in(default_depth_sweep):
+    text = " ".join(views.findings(default_depth_sweep))
+    gap = default_depth_sweep["lipschitz_upper_log10"] - default_depth_sweep["lipschitz_lower_log10"]
+    plain = float(gap.sel(block="plain", depth=64, phase="trained").median())
+    assert f"plain {plain:.1f}" in text
+    assert re.search(r"measured over theory.*plain (1\.0\d|1|0\.99\d?) ", text)
+    assert "infinity (relu)" in text  # its Jacobian has exact zeros
+
+
+def test_the_test_set_has_no_say_in_the_learning_rate(default_depth_sweep):
+    chosen = members.select(default_depth_sweep)["learning_rate"]
+    other = default_depth_sweep.assign(
+        test_accuracy=1 - default_depth_sweep["test_accuracy"], test_loss=-default_depth_sweep["test_loss"]
+    )
+    xr.testing.assert_equal(chosen, members.select(other)["learning_rate"])
+
+
+def test_the_learning_rate_with_the_best_training_accuracy_is_chosen(default_depth_sweep):
+    best = members.select(default_depth_sweep)
+    final = default_depth_sweep["train_accuracy"].isel(step=-1)
+    final = final.where(default_depth_sweep["diverged_step"].isnull(), 0.0).mean("seed")
+    picked = best["final_train_accuracy"].mean("seed")
+    np.testing.assert_array_equal(picked, final.max("learning_rate"))
+
+
+def test_a_diverged_member_counts_as_zero(make_depth_sweep):
+    result = make_depth_sweep(blocks=("plain",), activations=("silu",), depths=(16,), learning_rates=(0.1,))
+    assert views.tables(result)["Every cell"].loc[0, "test accuracy"] == 0.0
+    assert views.tables(result)["Every cell"].loc[0, "diverged"] == 3
+
+
+def hopeless(result):
+    """Every member diverged at once, and nothing finite was measured."""
+    result = result.copy(deep=True)
+    for name, variable in result.data_vars.items():
+        if variable.dtype.kind == "f" and name not in ("steps_to_threshold", "diverged_step"):
+            result[name] = variable * np.nan
+    result["diverged_step"] = result["diverged_step"] * 0 + 0.0
+    result["diverged_step"][:] = 0.0
+    return result
+
+
+def empty(result):
+    """Only NaN: cells that were never run."""
+    result = result.copy(deep=True)
+    for name in result.data_vars:
+        result[name] = result[name].astype(float) * np.nan
+    return result
+
+
+def with_holes(result):
+    """Half of the cells missing, as after combining an unfinished run: booleans have become objects."""
+    one = result.isel(activation=[0], depth=[0])
+    two = result.isel(activation=[-1], depth=[-1])
+    return xr.combine_by_coords([one, two], join="outer", combine_attrs="override")
+
+
+ONE = {
+    "blocks": ("plain",),
+    "activations": ("relu",),
+    "depths": (4,),
+    "learning_rates": (0.1,),
+    "num_seeds": 1,
+}
+SUB_SWEEPS = {
+    "one of each": ONE,
+    "one residual block": {
+        "blocks": ("post_activation-bn",),
+        "activations": ("tanh", "relu"),
+        "num_seeds": 2,
+    },
+    "one measured step": {"depths": (4,), "activations": ("tanh",), "num_steps": 1},
+}
+
+
+@pytest.mark.parametrize("arguments", SUB_SWEEPS.values(), ids=SUB_SWEEPS.keys())
+def test_any_part_of_a_sweep_can_be_judged(make_depth_sweep, arguments):
+    result = make_depth_sweep(**{"num_steps": 5, "num_modes": 4, **arguments})
+    check_views(result)
+    assert len(views.figures(result)) >= 8
+
+
+@pytest.mark.parametrize("spoil", [hopeless, empty, with_holes])
+def test_spoiled_results_can_be_judged(make_depth_sweep, spoil):
+    check_views(
+        spoil(make_depth_sweep(depths=(4, 16), activations=("relu", "silu"), num_steps=5, num_modes=4))
+    )
+
+
+def check_views(result):
+    findings = views.findings(result)
+    assert findings
+    for finding in findings:
+        assert finding == finding.strip()
+        assert finding.endswith(".")
+        assert "nan" not in finding.lower().split()
+        assert "  " not in finding
+    for chart in views.figures(result).values():
+        chart.to_dict()
+    for table in views.tables(result).values():
+        assert table.attrs["caption"]
+
+
+def test_a_result_without_a_number_says_so(make_depth_sweep):
+    result = empty(make_depth_sweep(depths=(4,), activations=("relu",), num_steps=3))
+    assert views.figures(result) == {}
+    assert views.findings(result)[0].startswith("Nothing to conclude")
+    assert all(table.empty for table in views.tables(result).values())
+
+
+def test_all_diverged_is_a_result(make_depth_sweep):
+    result = hopeless(make_depth_sweep(depths=(4,), activations=("relu",), num_steps=3))
+    text = " ".join(views.findings(result))
+    assert "27 of 27 members diverged" in text
+    assert "relu, 0.00" in text

@@ -1,0 +1,1 @@
+"""The studies' experiments: one file each."""

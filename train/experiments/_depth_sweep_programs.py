@@ -1,0 +1,270 @@
+"""The depth sweep's compiled programs: one set a block, with depth and activation as run-time arguments."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxact import fit, lipschitz, nn, probes, theory
+from jaxact.activations import Activation, select
+from train.experiment import Progress
+from train.experiments.depth_sweep import split_block
+
+if TYPE_CHECKING:
+    from train.experiments.depth_sweep import DepthSweep
+
+_STAGES = {"plain": nn.Plain, "pre_activation": nn.PreAct, "post_activation": nn.PostAct}
+# Momentum 0.9, because with flax's 0.99 a run of a few hundred steps would end on its starting statistics.
+_NORMS = {"": None, "bn": partial(nnx.BatchNorm, momentum=0.9), "ln": nnx.LayerNorm, "rms": nnx.RMSNorm}
+_CALIBRATION = 256  # training examples that set the batch norms' statistics before the first step
+
+
+@functools.lru_cache(maxsize=4)
+def get(sweep: DepthSweep, block: str) -> Programs:
+    """The programs of one block; made once, whichever cells ask for them."""
+    return Programs(sweep, block)
+
+
+class Programs:
+    """init, train and probe for all members of a cell, each compiled once.
+
+    The data travel as arguments: as constants they would be copied into every program.
+    """
+
+    def __init__(self, sweep: DepthSweep, block: str):
+        self.sweep, self.block = sweep, block
+        data = sweep.task.load().flat()
+        stage, norm = split_block(block)
+        self.has_batch_norm = norm == "bn"
+        self.stage = stage
+        self.max_depth = sweep.max_depth or max(sweep.depths)
+        count = sweep.num_evaluate
+        self.data = jax.device_put(
+            {
+                "train": (data.train_inputs, data.train_labels),
+                "train_part": (data.train_inputs[:count], data.train_labels[:count]),
+                "test": (data.test_inputs[:count], data.test_labels[:count]),
+                "probes": data.test_inputs[: sweep.num_probes],
+                "calibration": data.train_inputs[:_CALIBRATION],
+                "gradient": (data.train_inputs[: sweep.batch_size], data.train_labels[: sweep.batch_size]),
+            }
+        )
+        self.network = nn.functional(
+            partial(
+                nn.MLP,
+                data.train_inputs.shape[1],
+                sweep.width,
+                data.num_classes,
+                max_depth=self.max_depth,
+                activation=sweep.activations[0],
+                stage=_STAGES[stage],
+                norm=_NORMS[norm],
+                sigma_b=sweep.sigma_b,
+            )
+        )
+        self.members = fit.grid(seeds=sweep.seeds, learning_rate=sweep.learning_rates)
+        # A second trace of any of them would be a compile a cell: an error, not a slow sweep.
+        once = partial(chex.assert_max_traces, n=1)
+        self.init = jax.jit(once(self._init))
+        self.train = jax.jit(once(self._train), donate_argnums=0)
+        self.probe = jax.jit(once(self._probe))
+
+    def run(self, index: int, depth: int, progress: Progress) -> dict[str, Any]:
+        """Train and measure one cell; arrays by name, with a leading axis of members."""
+        sweep = self.sweep
+        activation = sweep.activations[index]
+        sigma_w = gradient_preserving_sigma(activation) if sweep.sigma_w is None else sweep.sigma_w
+        choice = select(sweep.activations, index)
+        compile_seconds = _Stopwatch()
+        traced_depth = jnp.asarray(depth, jnp.int32)
+        progress(0.0, "initialise")
+        states = compile_seconds(self.init, self.members, self.data, traced_depth, choice, jnp.float32(sigma_w))
+        initial = compile_seconds(self.probe, states, self.data, traced_depth, choice)
+        chunks = []
+        total = sweep.num_steps // sweep.measure_every
+        for chunk in range(total):
+            progress((chunk + 1) / (total + 2), f"step {chunk * sweep.measure_every}")
+            states, history = compile_seconds(self.train, states, self.data, traced_depth, choice)
+            chunks.append(jax.device_get(history.measurements))
+        progress((total + 1) / (total + 2), "probe")
+        trained = self.probe(states, self.data, traced_depth, choice)
+        phases = jax.tree.map(lambda a, b: np.stack([a, b], axis=1), *jax.device_get((initial, trained)))
+        measured = {name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in chunks[0]}
+        measured |= phases
+        for name in LAYER_VARIABLES:
+            measured[name] = measured[name][..., :depth]
+        measured["second_moment_theory"] = self._theory(activation, sigma_w, measured.pop("embedded"), depth)
+        measured |= _crossing(measured["train_accuracy"], sweep)
+        diverged = np.asarray(states.diverged_step, float)
+        measured["diverged_step"] = np.where(diverged < 0, np.nan, diverged)
+        measured["compile_seconds"] = compile_seconds.first_calls
+        return measured
+
+    def _init(self, members, data, depth, activation, sigma_w):
+        def one(member):
+            params, variables = self.network.init(member.key, sigma_w=sigma_w)
+            if self.has_batch_norm:
+                _, variables = self.network.apply(
+                    params, variables, data["calibration"], depth, activation, method=nn.calibrate
+                )
+            return fit.start(
+                _optimizer(self.sweep.momentum), key=member.key, params=params, variables=variables, hparams=member.hparams
+            )
+
+        return fit.population(one, members)
+
+    def _train(self, states, data, depth, activation):
+        inputs, labels = data["train"]
+
+        def sample(key):
+            rows = jax.random.randint(key, (self.sweep.batch_size,), 0, len(inputs))
+            return inputs[rows], labels[rows]
+
+        def loss(params, variables, batch, hparams):
+            logits, variables = self.network.apply(params, variables, batch[0], depth, activation, training=True)
+            return _cross_entropy(logits, batch[1]), (variables, ())
+
+        def measure(state):
+            measured = {}
+            for part, name in (("train_part", "train"), ("test", "test")):
+                logits, _ = self.network.apply(state.params, state.variables, data[part][0], depth, activation)
+                measured[f"{name}_loss"] = _cross_entropy(logits, data[part][1])
+                measured[f"{name}_accuracy"] = jnp.mean(jnp.argmax(logits, -1) == data[part][1])
+            alive = state.diverged_step < 0
+            return jax.tree.map(lambda value: jnp.where(alive, value, jnp.nan), measured)
+
+        every = self.sweep.measure_every
+        run = fit.fit(
+            loss, sample, _optimizer(self.sweep.momentum), num_steps=every, measure=measure, measure_every=every
+        )
+        return fit.population(run, states)
+
+    def _probe(self, states, data, depth, activation):
+        return fit.population(partial(self._probe_one, data=data, depth=depth, activation=activation), states)
+
+    def _probe_one(self, state, *, data, depth, activation):
+        params, variables = state.params, state.variables
+
+        def network(x, method="__call__", mode="reverse"):
+            return self.network.apply(params, variables, x, depth, activation, method=method, mode=mode)[0]
+
+        values = probes.singular_values(lambda x: network(x, "features", "forward"), data["probes"])
+        summary = probes.spectrum_summary(values)
+        log_upper, _ = self.network.apply(params, variables, depth, activation, method="log_lipschitz")
+        lower = lipschitz.lower_bound(
+            network,
+            data["probes"],
+            key=state.key,
+            num_steps=self.sweep.ascent_steps,
+            tangent=lambda x, v: jax.jvp(lambda x: network(x, mode="forward"), (x,), (v,))[1],
+        )
+        trace, _ = self.network.apply(params, variables, data["test"][0], depth, activation, method="trace")
+        statistics = probes.layer_statistics(trace.preactivation, activation, hidden=trace.hidden)
+        weights, hidden = self._gradient_norms(params, variables, data["gradient"], depth, activation)
+        embedded, _ = self.network.apply(params, variables, data["probes"], method="embed")
+        return {
+            "jacobian_singular_values": values,
+            **{f"jacobian_{name}": value for name, value in summary._asdict().items()},
+            "lipschitz_upper_log10": log_upper / np.log(10.0),
+            "lipschitz_lower_log10": jnp.log10(lower.value),
+            **statistics._asdict(),
+            "weight_gradient_norm": weights,
+            "hidden_gradient_norm": hidden,
+            "embedded": jnp.mean(embedded**2, -1),
+        }
+
+    def _gradient_norms(self, params, variables, batch, depth, activation):
+        """||dL/dW_l|| and ||dL/dh_l|| on one batch, norms in training mode as the optimiser sees them."""
+        taps = jnp.zeros((self.max_depth, len(batch[0]), self.sweep.width))
+
+        def loss(kernels, taps):
+            replaced = jax.tree_util.tree_map_with_path(
+                lambda path, leaf: kernels if _is_stage_kernel(path) else leaf, params
+            )
+            logits, _ = self.network.apply(
+                replaced, variables, batch[0], depth, activation, taps=taps, training=True
+            )
+            return _cross_entropy(logits, batch[1])
+
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        (kernels,) = [leaf for path, leaf in leaves if _is_stage_kernel(path)]
+        return probes.gradient_norms(loss, kernels, taps)
+
+    def _theory(self, activation: Activation, sigma_w: float, embedded: np.ndarray, depth: int) -> np.ndarray:
+        """Mean-field second moment a layer, [member, depth], from each probe's own first-layer moment.
+
+        Plain: q' = sigma_w^2 E f(sqrt(v) z)^2 + sigma_b^2; pre-activation: q' = q + that, since branch and skip are
+        uncorrelated. v = q, or 1 behind a norm. Post-activation sums leave the Gaussian family: NaN.
+        """
+        q = jnp.asarray(embedded[:, 0])  # [member, phase, example] at initialisation
+        if self.stage == "post_activation":
+            return np.full((len(q), depth), np.nan)
+        behind_norm = split_block(self.block)[1] != ""
+        moments = []
+        for _ in range(depth):
+            grown = _variance_map(activation, jnp.ones_like(q) if behind_norm else q, sigma_w, self.sweep.sigma_b)
+            q = grown if self.stage == "plain" else q + grown
+            moments.append(np.mean(q, axis=-1))
+        return np.stack(moments, axis=-1)
+
+
+LAYER_VARIABLES = (
+    *("second_moment", "mean", "zero_fraction", "dead_fraction", "saturated_fraction"),
+    *("weight_gradient_norm", "hidden_gradient_norm"),
+)
+
+
+@functools.cache
+def gradient_preserving_sigma(activation: Activation) -> float:
+    """sigma_w with sigma_w^2 E f'(z)^2 = 1, z ~ N(0, 1)."""
+    return float(theory.moments(activation).slope_second_moment) ** -0.5
+
+
+@partial(jax.jit, static_argnums=0)
+def _variance_map(activation, q, sigma_w, sigma_b):
+    return theory.variance_map(activation, q, sigma_w=sigma_w, sigma_b=sigma_b)
+
+
+def _crossing(train_accuracy: np.ndarray, sweep: DepthSweep) -> Mapping[str, np.ndarray]:
+    """First measured step at or above the threshold, or the budget and a mark where there is none."""
+    reached = train_accuracy >= sweep.threshold
+    first = (np.argmax(reached, axis=1) + 1) * sweep.measure_every
+    censored = ~reached.any(axis=1)
+    return {"steps_to_threshold": np.where(censored, sweep.num_steps, first).astype(float), "censored": censored}
+
+
+def _optimizer(momentum: float):
+    return lambda hparams: optax.sgd(hparams["learning_rate"], momentum=momentum)
+
+
+def _cross_entropy(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _is_stage_kernel(path: tuple) -> bool:
+    return jax.tree_util.keystr(path, simple=True, separator="/").startswith("stack/stages/affine/kernel")
+
+
+class _Stopwatch:
+    """Time of the first call of each program: tracing, compiling and one run."""
+
+    def __init__(self) -> None:
+        self.first_calls = 0.0
+
+    def __call__(self, program, *args):
+        compiled = program._cache_size() > 0
+        started = time.perf_counter()
+        result = program(*args)
+        if not compiled:
+            self.first_calls += time.perf_counter() - started
+        return result

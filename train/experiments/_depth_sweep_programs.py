@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -73,11 +74,9 @@ class Programs:
             )
         )
         self.members = fit.grid(seeds=sweep.seeds, learning_rate=sweep.learning_rates)
-        # A second trace of any of them would be a compile a cell: an error, not a slow sweep.
-        once = partial(chex.assert_max_traces, n=1)
-        self.init = jax.jit(once(self._init))
-        self.train = jax.jit(once(self._train), donate_argnums=0)
-        self.probe = jax.jit(once(self._probe))
+        self.init = jax.jit(_traced_once(self._init))
+        self.train = jax.jit(_traced_once(self._train), donate_argnums=0)
+        self.probe = jax.jit(_traced_once(self._probe))
 
     def run(self, index: int, depth: int, progress: Progress) -> dict[str, Any]:
         """Train and measure one cell; arrays by name, with a leading axis of members."""
@@ -218,6 +217,7 @@ class Programs:
         return np.stack(moments, axis=-1)
 
 
+_SERIAL = itertools.count()
 LAYER_VARIABLES = (
     *("second_moment", "mean", "zero_fraction", "dead_fraction", "saturated_fraction"),
     *("weight_gradient_norm", "hidden_gradient_norm"),
@@ -241,6 +241,17 @@ def _crossing(train_accuracy: np.ndarray, sweep: DepthSweep) -> Mapping[str, np.
     first = (np.argmax(reached, axis=1) + 1) * sweep.measure_every
     censored = ~reached.any(axis=1)
     return {"steps_to_threshold": np.where(censored, sweep.num_steps, first).astype(float), "censored": censored}
+
+
+def _traced_once(function):
+    """Make a second trace, which would be a compile a cell, an error instead of a slow sweep."""
+
+    def program(*args):
+        return function(*args)
+
+    # chex counts by name and place: another block's programs are others.
+    program.__name__ = f"{function.__name__}_{next(_SERIAL)}"
+    return chex.assert_max_traces(program, n=1)
 
 
 def _optimizer(momentum: float):

@@ -1,5 +1,6 @@
 """The report of a run: one self-contained page with the findings first, and the figures as files."""
 
+import functools
 import html
 import json
 import math
@@ -270,15 +271,20 @@ def _scripts(specs: Mapping[str, Spec]) -> str:
         page["datasets"] = dict.fromkeys(spec.get("datasets", {}))
         page["params"] = [_without_widget(parameter) for parameter in spec.get("params", [])]
         pages[name] = page
-    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub misses the default
     return "\n".join(
         [
             f'<script type="application/json" id="datasets">{_json(datasets)}</script>',
             f'<script type="application/json" id="specs">{_json(pages)}</script>',
-            f"<script>{_script(bundle)}</script>",
+            f"<script>{_bundle()}</script>",
             f"<script>{_script((_HERE / 'report.js').read_text(encoding='utf-8'))}</script>",
         ]
     )
+
+
+@functools.cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    return _script(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub misses the default
 
 
 def _without_widget(parameter: Spec) -> Spec:

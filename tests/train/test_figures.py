@@ -109,6 +109,12 @@ def test_every_series_and_panel_is_drawn():
         assert f">{words}<" in svg
 
 
+def test_thirty_series_are_drawn():
+    names = [f"elu({i})" for i in range(30)]
+    svg = svg_of(draw_lines(make_frame(names=names)))
+    assert all(f">{name}<" in svg for name in names)
+
+
 def test_open_marks_are_open_where_asked_and_only_there():
     svg = svg_of(draw_lines(make_frame(), open_where="open"))
     assert svg.count('fill="white" stroke="#0072B2"') == 3  # relu at three depths

@@ -390,8 +390,8 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt as error:
-        # XLA may still be compiling in threads of its own. The exception keeps alive what they work on, and the
-        # process ends before Python tears anything down: both crashed otherwise (jax 0.10.2).
+        # XLA may still compile in threads of its own. The exception keeps alive what they work on, and the
+        # process ends before Python tears anything down: without either it crashed (jax 0.10.2).
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(128 + getattr(error, "signal_number", signal.SIGINT))

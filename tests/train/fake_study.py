@@ -7,6 +7,8 @@ import hashlib
 import time
 from dataclasses import dataclass, replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -79,6 +81,14 @@ class Fake:
             raise FileNotFoundError("the data were not found in /nowhere. Get them somewhere.")
         if self.trouble == "stuck":  # a native call that no signal interrupts, as compiling is
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2 * 10**9)
+        if self.trouble == "compiling":  # for a minute
+
+            def unrolled(x):
+                for _ in range(100):
+                    x = jnp.tanh(x @ x) * jax.nn.gelu(x)
+                return x.sum()
+
+            jax.jit(jax.grad(unrolled))(jnp.ones((8, 8)))
 
     @staticmethod
     def figures(result):

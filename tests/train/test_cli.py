@@ -41,7 +41,8 @@ def start(tmp_path):
     started = []
 
     def start(*words, before="true"):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        own = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        environment = {**os.environ, **own}
         program = shlex.join([sys.executable, "-m", "train", *(str(word) for word in words)])
         command = ["sh", "-c", f"{before}; exec {program}"]
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True)
@@ -258,18 +259,20 @@ def test_a_killed_run_is_continued_and_ends_as_if_it_had_not_been(call, start, t
     [
         (signal.SIGINT, "nothing", 130, 3.0),
         (signal.SIGTERM, "nothing", 143, 3.0),
+        (signal.SIGINT, "compiling", 130, 9.0),
         (signal.SIGINT, "stuck", 130, 9.0),
     ],
 )
 def test_an_interrupted_run_ends_within_seconds_and_says_how_to_continue(
     start, tmp_path, number, trouble, status, patience
 ):
-    seconds = "0" if trouble == "stuck" else "0.5"
+    is_quick = trouble != "nothing"  # all cells but the last
+    seconds = "0" if is_quick else "0.5"
     process = start(
         "run", FAKE, "--seconds", seconds, "--trouble", trouble, "--activations", "tanh", "relu", "gelu"
     )
-    wait_for_cells(tmp_path, 2 if trouble == "nothing" else 5, process)
-    time.sleep(0.1)
+    wait_for_cells(tmp_path, 5 if is_quick else 2, process)
+    time.sleep(1.0 if trouble == "compiling" else 0.1)
     asked = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

@@ -111,6 +111,8 @@ def _reach(measured: xr.DataArray) -> str:
         depths = passing["depth"].to_numpy()[passing.to_numpy() >= _THRESHOLD]
         groups.setdefault(int(max(depths)) if len(depths) else 0, []).append(name)
     total = measured.sizes["activation"]
+    if list(groups) == [0]:
+        return f"{_THRESHOLD * 100:.0f} % is reached at no depth."
 
     def who(names: Sequence[str]) -> str:
         return f"all {total}" if len(names) == total > 1 else _listed(names)
@@ -188,12 +190,13 @@ def _by_block(
     return parts, int(max(depths))
 
 
-def _range(names: Sequence[str], logs: np.ndarray) -> str:
+def _range(names: Sequence[str], logs: np.ndarray, say: Callable[[float], str] | None = None) -> str:
     """From the smallest to the largest of some log10 numbers, with whose they are."""
+    say = say or _power
     least, most = int(np.argmin(logs)), int(np.argmax(logs))
-    if len(names) == 1 or logs[most] - logs[least] < 0.05:
-        return f"{_power(float(np.median(logs)))}"
-    return f"{_power(logs[least])} ({names[least]}) to {_power(logs[most])} ({names[most]})"
+    if len(names) == 1 or logs[most] - logs[least] < 0.05 or say(logs[least]) == say(logs[most]):
+        return say(float(np.median(logs)))
+    return f"{say(logs[least])} ({names[least]}) to {say(logs[most])} ({names[most]})"
 
 
 def _phase(values: xr.DataArray, phase: str) -> xr.DataArray:
@@ -222,16 +225,28 @@ def _gradient_decay(best: xr.Dataset) -> list[str]:
 
 
 def _conditioning(best: xr.Dataset) -> list[str]:
+    limit = cells.resolution(best["jacobian_condition_number"])
     condition = cells.quiet(
         lambda: best["jacobian_condition_number"].astype(float).median(["seed", "example"])
     )
+
+    def say(log10: float) -> str:
+        return "singular" if log10 >= limit else _power(log10)
+
     sentences = []
     for phase, words in cells.PHASES.items():
-        parts, depth = _by_block(_log10(_phase(condition, phase)), lambda _, names, logs: _range(names, logs))
+        parts, depth = _by_block(
+            _log10(_phase(condition, phase)),
+            lambda _, names, logs: _range(names, np.minimum(logs, limit), say),
+        )
         if parts:
-            sentences.append(
-                f"Jacobian condition number {words}, depth {depth} (median): {'; '.join(parts)}."
+            text = "; ".join(parts)
+            note = (
+                f" (singular: above {10**limit:.0e}, what rounding lets one see)"
+                if "singular" in text
+                else ""
             )
+            sentences.append(f"Jacobian condition number {words}, depth {depth} (median): {text}{note}.")
     return sentences
 
 

@@ -97,3 +97,9 @@ def budget(result: xr.Dataset) -> int:
 def seeds(best: xr.Dataset) -> str:
     count = best.sizes["seed"]
     return "one seed" if count == 1 else f"{count} seeds"
+
+
+def resolution(values: xr.DataArray) -> float:
+    """The log10 of the largest condition number that rounding lets one see: 1/eps of the numbers' type."""
+    kind = values.dtype if values.dtype.kind == "f" else np.dtype(float)
+    return float(-np.log10(np.finfo(kind).eps))

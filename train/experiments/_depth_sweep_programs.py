@@ -160,12 +160,14 @@ class Programs:
         values = probes.singular_values(lambda x: network(x, "features", "forward"), data["probes"])
         summary = probes.spectrum_summary(values)
         log_upper, _ = self.network.apply(params, variables, depth, activation, method="log_lipschitz")
+        # jit, so that the many places where the ascent calls the network share one trace
+        forward = jax.jit(partial(network, mode="forward"))
         lower = lipschitz.lower_bound(
-            network,
+            jax.jit(network),
             data["probes"],
             key=state.key,
             num_steps=self.sweep.ascent_steps,
-            tangent=lambda x, v: jax.jvp(lambda x: network(x, mode="forward"), (x,), (v,))[1],
+            tangent=lambda x, v: jax.jvp(forward, (x,), (v,))[1],
         )
         trace, _ = self.network.apply(params, variables, data["test"][0], depth, activation, method="trace")
         statistics = probes.layer_statistics(trace.preactivation, activation, hidden=trace.hidden)

@@ -238,7 +238,8 @@ def _condition_number(best: xr.Dataset) -> alt.FacetChart | None:
     frame = cells.named(draw.tidy(sample), best)
     if frame.empty:
         return None
-    frame, edges = draw.decades(frame, ["value", "low", "high"], ceiling=16)
+    limit = cells.resolution(best["jacobian_condition_number"])
+    frame, edges = draw.decades(frame, ["value", "low", "high"], ceiling=round(limit, 2))
     chart = draw.lines(
         frame,
         x=_depth_axis(best),
@@ -265,8 +266,8 @@ def _condition_number(best: xr.Dataset) -> alt.FacetChart | None:
             "band over seeds"
         ),
         caption=(
-            "1 is an isometry. Where the smallest singular value is zero the condition number is infinite; "
-            "such points, and all above 1e16, lie on the upper edge."
+            "1 is an isometry. A Jacobian on the upper edge is singular as far as rounding lets one see: its "
+            f"condition number is above {10**limit:.0e}, or infinite."
         ),
     )
 

@@ -122,7 +122,10 @@ class Axis:
             axis["labelOverlap"] = True
         elif self.scale == "decades":
             # Powers as text: a log scale would need the numbers themselves, and 10^400 is not one.
-            axis |= {"labelExpr": "abs(datum.value) < 1e-9 ? '1' : '1e' + datum.value", "tickMinStep": 1}
+            whole = "datum.value === floor(datum.value)"
+            words = f"{whole} ? '1e' + datum.value : format(pow(10, datum.value), '.1e')"
+            near = "abs(datum.value) <= 3 ? format(pow(10, datum.value), '.2~r')"
+            axis |= {"labelExpr": f"{near} : {words}", "tickMinStep": 1}
         return {"scale": alt.Scale(**scale), "axis": alt.Axis(**axis)}
 
     def _around_ticks(self) -> tuple[float, float]:
@@ -158,7 +161,8 @@ def label(variable: xr.DataArray) -> str:
     name = str(variable.attrs.get("long_name") or variable.name or "value").replace("_", " ")
     units = str(variable.attrs.get("units", ""))
     name = name[:1].upper() + name[1:]
-    return name if units in ("", "1", "dimensionless") or f"({units})" in name else f"{name} ({units})"
+    said = units in ("", "1", "dimensionless") or units.lower().rstrip("s") in name.lower().split()
+    return name if said or f"({units})" in name else f"{name} ({units})"
 
 
 def spread(
@@ -246,10 +250,14 @@ def readout(field: str, edges: tuple[float, float] = (-math.inf, math.inf)) -> s
     value = f"datum['{field}']"
     power = f"abs({value}) < 300 ? format(pow(10, {value}), '.3g') : '1e' + format({value}, '.0f')"
     if math.isfinite(edges[0]):
-        power = f"{value} <= {edges[0]} + 1e-6 ? 'at most 1e{edges[0]:g}' : ({power})"
+        power = f"{value} <= {edges[0]} + 1e-6 ? 'at most {_power(edges[0])}' : ({power})"
     if math.isfinite(edges[1]):
-        power = f"{value} >= {edges[1]} - 1e-6 ? 'at least 1e{edges[1]:g}' : ({power})"
+        power = f"{value} >= {edges[1]} - 1e-6 ? 'at least {_power(edges[1])}' : ({power})"
     return f"isValid({value}) ? ({power}) : ''"
+
+
+def _power(log10: float) -> str:
+    return f"1e{log10:g}" if log10 == round(log10) or abs(log10) > 300 else f"{10**log10:.0e}"
 
 
 def thin(values: Sequence[float] | np.ndarray, most: int) -> np.ndarray:

@@ -87,6 +87,10 @@ def test_axis_label_is_long_name_and_unit():
         figures.label(xr.DataArray(0.0, attrs={"long_name": "training loss", "units": "nats"}))
         == "Training loss (nats)"
     )
+    assert (
+        figures.label(xr.DataArray(0, attrs={"long_name": "optimiser step", "units": "steps"}))
+        == "Optimiser step"
+    )
     assert figures.label(xr.DataArray(0.0, name="dead_fraction", attrs={"units": "1"})) == "Dead fraction"
 
 

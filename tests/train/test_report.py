@@ -308,7 +308,7 @@ def test_findings_say_what_was_put_in(default_depth_sweep):
     plain = float(gap.sel(block="plain", depth=64, phase="trained").median())
     assert f"plain {plain:.1f}" in text
     assert re.search(r"measured over theory.*plain (1\.0\d|1|0\.99\d?) ", text)
-    assert "infinity (relu)" in text  # its Jacobian has exact zeros
+    assert re.search(r"plain .* to singular \(relu\)", text)  # its Jacobian has exact zeros
 
 
 def test_the_test_set_has_no_say_in_the_learning_rate(default_depth_sweep):
@@ -331,6 +331,13 @@ def test_a_diverged_member_counts_as_zero(make_depth_sweep):
     result = make_depth_sweep(blocks=("plain",), activations=("silu",), depths=(16,), learning_rates=(0.1,))
     assert views.tables(result)["Every cell"].loc[0, "test accuracy"] == 0.0
     assert views.tables(result)["Every cell"].loc[0, "diverged"] == 3
+
+
+def test_what_rounding_hides_is_called_singular(make_depth_sweep):
+    result = make_depth_sweep(blocks=("plain",), activations=("tanh",), depths=(64,))
+    assert "singular" not in " ".join(views.findings(result))  # in float64 1e13 is a number
+    result["jacobian_condition_number"] = result["jacobian_condition_number"].astype(np.float32)
+    assert "singular. Singular: above 8e+06" in " ".join(views.findings(result))
 
 
 def hopeless(result):

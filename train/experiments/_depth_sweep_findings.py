@@ -246,7 +246,7 @@ def _conditioning(best: xr.Dataset) -> list[str]:
                 if "singular" in text
                 else ""
             )
-            sentences.append(f"Jacobian condition number {words}, depth {depth} (median): {text}{note}.")
+            sentences.append(f"Jacobian condition number {words}, depth {depth} (median): {text}.{note}")
     return sentences
 
 

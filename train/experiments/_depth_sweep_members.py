@@ -101,5 +101,5 @@ def seeds(best: xr.Dataset) -> str:
 
 def resolution(values: xr.DataArray) -> float:
     """The log10 of the largest condition number that rounding lets one see: 1/eps of the numbers' type."""
-    kind = values.dtype if values.dtype.kind == "f" else np.dtype(float)
+    kind: Any = values.dtype if values.dtype.kind == "f" else np.dtype(float)
     return float(-np.log10(np.finfo(kind).eps))

@@ -1,5 +1,6 @@
 """Expectations of a function of one Gaussian variable, to rounding, kinks and jumps included."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 # In units of the standard deviation: the mass beyond 10 is 1.5e-23.
-_PANEL_ENDS = np.linspace(-10, 10, 21)
+_REACH = 10.0  # a Python float: a numpy one would promote float32
+_PANEL_ENDS = np.linspace(-_REACH, _REACH, 21)
 # In the function's own argument: panels that shrink geometrically towards 0 resolve features of any width
 # there down to 1/64, however wide the Gaussian. With 20 nodes a panel [a, 4a] sees a pole at distance a to
 # 1e-18.
@@ -90,12 +92,12 @@ def gaussian_nodes(
     deviation = jnp.sqrt(jnp.where(spread, variance, 1))
     parts = (-_GRADED, [0.0], _GRADED, jnp.atleast_1d(jnp.asarray(kinks, dtype)))
     splits = jnp.concatenate([jnp.asarray(part, dtype) for part in parts])
-    ends = jnp.clip((splits - mean[..., None]) / deviation[..., None], _PANEL_ENDS[0], _PANEL_ENDS[-1])
+    ends = jnp.clip((splits - mean[..., None]) / deviation[..., None], -_REACH, _REACH)
     fixed = jnp.broadcast_to(jnp.asarray(_PANEL_ENDS, dtype), (*mean.shape, _PANEL_ENDS.size))
     ends = jnp.sort(jnp.concatenate([fixed, ends], -1), -1)
     centre, half = (ends[..., 1:] + ends[..., :-1]) / 2, (ends[..., 1:] - ends[..., :-1]) / 2
     z = centre[..., None] + half[..., None] * jnp.asarray(_NODES, dtype)
-    weights = half[..., None] * jnp.asarray(_WEIGHTS, dtype) * jnp.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    weights = half[..., None] * jnp.asarray(_WEIGHTS, dtype) * jnp.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     z, weights = (a.reshape(*mean.shape, -1) for a in (z, weights))
     scale = jnp.where(spread, deviation, jnp.where(variance == 0, 0, jnp.nan))
     return mean[..., None] + scale[..., None] * z, weights

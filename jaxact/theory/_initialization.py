@@ -49,12 +49,7 @@ def gain(activation: Any) -> float:
             above = np.asarray(_second_moment(activation, scales)) >= 1
             (crossings,) = np.nonzero(above[1:] != above[:-1])
             if not crossings.size:
-                name, side = getattr(activation, "name", activation), "above" if above[0] else "below"
-                raise ValueError(
-                    f"`activation` must reach E f(sigma z)^2 = 1 at some sigma in [{_RANGE[0]:g}, {_RANGE[1]:g}], "
-                    f"got {name}, which stays {side} 1. Scale its output, or set sigma_w at its critical point: "
-                    "sigma_w^2 E f'(sqrt(q) z)^2 = 1 at the fixed point q of variance_map (moments gives E f'^2)."
-                )
+                raise ValueError(_no_gain(activation, "above" if above[0] else "below"))
             low, high = scales[crossings[0]], scales[crossings[0] + 1]
     return float((low + high) / 2)
 
@@ -63,4 +58,13 @@ def gain(activation: Any) -> float:
 def _second_moment(activation: Any, scales: Float[Array, " n"]) -> Float[Array, " n"]:
     return gaussian_expectation(
         lambda x: activation(x) ** 2, kinks=breakpoints(activation), variance=scales**2
+    )
+
+
+def _no_gain(activation: Any, side: str) -> str:
+    return (
+        f"`activation` must reach E f(sigma z)^2 = 1 at some sigma in [{_RANGE[0]:g}, {_RANGE[1]:g}], got "
+        f"{getattr(activation, 'name', activation)}, which stays {side} 1. Scale its output, or put sigma_w "
+        "at its critical point: sigma_w^2 E f'(sqrt(q) z)^2 = 1 at the fixed point q of variance_map "
+        "(moments gives E f'^2)."
     )

@@ -1,0 +1,29 @@
+"""Singular triplets satisfy their definition, on maps of full and of low rank."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxact.numerics import leading_singular_triplets
+
+
+@pytest.mark.parametrize(("shape", "num"), [((90, 70), 3), ((4, 300), 2), ((50, 60), 50)])
+def test_triplets_satisfy_their_definition(shape, num):
+    with jax.enable_x64(True):
+        A = np.random.default_rng(0).normal(size=shape)
+        found = leading_singular_triplets(
+            lambda v: A @ v, lambda u: A.T @ u, shape=shape, num=num, dtype=jnp.float64
+        )
+        np.testing.assert_allclose(found.values, np.linalg.svd(A, compute_uv=False)[:num], rtol=1e-10)
+        np.testing.assert_allclose(found.left @ found.left.T, np.eye(num), atol=1e-12)
+        np.testing.assert_allclose(found.right @ found.right.T, np.eye(num), atol=1e-12)
+        np.testing.assert_allclose(found.right @ A.T, found.values[:, None] * found.left, atol=1e-6)
+
+
+def test_rank_one_leaves_no_nan():
+    u, v = np.ones(80, np.float32), np.arange(90, dtype=np.float32)
+    found = leading_singular_triplets(lambda x: u * (v @ x), lambda y: v * (u @ y), shape=(80, 90), num=2)
+    expected = np.linalg.norm(u) * np.linalg.norm(v)
+    np.testing.assert_allclose(found.values, [expected, 0], atol=1e-5 * expected)
+    np.testing.assert_allclose(np.abs(found.right[0]), v / np.linalg.norm(v), atol=1e-5)

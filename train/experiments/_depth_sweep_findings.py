@@ -241,11 +241,8 @@ def _conditioning(best: xr.Dataset) -> list[str]:
         )
         if parts:
             text = "; ".join(parts)
-            note = (
-                f" (singular: above {10**limit:.0e}, what rounding lets one see)"
-                if "singular" in text
-                else ""
-            )
+            seen = f" Singular: above {10**limit:.0e}, what rounding lets one see."
+            note = seen if "singular" in text else ""
             sentences.append(f"Jacobian condition number {words}, depth {depth} (median): {text}.{note}")
     return sentences
 

@@ -144,17 +144,24 @@ class Activation:
         (-1.0, 0.5)
         """
         x = _as_floating(x, self.name)
-        return _apply(self, x), self.derivative(x)
+        return _apply(self, x), _kept(self.derivative(x), x)
 
     def __repr__(self) -> str:
         # Short on purpose: it stands in configs, module summaries and error messages.
         words = [f"{self.name}: {self.formula}" if self.formula else self.name]
         words.append(f"|f'| {'<=' if self.exact else '<~'} {self.lipschitz:.6g}")
         if self.kinks:
-            words.append("kinks at " + " and ".join(f"{x:.6g}" for x in self.kinks))
+            more = f" and {len(self.kinks) - 4} more" if len(self.kinks) > 4 else ""
+            words.append("kinks at " + ", ".join(f"{x:.6g}" for x in self.kinks[:4]) + more)
         if not self.exact:
             words.append("estimated")
         return ", ".join(words)
+
+    def __copy__(self) -> Activation:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Activation:
+        return self
 
     def __reduce__(self) -> Any:
         # A member of the zoo travels by its name: its compiled functions cannot be pickled.
@@ -174,13 +181,18 @@ def _rebuild(fields: dict[str, Any]) -> Activation:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _apply(activation: Activation, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return activation.fn(x)
+    return _kept(activation.fn(x), x)
 
 
 @_apply.defjvp
 def _apply_jvp(activation, primals, tangents):
     (x,), (tangent,) = primals, tangents
-    return activation.fn(x), activation.derivative(x) * tangent
+    return _kept(activation.fn(x), x), _kept(activation.derivative(x), x) * tangent
+
+
+def _kept(y: Array, x: Array) -> Array:
+    # A user's function may promote low precisions.
+    return y.astype(x.dtype)
 
 
 def _as_floating(x: ArrayLike, name: str) -> Array:

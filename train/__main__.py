@@ -116,15 +116,15 @@ def _run(arguments: Sequence[str]) -> int:
         command = runner.resume_command(directory)
         print(f"{kept} Continue with:\n  {command}", file=sys.stderr, flush=True)
 
-    def interrupted() -> None:
-        print("\nInterrupted.", file=sys.stderr)
+    def interrupted(number: int) -> None:
+        print(f"\nInterrupted by {signal.Signals(number).name}.", file=sys.stderr)
         farewell()
 
     try:
         with interruptible(interrupted):
             result = runner.run(request.experiment, directory, console=console)
-    except Interrupted:
-        interrupted()
+    except Interrupted as error:
+        interrupted(error.signal_number)
         raise
     except ConfigError:
         raise

@@ -25,7 +25,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def interruptible(on_stuck: Callable[[], None], *, grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
+def interruptible(on_stuck: Callable[[int], None], *, grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `Interrupted`, and end the process if the main thread does not get to it.
 
     Python delivers a signal only between bytecodes of the main thread, and compiling a large program is a
@@ -34,7 +34,7 @@ def interruptible(on_stuck: Callable[[], None], *, grace_seconds: float = GRACE_
     128 + the signal's number. That is as safe as a kill: a run writes every file under a temporary name.
 
     Args:
-        on_stuck: says farewell; runs in the second thread.
+        on_stuck: says farewell, given the signal's number; runs in the second thread.
         grace_seconds: how long the body may take to end.
 
     Yields:
@@ -67,7 +67,7 @@ def interruptible(on_stuck: Callable[[], None], *, grace_seconds: float = GRACE_
 
 
 def _watch(
-    reader: socket.socket, numbers: set[int], on_stuck: Callable[[], None], grace_seconds: float
+    reader: socket.socket, numbers: set[int], on_stuck: Callable[[int], None], grace_seconds: float
 ) -> None:
     asked: int | None = None
     while True:
@@ -84,6 +84,6 @@ def _watch(
             reader.settimeout(grace_seconds)
     assert asked is not None
     try:
-        on_stuck()
+        on_stuck(asked)
     finally:
         os._exit(128 + asked)

@@ -278,7 +278,7 @@ def test_an_interrupted_run_ends_within_seconds_and_says_how_to_continue(
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - asked < patience
     assert process.returncode == status
-    assert "Interrupted." in err
+    assert f"Interrupted by {number.name}." in err
     assert "Traceback" not in err
     directory = only_run(tmp_path)
     kept = list((directory / "cells").iterdir())

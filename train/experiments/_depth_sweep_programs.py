@@ -87,7 +87,9 @@ class Programs:
         compile_seconds = _Stopwatch()
         traced_depth = jnp.asarray(depth, jnp.int32)
         progress(0.0, "initialise")
-        states = compile_seconds(self.init, self.members, self.data, traced_depth, choice, jnp.float32(sigma_w))
+        states = compile_seconds(
+            self.init, self.members, self.data, traced_depth, choice, jnp.float32(sigma_w)
+        )
         initial = compile_seconds(self.probe, states, self.data, traced_depth, choice)
         chunks = []
         total = sweep.num_steps // sweep.measure_every
@@ -96,7 +98,7 @@ class Programs:
             states, history = compile_seconds(self.train, states, self.data, traced_depth, choice)
             chunks.append(jax.device_get(history.measurements))
         progress((total + 1) / (total + 2), "probe")
-        trained = self.probe(states, self.data, traced_depth, choice)
+        trained = compile_seconds(self.probe, states, self.data, traced_depth, choice)
         phases = jax.tree.map(lambda a, b: np.stack([a, b], axis=1), *jax.device_get((initial, trained)))
         measured = {name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in chunks[0]}
         measured |= phases
@@ -117,7 +119,11 @@ class Programs:
                     params, variables, data["calibration"], depth, activation, method=nn.calibrate
                 )
             return fit.start(
-                _optimizer(self.sweep.momentum), key=member.key, params=params, variables=variables, hparams=member.hparams
+                _optimizer(self.sweep.momentum),
+                key=member.key,
+                params=params,
+                variables=variables,
+                hparams=member.hparams,
             )
 
         return fit.population(one, members)
@@ -130,13 +136,17 @@ class Programs:
             return inputs[rows], labels[rows]
 
         def loss(params, variables, batch, hparams):
-            logits, variables = self.network.apply(params, variables, batch[0], depth, activation, training=True)
+            logits, variables = self.network.apply(
+                params, variables, batch[0], depth, activation, training=True
+            )
             return _cross_entropy(logits, batch[1]), (variables, ())
 
         def measure(state):
             measured = {}
             for part, name in (("train_part", "train"), ("test", "test")):
-                logits, _ = self.network.apply(state.params, state.variables, data[part][0], depth, activation)
+                logits, _ = self.network.apply(
+                    state.params, state.variables, data[part][0], depth, activation
+                )
                 measured[f"{name}_loss"] = _cross_entropy(logits, data[part][1])
                 measured[f"{name}_accuracy"] = jnp.mean(jnp.argmax(logits, -1) == data[part][1])
             alive = state.diverged_step < 0
@@ -144,7 +154,12 @@ class Programs:
 
         every = self.sweep.measure_every
         run = fit.fit(
-            loss, sample, _optimizer(self.sweep.momentum), num_steps=every, measure=measure, measure_every=every
+            loss,
+            sample,
+            _optimizer(self.sweep.momentum),
+            num_steps=every,
+            measure=measure,
+            measure_every=every,
         )
         return fit.population(run, states)
 
@@ -213,7 +228,9 @@ class Programs:
         behind_norm = split_block(self.block)[1] != ""
         moments = []
         for _ in range(depth):
-            grown = _variance_map(activation, jnp.ones_like(q) if behind_norm else q, sigma_w, self.sweep.sigma_b)
+            grown = _variance_map(
+                activation, jnp.ones_like(q) if behind_norm else q, sigma_w, self.sweep.sigma_b
+            )
             q = grown if self.stage == "plain" else q + grown
             moments.append(np.mean(q, axis=-1))
         return np.stack(moments, axis=-1)
@@ -242,7 +259,10 @@ def _crossing(train_accuracy: np.ndarray, sweep: DepthSweep) -> Mapping[str, np.
     reached = train_accuracy >= sweep.threshold
     first = (np.argmax(reached, axis=1) + 1) * sweep.measure_every
     censored = ~reached.any(axis=1)
-    return {"steps_to_threshold": np.where(censored, sweep.num_steps, first).astype(float), "censored": censored}
+    return {
+        "steps_to_threshold": np.where(censored, sweep.num_steps, first).astype(float),
+        "censored": censored,
+    }
 
 
 def _traced_once(function):
@@ -277,7 +297,9 @@ class _Stopwatch:
     def __call__(self, program, *args):
         compiled = program._cache_size() > 0
         started = time.perf_counter()
-        result = program(*args)
+        # One program at a time: two at once, one of them in LAPACK, were seen to wait for each other for ever on
+        # two cores (jaxlib 0.10.2, CPU).
+        result = jax.block_until_ready(program(*args))
         if not compiled:
             self.first_calls += time.perf_counter() - started
         return result

@@ -527,6 +527,6 @@ def _inactive_units(best: xr.Dataset) -> alt.FacetChart | None:
         caption=(
             "Dead: slope 0 on every input, so no gradient passes. Saturated: slope below 1 % of its "
             "supremum. Zero: an output of exactly 0, which relu-like activations give half of the time and "
-            "no fault by themselves. Choose the depth, and whether before or after training, above."
+            "no fault by itself. Choose the depth, and whether before or after training, above."
         ),
     )

@@ -383,6 +383,8 @@ def _use_compilation_cache() -> None:
         cache.mkdir(parents=True, exist_ok=True)
         if os.access(cache, os.W_OK):
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+            # Dozens of small programs stay below the default of one second each.
+            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 if __name__ == "__main__":

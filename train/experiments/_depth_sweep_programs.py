@@ -76,7 +76,10 @@ class Programs:
         self.members = fit.grid(seeds=sweep.seeds, learning_rate=sweep.learning_rates)
         self.init = jax.jit(_traced_once(self._init))
         self.train = jax.jit(_traced_once(self._train), donate_argnums=0)
-        self.probe = jax.jit(_traced_once(self._probe))
+        # Several programs, one after the other: as one, whose parts XLA starts side by side, it was seen to hang on
+        # two cores with all threads idle (jaxlib 0.10.2, CPU).
+        parts = (self._spectrum, self._upper_bound, self._lower_bound, self._layers, self._gradient_norms)
+        self.probes = [jax.jit(_traced_once(part)) for part in parts]
 
     def run(self, index: int, depth: int, progress: Progress) -> dict[str, Any]:
         """Train and measure one cell; arrays by name, with a leading axis of members."""
@@ -90,7 +93,7 @@ class Programs:
         states = compile_seconds(
             self.init, self.members, self.data, traced_depth, choice, jnp.float32(sigma_w)
         )
-        initial = compile_seconds(self.probe, states, self.data, traced_depth, choice)
+        initial = self._probe(compile_seconds, states, traced_depth, choice)
         chunks = []
         total = sweep.num_steps // sweep.measure_every
         for chunk in range(total):
@@ -98,8 +101,8 @@ class Programs:
             states, history = compile_seconds(self.train, states, self.data, traced_depth, choice)
             chunks.append(jax.device_get(history.measurements))
         progress((total + 1) / (total + 2), "probe")
-        trained = compile_seconds(self.probe, states, self.data, traced_depth, choice)
-        phases = jax.tree.map(lambda a, b: np.stack([a, b], axis=1), *jax.device_get((initial, trained)))
+        trained = self._probe(compile_seconds, states, traced_depth, choice)
+        phases = jax.tree.map(lambda a, b: np.stack([a, b], axis=1), initial, trained)
         measured = {name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in chunks[0]}
         measured |= phases
         for name in LAYER_VARIABLES:
@@ -163,58 +166,89 @@ class Programs:
         )
         return fit.population(run, states)
 
-    def _probe(self, states, data, depth, activation):
-        return fit.population(partial(self._probe_one, data=data, depth=depth, activation=activation), states)
+    def _probe(self, run, states, depth, activation):
+        """All measurements of one phase, arrays by name with a leading axis of members."""
+        measured: dict[str, Any] = {}
+        for program in self.probes:
+            measured |= jax.device_get(run(program, states, self.data, depth, activation))
+        return measured
 
-    def _probe_one(self, state, *, data, depth, activation):
-        params, variables = state.params, state.variables
-
-        def network(x, method="__call__", mode="reverse"):
-            return self.network.apply(params, variables, x, depth, activation, method=method, mode=mode)[0]
-
-        values = probes.singular_values(lambda x: network(x, "features", "forward"), data["probes"])
-        summary = probes.spectrum_summary(values)
-        log_upper, _ = self.network.apply(params, variables, depth, activation, method="log_lipschitz")
-        # jit, so that the many places where the ascent calls the network share one trace
-        forward = jax.jit(partial(network, mode="forward"))
-        lower = lipschitz.lower_bound(
-            jax.jit(network),
-            data["probes"],
-            key=state.key,
-            num_steps=self.sweep.ascent_steps,
-            tangent=lambda x, v: jax.jvp(forward, (x,), (v,))[1],
+    def _call(self, state, x, depth, activation, method="__call__", mode="reverse"):
+        output, _ = self.network.apply(
+            state.params, state.variables, x, depth, activation, method=method, mode=mode
         )
-        trace, _ = self.network.apply(params, variables, data["test"][0], depth, activation, method="trace")
-        statistics = probes.layer_statistics(trace.preactivation, activation, hidden=trace.hidden)
-        weights, hidden = self._gradient_norms(params, variables, data["gradient"], depth, activation)
-        embedded, _ = self.network.apply(params, variables, data["probes"], method="embed")
-        return {
-            "jacobian_singular_values": values,
-            **{f"jacobian_{name}": value for name, value in summary._asdict().items()},
-            "lipschitz_upper_log10": log_upper / np.log(10.0),
-            "lipschitz_lower_log10": jnp.log10(lower.value),
-            **statistics._asdict(),
-            "weight_gradient_norm": weights,
-            "hidden_gradient_norm": hidden,
-            "embedded": jnp.mean(embedded**2, -1),
-        }
+        return output
 
-    def _gradient_norms(self, params, variables, batch, depth, activation):
+    def _spectrum(self, states, data, depth, activation):
+        def one(state):
+            values = probes.singular_values(
+                lambda x: self._call(state, x, depth, activation, "features", "forward"), data["probes"]
+            )
+            summary = probes.spectrum_summary(values)._asdict()
+            embedded, _ = self.network.apply(state.params, state.variables, data["probes"], method="embed")
+            return {
+                "jacobian_singular_values": values,
+                **{f"jacobian_{name}": value for name, value in summary.items()},
+                "embedded": jnp.mean(embedded**2, -1),
+            }
+
+        return fit.population(one, states)
+
+    def _upper_bound(self, states, data, depth, activation):
+        def one(state):
+            log_upper, _ = self.network.apply(
+                state.params, state.variables, depth, activation, method="log_lipschitz"
+            )
+            return {"lipschitz_upper_log10": log_upper / np.log(10.0)}
+
+        return fit.population(one, states)
+
+    def _lower_bound(self, states, data, depth, activation):
+        def one(state):
+            # jit, so that the many places where the ascent calls the network share one trace
+            network = jax.jit(lambda x: self._call(state, x, depth, activation))
+            forward = jax.jit(lambda x: self._call(state, x, depth, activation, mode="forward"))
+            lower = lipschitz.lower_bound(
+                network,
+                data["probes"],
+                key=state.key,
+                num_steps=self.sweep.ascent_steps,
+                tangent=lambda x, v: jax.jvp(forward, (x,), (v,))[1],
+            )
+            return {"lipschitz_lower_log10": jnp.log10(lower.value)}
+
+        return fit.population(one, states)
+
+    def _layers(self, states, data, depth, activation):
+        def one(state):
+            trace, _ = self.network.apply(
+                state.params, state.variables, data["test"][0], depth, activation, method="trace"
+            )
+            return probes.layer_statistics(trace.preactivation, activation, hidden=trace.hidden)._asdict()
+
+        return fit.population(one, states)
+
+    def _gradient_norms(self, states, data, depth, activation):
         """||dL/dW_l|| and ||dL/dh_l|| on one batch, norms in training mode as the optimiser sees them."""
-        taps = jnp.zeros((self.max_depth, len(batch[0]), self.sweep.width))
+        inputs, labels = data["gradient"]
+        taps = jnp.zeros((self.max_depth, len(inputs), self.sweep.width))
 
-        def loss(kernels, taps):
-            replaced = jax.tree_util.tree_map_with_path(
-                lambda path, leaf: kernels if _is_stage_kernel(path) else leaf, params
-            )
-            logits, _ = self.network.apply(
-                replaced, variables, batch[0], depth, activation, taps=taps, training=True
-            )
-            return _cross_entropy(logits, batch[1])
+        def one(state):
+            def loss(kernels, taps):
+                params = jax.tree_util.tree_map_with_path(
+                    lambda path, leaf: kernels if _is_stage_kernel(path) else leaf, state.params
+                )
+                logits, _ = self.network.apply(
+                    params, state.variables, inputs, depth, activation, taps=taps, training=True
+                )
+                return _cross_entropy(logits, labels)
 
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        (kernels,) = [leaf for path, leaf in leaves if _is_stage_kernel(path)]
-        return probes.gradient_norms(loss, kernels, taps)
+            leaves = jax.tree_util.tree_leaves_with_path(state.params)
+            (kernels,) = [leaf for path, leaf in leaves if _is_stage_kernel(path)]
+            weights, hidden = probes.gradient_norms(loss, kernels, taps)
+            return {"weight_gradient_norm": weights, "hidden_gradient_norm": hidden}
+
+        return fit.population(one, states)
 
     def _theory(self, activation: Activation, sigma_w: float, embedded: np.ndarray, depth: int) -> np.ndarray:
         """Mean-field second moment a layer, [member, depth], from each probe's own first-layer moment.

@@ -31,6 +31,11 @@ class Activation:
     differentiated again. The dtype is kept (bfloat16 and float16 are evaluated in float32 and rounded
     once); integers and booleans become the default float.
 
+    For members of the zoo, f, f' and f'' are right for every finite input of float64, float32 and bfloat16
+    and take their limits at +-inf: the error of y is at most 8 eps (|y| + |x dy/dx|), that is a few ulp of
+    the result or of the input. Beyond the largest number y is inf; below a million times the smallest normal
+    number it may be 0, and a subnormal input may count as 0, since XLA flushes subnormal numbers.
+
     An Activation is immutable, hashable and a pytree without leaves: it may be a static argument, an
     attribute of a Flax Linen or NNX module, or part of a pytree passed through `jit` or `vmap`.
     Two are equal if their names, facts and functions are.

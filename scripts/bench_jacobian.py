@@ -57,7 +57,8 @@ def main() -> None:
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
 
     print(
-        f"width {width}, depth {depth}, {batch} inputs, float32, {jax.devices()[0].device_kind}; best of {options.repeats}"
+        f"width {width}, depth {depth}, {batch} inputs, float32, {jax.devices()[0].device_kind}; "
+        f"best of {options.repeats}"
     )
     for name, duration in seconds.items():
         print(

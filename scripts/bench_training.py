@@ -55,7 +55,7 @@ def main() -> None:
     if not options.no_torch:
         contenders["PyTorch eager loop"] = (torch_run(options, data, few), few)
     contenders["bare matrix products"] = matmul_run(options)
-    best = {name: np.inf for name in contenders}
+    best = dict.fromkeys(contenders, np.inf)
     for _ in range(options.rounds):
         for name, (run, count) in contenders.items():
             started = time.perf_counter()
@@ -116,7 +116,8 @@ def jaxact_run(options: argparse.Namespace, data) -> Callable[[], None]:
     depth = jnp.int32(options.depth)
     compiled = train.lower(states, depth).compile()
     memory = compiled.memory_analysis()
-    print(f"memory of the compiled loop, jaxact: {(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20:.0f} MiB")
+    total = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    print(f"memory of the compiled loop, jaxact: {total / 2**20:.0f} MiB")
 
     def run() -> None:
         nonlocal states

@@ -52,7 +52,7 @@ class Experiment(Protocol):
         """Measure one cell; every dimension named and labelled, every variable with units and long_name."""
 
     @staticmethod
-    def figures(result: xr.Dataset) -> Mapping[str, altair.Chart]:
+    def figures(result: xr.Dataset) -> Mapping[str, altair.Chart | altair.FacetChart]:
         """Draw the figures, by file name, from a stored result alone."""
 
     @staticmethod

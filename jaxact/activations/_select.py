@@ -33,7 +33,7 @@ class Selected:
 
     @property
     def lipschitz(self) -> jax.Array:
-        """sup |f'| of the choice, a float32 scalar; exact up to its rounding."""
+        """Sup |f'| of the choice, a float32 scalar; exact up to its rounding."""
         return jnp.asarray([a.lipschitz for a in self.choices], jnp.float32)[self.index]
 
 
@@ -71,8 +71,8 @@ def select(choices: Sequence[Activation], index: ArrayLike) -> Selected:
     if not isinstance(index, jax.core.Tracer):
         if np.shape(index) != () or not np.issubdtype(np.asarray(index).dtype, np.integer):
             raise TypeError(f"`index` must be an integer scalar, got {index!r}.")
-        if not 0 <= int(index) < len(choices):
-            raise ValueError(f"`index` must lie in [0, {len(choices)}), got {int(index)}.")
+        if not 0 <= int(np.asarray(index)) < len(choices):
+            raise ValueError(f"`index` must lie in [0, {len(choices)}), got {int(np.asarray(index))}.")
     return Selected(choices, jnp.asarray(index, jnp.int32))
 
 

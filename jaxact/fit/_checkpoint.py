@@ -36,8 +36,8 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
 
     Args:
         path: the folder.
-        like: a pytree of the same structure, shapes and dtypes; its arrays, or `jax.ShapeDtypeStruct`s, say what to expect
-            and, where they carry one, the sharding.
+        like: a pytree of the same structure, shapes and dtypes; its arrays, or `jax.ShapeDtypeStruct`s, say
+            what to expect and, where they carry one, the sharding.
 
     Returns:
         The saved values in the structure of `like`.

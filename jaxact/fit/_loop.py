@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-Loss = Callable[[PyTree, PyTree, PyTree, Mapping[str, Array]], tuple[Float[Array, ""], tuple[PyTree, PyTree]]]
-Optimizer = optax.GradientTransformation | Callable[[Mapping[str, Array]], optax.GradientTransformation]
+Loss: TypeAlias = Callable[
+    [PyTree, PyTree, PyTree, Mapping[str, Array]], tuple[Float[Array, ""], tuple[PyTree, PyTree]]
+]
+Optimizer: TypeAlias = optax.GradientTransformation | Callable[[Mapping[str, Array]], optax.GradientTransformation]
 
 
 class State(NamedTuple):

@@ -9,9 +9,9 @@ from jaxact.nn._stages import Plain, PostAct, PreAct, Stage
 __all__ = [
     "MLP",
     "Functional",
+    "PReLU",
     "Plain",
     "PostAct",
-    "PReLU",
     "PreAct",
     "ResNet",
     "Softplus",

@@ -45,13 +45,15 @@ def functional(build: Callable[..., nnx.Module]) -> Functional:
     graphdef = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(params=0))))[0]
 
     def init(key: jax.Array, **kwargs: Any) -> tuple[Any, Any]:
-        return nnx.split(build(rngs=nnx.Rngs(params=key), **kwargs), nnx.Param, ...)[1:]
+        parts: Any = nnx.split(build(rngs=nnx.Rngs(params=key), **kwargs), nnx.Param, ...)
+        return parts[1], parts[2]
 
     def apply(params, variables, *args, training=False, method="__call__", **kwargs):
         module = nnx.merge(graphdef, params, variables, copy=True)
         module.train() if training else module.eval()
         call = getattr(module, method) if isinstance(method, str) else partial(method, module)
         output = call(*args, **kwargs)
-        return output, nnx.split(module, nnx.Param, ...)[2]
+        parts: Any = nnx.split(module, nnx.Param, ...)
+        return output, parts[2]
 
     return Functional(init, apply)

@@ -34,10 +34,11 @@ class _Network(nnx.Module):
     stack: Stack
     norm: nnx.Module | None
     head: nnx.Linear
+    activation: Any
 
     def __call__(
         self,
-        x: Float[Array, "batch *input"],
+        x: Float[Array, batch *input],
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
         *,
@@ -49,19 +50,19 @@ class _Network(nnx.Module):
 
     def features(
         self,
-        x: Float[Array, "batch *input"],
+        x: Float[Array, batch *input],
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
         *,
         mode: Mode = "reverse",
         taps: Float[Array, "layer batch *hidden"] | None = None,
-    ) -> Float[Array, "batch *hidden"]:
+    ) -> Float[Array, batch *hidden]:
         """The last hidden state, the output of the stack."""
         return self.stack(self.embed(x), depth, activation, mode=mode, taps=taps)
 
     def trace(
         self,
-        x: Float[Array, "batch *input"],
+        x: Float[Array, batch *input],
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
     ) -> Trace:
@@ -69,7 +70,7 @@ class _Network(nnx.Module):
         return self.stack.trace(self.embed(x), depth, activation)
 
     def readout(
-        self, h: Float[Array, "batch *hidden"], activation: Elementwise | None = None
+        self, h: Float[Array, batch *hidden], activation: Elementwise | None = None
     ) -> Float[Array, "batch out"]:
         """Outputs from the last hidden state: W_out f(norm(h)) where h is a preactivation, else W_out h."""
         if self.stack.hidden_is_preactivation:
@@ -77,7 +78,7 @@ class _Network(nnx.Module):
             h = (activation or self.activation)(h)
         return self.head(self.pool(h))
 
-    def pool(self, h: Float[Array, "batch *hidden"]) -> Float[Array, "batch width"]:
+    def pool(self, h: Float[Array, batch *hidden]) -> Float[Array, "batch width"]:
         """One vector an input: the mean over spatial axes, where there are any."""
         return h.mean(axis=tuple(range(1, h.ndim - 1))) if h.ndim > 2 else h
 
@@ -223,7 +224,7 @@ def calibrate(network: nnx.Module, x: jax.Array, *args: Any, **kwargs: Any) -> N
     for norm in norms:
         norm.momentum, norm.use_running_average = 0.0, False
     try:
-        network(x, *args, **kwargs)  # type: ignore[operator]
+        network(x, *args, **kwargs)
     finally:
         for norm, (momentum, use_running_average) in zip(norms, before, strict=True):
             norm.momentum, norm.use_running_average = momentum, use_running_average

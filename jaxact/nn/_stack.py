@@ -143,7 +143,8 @@ class Stack(nnx.Module):
             raise ValueError(f'`mode` must be "reverse" or "forward", got {mode!r}.')
         depth = self.max_depth if depth is None else depth
         _check_depth(depth, self.max_depth)
-        graphdef, params, rest = nnx.split(self.stages, nnx.Param, ...)
+        parts: Any = nnx.split(self.stages, nnx.Param, ...)
+        graphdef, params, rest = parts
         training = any(
             getattr(module, "use_running_average", True) is False for _, module in nnx.iter_modules(self.stages)
         )
@@ -174,7 +175,8 @@ class _Program(NamedTuple):
         # copy=True: within grad and loops flax refuses to write into variables of an outer trace (0.12.8).
         stage = nnx.merge(self.graphdef, params, rest, copy=True)
         output = stage(h, activation=activation)
-        return output, nnx.split(stage, nnx.Param, ...)[2] if self.training else None
+        parts: Any = nnx.split(stage, nnx.Param, ...)
+        return output, parts[2] if self.training else None
 
     def scan(self, params, h, rest, activation, taps, depth):
         """Static depth."""
@@ -246,7 +248,7 @@ _reverse.defvjp(_reverse_forward, _reverse_backward)
 
 
 def lipschitz_of(activation: Any) -> ArrayLike:
-    """sup |f'| of an activation that knows it."""
+    """Sup |f'| of an activation that knows it."""
     constant = getattr(activation, "lipschitz", None)
     if constant is None:
         raise ValueError(

@@ -119,7 +119,7 @@ class PostAct(Stage):
     hidden_is_preactivation = False
 
     def preactivation(self, h):
-        """h + norm(W h + b), the sum that f is applied to."""
+        """H + norm(W h + b), the sum that f is applied to."""
         branch = self.affine(h)
         return h + (branch if self.norm is None else self.norm(branch))
 

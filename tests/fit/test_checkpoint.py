@@ -34,7 +34,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path):
     other = begin()._replace(params={"w": jnp.ones(4)})
     with pytest.raises(ValueError, match=r"`params.w` is float32\[3\], expected float32\[4\]"):
         fit.restore(tmp_path / "state", other)
-    with pytest.raises(ValueError, match="`w` is missing; .*`step` is not expected"):
+    with pytest.raises(ValueError, match=r"`w` is missing; .*`step` is not expected"):
         fit.restore(tmp_path / "state", {"w": jnp.ones(3)})
 
 

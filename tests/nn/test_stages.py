@@ -152,7 +152,7 @@ def test_bad_arguments_are_refused_with_the_rule_and_the_value():
     ):
         with pytest.raises(ValueError, match=message):
             nn.Plain(**{"width": 4, "activation": jnp.tanh, "rngs": rngs} | arguments)
-    with pytest.raises(TypeError, match="Use jaxact.activations.parse"):
+    with pytest.raises(TypeError, match=r"Use jaxact\.activations\.parse"):
         nn.Plain(4, "relu", rngs=rngs)
     with pytest.raises(TypeError, match="Pass the class"):
         nn.Plain(4, jnp.tanh, norm=nnx.BatchNorm(4, rngs=rngs), rngs=rngs)

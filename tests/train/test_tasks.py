@@ -209,7 +209,7 @@ def test_a_config_takes_a_task_from_the_command_line(capsys):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        task: tasks.FromText = tasks.Digits(num_train=5)  # noqa: RUF009  frozen and hashable
+        task: tasks.FromText = tasks.Digits(num_train=5)
         width: int = 3
 
     default = Config()

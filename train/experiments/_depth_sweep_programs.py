@@ -103,7 +103,9 @@ class Programs:
         progress((total + 1) / (total + 2), "probe")
         trained = self._probe(compile_seconds, states, traced_depth, choice)
         phases = jax.tree.map(lambda a, b: np.stack([a, b], axis=1), initial, trained)
-        measured = {name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in chunks[0]}
+        measured: dict[str, Any] = {
+            name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in chunks[0]
+        }
         measured |= phases
         for name in LAYER_VARIABLES:
             measured[name] = measured[name][..., :depth]
@@ -288,7 +290,7 @@ def _variance_map(activation, q, sigma_w, sigma_b):
     return theory.variance_map(activation, q, sigma_w=sigma_w, sigma_b=sigma_b)
 
 
-def _crossing(train_accuracy: np.ndarray, sweep: DepthSweep) -> Mapping[str, np.ndarray]:
+def _crossing(train_accuracy: np.ndarray, sweep: DepthSweep) -> Mapping[str, Any]:
     """First measured step at or above the threshold, or the budget and a mark where there is none."""
     reached = train_accuracy >= sweep.threshold
     first = (np.argmax(reached, axis=1) + 1) * sweep.measure_every

@@ -188,7 +188,7 @@ class DepthSweep:
         return dataset
 
     @staticmethod
-    def figures(result: xr.Dataset) -> Mapping[str, alt.Chart]:
+    def figures(result: xr.Dataset) -> Mapping[str, alt.Chart | alt.FacetChart]:
         """Draw the figures from a stored result."""
         return views.figures(result)
 

@@ -1,8 +1,10 @@
 """Which activation trains at which depth, in plain and residual networks, and what Jacobian and bounds say of it.
 
-python -m train run configs/depth_sweep.py
-python -m train run configs/depth_sweep.py --smoke
-python -m train run configs/depth_sweep.py --depths 8 128 --activations tanh "leaky_relu(0.3)"
+From a checkout:
+
+    python -m train run configs/depth_sweep.py
+    python -m train run configs/depth_sweep.py --smoke
+    python -m train run configs/depth_sweep.py --depths 8 128 --activations tanh "leaky_relu(0.3)"
 """
 
 from jaxact import activations

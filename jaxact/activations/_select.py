@@ -33,7 +33,7 @@ class Selected:
 
     @property
     def lipschitz(self) -> jax.Array:
-        """Sup |f'| of the choice, a float32 scalar; exact up to its rounding."""
+        """The choice's sup |f'|, a float32 scalar; exact up to its rounding."""
         return jnp.asarray([a.lipschitz for a in self.choices], jnp.float32)[self.index]
 
 

@@ -38,7 +38,7 @@ class _Network(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, batch *input],
+        x: Float[Array, " batch *input"],
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
         *,
@@ -50,19 +50,19 @@ class _Network(nnx.Module):
 
     def features(
         self,
-        x: Float[Array, batch *input],
+        x: Float[Array, " batch *input"],
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
         *,
         mode: Mode = "reverse",
         taps: Float[Array, "layer batch *hidden"] | None = None,
-    ) -> Float[Array, batch *hidden]:
+    ) -> Float[Array, " batch *hidden"]:
         """The last hidden state, the output of the stack."""
         return self.stack(self.embed(x), depth, activation, mode=mode, taps=taps)
 
     def trace(
         self,
-        x: Float[Array, batch *input],
+        x: Float[Array, " batch *input"],
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
     ) -> Trace:
@@ -70,7 +70,7 @@ class _Network(nnx.Module):
         return self.stack.trace(self.embed(x), depth, activation)
 
     def readout(
-        self, h: Float[Array, batch *hidden], activation: Elementwise | None = None
+        self, h: Float[Array, " batch *hidden"], activation: Elementwise | None = None
     ) -> Float[Array, "batch out"]:
         """Outputs from the last hidden state: W_out f(norm(h)) where h is a preactivation, else W_out h."""
         if self.stack.hidden_is_preactivation:
@@ -78,7 +78,7 @@ class _Network(nnx.Module):
             h = (activation or self.activation)(h)
         return self.head(self.pool(h))
 
-    def pool(self, h: Float[Array, batch *hidden]) -> Float[Array, "batch width"]:
+    def pool(self, h: Float[Array, " batch *hidden"]) -> Float[Array, "batch width"]:
         """One vector an input: the mean over spatial axes, where there are any."""
         return h.mean(axis=tuple(range(1, h.ndim - 1))) if h.ndim > 2 else h
 

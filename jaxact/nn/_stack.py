@@ -248,7 +248,7 @@ _reverse.defvjp(_reverse_forward, _reverse_backward)
 
 
 def lipschitz_of(activation: Any) -> ArrayLike:
-    """Sup |f'| of an activation that knows it."""
+    """The constant sup |f'| of an activation that knows it."""
     constant = getattr(activation, "lipschitz", None)
     if constant is None:
         raise ValueError(

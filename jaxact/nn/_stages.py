@@ -119,7 +119,7 @@ class PostAct(Stage):
     hidden_is_preactivation = False
 
     def preactivation(self, h):
-        """H + norm(W h + b), the sum that f is applied to."""
+        """The sum that f is applied to, h + norm(W h + b)."""
         branch = self.affine(h)
         return h + (branch if self.norm is None else self.norm(branch))
 

@@ -133,8 +133,11 @@ def _run(arguments: Sequence[str]) -> int:
         farewell()
         return 2
     except Exception as error:
-        if isinstance(error, FileNotFoundError) and error.errno is None:
-            # Raised by hand, by a task whose data are missing: it says where it looked and how to get them.
+        from train.tasks import DataError
+
+        missing = isinstance(error, FileNotFoundError) and error.errno is None
+        if missing or isinstance(error, DataError):
+            # Raised by a task whose files are missing or damaged: it says where it looked and what to do.
             if is_new and not runner.finished_cells(directory):
                 shutil.rmtree(directory)
             return _fail(str(error))

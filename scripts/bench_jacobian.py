@@ -56,14 +56,10 @@ def main() -> None:
             if repeat:  # the first compiles
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
 
-    print(
-        f"width {width}, depth {depth}, {batch} inputs, float32, {jax.devices()[0].device_kind}; "
-        f"best of {options.repeats}"
-    )
+    print(f"width {width}, depth {depth}, {batch} inputs, float32, {jax.devices()[0].device_kind}")
+    print(f"{'best of ' + str(options.repeats):16} ms an input   ratio")
     for name, duration in seconds.items():
-        print(
-            f"{name:16} {1e3 * duration / batch:8.1f} ms an input {duration / seconds['products']:7.2f} x products"
-        )
+        print(f"{name:16} {1e3 * duration / batch:11.1f} {duration / seconds['products']:7.2f}")
     gflops = 2 * depth * width**3 * batch / seconds["products"] / 1e9
     print(f"products run at {gflops:.0f} GFLOP/s")
 

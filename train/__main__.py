@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shlex
 import shutil
@@ -26,7 +27,7 @@ usage: python -m train COMMAND ...
 Run studies of activation functions and keep what they measure.
 
 commands:
-  run CONFIG [--smoke] [--output DIR] [--resume RUN] [--FIELD VALUE ...]
+  run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--FIELD VALUE ...]
                  run the study of a config file; `run CONFIG --help` lists its fields
   report RUN     draw figures and report of a finished run again
   list           show the studies in configs/ and the runs in runs/
@@ -38,16 +39,20 @@ examples:
 """
 _COMMANDS = ("run", "report", "list")
 _OUTPUT = {"metavar": "DIR", "help": "the folder of all runs"}
-_RUN_OPTIONS = {"--smoke": 0, "--output": 1, "--resume": 1}
+_RUN_OPTIONS = {"--smoke": 0, "--output": 1, "--resume": 1, "--workers": 1}
+_WORKERS_HELP = (
+    "processes that measure side by side; auto: one a core, none beside a GPU or TPU; 0: this process alone"
+)
 
 
-class _Request(NamedTuple):
+class Request(NamedTuple):
     """What `run` was asked for; its options are read together with the experiment's fields."""
 
     experiment: Experiment
     path: Path
     output: Path
     resume: Path | None
+    workers: int | None
     command: str
 
 
@@ -89,24 +94,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     started = time.monotonic()
-    request = _request(arguments)
+    asked = request(arguments)
 
     from rich.console import Console
 
-    from train import runner
+    from train import runner, workers
 
     console = Console()
-    is_new = request.resume is None
+    is_new = asked.resume is None
+    num_workers = (
+        workers.default_number(len(asked.experiment.cells())) if asked.workers is None else asked.workers
+    )
     try:
-        if request.resume is None:
+        if asked.resume is None:
             directory = runner.create(
-                request.experiment, request.path, output=request.output, command=request.command
+                asked.experiment, asked.path, output=asked.output, command=asked.command
             )
         else:
-            directory = request.resume
-            runner.check_resumable(request.experiment, directory)
+            directory = asked.resume
+            runner.check_resumable(asked.experiment, directory)
     except runner.StorageError as error:
         return _fail(str(error))
+    if num_workers == 0:
+        measure: runner.Measure = workers.in_this_process
+    else:
+        measure = functools.partial(workers.side_by_side, words=arguments, num_workers=num_workers)
     console.print(f"Run folder: {directory}", markup=False, highlight=False, soft_wrap=True)
     num_cells = len(runner.read(directory).cells)
 
@@ -122,13 +134,17 @@ def _run(arguments: Sequence[str]) -> int:
 
     try:
         with interruptible(interrupted):
-            result = runner.run(request.experiment, directory, console=console)
+            result = runner.run(asked.experiment, directory, console=console, measure=measure)
     except Interrupted as error:
         interrupted(error.signal_number)
         raise
     except ConfigError:
         raise
     except runner.StorageError as error:
+        _fail(str(error))
+        farewell()
+        return 2
+    except workers.WorkerDiedError as error:
         _fail(str(error))
         farewell()
         return 2
@@ -145,9 +161,9 @@ def _run(arguments: Sequence[str]) -> int:
         print("\nThe study failed; this is a bug in it.", file=sys.stderr)
         farewell()
         return 1
-    _show(result, type(request.experiment), directory)
+    _show(result, type(asked.experiment), directory)
     elapsed = time.monotonic() - started
-    print(f"elapsed {elapsed:.0f} s, peak memory {runner.peak_memory():.2f} GiB")
+    print(f"elapsed {elapsed:.0f} s, peak memory {runner.peak_memory(num_workers):.2f} GiB")
     return 0
 
 
@@ -221,7 +237,13 @@ def _list(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _request(arguments: Sequence[str]) -> _Request:
+def request(arguments: Sequence[str]) -> Request:
+    """Read the words after `python -m train run`.
+
+    Raises:
+        ConfigError: for a config or a value that cannot be run.
+        SystemExit: after help, or after a message of tyro's.
+    """
     path, rest = _split_config(arguments)
     if path is None:
         print(_USAGE, end="")
@@ -237,7 +259,17 @@ def _request(arguments: Sequence[str]) -> _Request:
     resume = _find_run(options.resume, options.output) if options.resume else None
     words = _without(list(rest), "--resume")
     command = shlex.join(["python", "-m", "train", "run", str(path), *words])
-    return _Request(options.experiment, path, options.output, resume, command)
+    return Request(options.experiment, path, options.output, resume, _workers(options.workers), command)
+
+
+def _workers(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(
+            f"`workers` must be a number of processes, 0 for this one alone, or auto, got {text!r}."
+        )
+    return int(text)
 
 
 def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -262,7 +294,7 @@ def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 def _parse(experiment: Experiment, path: Path, arguments: Sequence[str]) -> Any:
     """Read the options of `run` and the experiment's fields in one go, so that help and hints know both."""
     names = {field.name for field in dataclasses.fields(experiment)}  # type: ignore[arg-type]
-    if clash := names & {"experiment", "smoke", "output", "resume"}:
+    if clash := names & {"experiment", "smoke", "output", "resume", "workers"}:
         raise ConfigError(f"{path}: the fields {sorted(clash)} are options of `run`. Rename them.")
     try:
         return _read_options(
@@ -271,6 +303,7 @@ def _parse(experiment: Experiment, path: Path, arguments: Sequence[str]) -> Any:
             ("smoke", False, {"help": "the same study in seconds"}),
             ("output", Path("runs"), _OUTPUT),
             ("resume", "", {"metavar": "RUN", "help": "continue this run"}),
+            ("workers", "auto", {"metavar": "N", "help": _WORKERS_HELP}),
             prog=f"python -m train run {path}",
             description=(type(experiment).__doc__ or "").split("\n")[0],
         )

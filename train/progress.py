@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -39,10 +41,10 @@ class Forecast:
 
 
 class Display:
-    """Shows a run: two live bars on a terminal, a line now and then elsewhere.
+    """Shows a run: live bars on a terminal, for all cells and for each that runs; elsewhere a line now and then.
 
     Use as a context manager; then `skip` the cells that are finished already, and for each of the others
-    `start`, call (the `Progress` that an experiment reports to), and `finish`.
+    `start` it, call what that returned (the `Progress` that an experiment reports to), and `finish` it.
     """
 
     def __init__(self, cells: Sequence[Cell], console: Console):
@@ -51,9 +53,8 @@ class Display:
         self._num_cells = len(cells)
         self._num_skipped = 0
         self._forecast = Forecast()
-        self._cell: Cell | None = None
-        self._last_line = self._cell_started = time.monotonic()
-        self._others_seconds: float | None = None
+        self._running: dict[str, _Running] = {}
+        self._last_line = time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description}", table_column=Column(ratio=2, no_wrap=True), markup=False),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
@@ -65,14 +66,14 @@ class Display:
             disable=not console.is_terminal,
         )
         self._all_bar = self._bars.add_task("cells", total=len(cells), count=f"0/{len(cells)}", end=None)
-        self._cell_bar = self._bars.add_task("", total=1.0, count="", end=None, visible=False)
 
     def __enter__(self) -> Self:
         self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.update(self._cell_bar, visible=False)
+        for running in self._running.values():
+            self._bars.update(running.bar, visible=False)
         self._bars.stop()
 
     def notice(self, text: str) -> None:
@@ -85,62 +86,73 @@ class Display:
         self._num_skipped += 1
         del self._left[cell.name]
 
-    def start(self, cell: Cell) -> None:
-        """Show that `cell` runs now."""
-        self._cell, self._cell_started = cell, time.monotonic()
-        others = [self._forecast.seconds(other) for other in self._left.values() if other.name != cell.name]
-        self._others_seconds = None if None in others else sum(seconds or 0.0 for seconds in others)
-        self(0.0)
+    def start(self, cell: Cell) -> Callable[..., None]:
+        """Show that `cell` runs now; several may. Returns its `Progress`."""
+        bar = self._bars.add_task(cell.name, total=1.0, count="", end=None)
+        self._running[cell.name] = _Running(bar, time.monotonic())
+        report = functools.partial(self._report, cell)
+        report(0.0)
+        return report
 
-    def __call__(self, fraction: float, note: str = "") -> None:
-        """Show how far the running cell is; see `Progress`."""
-        assert self._cell is not None
-        fraction = min(max(float(fraction), 0.0), 1.0)
+    def finish(self, cell: Cell, seconds: float) -> None:
+        """Count a running cell as finished after `seconds`."""
+        self._bars.remove_task(self._running.pop(cell.name).bar)
+        self._forecast.record(cell, seconds)
+        del self._left[cell.name]
+        count = self._update_all()
+        text = f"[{count}] {cell.name} done in {seconds:.1f} s"
         done = self._num_cells - len(self._left)
-        cell_left, left = self._seconds_left(fraction)
-        now = time.monotonic()
-        count = f"{done}/{self._num_cells}"
+        left = self._seconds_left() if self._left else None
+        self._line(text, left, always=done in (self._num_skipped + 1, self._num_cells))
+
+    def _report(self, cell: Cell, fraction: float, note: str = "") -> None:
+        running = self._running[cell.name]
+        running.fraction = fraction = min(max(float(fraction), 0.0), 1.0)
+        cell_left = self._cell_left(cell)
         self._bars.update(
-            self._all_bar, completed=done + fraction, count=count, end=None if left is None else now + left
-        )
-        self._bars.update(
-            self._cell_bar,
-            description=f"{self._cell.name} {note}".rstrip(),
+            running.bar,
+            description=f"{cell.name} {note}".rstrip(),
             completed=fraction,
             count=f"{fraction:.0%}",
-            end=None if cell_left is None else now + cell_left,
-            visible=True,
+            end=None if cell_left is None else time.monotonic() + cell_left,
         )
-        self._line(f"[{count}] {self._cell.name} {fraction:.0%} {note}".rstrip(), left)
+        count = self._update_all()
+        self._line(f"[{count}] {cell.name} {fraction:.0%} {note}".rstrip(), self._seconds_left())
 
-    def finish(self, seconds: float) -> None:
-        """Count the running cell as finished after `seconds`."""
-        assert self._cell is not None
-        name = self._cell.name
-        self._forecast.record(self._cell, seconds)
-        del self._left[name]
+    def _update_all(self) -> str:
         done = self._num_cells - len(self._left)
-        count = f"{done}/{self._num_cells}"
-        left = sum(self._forecast.seconds(other) or 0.0 for other in self._left.values())
-        self._bars.update(self._all_bar, completed=done, count=count, end=time.monotonic() + left)
-        text = f"[{count}] {name} done in {seconds:.1f} s"
-        self._line(
-            text, left if self._left else None, always=done in (self._num_skipped + 1, self._num_cells)
+        count, left = f"{done}/{self._num_cells}", self._seconds_left()
+        self._bars.update(
+            self._all_bar,
+            completed=done + sum(running.fraction for running in self._running.values()),
+            count=count,
+            end=None if left is None else time.monotonic() + left,
         )
+        return count
 
-    def _seconds_left(self, fraction: float) -> tuple[float | None, float | None]:
-        assert self._cell is not None
-        spent = time.monotonic() - self._cell_started
-        expected = self._forecast.seconds(self._cell)
-        if fraction >= 0.1 or (expected is None and fraction > 0):
-            cell_left = spent / fraction * (1 - fraction)
-        elif expected is not None:
-            cell_left = max(expected - spent, 0.0)
-        else:
-            return None, None
-        if self._others_seconds is not None:
-            return cell_left, cell_left + self._others_seconds
-        return cell_left, cell_left + (len(self._left) - 1) * (spent + cell_left)  # nothing else is known yet
+    def _seconds_left(self) -> float | None:
+        """Expected time to the end of the run, with as many cells at once as run now; None if nothing is known yet."""
+        running, waiting = [], []
+        for name, cell in self._left.items():
+            is_running = name in self._running
+            (running if is_running else waiting).append(
+                self._cell_left(cell) if is_running else self._forecast.seconds(cell)
+            )
+        known = [seconds for seconds in running if seconds is not None]
+        if len(known) < len(running) or (None in waiting and not running):
+            return None
+        spent = sum(time.monotonic() - each.started for each in self._running.values())
+        # Where no cell has ended, the others are taken to last as long as those that run.
+        typical = (spent + sum(known)) / max(len(known), 1)
+        work = sum(known) + sum(typical if seconds is None else seconds for seconds in waiting)
+        return max([work / max(len(known), 1), *known])
+
+    def _cell_left(self, cell: Cell) -> float | None:
+        running = self._running[cell.name]
+        spent, expected = time.monotonic() - running.started, self._forecast.seconds(cell)
+        if running.fraction >= 0.1 or (expected is None and running.fraction > 0):
+            return spent / running.fraction * (1 - running.fraction)
+        return None if expected is None else max(expected - spent, 0.0)
 
     def _line(self, text: str, left: float | None, *, always: bool = False) -> None:
         now = time.monotonic()
@@ -148,6 +160,13 @@ class Display:
             return
         self._last_line = now
         self.notice(text if left is None else f"{text}, about {clock(left)} left")
+
+
+@dataclass
+class _Running:
+    bar: TaskID
+    started: float
+    fraction: float = 0.0
 
 
 class _TimeLeft(ProgressColumn):

@@ -16,9 +16,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import xarray as xr
 from rich.console import Console
@@ -27,8 +27,12 @@ from train import config, results
 from train.config import ConfigError
 from train.experiment import Cell, Experiment
 from train.progress import Display
+from train.workers import Measurement, in_this_process
 
 _PACKAGES = ("jaxact", "jax", "jaxlib", "flax", "optax", "numpy", "xarray", "h5netcdf")
+
+
+Measure: TypeAlias = Callable[[Experiment, Sequence[Cell], Display], Generator[Measurement]]
 
 
 class StorageError(OSError):
@@ -154,7 +158,9 @@ def resume_command(directory: Path) -> str:
     return f"{read(directory).command} --resume {directory}"
 
 
-def run(experiment: Experiment, directory: Path, *, console: Console) -> xr.Dataset:
+def run(
+    experiment: Experiment, directory: Path, *, console: Console, measure: Measure = in_this_process
+) -> xr.Dataset:
     """Run the cells of a run folder that are not finished, then combine all of them and write the report.
 
     A cell is finished when its file can be loaded and is of this config, so this function may be killed at
@@ -164,6 +170,7 @@ def run(experiment: Experiment, directory: Path, *, console: Console) -> xr.Data
         experiment: the experiment of this folder; `check_resumable` holds.
         directory: a folder made by `create`.
         console: where progress is shown.
+        measure: measures cells, given (experiment, cells, display): one of `train.workers`.
 
     Returns:
         The combined Dataset, as stored in result.nc.
@@ -185,12 +192,12 @@ def run(experiment: Experiment, directory: Path, *, console: Console) -> xr.Data
             commits = {part.attrs["git_commit"] for part in parts.values() if part is not None}
             if commits - {attributes["git_commit"]}:
                 display.notice("Cells measured by another version of the code are kept.")
-            for cell in cells:
-                if parts[cell.name] is None:
-                    display.start(cell)
-                    part = _measure(experiment, cell, files[cell.name], attributes, display)
-                    parts[cell.name] = part
-                    display.finish(part.attrs["wall_seconds"])
+            missing = [cell for cell in cells if parts[cell.name] is None]
+            with contextlib.closing(measure(experiment, missing, display)) as measurements:
+                for measurement in measurements:
+                    cell = measurement.cell
+                    parts[cell.name] = _stored(measurement, files[cell.name], attributes)
+                    display.finish(cell, measurement.seconds)
         result = _combined([part for part in parts.values() if part is not None], attributes)
         with _writing(directory, "result.nc"):
             results.save(result, directory / "result.nc")
@@ -255,14 +262,23 @@ def provenance(record: Record) -> dict[str, str]:
     }
 
 
-def peak_memory() -> float:
-    """Return the most memory this process has held so far, in GiB."""
+def peak_memory(num_workers: int) -> float:
+    """Return the most memory this process and its workers have held so far, in GiB.
+
+    Each worker counts as much as the largest: an upper bound, as their peaks differ and need not coincide.
+
+    Args:
+        num_workers: how many worker processes there were at a time.
+    """
     try:
         import resource
     except ImportError:  # Windows
         return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    own, largest = (
+        resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return own + num_workers * largest
 
 
 def _checked_cells(experiment: Experiment) -> Sequence[Cell]:
@@ -304,14 +320,10 @@ def _finished(cell: Cell, path: Path, attributes: Mapping[str, str], display: Di
     return part
 
 
-def _measure(
-    experiment: Experiment, cell: Cell, path: Path, attributes: Mapping[str, str], display: Display
-) -> xr.Dataset:
-    start = time.perf_counter()
-    part = experiment.run(cell, progress=display)
+def _stored(measurement: Measurement, path: Path, attributes: Mapping[str, str]) -> xr.Dataset:
+    cell, part, seconds = measurement
     results.check_structure(part)
-    wall_seconds = time.perf_counter() - start
-    part = part.assign_attrs({**attributes, "cell": cell.name, "wall_seconds": wall_seconds})
+    part = part.assign_attrs({**attributes, "cell": cell.name, "wall_seconds": seconds})
     with _writing(path.parent.parent, f"cell {cell.name}"):
         results.save(part, path)
     return part

@@ -2,6 +2,6 @@
 
 from jaxact.fit._checkpoint import restore, save
 from jaxact.fit._loop import History, State, fit, start
-from jaxact.fit._population import Member, grid, population
+from jaxact.fit._population import Member, grid, pad, population
 
-__all__ = ["History", "Member", "State", "fit", "grid", "population", "restore", "save", "start"]
+__all__ = ["History", "Member", "State", "fit", "grid", "pad", "population", "restore", "save", "start"]

@@ -27,7 +27,9 @@ def save(path: str | os.PathLike[str], state: PyTree) -> None:
 
     target = Path(path).absolute()
     if target.exists():
-        raise FileExistsError(f"`path` {target} exists already. Save under another name, such as one with the step.")
+        raise FileExistsError(
+            f"`path` {target} exists already. Save under another name, such as one with the step."
+        )
     ocp.save(target, _named(state))
 
 
@@ -61,7 +63,9 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         raise ValueError(f"The checkpoint {target} does not fit `like`: " + "; ".join(problems) + ".")
     loaded = ocp.load(target, {name: _with_sharding(expected[name], leaf) for name, leaf in _leaves(like)})
     leaves = [
-        jax.random.wrap_key_data(loaded[name], impl=jax.random.key_impl(leaf)) if _is_key(leaf) else loaded[name]
+        jax.random.wrap_key_data(loaded[name], impl=jax.random.key_impl(leaf))
+        if _is_key(leaf)
+        else loaded[name]
         for name, leaf in _leaves(like)
     ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)

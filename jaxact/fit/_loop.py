@@ -13,7 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 Loss: TypeAlias = Callable[
     [PyTree, PyTree, PyTree, Mapping[str, Array]], tuple[Float[Array, ""], tuple[PyTree, PyTree]]
 ]
-Optimizer: TypeAlias = optax.GradientTransformation | Callable[[Mapping[str, Array]], optax.GradientTransformation]
+Optimizer: TypeAlias = (
+    optax.GradientTransformation | Callable[[Mapping[str, Array]], optax.GradientTransformation]
+)
 
 
 class State(NamedTuple):

@@ -82,9 +82,7 @@ class _Network(nnx.Module):
         """One vector an input: the mean over spatial axes, where there are any."""
         return h.mean(axis=tuple(range(1, h.ndim - 1))) if h.ndim > 2 else h
 
-    def log_lipschitz(
-        self, depth: ArrayLike | None = None, activation: Any = None
-    ) -> Float[Array, ""]:
+    def log_lipschitz(self, depth: ArrayLike | None = None, activation: Any = None) -> Float[Array, ""]:
         """Natural log of the textbook's upper bound on the network's Lipschitz constant in the 2-norm.
 
         log K <= log ||W_in|| + sum_l log K_l + log(sup|f'| ||norm||) + log ||W_out||, with K_l from

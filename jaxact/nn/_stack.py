@@ -146,7 +146,8 @@ class Stack(nnx.Module):
         parts: Any = nnx.split(self.stages, nnx.Param, ...)
         graphdef, params, rest = parts
         training = any(
-            getattr(module, "use_running_average", True) is False for _, module in nnx.iter_modules(self.stages)
+            getattr(module, "use_running_average", True) is False
+            for _, module in nnx.iter_modules(self.stages)
         )
         program = _Program(graphdef, training)
         if any(callable(leaf) for leaf in jax.tree.leaves(activation)):

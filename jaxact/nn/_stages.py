@@ -67,7 +67,13 @@ class Stage(nnx.Module):
         """
         check_count("width", width)
         self.affine = affine(
-            width, width, kernel_size=kernel_size, weights=weights, sigma_w=sigma_w, sigma_b=sigma_b, rngs=rngs
+            width,
+            width,
+            kernel_size=kernel_size,
+            weights=weights,
+            sigma_w=sigma_w,
+            sigma_b=sigma_b,
+            rngs=rngs,
         )
         self.norm = make_norm(norm, width, rngs=rngs)
         self.activation = make_activation(activation, width, rngs=rngs)
@@ -159,7 +165,9 @@ def affine(
     check_scale("sigma_b", sigma_b)
     if weights not in ("gaussian", "orthogonal"):
         raise ValueError(f'`weights` must be "gaussian" or "orthogonal", got {weights!r}.')
-    sizes = () if kernel_size is None else (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+    sizes = (
+        () if kernel_size is None else (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+    )
     for size in sizes:
         check_count("kernel_size", size)
     fan_in = in_features
@@ -175,6 +183,8 @@ def affine(
         return jnp.zeros(shape, dtype).at[centre].set(matrix) if sizes else matrix
 
     def bias_init(key, shape, dtype=jnp.float32, out_sharding=None):
+        if isinstance(sigma_b, int | float) and sigma_b == 0:
+            return jnp.zeros(shape, dtype)  # each draw costs a third of a second to compile
         return jax.random.normal(key, shape, dtype) * sigma_b
 
     if kernel_size is None:

@@ -17,7 +17,9 @@ RUN = jax.jit(fit.fit(quadratic, lambda key: jax.random.normal(key, (3,)), optax
 
 
 def begin():
-    return fit.start(optax.adam(0.1), key=jax.random.key(7), params={"w": jnp.ones(3)}, hparams={"rate": jnp.ones(())})
+    return fit.start(
+        optax.adam(0.1), key=jax.random.key(7), params={"w": jnp.ones(3)}, hparams={"rate": jnp.ones(())}
+    )
 
 
 def test_a_run_saved_and_restored_halfway_equals_an_unbroken_one(tmp_path):

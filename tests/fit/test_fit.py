@@ -115,7 +115,9 @@ def test_measurements_are_taken_after_every_so_many_steps():
     chex.assert_shape(history.loss, (12,))
 
 
-@pytest.mark.parametrize("transform", [optax.adam(1e-2), optax.adamw(1e-2), optax.lion(1e-3), optax.rmsprop(1e-3)])
+@pytest.mark.parametrize(
+    "transform", [optax.adam(1e-2), optax.adamw(1e-2), optax.lion(1e-3), optax.rmsprop(1e-3)]
+)
 def test_any_optax_optimiser_trains(transform):
     start = begin(member(0, fit.grid(seeds=[0], learning_rate=[0.1])))
     state = fit.start(transform, key=start.key, params=start.params, variables=start.variables)

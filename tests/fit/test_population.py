@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,24 +10,37 @@ import pytest
 
 from jaxact import fit
 
+ROOT = Path(__file__).parents[2]
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jaxact import fit
 assert len(jax.devices()) == 4
 mesh = jax.make_mesh((4,), ("members",), axis_types=(jax.sharding.AxisType.Auto,))
 members = fit.grid(seeds=range(6), rate=[0.5])
-run = lambda member: jnp.sin(jax.random.normal(member.key, (8, 8)) @ jnp.ones(8) * member.hparams["rate"])
-alone = fit.population(run, members)
-shared = jax.jit(lambda m: fit.population(run, m, mesh=mesh))(members)
-assert shared.shape == alone.shape == (6, 8)
-np.testing.assert_allclose(shared, alone, atol=1e-6)
+run = lambda member, x: jnp.sin(jax.random.normal(member.key, (8, 8)) @ x * member.hparams["rate"])
+alone = fit.population(run, members, jnp.ones(8))
+spread = jax.jit(lambda m, x: fit.population(run, m, x, mesh=mesh))
+everywhere = jax.device_put(jnp.ones(8), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+for x in (jnp.ones(8), everywhere):
+    shared = spread(members, x)
+    assert shared.shape == alone.shape == (6, 8)
+    np.testing.assert_allclose(shared, alone, atol=1e-6)
+padded = spread(fit.pad(members, 4), everywhere)
+assert padded.shape == (8, 8) and {s.data.shape for s in padded.addressable_shards} == {(2, 8)}
+np.testing.assert_array_equal(padded[5:], jnp.repeat(padded[5:6], 3, 0))
+text = spread.lower(fit.pad(members, 4), everywhere).compile().as_text()
+assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
+
+from train import devices  # the fewest devices that leave none with more members than need be
+assert [len(devices.mesh(n).devices) for n in (2, 4, 6, 9)] == [2, 4, 3, 3]
+assert devices.mesh(1) is None
 """
 
 
 def test_members_on_four_devices_equal_members_on_one_though_six_do_not_divide_by_four():
     done = subprocess.run(
         [sys.executable, "-c", SHARDED],
-        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PATH": ""},
+        env={"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", "PATH": "", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

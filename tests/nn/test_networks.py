@@ -17,7 +17,13 @@ BLOCKS = [(nn.Plain, None), (nn.PreAct, nnx.BatchNorm), (nn.PostAct, nnx.BatchNo
 
 
 def mlp(stage=nn.Plain, norm=None, **kwargs):
-    arguments = {"max_depth": 4, "activation": activations.tanh, "stage": stage, "norm": norm, "rngs": nnx.Rngs(0)}
+    arguments = {
+        "max_depth": 4,
+        "activation": activations.tanh,
+        "stage": stage,
+        "norm": norm,
+        "rngs": nnx.Rngs(0),
+    }
     return nn.MLP(5, 6, 3, **arguments | kwargs)
 
 
@@ -71,7 +77,9 @@ def test_networks_train_as_any_nnx_module(stage, norm, tree_mode):
         values = [float(step(model, optimizer, x, labels)) for _ in range(30)]
         assert values[-1] < 0.7 * values[0]
         if norm is nnx.BatchNorm:
-            changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, nnx.state(model, nnx.BatchStat))
+            changed = jax.tree.map(
+                lambda a, b: bool(jnp.any(a != b)), before, nnx.state(model, nnx.BatchStat)
+            )
             assert all(jax.tree.leaves(changed))
 
 

@@ -154,7 +154,9 @@ def test_members_vmapped_equal_members_alone():
     together = jax.vmap(value_and_gradient)(keys)
     for index in range(2):
         alone = value_and_gradient(keys[index])
-        chex.assert_trees_all_close(jax.tree.map(lambda a, i=index: a[i], together), alone, rtol=1e-5, atol=1e-5)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda a, i=index: a[i], together), alone, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_depth_outside_the_stack_is_refused():

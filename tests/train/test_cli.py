@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from train import config, results, runner
+from train import config, results, runner, workers
 from train.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +20,9 @@ SECONDS_TO_START = 60.0  # importing jax on a busy machine
 
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
-    """Run one command in this process, in an empty folder; gives exit status, stdout and stderr."""
+    """Run one command in this process alone, in an empty folder; gives exit status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workers, "default_number", lambda num_cells: 0)
 
     def call(*words):
         capsys.readouterr()
@@ -159,6 +160,7 @@ def test_fields_may_be_written_with_underscores(call, tmp_path):
         (["run", FAKE, "--resume", "runs/none"], ["there is no run runs/none"]),
         (["run", FAKE, "--output", FAKE], ["cannot make a run folder in `output`", "--output"]),
         (["run", FAKE, "--trouble", "no data"], ["the data were not found in /nowhere. Get them somewhere."]),
+        (["run", FAKE, "--workers", "-1"], ["`workers` must be a number of processes", "got '-1'"]),
         (["report"], ["RUN"]),
         (["report", "runs/none"], ["there is no run runs/none", "train list"]),
         (["report", FAKE], ["is a file, not the folder of a run"]),
@@ -292,7 +294,7 @@ def test_an_interrupted_run_ends_within_seconds_and_says_how_to_continue(
 
 def test_a_file_that_the_system_refuses_to_write_ends_the_run(start, tmp_path):
     process = start(
-        "run", FAKE, before="ulimit -f 8"
+        "run", FAKE, "--workers", "1", before="ulimit -f 8"
     )  # blocks of 512 bytes or of 1024; a cell's file is larger
     _, err = process.communicate(timeout=SECONDS_TO_START)
     assert process.returncode == 2

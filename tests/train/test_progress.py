@@ -35,10 +35,10 @@ def test_a_log_gets_few_lines_and_the_last_one(monkeypatch):
     with Display(CELLS, console) as display:
         display.skip(CELLS[0], 1.0)
         for each in CELLS[1:]:
-            display.start(each)
+            report = display.start(each)
             for tick in range(100):
-                display(tick / 100, "training")
-            display.finish(30.0)
+                report(tick / 100, "training")
+            display.finish(each, 30.0)
     lines = console.file.getvalue().splitlines()
     assert lines[0].startswith("[1/6] plain/10 ")
     assert 10 < len(lines) < next(now) / 10 + 2
@@ -51,9 +51,8 @@ def test_a_terminal_shows_the_cell_how_many_are_left_and_the_time_to_go():
     with Display(CELLS, console) as display:
         for each in CELLS[:2]:
             display.start(each)
-            display.finish(90.0)
-        display.start(CELLS[2])
-        display(0.5, "training")
+            display.finish(each, 90.0)
+        display.start(CELLS[2])(0.5, "training")
         display._bars.refresh()
     text = console.file.getvalue()
     assert "2/6" in text
@@ -63,11 +62,24 @@ def test_a_terminal_shows_the_cell_how_many_are_left_and_the_time_to_go():
     assert text.rstrip().endswith("\x1b[?25h")  # the cursor is shown again
 
 
+def test_cells_that_run_side_by_side_share_the_time_to_go():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with Display(CELLS, console) as display:
+        display.start(CELLS[0])
+        display.finish(CELLS[0], 60.0)
+        for each in CELLS[1:3]:
+            display.start(each)
+        display._bars.refresh()
+    text = console.file.getvalue()
+    assert "plain/10 " in text
+    assert "plain/100 " in text
+    assert "2:30 left" in text  # five cells of a minute, two at a time
+
+
 @pytest.mark.parametrize("fraction", [-1.0, 2.0])
 def test_a_fraction_outside_the_unit_interval_is_clipped(fraction):
     with Display(CELLS, Console(file=io.StringIO())) as display:
-        display.start(CELLS[0])
-        display(fraction)
+        display.start(CELLS[0])(fraction)
 
 
 def test_durations_read_as_clocks():

@@ -18,6 +18,7 @@ from flax import nnx
 
 from jaxact import fit, lipschitz, nn, probes, theory
 from jaxact.activations import Activation, select
+from train import devices
 from train.experiment import Progress
 from train.experiments.depth_sweep import split_block
 
@@ -50,6 +51,11 @@ class Programs:
         self.stage = stage
         self.max_depth = sweep.max_depth or max(sweep.depths)
         count = sweep.num_evaluate
+        members = fit.grid(seeds=sweep.seeds, learning_rate=sweep.learning_rates)
+        self.num_members = len(members.hparams["seed"])
+        self.mesh = devices.mesh(self.num_members)
+        # Padded here, once: `population` would otherwise gather the members from all devices after every call.
+        self.members = fit.pad(members, 1 if self.mesh is None else self.mesh.size)
         self.data = jax.device_put(
             {
                 "train": (data.train_inputs, data.train_labels),
@@ -58,7 +64,10 @@ class Programs:
                 "probes": data.test_inputs[: sweep.num_probes],
                 "calibration": data.train_inputs[:_CALIBRATION],
                 "gradient": (data.train_inputs[: sweep.batch_size], data.train_labels[: sweep.batch_size]),
-            }
+            },
+            None
+            if self.mesh is None
+            else jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()),
         )
         self.network = nn.functional(
             partial(
@@ -73,13 +82,11 @@ class Programs:
                 sigma_b=sweep.sigma_b,
             )
         )
-        self.members = fit.grid(seeds=sweep.seeds, learning_rate=sweep.learning_rates)
-        self.init = jax.jit(_traced_once(self._init))
-        self.train = jax.jit(_traced_once(self._train), donate_argnums=0)
-        # Several programs, one after the other: as one, whose parts XLA starts side by side, it was seen to hang on
-        # two cores with all threads idle (jaxlib 0.10.2, CPU).
+        self.init = self._compiled(self._init)
+        self.train = self._compiled(self._train, donate_argnums=0)
+        # Several programs rather than one: XLA would start its parts side by side and hold their memory together.
         parts = (self._spectrum, self._upper_bound, self._lower_bound, self._layers, self._gradient_norms)
-        self.probes = [jax.jit(_traced_once(part)) for part in parts]
+        self.probes = [self._compiled(part) for part in parts]
 
     def run(self, index: int, depth: int, progress: Progress) -> dict[str, Any]:
         """Train and measure one cell; arrays by name, with a leading axis of members."""
@@ -107,33 +114,36 @@ class Programs:
             name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in chunks[0]
         }
         measured |= phases
+        measured = {name: values[: self.num_members] for name, values in measured.items()}
         for name in LAYER_VARIABLES:
             measured[name] = measured[name][..., :depth]
         measured["second_moment_theory"] = self._theory(activation, sigma_w, measured.pop("embedded"), depth)
         measured |= _crossing(measured["train_accuracy"], sweep)
-        diverged = np.asarray(states.diverged_step, float)
+        diverged = np.asarray(states.diverged_step[: self.num_members], float)
         measured["diverged_step"] = np.where(diverged < 0, np.nan, diverged)
         measured["compile_seconds"] = compile_seconds.first_calls
         return measured
 
-    def _init(self, members, data, depth, activation, sigma_w):
-        def one(member):
-            params, variables = self.network.init(member.key, sigma_w=sigma_w)
-            if self.has_batch_norm:
-                _, variables = self.network.apply(
-                    params, variables, data["calibration"], depth, activation, method=nn.calibrate
-                )
-            return fit.start(
-                _optimizer(self.sweep.momentum),
-                key=member.key,
-                params=params,
-                variables=variables,
-                hparams=member.hparams,
+    def _compiled(self, one, **options):
+        """A function of one member, made a program of all of them; a second trace is an error."""
+        program = _traced_once(partial(fit.population, one, mesh=self.mesh), one.__name__)
+        return jax.jit(program, compiler_options=devices.compiler_options(), **options)
+
+    def _init(self, member, data, depth, activation, sigma_w):
+        params, variables = self.network.init(member.key, sigma_w=sigma_w)
+        if self.has_batch_norm:
+            _, variables = self.network.apply(
+                params, variables, data["calibration"], depth, activation, method=nn.calibrate
             )
+        return fit.start(
+            _optimizer(self.sweep.momentum),
+            key=member.key,
+            params=params,
+            variables=variables,
+            hparams=member.hparams,
+        )
 
-        return fit.population(one, members)
-
-    def _train(self, states, data, depth, activation):
+    def _train(self, state, data, depth, activation):
         inputs, labels = data["train"]
 
         def sample(key):
@@ -166,7 +176,7 @@ class Programs:
             measure=measure,
             measure_every=every,
         )
-        return fit.population(run, states)
+        return run(state)
 
     def _probe(self, run, states, depth, activation):
         """All measurements of one phase, arrays by name with a leading axis of members."""
@@ -181,76 +191,61 @@ class Programs:
         )
         return output
 
-    def _spectrum(self, states, data, depth, activation):
-        def one(state):
-            values = probes.singular_values(
-                lambda x: self._call(state, x, depth, activation, "features", "forward"), data["probes"]
-            )
-            summary = probes.spectrum_summary(values)._asdict()
-            embedded, _ = self.network.apply(state.params, state.variables, data["probes"], method="embed")
-            return {
-                "jacobian_singular_values": values,
-                **{f"jacobian_{name}": value for name, value in summary.items()},
-                "embedded": jnp.mean(embedded**2, -1),
-            }
+    def _spectrum(self, state, data, depth, activation):
+        values = probes.singular_values(
+            lambda x: self._call(state, x, depth, activation, "features", "forward"), data["probes"]
+        )
+        summary = probes.spectrum_summary(values)._asdict()
+        embedded, _ = self.network.apply(state.params, state.variables, data["probes"], method="embed")
+        return {
+            "jacobian_singular_values": values,
+            **{f"jacobian_{name}": value for name, value in summary.items()},
+            "embedded": jnp.mean(embedded**2, -1),
+        }
 
-        return fit.population(one, states)
+    def _upper_bound(self, state, data, depth, activation):
+        log_upper, _ = self.network.apply(
+            state.params, state.variables, depth, activation, method="log_lipschitz"
+        )
+        return {"lipschitz_upper_log10": log_upper / np.log(10.0)}
 
-    def _upper_bound(self, states, data, depth, activation):
-        def one(state):
-            log_upper, _ = self.network.apply(
-                state.params, state.variables, depth, activation, method="log_lipschitz"
-            )
-            return {"lipschitz_upper_log10": log_upper / np.log(10.0)}
+    def _lower_bound(self, state, data, depth, activation):
+        # jit, so that the many places where the ascent calls the network share one trace
+        network = jax.jit(lambda x: self._call(state, x, depth, activation))
+        forward = jax.jit(lambda x: self._call(state, x, depth, activation, mode="forward"))
+        lower = lipschitz.lower_bound(
+            network,
+            data["probes"],
+            key=state.key,
+            num_steps=self.sweep.ascent_steps,
+            tangent=lambda x, v: jax.jvp(forward, (x,), (v,))[1],
+        )
+        return {"lipschitz_lower_log10": jnp.log10(lower.value)}
 
-        return fit.population(one, states)
+    def _layers(self, state, data, depth, activation):
+        trace, _ = self.network.apply(
+            state.params, state.variables, data["test"][0], depth, activation, method="trace"
+        )
+        return probes.layer_statistics(trace.preactivation, activation, hidden=trace.hidden)._asdict()
 
-    def _lower_bound(self, states, data, depth, activation):
-        def one(state):
-            # jit, so that the many places where the ascent calls the network share one trace
-            network = jax.jit(lambda x: self._call(state, x, depth, activation))
-            forward = jax.jit(lambda x: self._call(state, x, depth, activation, mode="forward"))
-            lower = lipschitz.lower_bound(
-                network,
-                data["probes"],
-                key=state.key,
-                num_steps=self.sweep.ascent_steps,
-                tangent=lambda x, v: jax.jvp(forward, (x,), (v,))[1],
-            )
-            return {"lipschitz_lower_log10": jnp.log10(lower.value)}
-
-        return fit.population(one, states)
-
-    def _layers(self, states, data, depth, activation):
-        def one(state):
-            trace, _ = self.network.apply(
-                state.params, state.variables, data["test"][0], depth, activation, method="trace"
-            )
-            return probes.layer_statistics(trace.preactivation, activation, hidden=trace.hidden)._asdict()
-
-        return fit.population(one, states)
-
-    def _gradient_norms(self, states, data, depth, activation):
+    def _gradient_norms(self, state, data, depth, activation):
         """||dL/dW_l|| and ||dL/dh_l|| on one batch, norms in training mode as the optimiser sees them."""
         inputs, labels = data["gradient"]
         taps = jnp.zeros((self.max_depth, len(inputs), self.sweep.width))
 
-        def one(state):
-            def loss(kernels, taps):
-                params = jax.tree_util.tree_map_with_path(
-                    lambda path, leaf: kernels if _is_stage_kernel(path) else leaf, state.params
-                )
-                logits, _ = self.network.apply(
-                    params, state.variables, inputs, depth, activation, taps=taps, training=True
-                )
-                return _cross_entropy(logits, labels)
+        def loss(kernels, taps):
+            params = jax.tree_util.tree_map_with_path(
+                lambda path, leaf: kernels if _is_stage_kernel(path) else leaf, state.params
+            )
+            logits, _ = self.network.apply(
+                params, state.variables, inputs, depth, activation, taps=taps, training=True
+            )
+            return _cross_entropy(logits, labels)
 
-            leaves = jax.tree_util.tree_leaves_with_path(state.params)
-            (kernels,) = [leaf for path, leaf in leaves if _is_stage_kernel(path)]
-            weights, hidden = probes.gradient_norms(loss, kernels, taps)
-            return {"weight_gradient_norm": weights, "hidden_gradient_norm": hidden}
-
-        return fit.population(one, states)
+        leaves = jax.tree_util.tree_leaves_with_path(state.params)
+        (kernels,) = [leaf for path, leaf in leaves if _is_stage_kernel(path)]
+        weights, hidden = probes.gradient_norms(loss, kernels, taps)
+        return {"weight_gradient_norm": weights, "hidden_gradient_norm": hidden}
 
     def _theory(self, activation: Activation, sigma_w: float, embedded: np.ndarray, depth: int) -> np.ndarray:
         """Mean-field second moment a layer, [member, depth], from each probe's own first-layer moment.
@@ -301,14 +296,14 @@ def _crossing(train_accuracy: np.ndarray, sweep: DepthSweep) -> Mapping[str, Any
     }
 
 
-def _traced_once(function):
+def _traced_once(function, name):
     """Make a second trace, which would be a compile a cell, an error instead of a slow sweep."""
 
     def program(*args):
         return function(*args)
 
     # chex counts by name and place: another block's programs are others.
-    program.__name__ = f"{function.__name__}_{next(_SERIAL)}"
+    program.__name__ = f"{name}_{next(_SERIAL)}"
     return chex.assert_max_traces(program, n=1)
 
 
@@ -333,8 +328,6 @@ class _Stopwatch:
     def __call__(self, program, *args):
         compiled = program._cache_size() > 0
         started = time.perf_counter()
-        # One program at a time: two at once, one of them in LAPACK, were seen to wait for each other for ever on
-        # two cores (jaxlib 0.10.2, CPU).
         result = jax.block_until_ready(program(*args))
         if not compiled:
             self.first_calls += time.perf_counter() - started

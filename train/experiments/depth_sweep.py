@@ -79,12 +79,22 @@ class DepthSweep:
             for value in values:
                 if values.count(value) > 1:
                     raise ValueError(f"`{name}` must not repeat a value, got {_shown(value)} twice.")
-        for name in ("width", "batch_size", "num_steps", "measure_every", "num_evaluate", "num_probes", "ascent_steps"):
+        for name in (
+            "width",
+            "batch_size",
+            "num_steps",
+            "measure_every",
+            "num_evaluate",
+            "num_probes",
+            "ascent_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be a positive integer, got {getattr(self, name)}.")
         for depth in self.depths:
             if depth < 1:
-                raise ValueError(f"`depths` must be positive integers, got {depth}. Use 1 for a single stage.")
+                raise ValueError(
+                    f"`depths` must be positive integers, got {depth}. Use 1 for a single stage."
+                )
             if self.max_depth is not None and depth > self.max_depth:
                 raise ValueError(
                     f"`depths` must not exceed max_depth = {self.max_depth}, got {depth}. "
@@ -232,16 +242,32 @@ def result_variables(threshold: float) -> dict[str, tuple[tuple[str, ...], str, 
         "steps_to_threshold": ((), "steps", f"steps to {threshold:.0%} train accuracy"),
         "censored": ((), "1", f"{threshold:.0%} train accuracy not reached within the budget"),
         "diverged_step": ((), "steps", "step at which loss or gradient stopped being finite"),
-        "jacobian_singular_values": ((*by_example, "mode"), "1", "singular value of the input-to-last-hidden Jacobian"),
+        "jacobian_singular_values": (
+            (*by_example, "mode"),
+            "1",
+            "singular value of the input-to-last-hidden Jacobian",
+        ),
         "jacobian_largest": (by_example, "1", "largest Jacobian singular value"),
         "jacobian_smallest": (by_example, "1", "smallest Jacobian singular value"),
         "jacobian_mean_square": (by_example, "1", "mean squared Jacobian singular value"),
         "jacobian_condition_number": (by_example, "1", "Jacobian condition number"),
         "jacobian_effective_rank": (by_example, "1", "effective rank of the Jacobian"),
-        "lipschitz_upper_log10": (("phase",), "log10", "upper bound on the Lipschitz constant (textbook product)"),
-        "lipschitz_lower_log10": (("phase",), "log10", "lower bound on the Lipschitz constant (gradient ascent)"),
+        "lipschitz_upper_log10": (
+            ("phase",),
+            "log10",
+            "upper bound on the Lipschitz constant (textbook product)",
+        ),
+        "lipschitz_lower_log10": (
+            ("phase",),
+            "log10",
+            "lower bound on the Lipschitz constant (gradient ascent)",
+        ),
         "second_moment": (by_layer, "1", "second moment of the hidden state"),
-        "second_moment_theory": (("layer",), "1", "second moment by the mean-field variance map, at initialisation"),
+        "second_moment_theory": (
+            ("layer",),
+            "1",
+            "second moment by the mean-field variance map, at initialisation",
+        ),
         "mean": (by_layer, "1", "mean of the hidden state"),
         "zero_fraction": (by_layer, "1", "share of activations equal to zero"),
         "dead_fraction": (by_layer, "1", "share of units with zero slope on every input"),

@@ -1,0 +1,133 @@
+"""Worker processes give what one process gives, and say what became of them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from train import results, runner
+from train.workers import default_number
+
+ROOT = Path(__file__).parents[2]
+FAKE = Path(__file__).with_name("fake_study.py")
+SECONDS = 90.0  # to import jax three times on a busy machine
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the program in an empty folder, in a process group of its own."""
+    started = []
+
+    def start(*words):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-m", "train", "run", str(FAKE), *words]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def workers_of(process, count):
+    """The ids of a process's workers, once there are so many."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        listed = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+        )
+        found = [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
+        if len(found) == count:
+            return found
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("no workers came up")
+
+
+def wait_for_cells(tmp_path, count, process):
+    end = time.monotonic() + SECONDS
+    while len(list(tmp_path.glob("runs/*/cells/*.nc"))) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def is_alive(number):
+    status = Path(f"/proc/{number}/status")
+    return status.exists() and "zombie" not in status.read_text()
+
+
+def test_two_workers_give_what_one_process_gives(start, tmp_path):
+    words = ("--depths", "4", "2", "3", "1")
+    both = [
+        start(*words, "--workers", "2", "--output", "two"),
+        start(*words, "--workers", "0", "--output", "one"),
+    ]
+    for process in both:
+        _, err = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, err
+    two, one = (results.load(next(tmp_path.glob(f"{name}/*/result.nc"))) for name in ("two", "one"))
+    xr.testing.assert_identical(results.measurements(two), results.measurements(one))
+    assert two.activation.values.tolist() == ["tanh", "relu"]
+
+
+def test_a_killed_worker_ends_the_run_with_its_cell_and_how_to_continue(start, tmp_path):
+    process = start("--workers", "2", "--seconds", "0.5", "--depths", "4", "2", "3", "1")
+    victim = workers_of(process, 2)[0]
+    wait_for_cells(tmp_path, 2, process)
+    os.kill(victim, signal.SIGKILL)
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 2
+    assert re.search(r"error: the process that measured \S+ ended by SIGKILL.*--workers 1", err)
+    assert re.search(r"\d of 8 cells are finished and kept", err)
+    assert "Traceback" not in err
+
+
+def test_workers_end_with_a_killed_parent(start, tmp_path):
+    process = start("--workers", "2", "--seconds", "30")
+    both = workers_of(process, 2)
+    time.sleep(3.0)
+    process.kill()
+    end = time.monotonic() + 10
+    while any(is_alive(worker) for worker in both):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_an_error_in_a_worker_is_shown_with_its_traceback(start, tmp_path):
+    process = start("--workers", "2", "--trouble", "bug")
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert "ZeroDivisionError: a bug in the study" in err
+    assert "_be_troublesome" in err  # the line in the worker
+    assert "cells are finished and kept" in err
+
+
+def test_missing_data_in_a_worker_are_bad_input(start, tmp_path):
+    process = start("--workers", "2", "--trouble", "no data", "--activations", "relu", "--depths", "1")
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 2
+    assert "the data were not found in /nowhere" in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_there_are_no_more_workers_than_cores_or_cells():
+    cores = len(os.sched_getaffinity(0))
+    assert default_number(1) == 1
+    assert 1 <= default_number(1000) <= cores
+
+
+def test_the_memory_of_workers_counts():
+    assert runner.peak_memory(2) >= runner.peak_memory(0) > 0

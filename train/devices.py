@@ -1,0 +1,34 @@
+"""What a study's programs run on: all devices of this process, and how XLA compiles for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def mesh(num_members: int) -> Any:
+    """Choose the devices to spread members over: the fewest that leave none with more members than need be.
+
+    Args:
+        num_members: how many runs a program holds side by side.
+
+    Returns:
+        A `jax.sharding.Mesh` with the one axis "members"; None where one device is all there is, or all it needs.
+    """
+    import jax
+
+    devices = jax.local_devices()
+    a_device = -(-num_members // len(devices))
+    used = devices[: -(-num_members // a_device)]
+    return jax.sharding.Mesh(np.array(used), ("members",)) if len(used) > 1 else None
+
+
+def compiler_options() -> dict[str, Any]:
+    """Options of XLA for a study's programs, for `jax.jit(..., compiler_options=...)`.
+
+    On a CPU LLVM's level 2, which compiles up to twice as fast as 3 to programs of the same speed.
+    """
+    import jax
+
+    return {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else {}

@@ -132,7 +132,8 @@ class Display:
 
     def _seconds_left(self) -> float | None:
         """Expected time to the end of the run, with as many cells at once as run now; None if nothing is known yet."""
-        running, waiting = [], []
+        running: list[float | None] = []
+        waiting: list[float | None] = []
         for name, cell in self._left.items():
             is_running = name in self._running
             (running if is_running else waiting).append(

@@ -10,6 +10,7 @@ import xarray as xr
 
 from jaxact import activations
 from train import config, results
+from train.experiments import _depth_sweep_members as members
 from train.experiments import _depth_sweep_programs as programs
 from train.experiments.depth_sweep import DepthSweep, split_block
 
@@ -88,6 +89,17 @@ def test_blocks_split_into_stage_and_norm():
     for wrong in ("plain-", "plain-xx", "bn"):
         with pytest.raises(ValueError, match="`blocks` must be among"):
             split_block(wrong)
+
+
+def test_the_last_state_of_a_diverged_member_is_no_measurement_after_training(make_depth_sweep):
+    result = make_depth_sweep(activations=("silu",), blocks=("plain",))
+    at = {"depth": 64, "seed": 0}
+    result["diverged_step"].loc[at] = 3.0
+    result["lipschitz_upper_log10"].loc[{**at, "phase": "trained"}] = 1e3
+    best = members.select(result).sel(**at)
+    assert best.lipschitz_upper_log10.sel(phase="trained").isnull().all()
+    assert best.lipschitz_upper_log10.sel(phase="initial").notnull().all()
+    assert members.select(result).lipschitz_upper_log10.max() < 1e3
 
 
 def test_measured_second_moments_follow_the_theory_in_wide_networks():

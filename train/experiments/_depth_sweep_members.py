@@ -38,6 +38,9 @@ def select(result: xr.Dataset) -> xr.Dataset:
 
     Best is the highest training accuracy at the end, averaged over seeds, a diverged member counting as 0;
     ties go to the lower training loss, then to the smaller rate. The test set has no say.
+
+    What was probed after training is left out (NaN) where a member diverged: its frozen state is an accident of the
+    step before, with weights of any size.
     """
     result = prepare(result).sortby("learning_rate")
     accuracy = quiet(lambda: result["final_train_accuracy"].mean("seed")).fillna(-1.0)
@@ -46,7 +49,10 @@ def select(result: xr.Dataset) -> xr.Dataset:
     keys = np.stack([loss.transpose(*order).to_numpy(), -accuracy.transpose(*order).to_numpy()])
     best = np.lexsort(keys, axis=-1)[..., 0]  # the last key is the first to decide; the sort is stable
     index = xr.DataArray(best, dims=CELL, coords={name: result[name] for name in CELL})
-    return result.isel(learning_rate=index)
+    chosen = result.isel(learning_rate=index)
+    is_accident = chosen["diverged"] & (chosen["phase"] == "trained")
+    probed = {name: each for name, each in chosen.data_vars.items() if "phase" in each.dims}
+    return chosen.assign({name: each.where(~is_accident) for name, each in probed.items()})
 
 
 def quiet(compute: Callable[[], Any]) -> Any:

@@ -285,7 +285,7 @@ def _lipschitz_bounds(best: xr.Dataset) -> alt.FacetChart | None:
     if frame.empty:
         return None
     frame, edges = draw.clip_decades(
-        frame, {name: frame[name].to_numpy(dtype=float) for name in names}, floor=-20
+        frame, {name: frame[name].to_numpy(dtype=float) for name in names}, floor=-20, ceiling=50
     )
     frame = frame.assign(gap=frame["upper_value"] - frame["lower_value"])
     chart = draw.ribbons(
@@ -317,7 +317,8 @@ def _lipschitz_bounds(best: xr.Dataset) -> alt.FacetChart | None:
         caption=(
             "The true constant lies in the band. Its lower edge is the largest ||J(x)|| that was found, a "
             "real sensitivity of the network; its upper edge is the textbook's product of norms. Where the "
-            "band is tall the product says little about the network."
+            "band is tall the product says little about the network. Nets that diverged have no value after "
+            "training; bounds beyond 1e-20 or 1e50 lie on the edge."
         ),
     )
 

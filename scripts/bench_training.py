@@ -162,7 +162,9 @@ class UsualNetwork(nnx.Module):
         self.layers = nnx.List(
             [nnx.Linear(options.width, options.width, rngs=rngs) for _ in range(options.depth)]
         )
-        norms = 0 if options.block == "plain" else options.depth
+        norms = {"plain": 0, "pre_activation": options.depth + 1, "post_activation": options.depth}[
+            options.block
+        ]
         self.norms = nnx.List([nnx.BatchNorm(options.width, rngs=rngs) for _ in range(norms)])
         self.head = nnx.Linear(options.width, CLASSES, rngs=rngs)
 
@@ -176,7 +178,9 @@ class UsualNetwork(nnx.Module):
                 h = h + layer(jnp.tanh(self.norms[index](h)))
             else:
                 h = jnp.tanh(h + self.norms[index](layer(h)))
-        return self.head(jnp.tanh(h))
+        if self.block == "pre_activation":
+            h = self.norms[-1](h)
+        return self.head(h if self.block == "post_activation" else jnp.tanh(h))
 
 
 def nnx_run(options: argparse.Namespace, data, steps: int) -> Callable[[], None]:
@@ -208,7 +212,7 @@ def torch_run(options: argparse.Namespace, data, steps: int) -> Callable[[], Non
 
     torch.set_num_threads(num_cores())
     modules = torch.nn.ModuleList(torch.nn.Linear(options.width, options.width) for _ in range(options.depth))
-    norms = torch.nn.ModuleList(torch.nn.BatchNorm1d(options.width) for _ in range(options.depth))
+    norms = torch.nn.ModuleList(torch.nn.BatchNorm1d(options.width) for _ in range(options.depth + 1))
     embed, head = torch.nn.Linear(IN_FEATURES, options.width), torch.nn.Linear(options.width, CLASSES)
     parts = [embed, modules, head] + ([] if options.block == "plain" else [norms])
     parameters = [p for part in parts for p in part.parameters()]
@@ -219,14 +223,17 @@ def torch_run(options: argparse.Namespace, data, steps: int) -> Callable[[], Non
         for _ in range(steps):
             rows = torch.randint(0, ROWS, (options.batch_size,))
             h = embed(inputs[rows])
-            for layer, norm in zip(modules, norms, strict=True):
+            for layer, norm in zip(modules, norms, strict=False):
                 if options.block == "plain":
                     h = layer(torch.tanh(h))
                 elif options.block == "pre_activation":
                     h = h + layer(torch.tanh(norm(h)))
                 else:
                     h = torch.tanh(h + norm(layer(h)))
-            loss = torch.nn.functional.cross_entropy(head(torch.tanh(h)), labels[rows])
+            if options.block == "pre_activation":
+                h = norms[-1](h)
+            logits = head(h if options.block == "post_activation" else torch.tanh(h))
+            loss = torch.nn.functional.cross_entropy(logits, labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -118,7 +118,7 @@ def type_name(experiment: Experiment, path: Path) -> str:
     """
     kind = type(experiment)
     module = "config" if kind.__module__ == _module_name(path) else kind.__module__
-    if (module != "config" and not module.startswith(_EXPERIMENTS)) or "<locals>" in kind.__qualname__:
+    if (module != "config" and not module.startswith(_EXPERIMENTS)) or "." in kind.__qualname__:
         raise ConfigError(
             f"{path}: the experiment's type {kind.__module__}.{kind.__qualname__} cannot be found again by "
             "`report`. Define the class at the top level of the config file or of a module in "

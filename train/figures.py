@@ -149,9 +149,6 @@ class Choice(NamedTuple):
     label: str
 
 
-# Frames -----------------------------------------------------------------------------------------------------
-
-
 def label(variable: xr.DataArray) -> str:
     """The axis label of a variable: its long name and its unit.
 
@@ -325,9 +322,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value
-
-
-# Charts -----------------------------------------------------------------------------------------------------
 
 
 def lines(

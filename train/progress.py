@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -85,6 +86,11 @@ class Display:
         self._forecast.record(cell, seconds)
         self._num_skipped += 1
         del self._left[cell.name]
+
+    def expected_seconds(self, cells: Iterable[Cell]) -> float:
+        """Estimate how long cells take one after the other; infinite before any has finished."""
+        known = [self._forecast.seconds(cell) for cell in cells]
+        return math.inf if None in known else sum(seconds or 0.0 for seconds in known)
 
     def start(self, cell: Cell) -> Callable[..., None]:
         """Show that `cell` runs now; several may. Returns its `Progress`."""

@@ -80,10 +80,6 @@ def _spec(chart: alt.TopLevelMixin) -> Spec:
         return chart.to_dict()
 
 
-# The page
-# ------------------------------------------------------------------------------------------------------------
-
-
 def _page(result: xr.Dataset, experiment: Any, specs: Mapping[str, Spec]) -> str:
     title, lead = _title(result, experiment)
     origin = [str(result.attrs[name]) for name in ("run_id", "started", "device") if result.attrs.get(name)]
@@ -304,9 +300,6 @@ def _script(source: str) -> str:
     )
 
 
-# Tables -----------------------------------------------------------------------------------------------------
-
-
 def _tables(tables: Mapping[str, pd.DataFrame], shown: set[str]) -> str:
     if not tables:
         return ""
@@ -362,10 +355,6 @@ def _sort_key(value: Any) -> str:
         key = repr(float(value)).replace("inf", "Infinity")  # as JavaScript reads it
         return f' data-sort="{key}"'
     return ""
-
-
-# How it was made
-# ------------------------------------------------------------------------------------------------------
 
 
 def _making(result: xr.Dataset) -> str:

@@ -1,4 +1,4 @@
-"""A run: its folder, its cells one after the other, each stored as it ends, then the combined result."""
+"""A run: its folder, its cells, each stored as it ends, then the combined result."""
 
 from __future__ import annotations
 

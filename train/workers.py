@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -16,6 +17,8 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from train import config
+from train.config import ConfigError
 from train.experiment import Cell, Experiment
 from train.progress import Display
 
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _WORKER_GIB = 1.5  # what a worker of the default study holds at most
-_LEFT_ALONE = 2  # cells that an idle worker does not take from another: it may have to compile for them
 
 
 class WorkerDiedError(RuntimeError):
@@ -84,24 +86,29 @@ def side_by_side(
         WorkerDiedError: if a worker was killed.
         Exception: whatever a cell raised.
     """
+    if not cells:
+        return
     context = multiprocessing.get_context("spawn")
     num_workers = min(num_workers, len(cells))
+    fields = config.resolved(experiment)
     stretches = [
         collections.deque(cells[index * len(cells) // num_workers : (index + 1) * len(cells) // num_workers])
         for index in range(num_workers)
     ]
     workers: dict[Any, _Worker] = {}
+    retired: list[Any] = []
     try:
         with _divided(num_workers):
             for stretch in stretches:
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, list(words)), daemon=True)
+                process = context.Process(target=_serve, args=(theirs, list(words), fields), daemon=True)
                 process.start()
                 theirs.close()
                 workers[ours] = _Worker(process, stretch)
-                _assign(ours, workers[ours], stretches)
-        while any(worker.cell for worker in workers.values()):
-            for connection in multiprocessing.connection.wait([*workers]):
+                _assign(ours, workers[ours], stretches, display)
+        while workers:
+            ready: list[Any] = multiprocessing.connection.wait([*workers])
+            for connection in ready:
                 worker = workers[connection]
                 kind, content = _received(connection, worker)
                 if kind == "progress":
@@ -115,14 +122,18 @@ def side_by_side(
                     cell = worker.cell
                     if worker.report is None:
                         display.start(cell)
-                    _assign(connection, worker, stretches)
+                    worker.first_seconds = worker.first_seconds or seconds
+                    _assign(connection, worker, stretches, display)
+                    if worker.cell is None:  # nothing left for it: it ends when its connection does
+                        connection.close()
+                        retired.append(workers.pop(connection).process)
                     yield Measurement(cell, dataset, seconds)
     finally:
         for connection, worker in workers.items():
             worker.process.kill()
             connection.close()
-        for worker in workers.values():
-            worker.process.join()
+        for process in (*retired, *(worker.process for worker in workers.values())):
+            process.join()
 
 
 def default_number(num_cells: int) -> int:
@@ -147,14 +158,21 @@ class _Worker:
         self.process, self.stretch = process, stretch
         self.cell: Any = None
         self.report: Any = None
+        self.first_seconds = 0.0
 
 
-def _assign(connection: Any, worker: _Worker, stretches: Sequence[collections.deque[Cell]]) -> None:
-    """Send a worker its next cell, or nothing if there is none worth taking."""
-    longest = max(stretches, key=len)
+def _assign(
+    connection: Any, worker: _Worker, stretches: Sequence[collections.deque[Cell]], display: Display
+) -> None:
+    """Send a worker its next cell, or nothing if there is none worth taking.
+
+    Another's cell may be of a program that this worker has yet to compile, which may cost what its first cell did:
+    worth it only where the other has more than that before it.
+    """
+    longest = max(stretches, key=display.expected_seconds)
     if worker.stretch:
         worker.cell = worker.stretch.popleft()
-    elif len(longest) > _LEFT_ALONE:
+    elif display.expected_seconds(longest) > worker.first_seconds:
         worker.cell = longest.pop()
     else:
         worker.cell = None
@@ -172,19 +190,20 @@ def _received(connection: Any, worker: _Worker) -> tuple[str, Any]:
         code = worker.process.exitcode
         how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with status {code}"
         raise WorkerDiedError(
-            f"the process that measured {worker.cell.name if worker.cell else 'nothing'} ended {how}. "
+            f"the process that measured {worker.cell.name} ended {how}. "
             "If memory ran out, use fewer at once: --workers 1."
         ) from None
 
 
-def _serve(connection: Any, words: Sequence[str]) -> None:
+def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> None:
     """Measure the cells that come through the connection, in a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         from train.__main__ import request
 
         experiment = request(words).experiment
+        if different := config.differences(fields, json.loads(json.dumps(config.resolved(experiment)))):
+            raise ConfigError("the config is another one in a worker process:\n  " + "\n  ".join(different))
         while True:
             cell = connection.recv()
             measurement = _measured(
@@ -234,9 +253,17 @@ def _divided(num_workers: int) -> Iterator[None]:
     own = {"NPROC": threads, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
     before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
+    # Ctrl-C reaches the whole group, but what becomes of it is for the parent to decide: children inherit the mask.
+    mask = (
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        if hasattr(signal, "pthread_sigmask")
+        else None
+    )
     try:
         yield
     finally:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -249,8 +276,13 @@ def _num_cores() -> int:
 
 
 def _available_gib() -> float:
+    """What the machine has free, or what a container or batch job may have if that is less."""
+    known = [float(2**20)]  # not told: no limit
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 2**20
-    return float(2**20)  # unknown: no limit
+                known.append(int(line.split()[1]) / 2**20)
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
+        with contextlib.suppress(OSError, ValueError):
+            known.append(int((Path("/sys/fs/cgroup") / limit).read_text(encoding="ascii")) / 2**30)
+    return min(known)

@@ -181,7 +181,8 @@ class ResNet(_Network):
             norm: as in `Stage`.
             kernel_size: of the stem and every block, one integer a spatial axis.
             stem_strides: stride of the stem, to shrink large images.
-            weights: as in `Stage`.
+            weights: of the blocks, as in `Stage`. The stem is Gaussian, for an orthogonal one would see its centre
+                tap alone.
             sigma_w: as in `Stage`.
             sigma_b: as in `Stage`.
             rngs: source of the `params` keys.

@@ -131,6 +131,7 @@ class Stack(nnx.Module):
 
         Takes `depth` and `activation` as a call does; the activation must know its constant `lipschitz`.
         """
+        _check_depth(self.max_depth if depth is None else depth, self.max_depth)
         f = self.stages.activation if activation is None else activation
         graphdef, state = nnx.split(self.stages)
         each = jax.vmap(lambda s: nnx.merge(graphdef, s).log_lipschitz(lipschitz_of(f)))(state)
@@ -227,22 +228,44 @@ def _reverse_backward(program, residuals, cotangents):
     params, inputs, rest, activation, taps, depth = residuals
     cotangent, _ = cotangents
 
+    leaves, structure = jax.tree_util.tree_flatten(activation)
+    is_float = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
+    slopes = [leaf for leaf, differentiable in zip(leaves, is_float, strict=True) if differentiable]
+
+    def rebuilt(slopes, fill):
+        """The activation with its float leaves replaced and the others as `fill` makes them."""
+        given = iter(slopes)
+        return jax.tree_util.tree_unflatten(
+            structure,
+            [
+                next(given) if differentiable else fill(leaf)
+                for leaf, differentiable in zip(leaves, is_float, strict=True)
+            ],
+        )
+
     def body(step, carry):
-        cotangent, gradients, taps_gradient = carry
+        cotangent, gradients, taps_gradient, slopes_gradient = carry
         index = depth - 1 - step
         if taps is not None:
             taps_gradient = taps_gradient.at[index].set(cotangent)
         rest_l = _row(rest, index)
         _, pull = jax.vjp(
-            lambda p, h: program.stage(p, h, rest_l, activation)[0], _row(params, index), inputs[index]
+            lambda p, h, s: program.stage(p, h, rest_l, rebuilt(s, lambda leaf: leaf))[0],
+            _row(params, index),
+            inputs[index],
+            slopes,
         )
-        gradient, cotangent = pull(cotangent)
+        gradient, cotangent, slope_gradient = pull(cotangent)
         gradients = jax.tree.map(lambda all_, one: all_.at[index].set(one), gradients, gradient)
-        return cotangent, gradients, taps_gradient
+        slopes_gradient = jax.tree.map(jnp.add, slopes_gradient, slope_gradient)  # every layer uses the same
+        return cotangent, gradients, taps_gradient, slopes_gradient
 
-    zeros = jax.tree.map(jnp.zeros_like, (params, taps))
-    cotangent, gradients, taps_gradient = jax.lax.fori_loop(0, depth, body, (cotangent, *zeros))
-    return gradients, cotangent, None, None, taps_gradient, None
+    zeros = jax.tree.map(jnp.zeros_like, (params, taps, slopes))
+    cotangent, gradients, taps_gradient, slopes_gradient = jax.lax.fori_loop(
+        0, depth, body, (cotangent, *zeros)
+    )
+    no_gradient = lambda leaf: np.zeros(np.shape(leaf), jax.dtypes.float0)  # noqa: E731
+    return gradients, cotangent, None, rebuilt(slopes_gradient, no_gradient), taps_gradient, None
 
 
 _reverse.defvjp(_reverse_forward, _reverse_backward)

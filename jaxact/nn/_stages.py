@@ -56,7 +56,7 @@ class Stage(nnx.Module):
                 padding and stride 1.
             weights: the law of W: "gaussian", independent entries of variance sigma_w^2 / fan_in, or
                 "orthogonal", sigma_w times a uniformly drawn orthogonal matrix (for a convolution at its
-                centre tap alone: delta-orthogonal, Xiao et al. 2018, Algorithm 1).
+                centre tap alone: delta-orthogonal, Xiao et al. 2018, Algorithm 2).
             sigma_w: standard deviation of the weights times sqrt(fan_in); scalar, may be traced.
             sigma_b: standard deviation of the Gaussian biases; scalar, may be traced.
             rngs: source of the `params` keys.
@@ -106,7 +106,7 @@ class Plain(Stage):
 
 
 class PreAct(Stage):
-    """A pre-activation residual block (He et al. 2016b, Eq. 5): h' = h + W f(norm(h)) + b."""
+    """A pre-activation residual block (He et al. 2016b, Eq. 3): h' = h + W f(norm(h)) + b."""
 
     hidden_is_preactivation = True
 

@@ -182,3 +182,25 @@ def test_compile_time_does_not_grow_with_depth():
         return jax.jit(gradient).lower(params, inputs(), jnp.int32(2)).as_text().count("\n")
 
     assert instructions(1000) == instructions(10)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_activations_own_arrays_have_the_same_gradient_at_a_traced_depth(stage):
+    with jax.enable_x64(True):
+        stack, x = make(stage, "none"), inputs().astype(jnp.float64)
+
+        def loss(slope, depth):
+            leaky = jax.tree_util.Partial(lambda s, h: jnp.where(h > 0, h, s * h), slope)
+            return jnp.sum(stack(x, depth, leaky) ** 2)
+
+        slope = jnp.linspace(0.1, 0.5, WIDTH)
+        static = jax.grad(loss)(slope, 3)
+        assert np.abs(static).min() > 0
+        chex.assert_trees_all_close(jax.grad(loss)(slope, jnp.int32(3)), static, rtol=1e-5)
+
+
+def test_a_bound_for_a_depth_that_is_not_there_is_refused():
+    stack = make("plain", "none")
+    for depth in (0, -3, MAX_DEPTH + 1):
+        with pytest.raises(ValueError, match="`depth` must lie between 1 and"):
+            stack.log_lipschitz(depth)

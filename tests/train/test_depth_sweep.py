@@ -13,6 +13,7 @@ from train import config, results
 from train.experiments import _depth_sweep_members as members
 from train.experiments import _depth_sweep_programs as programs
 from train.experiments.depth_sweep import DepthSweep, split_block
+from train.tasks import Digits
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 TIMES = ["compile_seconds", "run_seconds"]
@@ -122,3 +123,21 @@ def test_measured_second_moments_follow_the_theory_in_wide_networks():
         spread = np.sqrt(5 / 256 * np.arange(1, 7) / 4)
         deviation = np.abs(ratio.mean("seed").squeeze() - 1)
         assert np.all(deviation < 4 * spread)
+
+
+def test_fewer_held_out_rows_than_probes_are_all_probed():
+    sweep = DepthSweep(
+        task=Digits(num_test=2),
+        activations=(activations.relu,),
+        depths=(2,),
+        blocks=("plain",),
+        learning_rates=(0.01,),
+        seeds=(0,),
+        num_steps=2,
+        measure_every=2,
+        ascent_steps=1,
+        threshold=0.5,
+    )
+    part = sweep.run(sweep.cells()[0], progress=silent)
+    assert part.sizes["example"] == 2
+    assert members.threshold(part) == "50 %"

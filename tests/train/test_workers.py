@@ -105,6 +105,27 @@ def test_workers_end_with_a_killed_parent(start, tmp_path):
         time.sleep(0.1)
 
 
+def test_ctrl_c_of_the_whole_group_ends_the_run_in_order(start, tmp_path):
+    process = start("--workers", "2", "--seconds", "0.5", "--depths", "4", "2", "3", "1")
+    workers_of(process, 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, before the workers are up
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+    assert "Interrupted by SIGINT." in err
+    assert "Traceback" not in err
+
+
+def test_a_run_with_nothing_left_to_measure_is_made_whole(start, tmp_path):
+    process = start("--workers", "2", "--depths", "2")
+    process.communicate(timeout=SECONDS)
+    (directory,) = tmp_path.glob("runs/*")
+    (directory / "result.nc").unlink()
+    again = start("--workers", "2", "--depths", "2", "--resume", str(directory))
+    _, err = again.communicate(timeout=SECONDS)
+    assert again.returncode == 0, err
+    assert (directory / "result.nc").exists()
+
+
 def test_an_error_in_a_worker_is_shown_with_its_traceback(start, tmp_path):
     process = start("--workers", "2", "--trouble", "bug")
     _, err = process.communicate(timeout=SECONDS)

@@ -309,7 +309,7 @@ def _failures(members: xr.Dataset) -> list[str]:
             (
                 "censored",
                 censored,
-                f"did not reach 90 % training accuracy within {cells.budget(members)} steps",
+                f"did not reach {cells.threshold(members)} training accuracy within {cells.budget(members)} steps",
             ),
         )
     ]
@@ -338,9 +338,6 @@ def _power(log10: float) -> str:
     if math.isinf(log10):
         return "infinity" if log10 > 0 else "0"
     return f"1e{log10:.0f}" if abs(log10) >= 4 else f"{10**log10:.3g}"
-
-
-# Tables -----------------------------------------------------------------------------------------------------
 
 
 def tables(result: xr.Dataset) -> dict[str, pd.DataFrame]:
@@ -388,7 +385,9 @@ def _cells(best: xr.Dataset, members: xr.Dataset) -> pd.DataFrame:
         "learning rate": best["learning_rate"].where(best["present"].any("seed")),
         "test accuracy": cells.quiet(lambda: accuracy.mean("seed")),
         "s.d.": cells.quiet(lambda: accuracy.std("seed", ddof=1)),
-        "steps to 90 %": cells.quiet(lambda: best["steps_to_threshold"].astype(float).median("seed")),
+        f"steps to {cells.threshold(best)}": cells.quiet(
+            lambda: best["steps_to_threshold"].astype(float).median("seed")
+        ),
         "members": members["present"].sum(_MEMBER),
         "censored": members["censored"].sum(_MEMBER),
         "diverged": members["diverged"].sum(_MEMBER),

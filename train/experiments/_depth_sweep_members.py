@@ -1,6 +1,7 @@
 """Which members of a depth sweep are looked at, and what they are called."""
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +12,6 @@ import xarray as xr
 
 CELL = ("block", "activation", "depth")
 PHASES = {"initial": "at initialisation", "trained": "after training"}
-
-
-# ---------------------------------------------------------------------------------------
 
 
 def prepare(result: xr.Dataset) -> xr.Dataset:
@@ -98,6 +96,12 @@ def depths(result: xr.Dataset) -> list[int]:
 
 def budget(result: xr.Dataset) -> int:
     return int(np.max(result["step"].to_numpy(), initial=0))
+
+
+def threshold(result: xr.Dataset) -> str:
+    """The training accuracy that counts as trained, as the result's own label says it: "90 %"."""
+    found = re.search(r"([\d.]+) ?%", str(result["steps_to_threshold"].attrs.get("long_name", "")))
+    return f"{found[1]} %" if found else "threshold"
 
 
 def seeds(best: xr.Dataset) -> str:

@@ -86,7 +86,8 @@ class Programs:
         self.train = self._compiled(self._train, donate_argnums=0)
         # Several programs rather than one: XLA would start its parts side by side and hold their memory together.
         parts = (self._spectrum, self._upper_bound, self._lower_bound, self._layers, self._gradient_norms)
-        self.probes = [self._compiled(part) for part in parts]
+        # Accelerators may round the operands of float32 products; a spectrum would show it.
+        self.probes = [self._compiled(part, precision="float32") for part in parts]
 
     def run(self, index: int, depth: int, progress: Progress) -> dict[str, Any]:
         """Train and measure one cell; arrays by name, with a leading axis of members."""
@@ -124,20 +125,26 @@ class Programs:
         measured["compile_seconds"] = compile_seconds.first_calls
         return measured
 
-    def _compiled(self, one, **options):
+    def _compiled(self, one, *, precision=None, **options):
         """A function of one member, made a program of all of them; a second trace is an error."""
-        program = _traced_once(partial(fit.population, one, mesh=self.mesh), one.__name__)
+
+        def every(*args):
+            with jax.default_matmul_precision(precision):
+                return fit.population(one, *args, mesh=self.mesh)
+
+        program = _traced_once(every, one.__name__)
         return jax.jit(program, compiler_options=devices.compiler_options(), **options)
 
     def _init(self, member, data, depth, activation, sigma_w):
-        params, variables = self.network.init(member.key, sigma_w=sigma_w)
+        key_init, key_data = jax.random.split(member.key)
+        params, variables = self.network.init(key_init, sigma_w=sigma_w)
         if self.has_batch_norm:
             _, variables = self.network.apply(
                 params, variables, data["calibration"], depth, activation, method=nn.calibrate
             )
         return fit.start(
             _optimizer(self.sweep.momentum),
-            key=member.key,
+            key=key_data,
             params=params,
             variables=variables,
             hparams=member.hparams,
@@ -216,7 +223,7 @@ class Programs:
         lower = lipschitz.lower_bound(
             network,
             data["probes"],
-            key=state.key,
+            key=jax.random.fold_in(state.key, self.sweep.num_steps),  # batches take the steps before
             num_steps=self.sweep.ascent_steps,
             tangent=lambda x, v: jax.jvp(forward, (x,), (v,))[1],
         )

@@ -150,7 +150,9 @@ def _steps_to_threshold(best: xr.Dataset) -> alt.FacetChart | None:
     chart = draw.lines(
         frame,
         x=_depth_axis(best),
-        y=draw.Axis(title="Steps to 90 % training accuracy", domain=(0.0, max(budget * 1.08, 1.0))),
+        y=draw.Axis(
+            title=f"Steps to {cells.threshold(best)} training accuracy", domain=(0.0, max(budget * 1.08, 1.0))
+        ),
         x_field="depth",
         open_where="open",
         level=(float(budget), f"budget: {budget} steps"),
@@ -170,12 +172,12 @@ def _steps_to_threshold(best: xr.Dataset) -> alt.FacetChart | None:
         best,
         title="How fast does it train?",
         subtitle=(
-            f"Steps to 90 % training accuracy: median over {cells.seeds(best)}, band from fastest to "
-            "slowest; open marks: not reached within the budget"
+            f"Steps to {cells.threshold(best)} training accuracy: median over {cells.seeds(best)}, band from "
+            "fastest to slowest; open marks: not reached within the budget"
         ),
         caption=(
             "Lower is faster. Open marks on the dashed line are censored: at least half of the seeds did "
-            f"not reach 90 % within {budget} steps, so the true number is larger or infinite."
+            f"not reach {cells.threshold(best)} within {budget} steps, so the true number is larger or infinite."
         ),
     )
 

@@ -47,7 +47,7 @@ class DepthSweep:
         sigma_b: standard deviation of the biases at initialisation.
         threshold: train accuracy whose first crossing is the time to train.
         num_evaluate: examples, at most, of each set that accuracy is measured on.
-        num_probes: held-out examples whose Jacobians are decomposed.
+        num_probes: held-out examples, at most, whose Jacobians are decomposed.
         ascent_steps: gradient-ascent steps of the Lipschitz lower bound, from every probe example.
         max_depth: length of the compiled stack; None for max(depths). Depths up to it need no new program.
     """
@@ -182,7 +182,7 @@ class DepthSweep:
             "phase": ["initial", "trained"],
             "step": steps,
             "layer": np.arange(1, cell.coords["depth"] + 1),
-            "example": np.arange(self.num_probes),
+            "example": np.arange(measured["jacobian_singular_values"].shape[-2]),
             "mode": np.arange(1, measured["jacobian_singular_values"].shape[-1] + 1),
         }
         shared = ("block", "activation", "depth", "learning_rate", "seed")

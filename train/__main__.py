@@ -90,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return {"run": _run, "report": _report, "list": _list}[command](rest)
     except ConfigError as error:
         return _fail(str(error))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -333,19 +336,28 @@ def _read_options(
         prog=prog,
         description=description,
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed),
-        registry=_constructors(),
+        registry=_constructors([default for _, default, _ in options]),
     )
 
 
-def _constructors() -> Any:
-    """Teach tyro to read an activation by its name."""
+def _constructors(defaults: Sequence[Any]) -> Any:
+    """Teach tyro to read an activation by its name, or by that of one that the config itself holds."""
     import tyro
 
     registry = tyro.constructors.ConstructorRegistry()
     if "jaxact.activations" in sys.modules:  # imported by every config that has one
         from jaxact.activations import Activation, parse
 
+        own: dict[str, Activation] = {}
+        for default in filter(dataclasses.is_dataclass, defaults):
+            for field in dataclasses.fields(default):
+                value = getattr(default, field.name)
+                held = value if isinstance(value, tuple | list) else [value]
+                own |= {each.name: each for each in held if isinstance(each, Activation)}
+
         def parsed(words: list[str]) -> Activation:
+            if words[0] in own:
+                return own[words[0]]
             try:
                 return parse(words[0])
             except ValueError as error:

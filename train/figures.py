@@ -616,6 +616,7 @@ def finish(
 _THEME = alt.Config(
     font=_FONT,
     background="white",
+    padding=alt.Padding(left=5, top=5, right=30, bottom=5),  # a browser's font may be wider than the one measured with
     title=alt.TitleConfig(
         anchor="start", fontSize=16, subtitleFontSize=12, subtitleColor="#555", offset=14, subtitlePadding=5
     ),

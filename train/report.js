@@ -5,7 +5,11 @@
   const specs = read("specs"), datasets = read("datasets");
   const root = document.documentElement;
   const controls = document.querySelectorAll("[data-parameter]");
-  const views = [];
+  const figures = [];
+  const options = {
+    mode: "vega-lite", renderer: "svg", tooltip: { theme: "light" },
+    actions: { export: { svg: true, png: true }, source: false, compiled: false, editor: false },
+  };
 
   // What the controls say: {shown_activation: [...], chosen_depth: 64}; null leaves a figure as it was drawn.
   function settings() {
@@ -24,11 +28,20 @@
 
   async function apply() {
     const values = settings();
-    for (const { view, defaults } of views) {
-      for (const [name, initial] of Object.entries(defaults)) {
-        if (name in values) view.signal(name, values[name] ?? initial);
+    for (const figure of figures) {
+      const wanted = (parameter) => values[parameter.name] ?? parameter.value;
+      const changed = figure.driven.filter((p) => JSON.stringify(wanted(p)) !== JSON.stringify(figure.now[p.name]));
+      if (!changed.length) continue;
+      for (const parameter of changed) figure.now[parameter.name] = wanted(parameter);
+      if (figure.spec.facet?.row && figure.spec.facet?.column) {
+        // A grid that lost a row or a column keeps its old cells (vega 6): draw it anew.
+        const params = figure.spec.params.map((p) => (p.name in figure.now ? { ...p, value: figure.now[p.name] } : p));
+        figure.view.finalize();
+        ({ view: figure.view } = await vegaEmbed(figure.place, { ...figure.spec, params }, options));
+      } else {
+        for (const parameter of changed) figure.view.signal(parameter.name, wanted(parameter));
+        await figure.view.resize().runAsync();
       }
-      await view.resize().runAsync();
     }
     for (const cell of document.querySelectorAll("td[data-parameter-of]")) cell.parentElement.hidden = false;
     for (const cell of document.querySelectorAll("td[data-parameter-of]")) {
@@ -80,13 +93,9 @@
     const place = document.getElementById(`view-${name}`);
     try {
       spec.datasets = Object.fromEntries(Object.keys(spec.datasets ?? {}).map((key) => [key, datasets[key]]));
-      const options = {
-        mode: "vega-lite", renderer: "svg", tooltip: { theme: "light" },
-        actions: { export: { svg: true, png: true }, source: false, compiled: false, editor: false },
-      };
       const { view } = await vegaEmbed(place, spec, options);
       const driven = (spec.params ?? []).filter((p) => /^(shown|chosen)_/.test(p.name));
-      views.push({ view, defaults: Object.fromEntries(driven.map((p) => [p.name, p.value])) });
+      figures.push({ place, spec, view, driven, now: Object.fromEntries(driven.map((p) => [p.name, p.value])) });
       place.dataset.state = "drawn";
       drawn += 1;
     } catch (error) {

@@ -377,9 +377,9 @@ def _making(result: xr.Dataset) -> str:
 
 
 def _fact(name: str, value: Any) -> Any:
-    if name == "wall_seconds":
+    if name.endswith("_seconds"):
         try:
-            return f"{float(value):.1f} s"
+            return f"{float(value):.1f} s, all cells together"
         except (TypeError, ValueError):
             return value
     return value

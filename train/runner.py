@@ -333,8 +333,10 @@ def _combined(parts: Sequence[xr.Dataset], attributes: Mapping[str, str]) -> xr.
     result = results.combine(parts)
     for name in ("git_commit", "device"):  # a resumed run may have seen several
         attributes = {**attributes, name: ", ".join(dict.fromkeys(str(part.attrs[name]) for part in parts))}
-    seconds = {str(n): float(each.sum()) for n, each in result.items() if str(n).endswith("_seconds")}
-    wall_seconds = sum(float(part.attrs["wall_seconds"]) for part in parts)
+    seconds = {
+        str(n): round(float(each.sum()), 1) for n, each in result.items() if str(n).endswith("_seconds")
+    }
+    wall_seconds = round(sum(float(part.attrs["wall_seconds"]) for part in parts), 1)
     result = result.assign_attrs({**attributes, **seconds, "wall_seconds": wall_seconds})
     results.check(result)
     return result

@@ -63,9 +63,7 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         raise ValueError(f"The checkpoint {target} does not fit `like`: " + "; ".join(problems) + ".")
     loaded = ocp.load(target, {name: _with_sharding(expected[name], leaf) for name, leaf in _leaves(like)})
     leaves = [
-        jax.random.wrap_key_data(loaded[name], impl=jax.random.key_impl(leaf))
-        if _is_key(leaf)
-        else loaded[name]
+        jax.random.wrap_key_data(loaded[name], impl=_key_impl(leaf)) if _is_key(leaf) else loaded[name]
         for name, leaf in _leaves(like)
     ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -101,6 +99,19 @@ def _with_sharding(expected: jax.ShapeDtypeStruct, leaf: Any) -> jax.ShapeDtypeS
     sharding = None if _is_key(leaf) else getattr(leaf, "sharding", None)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(expected.shape, expected.dtype, sharding=sharding)
+
+
+def _key_impl(leaf: Any) -> Any:
+    """The kind of a key, or of the struct that stands for one: key_impl itself refuses structs (jax 0.10.2)."""
+    found = None
+
+    def look(key: jax.Array) -> jax.Array:
+        nonlocal found
+        found = jax.random.key_impl(key)
+        return key
+
+    jax.eval_shape(look, leaf)
+    return found
 
 
 def _is_key(leaf: Any) -> bool:

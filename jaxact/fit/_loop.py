@@ -69,9 +69,14 @@ def start(
         key: drives the order of the data.
         params: starting point, float arrays.
         variables: starting values of what the loss updates.
-        hparams: traced hyperparameters that the optimiser and the loss are called with.
+        hparams: traced hyperparameters that the optimiser and the loss are called with; numbers become arrays.
+
+    Raises:
+        TypeError: `key` is not a PRNG key.
     """
-    hparams = {} if hparams is None else dict(hparams)
+    if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
+        raise TypeError(f"`key` must be a typed PRNG key, got {key!r}. Use jax.random.key(0).")
+    hparams = {name: jnp.asarray(value) for name, value in (hparams or {}).items()}
     return State(
         step=jnp.zeros((), jnp.int32),
         key=key,

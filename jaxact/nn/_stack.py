@@ -101,7 +101,8 @@ class Stack(nnx.Module):
             that ran.
 
         Raises:
-            ValueError: if a concrete `depth` lies outside 1 ... max_depth, or `mode` is unknown.
+            ValueError: if a concrete `depth` lies outside 1 ... max_depth, or `mode` is unknown. A traced depth
+                outside gives NaN.
         """
         output, _ = self._run(x, depth, activation, mode, taps)
         return output
@@ -156,15 +157,24 @@ class Stack(nnx.Module):
         if isinstance(depth, int):
             output, inputs, rest = program.scan(params, x, rest, activation, taps, depth)
         elif mode == "reverse":
-            output, rest = _reverse(program, params, x, rest, activation, taps, jnp.asarray(depth))
-            inputs = None
+            is_there, depth = self._nearest(depth)
+            output, rest = _reverse(program, params, x, rest, activation, taps, depth)
+            output, inputs = jnp.where(is_there, output, jnp.nan), None
         else:
             if taps is not None:
                 raise ValueError('`taps` need mode="reverse" or an integer depth, got mode="forward".')
-            output, inputs, rest = program.loop(params, x, rest, activation, None, jnp.asarray(depth))
+            is_there, depth = self._nearest(depth)
+            output, inputs, rest = program.loop(params, x, rest, activation, None, depth)
+            output = jnp.where(is_there, output, jnp.nan)
         if training:
             nnx.update(self.stages, rest)
         return output, inputs
+
+    def _nearest(self, depth: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """Whether there are so many stages, and the nearest number that there are."""
+        depth = jnp.asarray(depth)
+        nearest = jnp.clip(depth, 1, self.max_depth)
+        return depth == nearest, nearest
 
 
 class _Program(NamedTuple):

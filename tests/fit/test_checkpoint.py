@@ -31,6 +31,19 @@ def test_a_run_saved_and_restored_halfway_equals_an_unbroken_one(tmp_path):
     chex.assert_trees_all_equal(broken._replace(key=0), unbroken._replace(key=0))
 
 
+def test_structs_say_what_to_expect_as_well_as_arrays(tmp_path):
+    begun = fit.start(optax.sgd(0.1), key=jax.random.key(7), params={"w": jnp.ones(3)}, hparams={"rate": 0.5})
+    fit.save(tmp_path / "begun", begun)
+    restored = fit.restore(tmp_path / "begun", jax.eval_shape(lambda: begun))
+    chex.assert_trees_all_equal(jax.random.key_data(restored.key), jax.random.key_data(begun.key))
+    chex.assert_trees_all_equal(restored._replace(key=0), begun._replace(key=0))
+
+
+def test_a_number_is_no_key():
+    with pytest.raises(TypeError, match=r"`key` must be a typed PRNG key, got 0\. Use jax\.random\.key"):
+        fit.start(optax.sgd(0.1), key=0, params={"w": jnp.ones(3)})
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path):
     fit.save(tmp_path / "state", begin())
     other = begin()._replace(params={"w": jnp.ones(4)})

@@ -204,3 +204,12 @@ def test_a_bound_for_a_depth_that_is_not_there_is_refused():
     for depth in (0, -3, MAX_DEPTH + 1):
         with pytest.raises(ValueError, match="`depth` must lie between 1 and"):
             stack.log_lipschitz(depth)
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_a_traced_depth_that_is_not_there_gives_nan(mode):
+    stack, x = make("pre", "none"), inputs()
+    run = jax.jit(lambda depth: stack(x, depth, mode=mode))
+    for depth in (0, -1, MAX_DEPTH + 1):
+        assert np.isnan(run(depth)).all()
+    chex.assert_trees_all_close(run(2), stack(x, 2), atol=1e-6)

@@ -179,6 +179,17 @@ def test_bad_input_ends_with_a_message_and_leaves_nothing(call, tmp_path, words,
     assert not list(tmp_path.glob("runs/*"))
 
 
+def test_an_activation_of_the_configs_own_can_be_named(call, tmp_path):
+    text = FAKE.read_text().replace(
+        "return Fake()", 'return Fake(activations=(from_callable(jnp.tanh, name="mine"), relu))'
+    )
+    (tmp_path / "own.py").write_text(
+        text.replace("import Activation, relu", "import Activation, from_callable, relu")
+    )
+    assert call("run", "own.py", "--activations", "mine")[0] == 0
+    assert runner.read(only_run(tmp_path)).config["activations"] == ["mine"]
+
+
 def test_a_bug_in_a_cell_shows_itself_and_how_to_continue(call, tmp_path):
     status, _, err = call("run", FAKE, "--trouble", "bug")
     assert status == 1

@@ -72,6 +72,8 @@ PROBE = """<script>
       marks: [...place.querySelectorAll("svg.marks .mark-line path, .mark-area path, .mark-symbol path")]
         .filter((path) => path.getAttribute("d")).length,
       text: place.textContent,
+      cells: [...place.querySelectorAll("g.role-scope.cell > g")].map((cell) =>
+        [...cell.querySelectorAll(".mark-area path, .mark-line path")].filter((p) => p.getAttribute("d")).length),
     },
   ]));
   const rows = () =>
@@ -149,6 +151,15 @@ def test_a_filter_acts_on_all_figures_and_tables(opened):
         assert 0 < view["marks"] < opened["before"][name]["marks"], name
     assert opened["rowsBefore"] == 21 + 105
     assert opened["rowsFiltered"] == 18 + 90
+
+
+def test_a_grid_that_loses_a_row_has_no_empty_or_left_over_cells(opened):
+    before, after = (opened[when]["jacobian_spectrum"] for when in ("before", "filtered"))
+    assert len(before["cells"]) == 7 * 3
+    assert len(after["cells"]) == 6 * 3
+    assert min(after["cells"]) > 0
+    assert "tanh" in before["text"]
+    assert "tanh" not in after["text"]
 
 
 def test_the_depth_of_layer_figures_can_be_chosen(opened):

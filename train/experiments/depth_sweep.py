@@ -154,9 +154,9 @@ class DepthSweep:
         """Train all members of one cell and measure them; see `result_variables` for what comes back."""
         from train.experiments import _depth_sweep_programs as programs
 
-        started = time.perf_counter()
         index = [activation.name for activation in self.activations].index(cell.coords["activation"])
         program = programs.get(self, cell.coords["block"])
+        started = time.perf_counter()  # what a process does once, imports and data, is not this cell's
         measured = program.run(index, cell.coords["depth"], progress)
         dataset = self._dataset(cell, measured)
         seconds = time.perf_counter() - started

@@ -5,7 +5,7 @@ imports no data library.
 """
 
 from train.tasks._parse import FromText, get, names, parse
-from train.tasks._task import Data, DataError, Task
+from train.tasks._task import Data, DataError, Task, check_number
 from train.tasks.cifar10 import Cifar10
 from train.tasks.digits import Digits
 from train.tasks.fashion_mnist import FashionMNIST
@@ -22,6 +22,7 @@ __all__ = [
     "GaussianMixture",
     "Task",
     "TeacherStudent",
+    "check_number",
     "get",
     "names",
     "parse",

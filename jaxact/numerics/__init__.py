@@ -1,6 +1,13 @@
 """Numerical tools that theory and measurement share: Gaussian integrals and Krylov iterations."""
 
+from jaxact.numerics._bivariate import bivariate_expectation
 from jaxact.numerics._krylov import SingularTriplets, leading_singular_triplets
 from jaxact.numerics._quadrature import gaussian_expectation, gaussian_nodes
 
-__all__ = ["SingularTriplets", "gaussian_expectation", "gaussian_nodes", "leading_singular_triplets"]
+__all__ = [
+    "SingularTriplets",
+    "bivariate_expectation",
+    "gaussian_expectation",
+    "gaussian_nodes",
+    "leading_singular_triplets",
+]

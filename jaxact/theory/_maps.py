@@ -1,13 +1,14 @@
 """How the statistics of the preactivations go from one layer to the next in a wide random network."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics import gaussian_expectation
+from jaxact.numerics import bivariate_expectation, gaussian_expectation
 from jaxact.theory._moments import breakpoints
 
 
@@ -45,12 +46,159 @@ def variance_map(
         >>> float(variance_map(activations.relu, 3.0, sigma_w=2.0**0.5, sigma_b=1.0).round(4))
         4.0
     """
-    for name, value in {"q": q, "sigma_w": sigma_w, "sigma_b": sigma_b}.items():
-        if not isinstance(value, jax.core.Tracer):
-            values = np.asarray(value)
-            if not (np.isfinite(values) & (values >= 0)).all():
-                raise ValueError(f"`{name}` must be finite and nonnegative, got {value}.")
+    check_nonnegative(q=q, sigma_w=sigma_w, sigma_b=sigma_b)
     second_moment = gaussian_expectation(
         lambda x: activation(x) ** 2, kinks=breakpoints(activation), variance=q
     )
     return jnp.square(sigma_w) * second_moment + jnp.square(sigma_b)
+
+
+def correlation_map(
+    activation: Any,
+    c: Float[ArrayLike, "*shape"],
+    *,
+    q: Float[ArrayLike, "*shape"] = 1.0,
+    sigma_w: Float[ArrayLike, "*shape"],
+    sigma_b: Float[ArrayLike, "*shape"] = 0.0,
+) -> Float[Array, "*shape"]:
+    """Compute the correlation of two inputs' preactivations in the next layer from that in this one.
+
+        C(c) = (sigma_w^2 E f(u) f(v) + sigma_b^2) / V(q),   (u, v) ~ N(0, q [[1, c], [c, 1]])
+
+    Poole et al. 2016, equation 5, both inputs of length q; V is `variance_map`, so that C(1) = 1, and V(q) = q at the
+    fixed point where the paper looks. The integral's error is that of `jaxact.numerics.bivariate_expectation`. The
+    derivative by c is exact everywhere, c = 1 included, by Price's theorem (Price 1958):
+
+        dC/dc = sigma_w^2 q E f'(u) f'(v) / V(q),   which at c = 1 and q = V(q) is chi = sigma_w^2 E f'(u)^2
+
+    Args:
+        activation: an `Activation`. Static.
+        c: correlation in [-1, 1]; may be traced. A traced value outside gives NaN.
+        q: second moment of the preactivations, positive; may be traced.
+        sigma_w: weight scale, nonnegative; may be traced.
+        sigma_b: bias scale, nonnegative; may be traced.
+
+    Returns:
+        C(c), of the broadcast shape; NaN where V(q) = 0.
+
+    Raises:
+        TypeError: `activation` does not know its kinks and derivative.
+        ValueError: a concrete number is negative, not finite, or no correlation.
+
+    Example:
+        >>> from jaxact import activations
+        >>> round(float(correlation_map(activations.relu, 0.0, sigma_w=2.0**0.5)), 4)  # 1 / pi
+        0.3183
+    """
+    check_nonnegative(q=q, sigma_w=sigma_w, sigma_b=sigma_b)
+    if not isinstance(c, jax.core.Tracer) and not (np.abs(np.asarray(c)) <= 1).all():
+        raise ValueError(f"`c` must be a correlation in [-1, 1], got {c}.")
+    breakpoints(activation)
+    dtype = jnp.promote_types(jnp.result_type(c, q, sigma_w, sigma_b, float), jnp.float32)
+    c, q, sigma_w, sigma_b = jnp.broadcast_arrays(
+        *(jnp.asarray(each, dtype) for each in (c, q, sigma_w, sigma_b))
+    )
+    total = variance_map(activation, q, sigma_w=sigma_w, sigma_b=sigma_b)
+    return (sigma_w**2 * product_moment(activation, c, q) + sigma_b**2) / total
+
+
+class Trajectory(NamedTuple):
+    """Lengths and correlation of two inputs, layer by layer, the first preactivation first.
+
+    Attributes:
+        q: second moment of the preactivations, [depth + 1, *shape].
+        c: correlation of the two inputs' preactivations, [depth + 1, *shape].
+    """
+
+    q: Float[Array, "layer *shape"]
+    c: Float[Array, "layer *shape"]
+
+
+def trajectory(
+    activation: Any,
+    depth: int,
+    *,
+    q: Float[ArrayLike, "*shape"] = 1.0,
+    c: Float[ArrayLike, "*shape"] = 0.0,
+    sigma_w: Float[ArrayLike, "*shape"],
+    sigma_b: Float[ArrayLike, "*shape"] = 0.0,
+) -> Trajectory:
+    """Follow the length and the correlation of two inputs of equal length through `depth` layers.
+
+        q_{l+1} = V(q_l),   c_{l+1} = C(c_l; q_l)
+
+    Args:
+        activation: an `Activation`. Static.
+        depth: number of layers, at least 1. Static.
+        q: second moment at the first layer; may be traced.
+        c: correlation at the first layer; may be traced.
+        sigma_w: weight scale; may be traced.
+        sigma_b: bias scale; may be traced.
+
+    Returns:
+        A `Trajectory`.
+
+    Raises:
+        TypeError: as `correlation_map`.
+        ValueError: as `correlation_map`, or `depth` is not a positive integer.
+
+    Example:
+        >>> from jaxact import activations
+        >>> trajectory(activations.relu, 2, sigma_w=2.0**0.5).q.round(4).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise ValueError(f"`depth` must be a positive integer, got {depth!r}.")
+    check_nonnegative(q=q, sigma_w=sigma_w, sigma_b=sigma_b)
+    dtype = jnp.promote_types(jnp.result_type(c, q, sigma_w, sigma_b, float), jnp.float32)
+    start = jnp.broadcast_arrays(*(jnp.asarray(each, dtype) for each in (q, c, sigma_w, sigma_b)))
+
+    def layer(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        q, c = state
+        scales = {"sigma_w": start[2], "sigma_b": start[3]}
+        after = (
+            variance_map(activation, q, **scales),
+            jnp.clip(correlation_map(activation, c, q=q, **scales), -1, 1),  # against rounding
+        )
+        return after, after
+
+    _, rows = jax.lax.scan(layer, (start[0], start[1]), None, length=depth)
+    return Trajectory(
+        *(jnp.concatenate([first[None], rest]) for first, rest in zip(start, rows, strict=False))
+    )
+
+
+def check_nonnegative(**numbers: Any) -> None:
+    """Refuse what is concrete and negative or not finite."""
+    for name, value in numbers.items():
+        if not isinstance(value, jax.core.Tracer):
+            values = np.asarray(value)
+            if not (np.isfinite(values) & (values >= 0)).all():
+                raise ValueError(f"`{name}` must be finite and nonnegative, got {value}.")
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def product_moment(activation: Any, c: Array, q: Array) -> Array:
+    """E f(u) f(v) for (u, v) ~ N(0, q [[1, c], [c, 1]]), with derivatives that hold at c = 1 too."""
+    points = breakpoints(activation)
+    return bivariate_expectation(activation, activation, correlation=c, variance=q, kinks=(points, points))
+
+
+def slope_product_moment(activation: Any, c: Array, q: Array) -> Array:
+    """E f'(u) f'(v) for (u, v) ~ N(0, q [[1, c], [c, 1]])."""
+    points, slope = breakpoints(activation), activation.derivative
+    return bivariate_expectation(slope, slope, correlation=c, variance=q, kinks=(points, points))
+
+
+@product_moment.defjvp
+def _product_moment_jvp(activation, primals, tangents):
+    c, q = primals
+    dc, dq = tangents
+    points = breakpoints(activation)
+    # By the scale sqrt(q) of both variables: d/dq = E u f'(u) f(v) / q, without a second derivative.
+    by_scale = bivariate_expectation(
+        lambda u: u * activation.derivative(u), activation, correlation=c, variance=q, kinks=(points, points)
+    )
+    by_q = jnp.where(q > 0, by_scale / jnp.where(q > 0, q, 1), 0)
+    tangent = q * slope_product_moment(activation, c, q) * dc + by_q * dq
+    return product_moment(activation, c, q), tangent

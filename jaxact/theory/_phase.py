@@ -1,0 +1,302 @@
+"""Where a wide random network's signals end up: fixed points, how fast they are reached, and the line between."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from jaxact.numerics import gaussian_expectation, gaussian_nodes
+from jaxact.theory._maps import check_nonnegative
+from jaxact.theory._moments import breakpoints
+
+# V is tabulated here once for all sigmas: E f(sqrt(q) z)^2 depends on q alone.
+_LENGTHS = np.geomspace(1e-12, 1e12, 481)
+_START = 240  # the index of q = 1, an input of unit length
+_TINY = 1e-30  # stands for q = 0 where slopes are taken: one side of a kink at 0 after the other
+_NEWTON_STEPS = 7  # from a bracket of 12 %; bisection takes over where V'(q) is 1
+_NUM_HERMITE = 96
+_CHUNK = 64  # points of a grid at once: their nodes stay in the cache
+_AT_CRITICALITY = 1e-6  # |chi - 1| below which a point counts as critical
+
+
+class MeanField(NamedTuple):
+    """The large-depth limit of signals and gradients; each field of the broadcast shape of the scales.
+
+    Attributes:
+        q_star: the attracting second moment of the preactivations that unit inputs reach; inf where they grow for ever.
+        chi: sigma_w^2 E f'(sqrt(q_star) z)^2, the growth of squared gradients and of small differences a layer
+            (chi_1 of Schoenholz et al. 2017, equation 8).
+        c_star: the correlation that any two inputs reach; 1 in the ordered phase.
+        xi_q: depth scale of lengths, -1 / log |V'(q_star)|, in layers (equation 7).
+        xi_c: depth scale of correlations, -1 / log C'(c_star), in layers (equation 9).
+        xi_gradient: layers over which the squared gradient changes by a factor e, 1 / |log chi| (equation 16).
+    """
+
+    q_star: Float[Array, "*shape"]
+    chi: Float[Array, "*shape"]
+    c_star: Float[Array, "*shape"]
+    xi_q: Float[Array, "*shape"]
+    xi_c: Float[Array, "*shape"]
+    xi_gradient: Float[Array, "*shape"]
+
+    @property
+    def phase(self) -> Any:
+        """One of "ordered" (chi < 1), "critical" or "chaotic" (chi > 1); "unbounded" where q_star is infinite.
+
+        A string, or an array of strings; on the host.
+        """
+        chi = np.asarray(self.chi)
+        names = np.where(chi > 1, "chaotic", "ordered")
+        names = np.where(np.abs(chi - 1) < _AT_CRITICALITY, "critical", names)
+        names = np.where(np.isinf(np.asarray(self.q_star)), "unbounded", names)
+        return names.item() if names.ndim == 0 else names
+
+
+def mean_field(
+    activation: Any, *, sigma_w: Float[ArrayLike, "*shape"], sigma_b: Float[ArrayLike, "*shape"] = 0.0
+) -> MeanField:
+    """Predict what depth does to signals and gradients in a wide random network.
+
+    Fixed points of V(q) = sigma_w^2 E f(sqrt(q) z)^2 + sigma_b^2 and, at that q, of the correlation map C(c); their
+    slopes give the depth scales (Poole et al. 2016; Schoenholz et al. 2017, "Deep information propagation"). q_star is
+    the first fixed point on the way from q = 1 (unit inputs), found on a table of V over 24 decades and by
+    Newton's method: to about 1e-13 relative in float64. Where all q are fixed (relu at sigma_w = sqrt(2)) it is 1.
+    c_star is the root of C's Hermite expansion to degree 95, which in float64 leaves out less than c_star^96 times the
+    last coefficients: nothing to speak of except close above criticality.
+
+    Args:
+        activation: an `Activation`. Static.
+        sigma_w: weight scale, nonnegative; may be traced.
+        sigma_b: bias scale, nonnegative; broadcast against sigma_w; may be traced.
+
+    Returns:
+        A `MeanField`. Where q_star is infinite all else is NaN; nothing overflows on the way.
+
+    Raises:
+        TypeError: `activation` does not know its kinks and derivative.
+        ValueError: a concrete scale is negative or not finite.
+
+    Example:
+        >>> from jaxact import activations
+        >>> found = mean_field(activations.relu, sigma_w=1.0, sigma_b=1.0)
+        >>> float(found.q_star.round(3)), float(found.chi), found.phase
+        (2.0, 0.5, 'ordered')
+    """
+    check_nonnegative(sigma_w=sigma_w, sigma_b=sigma_b)
+    points = breakpoints(activation)
+    dtype = jnp.promote_types(jnp.result_type(sigma_w, sigma_b, float), jnp.float32)
+    sigma_w, sigma_b = jnp.broadcast_arrays(jnp.asarray(sigma_w, dtype), jnp.asarray(sigma_b, dtype))
+    lengths = jnp.asarray(_LENGTHS, dtype)
+    table = gaussian_expectation(lambda x: activation(x) ** 2, kinks=points, variance=lengths)
+
+    def one(scales: tuple[Array, Array]) -> MeanField:
+        return _at(activation, points, lengths, table, *scales)
+
+    flat = jax.lax.map(one, (sigma_w.reshape(-1), sigma_b.reshape(-1)), batch_size=_CHUNK)
+    return jax.tree.map(lambda each: each.reshape(sigma_w.shape), flat)
+
+
+def _at(activation, points, lengths, table, sigma_w, sigma_b):
+    """`MeanField` at one point."""
+    w, b = sigma_w**2, sigma_b**2
+
+    def length_map(q):  # V(q) and V'(q)
+        x, weights = gaussian_nodes(points, jnp.zeros_like(q), q)
+        value, slope = activation(x), activation.derivative(x)
+        return w * jnp.sum(value**2 * weights) + b, w * jnp.sum(x * value * slope * weights) / q
+
+    low, high, is_fixed, vanishes, diverges = _bracket(lengths, w * table + b - lengths)
+
+    def newton(_, bounds):
+        low, high, q = bounds
+        value, slope = length_map(q)
+        low, high = jnp.where(value > q, q, low), jnp.where(value > q, high, q)
+        step = q - (value - q) / jnp.where(slope == 1, jnp.inf, slope - 1)
+        inside = (step >= low) & (step <= high)
+        return low, high, jnp.where(inside, step, jnp.sqrt(low * high))
+
+    _, _, q = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, (low, high, jnp.sqrt(low * high)))
+    q = jnp.where(is_fixed, 1, jnp.where(vanishes, _TINY, q))
+    x, weights = gaussian_nodes(points, jnp.zeros_like(q), q)
+    value, slope = activation(x), activation.derivative(x)
+    chi = w * jnp.sum(slope**2 * weights)
+    chi_q = w * jnp.sum(x * value * slope * weights) / q
+    scale = jnp.sqrt(q)
+    coefficients = (
+        jnp.sum(_hermite(x / scale) * (weights * value), -1) ** 2,
+        jnp.sum(_hermite(x / scale) * (weights * slope), -1) ** 2,
+    )
+    c, chi_c = _fixed_correlation(coefficients, w, b, q, chi)
+    nan = jnp.where(diverges, jnp.nan, 0)
+    return MeanField(
+        q_star=jnp.where(diverges, jnp.inf, jnp.where(vanishes, 0, q)),
+        chi=chi + nan,
+        c_star=c + nan,
+        xi_q=_depth_scale(jnp.abs(chi_q)) + nan,
+        xi_c=_depth_scale(chi_c) + nan,
+        xi_gradient=1 / jnp.abs(jnp.log(chi)) + nan,
+    )
+
+
+def _bracket(lengths, excess):
+    """Where V(q) - q changes its sign first on the way from q = 1, and whether it never does."""
+    at_start = excess[_START]
+    size = lengths * 64 * jnp.finfo(lengths.dtype).eps
+    is_fixed = jnp.abs(at_start) <= size[_START]
+    index = jnp.arange(len(lengths))
+    above = (index > _START) & (excess <= 0)
+    below = (index < _START) & (excess >= 0)
+    up = jnp.argmax(above)
+    down = len(lengths) - 1 - jnp.argmax(below[::-1])
+    grows = at_start > 0
+    left = jnp.where(grows, up - 1, down)
+    left = jnp.clip(left, 0, len(lengths) - 2)
+    diverges = grows & ~above.any() & ~is_fixed
+    vanishes = ~grows & ~below.any() & ~is_fixed
+    return lengths[left], lengths[left + 1], is_fixed, vanishes, diverges
+
+
+def _hermite(z):
+    """Normalised Hermite polynomials he_n(z) / sqrt(n!), [degree, nodes]."""
+
+    def following(pair, n):
+        before, now = pair
+        after = (z * now - jnp.sqrt(n) * before) / jnp.sqrt(n + 1)
+        return (now, after), now
+
+    degrees = jnp.arange(_NUM_HERMITE, dtype=z.dtype)
+    return jax.lax.scan(following, (jnp.zeros_like(z), jnp.ones_like(z)), degrees)[1]
+
+
+def _fixed_correlation(coefficients, w, b, q, chi):
+    """c_star and C'(c_star): Newton's method from the left on a convex function ends at its first root."""
+    value, slope = coefficients
+    powers = jnp.arange(_NUM_HERMITE, dtype=value.dtype)
+
+    def newton(_, c):
+        power = jnp.where(powers == 0, 1, c**powers)  # 0^0 = 1 and no NaN for its derivative
+        excess = (w * jnp.sum(value * power) + b) / q - c
+        steep = w * jnp.sum(slope * power) - 1
+        return jnp.clip(c - jnp.where(steep < 0, excess / jnp.where(steep < 0, steep, -1), 0), 0, 1)
+
+    c = jax.lax.fori_loop(0, 40, newton, jnp.zeros_like(q))
+    is_chaotic = chi > 1 + 1e3 * jnp.finfo(chi.dtype).eps  # not by rounding alone
+    c = jnp.where(is_chaotic, c, 1)
+    steep = w * jnp.sum(slope * jnp.where(powers == 0, 1, c**powers))
+    return c, jnp.where(is_chaotic, steep, chi)
+
+
+def _depth_scale(slope):
+    """-1 / log(slope): inf at 1, 0 at 0."""
+    return -1 / jnp.log(slope)
+
+
+class CriticalPoint(NamedTuple):
+    """Scales at which chi = 1 at the fixed point: gradients neither vanish nor explode to first order.
+
+    Attributes:
+        sigma_w: weight scale.
+        sigma_b: bias scale.
+        q_star: the fixed point's second moment.
+    """
+
+    sigma_w: Float[np.ndarray, "*shape"] | np.float64
+    sigma_b: Float[np.ndarray, "*shape"] | np.float64
+    q_star: Float[np.ndarray, "*shape"] | np.float64
+
+
+def critical_point(
+    activation: Any, *, sigma_b: float | None = None, q_star: Float[ArrayLike, "*shape"] | None = None
+) -> CriticalPoint:
+    """Find the edge of chaos: sigma_w^2 E f'(sqrt(q) z)^2 = 1 at the fixed point q = V(q).
+
+    Given q_star both scales follow directly,
+
+        sigma_w^2 = 1 / E f'(sqrt(q) z)^2,   sigma_b^2 = q - E f(sqrt(q) z)^2 / E f'(sqrt(q) z)^2
+
+    and an array of them gives the whole edge as a curve. Given sigma_b (0 if neither is given) the smallest such q
+    is sought (Schoenholz et al. 2017, section 3; Hayou et al. 2019). In float64 whatever JAX's default precision; to
+    about 1e-13. Runs on the host.
+
+    Args:
+        activation: an `Activation`. Static.
+        sigma_b: bias scale, nonnegative, a float.
+        q_star: second moment at the fixed point, positive; scalar or array.
+
+    Returns:
+        A `CriticalPoint` of float64 numpy arrays. q_star = 0 where only vanishing signals are critical (tanh without
+        bias: sigma_w = 1); 1 where all are (relu).
+
+    Raises:
+        TypeError: `activation` does not know its kinks and derivative, or both sigma_b and q_star are given.
+        ValueError: there is no critical point with this sigma_b, or a q_star needs a negative sigma_b^2.
+
+    Example:
+        >>> from jaxact import activations
+        >>> found = critical_point(activations.relu)
+        >>> round(float(found.sigma_w), 6), float(found.q_star)
+        (1.414214, 1.0)
+    """
+    name = getattr(activation, "name", activation)
+    breakpoints(activation)
+    if sigma_b is not None and q_star is not None:
+        raise TypeError("Give `sigma_b` or `q_star`, not both: each determines the other.")
+    if q_star is not None:
+        q = np.asarray(q_star, float)
+        if not (np.isfinite(q) & (q > 0)).all():
+            raise ValueError(f"`q_star` must be positive and finite, got {q_star}.")
+        weight, bias = _critical_scales(activation, q)
+        if (bias < -1e-12 * q).any():
+            raise ValueError(
+                f"`q_star` must allow a nonnegative sigma_b^2, got {q_star} for {name}, which needs "
+                f"{bias.min():.3g}. Choose another q_star, or give sigma_b."
+            )
+        return CriticalPoint(np.sqrt(weight), np.sqrt(np.maximum(bias, 0)), q)
+    target = 0.0 if sigma_b is None else float(sigma_b)
+    check_nonnegative(sigma_b=target)
+    low, high = 1e-12, 1e12
+    q = None
+    for _ in range(9):
+        grid = np.geomspace(low, high, 481)
+        weight, bias = _critical_scales(activation, grid)
+        excess = bias - target**2
+        is_zero = np.abs(excess) <= 1e-13 * grid
+        if q is None and is_zero.all():
+            q = 1.0  # every q is a fixed point
+            break
+        (crossings,) = np.nonzero((excess[1:] > 0) != (excess[:-1] > 0))
+        crossings = [k for k in crossings if not (is_zero[k] and is_zero[k + 1])]
+        if not crossings:
+            break
+        low, high = grid[crossings[0]], grid[crossings[0] + 1]
+        q = float(np.sqrt(low * high))
+    if q is None and target == 0:
+        # Only in the limit of small signals: b^2(q) / q -> 0 as q -> 0.
+        small = 1e-20
+        weight, bias = _critical_scales(activation, np.array([small]))
+        if abs(bias[0]) <= 1e-8 * small:
+            return CriticalPoint(np.sqrt(weight[0]), np.float64(0.0), np.float64(0.0))
+    if q is None:
+        raise ValueError(
+            f"`sigma_b` = {target:g} has no critical point for {name}: chi = 1 at a fixed point needs another bias. "
+            "Give q_star instead."
+        )
+    weight, _ = _critical_scales(activation, np.array([q]))
+    return CriticalPoint(np.sqrt(weight[0]), np.float64(target), np.float64(q))
+
+
+def _critical_scales(activation: Any, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """sigma_w^2 and sigma_b^2 that make each q a critical fixed point, in float64."""
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        value, slope = (np.asarray(each) for each in _second_moments(activation, jnp.asarray(q, jnp.float64)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1 / slope, q - value / slope
+
+
+@partial(jax.jit, static_argnums=0)
+def _second_moments(activation: Any, q: Array) -> tuple[Array, Array]:
+    x, weights = gaussian_nodes(breakpoints(activation), jnp.zeros_like(q), q)
+    return jnp.sum(activation(x) ** 2 * weights, -1), jnp.sum(activation.derivative(x) ** 2 * weights, -1)

@@ -1,0 +1,116 @@
+"""Fixed points, phases and the edge of chaos against published points, closed forms and iteration."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxact import activations, theory
+
+TANH, BIAS = activations.tanh, 0.05**0.5
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def test_known_points_of_tanh():
+    edge = theory.critical_point(TANH, sigma_b=BIAS)
+    np.testing.assert_allclose(edge.sigma_w**2, 1.7609546396, atol=1e-10)
+    np.testing.assert_allclose(edge.q_star, 0.5700478816, atol=1e-10)
+    found = theory.mean_field(TANH, sigma_w=2.5**0.5, sigma_b=BIAS)
+    np.testing.assert_allclose(found.q_star, 1.0639583774, atol=1e-10)
+    np.testing.assert_allclose(found.chi, 1.1335156987, atol=1e-10)
+    np.testing.assert_allclose(found.c_star, 0.4468042323, atol=1e-10)
+    np.testing.assert_allclose(found.xi_c, 11.795598, atol=1e-6)
+    assert found.phase == "chaotic"
+
+
+@pytest.mark.parametrize("name", ["tanh", "gelu", "sigmoid", "hard_tanh"])
+def test_the_fixed_point_is_where_iteration_from_unit_length_ends(name):
+    activation = activations.parse(name)
+    scales = {"sigma_w": np.array([0.7, 1.2, 1.4]), "sigma_b": np.array([0.3, 0.5, 0.2])}
+    found = theory.mean_field(activation, **scales)
+    step = partial(theory.variance_map, activation, **scales)
+    q, tangent = (
+        jax.jit(lambda q: jax.lax.fori_loop(0, 300, lambda _, q: step(q), q))(jnp.ones(3)),
+        jnp.ones(3),
+    )
+    np.testing.assert_allclose(found.q_star, q, rtol=1e-9)
+    slope = jax.jit(lambda q: jax.jvp(step, (q,), (tangent,))[1])(found.q_star)
+    np.testing.assert_allclose(found.xi_q, -1 / np.log(np.abs(slope)), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "sigma_w", "sigma_b"), [("tanh", 2.0, 0.1), ("hard_tanh", 1.7, 0.2)])
+def test_the_fixed_correlation_is_one_of_the_correlation_map_and_its_slope_the_depth_scale(
+    name, sigma_w, sigma_b
+):
+    activation = activations.parse(name)
+    found = theory.mean_field(activation, sigma_w=sigma_w, sigma_b=sigma_b)
+    assert found.phase == "chaotic"
+    map_ = partial(theory.correlation_map, activation, q=found.q_star, sigma_w=sigma_w, sigma_b=sigma_b)
+    image, slope = jax.jit(lambda c: jax.jvp(map_, (c,), (jnp.ones(()),)))(found.c_star)
+    np.testing.assert_allclose(image, found.c_star, atol=1e-9)
+    np.testing.assert_allclose(found.xi_c, -1 / np.log(slope), rtol=1e-6)
+
+
+def test_relu_in_every_regime():
+    sigma_w, sigma_b = np.array([1.0, 2.0**0.5, 1.5, 2.0**0.5]), np.array([1.0, 0.0, 0.0, 0.1])
+    found = jax.jit(lambda w, b: theory.mean_field(activations.relu, sigma_w=w, sigma_b=b))(sigma_w, sigma_b)
+    assert found.phase.tolist() == ["ordered", "critical", "unbounded", "unbounded"]
+    np.testing.assert_allclose(
+        found.q_star, [2.0, 1.0, np.inf, np.inf], rtol=1e-12
+    )  # sigma_b^2 / (1 - sigma_w^2 / 2)
+    np.testing.assert_allclose(found.chi, [0.5, 1.0, np.nan, np.nan], rtol=1e-12)
+    np.testing.assert_allclose(found.c_star, [1.0, 1.0, np.nan, np.nan])
+
+
+def test_signals_that_vanish_end_at_zero():
+    found = theory.mean_field(TANH, sigma_w=0.8)
+    assert float(found.q_star) == 0.0
+    np.testing.assert_allclose(found.chi, 0.64, rtol=1e-12)  # f'(0) = 1
+    assert found.phase == "ordered"
+
+
+def test_critical_points_are_critical():
+    for name, sigma_b in [("tanh", 0.3), ("sigmoid", 0.0), ("erf", 0.2), ("gelu", 0.0), ("relu", 0.0)]:
+        activation = activations.parse(name)
+        edge = theory.critical_point(activation, sigma_b=sigma_b)
+        if edge.q_star == 0:
+            continue
+        scales = {"sigma_w": edge.sigma_w, "sigma_b": edge.sigma_b}
+        np.testing.assert_allclose(
+            theory.variance_map(activation, edge.q_star, **scales), edge.q_star, rtol=1e-11
+        )
+        moments = theory.moments(activation, variance=edge.q_star)
+        np.testing.assert_allclose(edge.sigma_w**2 * moments.slope_second_moment, 1, rtol=1e-11)
+
+
+def test_the_edge_is_a_curve_through_the_points():
+    curve = theory.critical_point(TANH, q_star=np.array([0.1, 0.5700478816407955, 2.0]))
+    np.testing.assert_allclose(curve.sigma_b[1], BIAS, rtol=1e-9)
+    assert np.all(np.diff(curve.sigma_w) > 0)
+
+
+def test_small_signals_are_critical_where_no_others_are():
+    for name, sigma_w in [("tanh", 1.0), ("erf", np.pi**0.5 / 2), ("sin", 1.0)]:
+        edge = theory.critical_point(activations.parse(name))
+        assert (edge.q_star, edge.sigma_b) == (0, 0)
+        np.testing.assert_allclose(edge.sigma_w, sigma_w, rtol=1e-12)
+
+
+def test_bad_scales_are_refused():
+    with pytest.raises(ValueError, match="`sigma_w` must be finite and nonnegative, got -1"):
+        theory.mean_field(TANH, sigma_w=-1.0)
+    with pytest.raises(ValueError, match="`sigma_b` must be finite and nonnegative, got nan"):
+        theory.critical_point(TANH, sigma_b=float("nan"))
+    with pytest.raises(ValueError, match="`q_star` must be positive"):
+        theory.critical_point(TANH, q_star=0.0)
+    with pytest.raises(ValueError, match="softplus"):
+        theory.critical_point(activations.softplus(1.0))
+    with pytest.raises(TypeError, match="not both"):
+        theory.critical_point(TANH, sigma_b=0.1, q_star=1.0)

@@ -257,35 +257,41 @@ def critical_point(
         return CriticalPoint(np.sqrt(weight), np.sqrt(np.maximum(bias, 0)), q)
     target = 0.0 if sigma_b is None else float(sigma_b)
     check_nonnegative(sigma_b=target)
-    low, high = 1e-12, 1e12
-    q = None
-    for _ in range(9):
-        grid = np.geomspace(low, high, 481)
-        weight, bias = _critical_scales(activation, grid)
-        excess = bias - target**2
-        is_zero = np.abs(excess) <= 1e-13 * grid
-        if q is None and is_zero.all():
-            q = 1.0  # every q is a fixed point
-            break
-        (crossings,) = np.nonzero((excess[1:] > 0) != (excess[:-1] > 0))
-        crossings = [k for k in crossings if not (is_zero[k] and is_zero[k + 1])]
-        if not crossings:
-            break
-        low, high = grid[crossings[0]], grid[crossings[0] + 1]
-        q = float(np.sqrt(low * high))
-    if q is None and target == 0:
-        # Only in the limit of small signals: b^2(q) / q -> 0 as q -> 0.
-        small = 1e-20
-        weight, bias = _critical_scales(activation, np.array([small]))
-        if abs(bias[0]) <= 1e-8 * small:
-            return CriticalPoint(np.sqrt(weight[0]), np.float64(0.0), np.float64(0.0))
-    if q is None:
+    length = _critical_length(activation, target)
+    if length is None:
         raise ValueError(
             f"`sigma_b` = {target:g} has no critical point for {name}: chi = 1 at a fixed point needs another bias. "
             "Give q_star instead."
         )
-    weight, _ = _critical_scales(activation, np.array([q]))
-    return CriticalPoint(np.sqrt(weight[0]), np.float64(target), np.float64(q))
+    weight, _ = _critical_scales(activation, np.array([length or _SMALL]))
+    return CriticalPoint(np.sqrt(weight[0]), np.float64(target), np.float64(length))
+
+
+_SMALL = 1e-20  # a length at which small signals show their limit
+
+
+def _critical_length(activation: Any, sigma_b: float) -> float | None:
+    """The smallest q whose critical bias is `sigma_b`; 1 if all are, 0 if only the limit is, None if none is."""
+    low, high, found = 1e-12, 1e12, None
+    for _ in range(9):
+        grid = np.geomspace(low, high, 481)
+        excess = _critical_scales(activation, grid)[1] - sigma_b**2
+        is_zero = np.abs(excess) <= 1e-13 * grid
+        if found is None and is_zero.all():
+            return 1.0
+        changes = (excess[1:] > 0) != (excess[:-1] > 0)
+        (crossings,) = np.nonzero(changes & ~(is_zero[1:] & is_zero[:-1]))
+        if not crossings.size:
+            break
+        low, high = grid[crossings[0]], grid[crossings[0] + 1]
+        found = float(np.sqrt(low * high))
+    if (
+        found is None
+        and sigma_b == 0
+        and abs(_critical_scales(activation, np.array([_SMALL]))[1][0]) <= 1e-8 * _SMALL
+    ):
+        return 0.0
+    return found
 
 
 def _critical_scales(activation: Any, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

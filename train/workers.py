@@ -7,6 +7,7 @@ import contextlib
 import json
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import pickle
 import signal
@@ -253,12 +254,12 @@ def _divided(num_workers: int) -> Iterator[None]:
     own = {"NPROC": threads, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
     before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
-    # Ctrl-C reaches the whole group, but what becomes of it is for the parent to decide: children inherit the mask.
-    mask = (
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        if hasattr(signal, "pthread_sigmask")
-        else None
-    )
+    # Ctrl-C reaches the whole group, but what becomes of it is for the parent to decide: children inherit the mask,
+    # once the process that multiprocessing starts before the first child, with a mask of its own, is up.
+    mask = None
+    if hasattr(signal, "pthread_sigmask"):
+        multiprocessing.resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:

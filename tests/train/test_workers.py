@@ -1,5 +1,6 @@
 """Worker processes give what one process gives, and say what became of them."""
 
+import contextlib
 import os
 import re
 import signal
@@ -40,14 +41,27 @@ def start(tmp_path):
         process.communicate()
 
 
+def children(number):
+    """The ids of the processes that any thread of a process has started."""
+    listed = []
+    for path in Path(f"/proc/{number}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it may have ended meanwhile
+            listed += map(int, path.read_text().split())
+    return listed
+
+
+def command_line(number):
+    try:
+        return Path(f"/proc/{number}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def workers_of(process, count):
     """The ids of a process's workers, once there are so many."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
-        listed = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
-        )
-        found = [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
+        found = [child for child in children(process.pid) if "spawn_main" in command_line(child)]
         if len(found) == count:
             return found
         assert process.poll() is None, process.communicate()

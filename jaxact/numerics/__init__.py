@@ -1,10 +1,11 @@
 """Numerical tools that theory and measurement share: Gaussian integrals and Krylov iterations."""
 
-from jaxact.numerics._bivariate import bivariate_expectation
+from jaxact.numerics._bivariate import KINK_ENDS, bivariate_expectation
 from jaxact.numerics._krylov import SingularTriplets, leading_singular_triplets
 from jaxact.numerics._quadrature import gaussian_expectation, gaussian_nodes
 
 __all__ = [
+    "KINK_ENDS",
     "SingularTriplets",
     "bivariate_expectation",
     "gaussian_expectation",

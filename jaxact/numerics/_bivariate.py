@@ -12,7 +12,7 @@ from jaxact.numerics._quadrature import gaussian_nodes
 
 # A kink of h seen through the conditional spread s of v given u is an error function of u of width s: 20 nodes a panel
 # resolve it between these ends, and beyond 8.5 widths it is as sharp as h itself.
-_ENDS = np.array([-8.5, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.5])
+KINK_ENDS = np.array([-8.5, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.5])
 
 
 def bivariate_expectation(
@@ -72,7 +72,7 @@ def bivariate_expectation(
         # A root of 0 has no derivative; one that is not taken must have one all the same.
         spread = jnp.where(left > 0, jnp.sqrt(jnp.where(left > 0, left, 1) * q), 0)
         slope = jnp.where(jnp.abs(c) > 1e-3, c, 1)  # below, H varies slowly whatever h does
-        ends = (kinks_h[:, None] + spread * jnp.asarray(_ENDS, dtype)) / slope
+        ends = (kinks_h[:, None] + spread * jnp.asarray(KINK_ENDS, dtype)) / slope
         u, weights_u = gaussian_nodes(jnp.concatenate([kinks_g, ends.reshape(-1)]), jnp.zeros_like(q), q)
         v, weights_v = gaussian_nodes(kinks_h, c * u, left * q)
         return jnp.sum(g(u) * weights_u * jnp.sum(h(v) * weights_v, -1))

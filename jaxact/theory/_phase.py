@@ -1,5 +1,6 @@
 """Where a wide random network's signals end up: fixed points, how fast they are reached, and the line between."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics import gaussian_expectation, gaussian_nodes
+from jaxact.numerics import KINK_ENDS, gaussian_expectation, gaussian_nodes
 from jaxact.theory._maps import check_nonnegative
 from jaxact.theory._moments import breakpoints
 
@@ -16,8 +17,16 @@ from jaxact.theory._moments import breakpoints
 _LENGTHS = np.geomspace(1e-12, 1e12, 481)
 _START = 240  # the index of q = 1, an input of unit length
 _TINY = 1e-30  # stands for q = 0 where slopes are taken: one side of a kink at 0 after the other
-_NEWTON_STEPS = 7  # from a bracket of 12 %; bisection takes over where V'(q) is 1
+# Between two lengths E f(sqrt(q) z)^2 is interpolated by a polynomial in log q through so many of the table: it is
+# analytic where |Im log q| < pi / 2, which makes the error about 1e-10.
+_NUM_NEIGHBOURS = 14
 _NUM_HERMITE = 96
+_LEFT_OUT = 1e-11  # of C'(c_star): what the expansion may lack before quadrature takes over
+_MOST_STEPS = 12
+# Panels of narrow Gaussians, in standard deviations, and around 0 in the function's own argument.
+_INNER_ENDS = np.array([-8.5, -5.0, -2.5, 0.0, 2.5, 5.0, 8.5])
+_INNER_SPLITS = np.array([-4.0, -1.0, -0.25, -0.0625, 0.0, 0.0625, 0.25, 1.0, 4.0])
+_INNER_NODES, _INNER_WEIGHTS = np.polynomial.legendre.leggauss(12)
 _CHUNK = 64  # points of a grid at once: their nodes stay in the cache
 _AT_CRITICALITY = 1e-6  # |chi - 1| below which a point counts as critical
 
@@ -92,46 +101,42 @@ def mean_field(
     lengths = jnp.asarray(_LENGTHS, dtype)
     table = gaussian_expectation(lambda x: activation(x) ** 2, kinks=points, variance=lengths)
 
-    def one(scales: tuple[Array, Array]) -> MeanField:
+    def one(scales: tuple[Array, Array]) -> tuple[MeanField, Array, Array]:
         return _at(activation, points, lengths, table, *scales)
 
-    flat = jax.lax.map(one, (sigma_w.reshape(-1), sigma_b.reshape(-1)), batch_size=_CHUNK)
-    return jax.tree.map(lambda each: each.reshape(sigma_w.shape), flat)
+    scales = sigma_w.reshape(-1), sigma_b.reshape(-1)
+    firsts = jax.lax.map(one, scales, batch_size=_CHUNK)
+    refined = jax.lax.map(partial(_refined, activation, points), (*scales, *firsts))
+    return jax.tree.map(lambda each: each.reshape(sigma_w.shape), refined)
 
 
 def _at(activation, points, lengths, table, sigma_w, sigma_b):
     """`MeanField` at one point."""
     w, b = sigma_w**2, sigma_b**2
 
-    def length_map(q):  # V(q) and V'(q)
-        x, weights = gaussian_nodes(points, jnp.zeros_like(q), q)
-        value, slope = activation(x), activation.derivative(x)
-        return w * jnp.sum(value**2 * weights) + b, w * jnp.sum(x * value * slope * weights) / q
-
     low, high, is_fixed, vanishes, diverges = _bracket(lengths, w * table + b - lengths)
-
-    def newton(_, bounds):
-        low, high, q = bounds
-        value, slope = length_map(q)
-        low, high = jnp.where(value > q, q, low), jnp.where(value > q, high, q)
-        step = q - (value - q) / jnp.where(slope == 1, jnp.inf, slope - 1)
-        inside = (step >= low) & (step <= high)
-        return low, high, jnp.where(inside, step, jnp.sqrt(low * high))
-
-    _, _, q = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, (low, high, jnp.sqrt(low * high)))
-    q = jnp.where(is_fixed, 1, jnp.where(vanishes, _TINY, q))
+    start = jax.lax.stop_gradient(_root(lengths, w * table + b - lengths, low))
+    start = jnp.where(is_fixed, 1, jnp.where(vanishes, _TINY, start))
+    # One step of Newton's method from a root: it takes off the table's error, and its derivative is the root's.
+    x, weights = gaussian_nodes(points, jnp.zeros_like(start), start)
+    value, slope = activation(x), activation.derivative(x)
+    excess = w * jnp.sum(value**2 * weights) + b - start
+    steep = w * jnp.sum(x * value * slope * weights) / start - 1
+    step = -excess / jnp.where(jnp.abs(steep) > 1e-6, steep, jnp.inf)
+    q = jnp.where(is_fixed | vanishes, start, jnp.clip(start + step, low, high))
     x, weights = gaussian_nodes(points, jnp.zeros_like(q), q)
     value, slope = activation(x), activation.derivative(x)
     chi = w * jnp.sum(slope**2 * weights)
     chi_q = w * jnp.sum(x * value * slope * weights) / q
-    scale = jnp.sqrt(q)
-    coefficients = (
-        jnp.sum(_hermite(x / scale) * (weights * value), -1) ** 2,
-        jnp.sum(_hermite(x / scale) * (weights * slope), -1) ** 2,
-    )
-    c, chi_c = _fixed_correlation(coefficients, w, b, q, chi)
+    series = (
+        w / q * _hermite_coefficients(x / jnp.sqrt(q), weights, value) ** 2
+    )  # C(c) = b / q + sum_n series_n c^n
+    degrees = jnp.arange(_NUM_HERMITE, dtype=q.dtype)
+    left_out = w * jnp.sum(value**2 * weights) / q - jnp.sum(series), chi - jnp.sum(degrees * series)
+    c, chi_c = _fixed_correlation(series, b / q, chi, _power(*left_out))
+    is_rough = (c < 1) & (left_out[1] * c**_NUM_HERMITE > _LEFT_OUT) & ~diverges
     nan = jnp.where(diverges, jnp.nan, 0)
-    return MeanField(
+    found = MeanField(
         q_star=jnp.where(diverges, jnp.inf, jnp.where(vanishes, 0, q)),
         chi=chi + nan,
         c_star=c + nan,
@@ -139,6 +144,67 @@ def _at(activation, points, lengths, table, sigma_w, sigma_b):
         xi_c=_depth_scale(chi_c) + nan,
         xi_gradient=1 / jnp.abs(jnp.log(chi)) + nan,
     )
+    return found, series, is_rough
+
+
+def _refined(activation, points, given):
+    """The point with c_star found by quadrature where the expansion converges too slowly."""
+    sigma_w, sigma_b, found, series, is_rough = given
+    w, offset, q = sigma_w**2, sigma_b**2 / found.q_star, found.q_star
+
+    def map_and_slope(c):
+        value, slope = _products_near_one(activation, points, c, q)
+        return w * value / q + offset, w * slope
+
+    def refine():
+        def better(state):
+            _, c, count = state
+            image, slope = map_and_slope(c)
+            value, steep = _polynomial(series, c)
+            rest, degree = _power(image - offset - value, c * (slope - steep))
+            return c, _fixed_correlation(series, offset, found.chi, (rest / c**degree, degree))[0], count + 1
+
+        def moves(state):
+            before, now, count = state
+            return (jnp.abs(now - before) > 1e-8 * (1 - now)) & (count < _MOST_STEPS)
+
+        start = jax.lax.stop_gradient((jnp.zeros_like(q), found.c_star, 0))
+        _, c, _ = jax.lax.while_loop(moves, lambda state: jax.lax.stop_gradient(better(state)), start)
+
+        # Newton's last step, whose derivative is the root's, and the slope where it ends.
+        def last(c, _):
+            image, slope = map_and_slope(c)
+            return c + (image - c) / (1 - slope), slope
+
+        c, slopes = jax.lax.scan(last, c, None, length=2)
+        return found._replace(c_star=c, xi_c=_depth_scale(slopes[1]))
+
+    return jax.lax.cond(is_rough, refine, lambda: found)
+
+
+def _products_near_one(activation, points, c, q):
+    """E f(u) f(v) and E f'(u) f'(v) of variables of variance q and correlation c, for c not small.
+
+    As E (E[f(m + e) | m])^2 with m ~ N(0, c q), e ~ N(0, (1 - c) q): the inner integrals are narrow, few panels do.
+    """
+    spread = jnp.sqrt((1 - c) * q)
+    splits = jnp.asarray(points, q.dtype).reshape(-1)
+    around = splits[:, None] + spread * jnp.asarray(KINK_ENDS, q.dtype)
+    m, weights = gaussian_nodes(around.reshape(-1), jnp.zeros_like(q), c * q)
+    fixed = jnp.broadcast_to(jnp.asarray(_INNER_ENDS, q.dtype), (m.size, len(_INNER_ENDS)))
+    moving = jnp.concatenate([splits, jnp.asarray(_INNER_SPLITS, q.dtype)])
+    moving = jnp.clip((moving - m[:, None]) / spread, _INNER_ENDS[0], _INNER_ENDS[-1])
+    ends = jnp.sort(jnp.concatenate([fixed, moving], -1), -1)[..., None]
+    y = (ends[:, 1:] + ends[:, :-1]) / 2 + (ends[:, 1:] - ends[:, :-1]) / 2 * jnp.asarray(
+        _INNER_NODES, q.dtype
+    )
+    mass = (ends[:, 1:] - ends[:, :-1]) / 2 * jnp.asarray(_INNER_WEIGHTS, q.dtype) * jnp.exp(-(y**2) / 2)
+    x = m[:, None, None] + spread * y
+    smoothed = (
+        jnp.sum(each(x) * mass, (1, 2)) / math.sqrt(2 * math.pi)
+        for each in (activation, activation.derivative)
+    )
+    return tuple(jnp.sum(each**2 * weights) for each in smoothed)
 
 
 def _bracket(lengths, excess):
@@ -159,34 +225,77 @@ def _bracket(lengths, excess):
     return lengths[left], lengths[left + 1], is_fixed, vanishes, diverges
 
 
-def _hermite(z):
-    """Normalised Hermite polynomials he_n(z) / sqrt(n!), [degree, nodes]."""
+def _root(lengths, excess, low):
+    """The root between `low` and the next length, by bisection on the table's interpolant in log q."""
+    index = jnp.searchsorted(lengths, low)
+    first = jnp.clip(index - _NUM_NEIGHBOURS // 2 + 1, 0, len(lengths) - _NUM_NEIGHBOURS)
+    near = jax.lax.dynamic_slice(excess, (first,), (_NUM_NEIGHBOURS,))
+    places = jnp.arange(_NUM_NEIGHBOURS, dtype=lengths.dtype)
+    signs = jnp.asarray([(-1.0) ** k * math.comb(_NUM_NEIGHBOURS - 1, k) for k in range(_NUM_NEIGHBOURS)])
+
+    def interpolate(place):  # by the barycentric formula
+        parts = signs.astype(lengths.dtype) / (place - places)
+        return jnp.sum(parts * near) / jnp.sum(parts)
+
+    left = jnp.asarray(index - first, lengths.dtype)
+    rises = excess[index] < 0
+
+    def halve(_, bounds):
+        below, above = bounds
+        middle = (below + above) / 2
+        is_past = (interpolate(middle) > 0) == rises
+        return jnp.where(is_past, below, middle), jnp.where(is_past, middle, above)
+
+    below, above = jax.lax.fori_loop(0, 48, halve, (left, left + 1))
+    ratio = jnp.log(lengths[1] / lengths[0])
+    return low * jnp.exp(((below + above) / 2 - left) * ratio)
+
+
+def _hermite_coefficients(z, weights, value):
+    """E f(z) he_n(z) / sqrt(n!), [degree], with Hermite's polynomials he_n."""
 
     def following(pair, n):
-        before, now = pair
+        before, now = pair  # each times the weights and the values: less to multiply
         after = (z * now - jnp.sqrt(n) * before) / jnp.sqrt(n + 1)
-        return (now, after), now
+        return (now, after), jnp.sum(now, -1)
 
     degrees = jnp.arange(_NUM_HERMITE, dtype=z.dtype)
-    return jax.lax.scan(following, (jnp.zeros_like(z), jnp.ones_like(z)), degrees)[1]
+    weighted = weights * value
+    return jax.lax.scan(following, (jnp.zeros_like(z), weighted), degrees)[1]
 
 
-def _fixed_correlation(coefficients, w, b, q, chi):
+def _polynomial(series, c):
+    """Value and slope of sum_n series_n c^n, c one number."""
+    degrees = jnp.arange(_NUM_HERMITE, dtype=series.dtype)
+    powers = jnp.where(degrees == 0, 1, jnp.where(c > 0, c, 1) ** degrees * (c > 0))
+    before = jnp.concatenate([jnp.zeros_like(powers[:1]), powers[:-1]])
+    return jnp.sum(series * powers), jnp.sum(degrees * series * before)
+
+
+def _power(value, steep):
+    """T and m of T c^m, which stands for the degrees left out, from its value and c times its slope."""
+    is_there = value > 8 * jnp.finfo(value.dtype).eps
+    degree = jnp.where(is_there, steep / jnp.where(is_there, value, 1), _NUM_HERMITE)
+    return jnp.where(is_there, value, 0), jnp.maximum(degree, _NUM_HERMITE)
+
+
+def _fixed_correlation(series, offset, chi, rest):
     """c_star and C'(c_star): Newton's method from the left on a convex function ends at its first root."""
-    value, slope = coefficients
-    powers = jnp.arange(_NUM_HERMITE, dtype=value.dtype)
+    mass, degree = rest
+
+    def map_and_slope(c):
+        value, slope = _polynomial(series, c)
+        tail = mass * jnp.where(c > 0, c, 1) ** (degree - 1) * (c > 0)
+        return value + tail * c + offset, slope + degree * tail
 
     def newton(_, c):
-        power = jnp.where(powers == 0, 1, c**powers)  # 0^0 = 1 and no NaN for its derivative
-        excess = (w * jnp.sum(value * power) + b) / q - c
-        steep = w * jnp.sum(slope * power) - 1
-        return jnp.clip(c - jnp.where(steep < 0, excess / jnp.where(steep < 0, steep, -1), 0), 0, 1)
+        image, slope = map_and_slope(c)
+        return jnp.clip(c + jnp.where(slope < 1, (image - c) / jnp.where(slope < 1, 1 - slope, 1), 0), 0, 1)
 
-    c = jax.lax.fori_loop(0, 40, newton, jnp.zeros_like(q))
+    c = jax.lax.fori_loop(0, 40, newton, jnp.zeros_like(chi))
     is_chaotic = chi > 1 + 1e3 * jnp.finfo(chi.dtype).eps  # not by rounding alone
     c = jnp.where(is_chaotic, c, 1)
-    steep = w * jnp.sum(slope * jnp.where(powers == 0, 1, c**powers))
-    return c, jnp.where(is_chaotic, steep, chi)
+    return c, jnp.where(is_chaotic, map_and_slope(c)[1], chi)
 
 
 def _depth_scale(slope):

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import pytest
 
@@ -45,7 +46,10 @@ def test_the_fixed_point_is_where_iteration_from_unit_length_ends(name):
     np.testing.assert_allclose(found.xi_q, -1 / np.log(np.abs(slope)), rtol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "sigma_w", "sigma_b"), [("tanh", 2.0, 0.1), ("hard_tanh", 1.7, 0.2)])
+@pytest.mark.parametrize(
+    ("name", "sigma_w", "sigma_b"),
+    [("tanh", 2.0, 0.1), ("hard_tanh", 1.7, 0.2), ("hard_tanh", 1.15, 0.2), ("selu", 1.1, 0.6)],
+)
 def test_the_fixed_correlation_is_one_of_the_correlation_map_and_its_slope_the_depth_scale(
     name, sigma_w, sigma_b
 ):
@@ -56,6 +60,40 @@ def test_the_fixed_correlation_is_one_of_the_correlation_map_and_its_slope_the_d
     image, slope = jax.jit(lambda c: jax.jvp(map_, (c,), (jnp.ones(()),)))(found.c_star)
     np.testing.assert_allclose(image, found.c_star, atol=1e-9)
     np.testing.assert_allclose(found.xi_c, -1 / np.log(slope), rtol=1e-6)
+
+
+def test_depth_scales_of_a_kinked_function_diverge_at_the_edge_as_the_correlation_map_says():
+    # Near c = 1 the slope jumps of hard_tanh make C'(c) = chi - a sqrt(1 - c), with no Taylor series to rely on.
+    edge = theory.critical_point(activations.hard_tanh, sigma_b=0.2)
+    found = theory.mean_field(
+        activations.hard_tanh, sigma_w=edge.sigma_w * np.array([1.001, 1.01]), sigma_b=0.2
+    )
+    for c, q, w, xi in zip(
+        found.c_star, found.q_star, edge.sigma_w * np.array([1.001, 1.01]), found.xi_c, strict=True
+    ):
+        c, q, w = (float(each) for each in (c, q, w))
+        with mp.workdps(
+            20
+        ):  # E f'(u) f'(v) = P(|u| < 1, |v| < 1), Plackett 1954: d/dc of it is a sum of densities
+            k = 1 / mp.sqrt(q)
+
+            def density(t, k=k):  # with c = cos t
+                return (mp.exp(-k * k / (1 + mp.cos(t))) - mp.exp(-k * k / (2 * mp.sin(t / 2) ** 2))) / mp.pi
+
+            inside = mp.erf(k / mp.sqrt(2)) - mp.quad(density, [0, mp.acos(c)])
+        np.testing.assert_allclose(xi, float(-1 / mp.log(w * w * inside)), rtol=1e-6)
+
+
+def test_fixed_points_are_differentiable_in_the_scales():
+    for activation, w, b in ((TANH, 1.6, 0.3), (activations.hard_tanh, 1.15, 0.2)):
+
+        def fields(w, activation=activation, b=b):
+            found = theory.mean_field(activation, sigma_w=w, sigma_b=b)
+            return jnp.stack([found.q_star, found.chi, found.c_star, found.xi_q, found.xi_c])
+
+        fields = jax.jit(fields)
+        slopes = jax.jit(jax.jacfwd(fields))(w)
+        np.testing.assert_allclose(slopes, (fields(w + 1e-5) - fields(w - 1e-5)) / 2e-5, rtol=2e-5, atol=1e-7)
 
 
 def test_relu_in_every_regime():

@@ -2,12 +2,13 @@
 
 from jaxact.numerics._bivariate import KINK_ENDS, bivariate_expectation
 from jaxact.numerics._krylov import SingularTriplets, leading_singular_triplets
-from jaxact.numerics._quadrature import gaussian_expectation, gaussian_nodes
+from jaxact.numerics._quadrature import expectation_with_tails, gaussian_expectation, gaussian_nodes
 
 __all__ = [
     "KINK_ENDS",
     "SingularTriplets",
     "bivariate_expectation",
+    "expectation_with_tails",
     "gaussian_expectation",
     "gaussian_nodes",
     "leading_singular_triplets",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics._quadrature import gaussian_nodes
+from jaxact.numerics._quadrature import expectation_with_tails, gaussian_nodes
 
 # A kink of h seen through the conditional spread s of v given u is an error function of u of width s: 20 nodes a panel
 # resolve it between these ends, and beyond 8.5 widths it is as sharp as h itself.
@@ -20,62 +20,86 @@ def bivariate_expectation(
     h: Callable[[Array], Array],
     *,
     correlation: Float[ArrayLike, "*shape"],
-    variance: Float[ArrayLike, "*shape"] = 1.0,
+    mean: Float[ArrayLike, "*shape"] | tuple[Float[ArrayLike, "*shape"], Float[ArrayLike, "*shape"]] = 0.0,
+    variance: Float[ArrayLike, "*shape"]
+    | tuple[Float[ArrayLike, "*shape"], Float[ArrayLike, "*shape"]] = 1.0,
     kinks: tuple[Sequence[float], Sequence[float]] = ((), ()),
+    is_wide: bool = False,
 ) -> Float[Array, "*shape"]:
     """Compute the expectation of a product of functions of two Gaussian variables.
 
-        E g(u) h(v),   (u, v) ~ N(0, variance [[1, c], [c, 1]]),   c = correlation
+        E g(u) h(v),   u ~ N(mean_u, variance_u),  v ~ N(mean_v, variance_v),   corr(u, v) = c
 
-    As E g(u) H(u) with H(u) = E[h(v) | u] and v | u ~ N(c u, (1 - c^2) variance): two nested quadratures of
+    As E g(u) H(u) with H(u) = E[h(v) | u], v | u Gaussian of variance (1 - c^2) variance_v: two nested quadratures of
     `gaussian_nodes`. The inner panels end at the kinks of h, wherever u has moved them; the outer ones at the kinks of
     g and around those of H, which is smooth on the scale of the conditional spread. In float64 the error is about
     1e-14 of E|g h| for functions as in `gaussian_expectation`, at every correlation, +-1 included. About a million
     evaluations of h a value; several values are computed one after the other.
 
-    Differentiable in c and the variance as often as g and h are between their kinks, except at |c| = 1.
+    Differentiable in c, means and variances as often as g and h are between their kinks, except at |c| = 1.
 
     Args:
         g: elementwise. Static.
         h: elementwise. Static.
         correlation: in [-1, 1]; may be traced. A traced value outside gives NaN.
-        variance: of both variables, nonnegative; broadcast against `correlation`; may be traced.
+        mean: of both variables, or a pair (mean_u, mean_v); broadcast against `correlation`; may be traced.
+        variance: nonnegative, of both variables or a pair; may be traced. A variable without variance is independent.
         kinks: where g, and where h, or a derivative of it jumps; static floats.
+        is_wide: for functions that grow faster than a power, as in `gaussian_expectation`. Static.
 
     Returns:
-        The expectations, in the common dtype of correlation and variance, at least float32.
+        The expectations, in the common dtype of the numbers, at least float32.
 
     Raises:
-        ValueError: a concrete correlation lies outside [-1, 1], or a concrete variance is negative or not finite.
+        ValueError: a concrete correlation lies outside [-1, 1], a mean is not finite, or a variance is negative or
+            not finite.
 
     Example:
         >>> value = bivariate_expectation(lambda u: u, lambda v: v, correlation=0.5, variance=4.0)
         >>> round(float(value), 4)
         2.0
     """
-    for name, given, low, high in (("correlation", correlation, -1, 1), ("variance", variance, 0, math.inf)):
-        if not isinstance(given, jax.core.Tracer):
-            values = np.asarray(given)
+    means = mean if isinstance(mean, tuple) else (mean, mean)
+    variances = variance if isinstance(variance, tuple) else (variance, variance)
+    rules: list[tuple[str, ArrayLike, float, float, str]]
+    rules = [("correlation", correlation, -1, 1, "lie in [-1, 1]")]
+    rules += [("mean", each, -math.inf, math.inf, "be finite") for each in means]
+    rules += [("variance", each, 0, math.inf, "be finite and nonnegative") for each in variances]
+    for name, number, low, high, rule in rules:
+        if not isinstance(number, jax.core.Tracer):
+            values = np.asarray(number)
             if not ((values >= low) & (values <= high) & np.isfinite(values)).all():
-                rule = "lie in [-1, 1]" if name == "correlation" else "be finite and nonnegative"
-                raise ValueError(f"`{name}` must {rule}, got {given}.")
-    dtype = jnp.promote_types(jnp.result_type(correlation, variance, float), jnp.float32)
-    correlation, variance = jnp.broadcast_arrays(
-        jnp.asarray(correlation, dtype), jnp.asarray(variance, dtype)
-    )
+                raise ValueError(f"`{name}` must {rule}, got {number}.")
+    given = (correlation, *means, *variances)
+    dtype = jnp.promote_types(jnp.result_type(*given, float), jnp.float32)
+    numbers = jnp.broadcast_arrays(*(jnp.asarray(each, dtype) for each in given))
     kinks_g, kinks_h = (jnp.asarray(points, dtype).reshape(-1) for points in kinks)
+    # H has the fine structure of h around v = 0 too: around u = 0 unless the variables differ.
+    if isinstance(mean, tuple) or isinstance(variance, tuple):
+        kinks_h = jnp.concatenate([kinks_h, jnp.zeros(1, dtype)])
 
-    def one(pair: tuple[Array, Array]) -> Array:
-        c, q = pair
+    def one(numbers: tuple[Array, ...]) -> Array:
+        c, mean_u, mean_v, variance_u, variance_v = numbers
         c = jnp.where(jnp.abs(c) <= 1, c, jnp.nan)
         left = (1 - c) * (1 + c)
         # A root of 0 has no derivative; one that is not taken must have one all the same.
-        spread = jnp.where(left > 0, jnp.sqrt(jnp.where(left > 0, left, 1) * q), 0)
-        slope = jnp.where(jnp.abs(c) > 1e-3, c, 1)  # below, H varies slowly whatever h does
-        ends = (kinks_h[:, None] + spread * jnp.asarray(KINK_ENDS, dtype)) / slope
-        u, weights_u = gaussian_nodes(jnp.concatenate([kinks_g, ends.reshape(-1)]), jnp.zeros_like(q), q)
-        v, weights_v = gaussian_nodes(kinks_h, c * u, left * q)
-        return jnp.sum(g(u) * weights_u * jnp.sum(h(v) * weights_v, -1))
+        spread = jnp.where(left > 0, jnp.sqrt(jnp.where(left > 0, left, 1) * variance_v), 0)
+        varies = variance_u > 0
+        ratio = jnp.where(varies, variance_v / jnp.where(varies, variance_u, 1), 0)
+        slope = c * jnp.where(ratio > 0, jnp.sqrt(jnp.where(ratio > 0, ratio, 1)), 0)  # dv/du
+        steep = jnp.where(jnp.abs(slope) > 1e-3, slope, 1)  # below, H varies slowly whatever h does
+        ends = mean_u + (kinks_h[:, None] - mean_v + spread * jnp.asarray(KINK_ENDS, dtype)) / steep
+        u, weights_u = gaussian_nodes(
+            jnp.concatenate([kinks_g, ends.reshape(-1)]), mean_u, variance_u, is_wide=is_wide
+        )
+        v, weights_v = gaussian_nodes(
+            kinks_h,
+            mean_v + slope * (u - mean_u),
+            jnp.where(varies, left, 1) * variance_v,
+            is_wide=is_wide,
+        )
+        total = expectation_with_tails if is_wide else lambda values, weights: jnp.sum(values * weights, -1)
+        return total(g(u) * total(h(v), weights_v), weights_u)
 
-    flat = jax.lax.map(one, (correlation.reshape(-1), variance.reshape(-1)))
-    return flat.reshape(correlation.shape)
+    flat = jax.lax.map(one, tuple(each.reshape(-1) for each in numbers))
+    return flat.reshape(numbers[0].shape)

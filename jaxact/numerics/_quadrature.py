@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-# In units of the standard deviation: the mass beyond 10 is 1.5e-23.
+# In units of the standard deviation: the mass beyond 10 is 1.5e-23. Wide: where the density is about to underflow.
 _REACH = 10.0  # a Python float: a numpy one would promote float32
-_PANEL_ENDS = np.linspace(-_REACH, _REACH, 21)
+_WIDE = {4: 13.0, 8: 37.0}  # by the bytes of the dtype
 # In the function's own argument: panels that shrink geometrically towards 0 resolve features of any width
 # there down to 1/64, however wide the Gaussian. With 20 nodes a panel [a, 4a] sees a pole at distance a to
 # 1e-18.
@@ -24,6 +24,7 @@ def gaussian_expectation(
     kinks: Sequence[float] | Array = (),
     mean: Float[ArrayLike, "*shape"] = 0.0,
     variance: Float[ArrayLike, "*shape"] = 1.0,
+    is_wide: bool = False,
 ) -> Float[Array, "*shape"]:
     """Compute the expectation of a function of a Gaussian variable.
 
@@ -42,6 +43,8 @@ def gaussian_expectation(
         kinks: where g or a derivative of g jumps, in g's argument; static floats, or a traced 1-D array.
         mean: real, broadcast against `variance`; may be traced.
         variance: nonnegative; may be traced. A negative or NaN traced value gives NaN.
+        is_wide: integrate over +-37 standard deviations (13 in float32) instead of 10, for a g that grows faster than
+            a power; NaN where g times the density is not below rounding there, as for exp(x^2). Static.
 
     Returns:
         The expectations, in the common dtype of mean and variance, at least float32.
@@ -55,18 +58,43 @@ def gaussian_expectation(
         >>> float(gaussian_expectation(lambda x: jnp.maximum(x, 0) ** 2, kinks=(0.0,)).round(5))
         0.5
     """
-    x, weights = gaussian_nodes(kinks, mean, variance)
+    x, weights = gaussian_nodes(kinks, mean, variance, is_wide=is_wide)
     values = jnp.asarray(g(x))
     if values.shape not in ((), x.shape):
         raise ValueError(
             f"`g` must be elementwise, got shape {values.shape} for an argument of shape {x.shape}. "
             "Integrate one function at a time."
         )
+    if is_wide:
+        return expectation_with_tails(values, weights)
     return jnp.sum(values * weights, -1)
 
 
+def expectation_with_tails(
+    values: Float[Array, "*shape nodes"], weights: Float[Array, "*shape nodes"]
+) -> Float[Array, "*shape"]:
+    """Sum values of g times weights of wide `gaussian_nodes`; NaN where the ends hold more than rounding.
+
+    Example:
+        >>> x, weights = gaussian_nodes((), 0.0, 1.0, is_wide=True)
+        >>> [round(float(expectation_with_tails(g, weights)), 4) for g in (jnp.exp(x), jnp.exp(x**2))]
+        [1.6487, nan]
+    """
+    parts = values * weights
+    density = math.exp(
+        -(_WIDE[max(4, parts.dtype.itemsize)] ** 2) / 2
+    )  # the end's own panel may have no width
+    at_ends = jnp.maximum(jnp.abs(values[..., 0]), jnp.abs(values[..., -1])) * density
+    largest = jnp.max(jnp.abs(parts), -1)
+    return jnp.where(at_ends <= jnp.finfo(parts.dtype).eps * largest, jnp.sum(parts, -1), jnp.nan)
+
+
 def gaussian_nodes(
-    kinks: Sequence[float] | Array, mean: Float[ArrayLike, "*shape"], variance: Float[ArrayLike, "*shape"]
+    kinks: Sequence[float] | Array,
+    mean: Float[ArrayLike, "*shape"],
+    variance: Float[ArrayLike, "*shape"],
+    *,
+    is_wide: bool = False,
 ) -> tuple[Float[Array, "*shape nodes"], Float[Array, "*shape nodes"]]:
     """Place the nodes and weights with which sum_k weights_k g(x_k) = E g(x) for x ~ N(mean, variance).
 
@@ -92,8 +120,10 @@ def gaussian_nodes(
     deviation = jnp.sqrt(jnp.where(spread, variance, 1))
     parts = (-_GRADED, [0.0], _GRADED, jnp.atleast_1d(jnp.asarray(kinks, dtype)))
     splits = jnp.concatenate([jnp.asarray(part, dtype) for part in parts])
-    ends = jnp.clip((splits - mean[..., None]) / deviation[..., None], -_REACH, _REACH)
-    fixed = jnp.broadcast_to(jnp.asarray(_PANEL_ENDS, dtype), (*mean.shape, _PANEL_ENDS.size))
+    reach = _WIDE[max(4, dtype.itemsize)] if is_wide else _REACH
+    ends = jnp.clip((splits - mean[..., None]) / deviation[..., None], -reach, reach)
+    panel_ends = np.linspace(-reach, reach, int(2 * reach) + 1)
+    fixed = jnp.broadcast_to(jnp.asarray(panel_ends, dtype), (*mean.shape, panel_ends.size))
     ends = jnp.sort(jnp.concatenate([fixed, ends], -1), -1)
     centre, half = (ends[..., 1:] + ends[..., :-1]) / 2, (ends[..., 1:] - ends[..., :-1]) / 2
     z = centre[..., None] + half[..., None] * jnp.asarray(_NODES, dtype)

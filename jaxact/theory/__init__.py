@@ -1,20 +1,33 @@
 """What theory predicts of a wide random network, from its activation and the scale of its weights."""
 
+from jaxact.theory import initializers
+from jaxact.theory._batch_norm import batch_norm_gradient_growth
 from jaxact.theory._initialization import gain
 from jaxact.theory._maps import Trajectory, correlation_map, trajectory, variance_map
 from jaxact.theory._moments import Moments, moments
 from jaxact.theory._phase import CriticalPoint, MeanField, critical_point, mean_field
+from jaxact.theory._residual import ResidualTrajectory, residual_trajectory, skip_open_probability
+from jaxact.theory._shaping import shape
+from jaxact.theory._spectra import Spectrum, jacobian_spectrum
 
 __all__ = [
     "CriticalPoint",
     "MeanField",
     "Moments",
+    "ResidualTrajectory",
+    "Spectrum",
     "Trajectory",
+    "batch_norm_gradient_growth",
     "correlation_map",
     "critical_point",
     "gain",
+    "initializers",
+    "jacobian_spectrum",
     "mean_field",
     "moments",
+    "residual_trajectory",
+    "shape",
+    "skip_open_probability",
     "trajectory",
     "variance_map",
 ]

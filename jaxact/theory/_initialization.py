@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxact.numerics import gaussian_expectation
-from jaxact.theory._moments import breakpoints
+from jaxact.theory._moments import breakpoints, grows_fast
 
 _RANGE = (1e-4, 1e4)
 _NUM_POINTS = 129
@@ -46,7 +46,8 @@ def gain(activation: Any) -> float:
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         for _ in range(_NUM_ROUNDS):
             scales = np.geomspace(low, high, _NUM_POINTS)
-            above = np.asarray(_second_moment(activation, scales)) >= 1
+            moments = np.asarray(_second_moment(activation, scales))
+            above = ~(moments < 1)  # a tail that outgrows the Gaussian makes NaN, at large scales
             (crossings,) = np.nonzero(above[1:] != above[:-1])
             if not crossings.size:
                 raise ValueError(_no_gain(activation, "above" if above[0] else "below"))
@@ -57,14 +58,16 @@ def gain(activation: Any) -> float:
 @partial(jax.jit, static_argnums=0)
 def _second_moment(activation: Any, scales: Float[Array, " n"]) -> Float[Array, " n"]:
     return gaussian_expectation(
-        lambda x: activation(x) ** 2, kinks=breakpoints(activation), variance=scales**2
+        lambda x: activation(x) ** 2,
+        kinks=breakpoints(activation),
+        variance=scales**2,
+        is_wide=grows_fast(activation),
     )
 
 
 def _no_gain(activation: Any, side: str) -> str:
     return (
         f"`activation` must reach E f(sigma z)^2 = 1 at some sigma in [{_RANGE[0]:g}, {_RANGE[1]:g}], got "
-        f"{getattr(activation, 'name', activation)}, which stays {side} 1. Scale its output, or put sigma_w "
-        "at its critical point: sigma_w^2 E f'(sqrt(q) z)^2 = 1 at the fixed point q of variance_map "
-        "(moments gives E f'^2)."
+        f"{getattr(activation, 'name', activation)}, which stays {side} 1. No weight scale keeps its second moment at "
+        "1: scale its output, or take the edge of chaos from jaxact.theory.critical_point(activation, sigma_b=...)."
     )

@@ -1,5 +1,6 @@
 """How the statistics of the preactivations go from one layer to the next in a wide random network."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import bivariate_expectation, gaussian_expectation
-from jaxact.theory._moments import breakpoints
+from jaxact.theory._moments import breakpoints, grows_fast, refuse_nan
 
 
 def variance_map(
@@ -48,8 +49,12 @@ def variance_map(
     """
     check_nonnegative(q=q, sigma_w=sigma_w, sigma_b=sigma_b)
     second_moment = gaussian_expectation(
-        lambda x: activation(x) ** 2, kinks=breakpoints(activation), variance=q
+        lambda x: activation(x) ** 2,
+        kinks=breakpoints(activation),
+        variance=q,
+        is_wide=grows_fast(activation),
     )
+    refuse_nan(activation, second_moment)
     return jnp.square(sigma_w) * second_moment + jnp.square(sigma_b)
 
 
@@ -156,11 +161,11 @@ def trajectory(
     def layer(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         q, c = state
         scales = {"sigma_w": start[2], "sigma_b": start[3]}
-        after = (
-            variance_map(activation, q, **scales),
-            jnp.clip(correlation_map(activation, c, q=q, **scales), -1, 1),  # against rounding
-        )
-        return after, after
+        length, c = variance_map(activation, q, **scales), correlation_map(activation, c, q=q, **scales)
+        c = jnp.where(
+            jnp.abs(c) > 1, jnp.sign(c), c
+        )  # against rounding; `clip` would halve the derivative at 1
+        return (length, c), (length, c)
 
     _, rows = jax.lax.scan(layer, (start[0], start[1]), None, length=depth)
     return Trajectory(
@@ -180,25 +185,27 @@ def check_nonnegative(**numbers: Any) -> None:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def product_moment(activation: Any, c: Array, q: Array) -> Array:
     """E f(u) f(v) for (u, v) ~ N(0, q [[1, c], [c, 1]]), with derivatives that hold at c = 1 too."""
-    points = breakpoints(activation)
-    return bivariate_expectation(activation, activation, correlation=c, variance=q, kinks=(points, points))
+    return _expect_product(activation, activation, activation, c, q)
 
 
 def slope_product_moment(activation: Any, c: Array, q: Array) -> Array:
     """E f'(u) f'(v) for (u, v) ~ N(0, q [[1, c], [c, 1]])."""
-    points, slope = breakpoints(activation), activation.derivative
-    return bivariate_expectation(slope, slope, correlation=c, variance=q, kinks=(points, points))
+    return _expect_product(activation, activation.derivative, activation.derivative, c, q)
 
 
 @product_moment.defjvp
 def _product_moment_jvp(activation, primals, tangents):
     c, q = primals
     dc, dq = tangents
-    points = breakpoints(activation)
     # By the scale sqrt(q) of both variables: d/dq = E u f'(u) f(v) / q, without a second derivative.
-    by_scale = bivariate_expectation(
-        lambda u: u * activation.derivative(u), activation, correlation=c, variance=q, kinks=(points, points)
-    )
+    by_scale = _expect_product(activation, lambda u: u * activation.derivative(u), activation, c, q)
     by_q = jnp.where(q > 0, by_scale / jnp.where(q > 0, q, 1), 0)
     tangent = q * slope_product_moment(activation, c, q) * dc + by_q * dq
     return product_moment(activation, c, q), tangent
+
+
+def _expect_product(activation: Any, g: Callable, h: Callable, c: Array, q: Array) -> Array:
+    points = breakpoints(activation)
+    return bivariate_expectation(
+        g, h, correlation=c, variance=q, kinks=(points, points), is_wide=grows_fast(activation)
+    )

@@ -1,11 +1,14 @@
 """What an activation makes of Gaussian preactivations."""
 
+import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics import gaussian_nodes
+from jaxact.numerics import expectation_with_tails, gaussian_nodes
 
 
 class Moments(NamedTuple):
@@ -56,7 +59,8 @@ def moments(
 
     Raises:
         TypeError: `activation` has no `derivative`, or neither `breakpoints` nor `kinks`.
-        ValueError: a concrete mean or variance is not finite, or a concrete variance is negative.
+        ValueError: a concrete mean or variance is not finite, or a concrete variance is negative; f changes the shape,
+            is NaN where it is integrated or outgrows the Gaussian (where traced: NaN).
 
     Example:
         >>> from jaxact import activations
@@ -64,31 +68,73 @@ def moments(
         >>> [round(float(value), 4) for value in relu]
         [0.3989, 0.5, 0.3408, 0.5, 0.5, 0.5, 0.5, 0.5]
     """
-    x, weights = gaussian_nodes(breakpoints(activation), mean, variance)
+    points, is_wide = breakpoints(activation), grows_fast(activation)
+    x, weights = gaussian_nodes(points, mean, variance, is_wide=is_wide)
     value, slope = activation(x), activation.derivative(x)
 
     def expect(values: Array) -> Array:
-        return jnp.sum(values * weights, -1)
+        return expectation_with_tails(values, weights) if is_wide else jnp.sum(values * weights, -1)
 
     centre = expect(value)
-    return Moments(
+    found = Moments(
         mean=centre,
         second_moment=expect(value**2),
         variance=expect((value - centre[..., None]) ** 2),
         slope=expect(slope),
         slope_second_moment=expect(slope**2),
         slope_fourth_moment=expect(slope**4),
-        zero_probability=expect(value == 0),
-        dead_probability=expect(slope == 0),
+        zero_probability=expect((value == 0).astype(x.dtype)),
+        dead_probability=expect((slope == 0).astype(x.dtype)),
     )
+    refuse_nan(activation, *found)
+    return found
 
 
 def breakpoints(activation: Any) -> tuple[float, ...]:
-    """Return where integrals over the activation are to be split."""
+    """Return where integrals over the activation are to be split, having looked whether it is one."""
     points = getattr(activation, "breakpoints", getattr(activation, "kinks", None))
     if points is None or not callable(getattr(activation, "derivative", None)):
         raise TypeError(
             f"`activation` must know its kinks and its derivative, got {activation!r}. "
             "Use one of jaxact.activations, or wrap yours with activations.from_callable(fn, name=...)."
         )
+    _check_elementwise(activation)
     return tuple(points)
+
+
+@functools.lru_cache
+def _check_elementwise(activation: Any) -> None:
+    for name, fn in (("activation", activation), ("derivative", activation.derivative)):
+        shape = jax.eval_shape(fn, jax.ShapeDtypeStruct((2, 3), jnp.float32)).shape
+        if shape != (2, 3):
+            raise ValueError(
+                f"`activation` must be elementwise, got {getattr(activation, 'name', activation)}, whose {name} "
+                f"makes shape {shape} of (2, 3). Return an array of the argument's shape."
+            )
+
+
+@functools.lru_cache
+def grows_fast(activation: Any) -> bool:
+    """Whether f or f' grows faster than a cube: its integrals then reach further out."""
+    near, far = 1e2, 1e3
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        x = jnp.asarray([-near, -far, near, far])
+        for fn in (activation, activation.derivative):
+            y = np.abs(np.asarray(fn(x)))
+            sides = [y[:2], y[2:]]
+            if any(
+                not np.isfinite(side).all() or side[1] > max(side[0], 1) * (far / near) ** 3 for side in sides
+            ):
+                return True
+    return False
+
+
+def refuse_nan(activation: Any, *results: Any) -> None:
+    """Refuse an activation that has no Gaussian moments, where the results are concrete."""
+    for result in results:
+        if not isinstance(result, jax.core.Tracer) and np.isnan(np.asarray(result)).any():
+            raise ValueError(
+                f"`activation` must have finite Gaussian moments, got {getattr(activation, 'name', activation)}: "
+                "at this mean and variance it is NaN within ten standard deviations, or its tail outgrows the "
+                "Gaussian. Use a smaller variance, float64, or clip it."
+            )

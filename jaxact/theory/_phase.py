@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import KINK_ENDS, gaussian_expectation, gaussian_nodes
 from jaxact.theory._maps import check_nonnegative
-from jaxact.theory._moments import breakpoints
+from jaxact.theory._moments import breakpoints, grows_fast
 
 # V is tabulated here once for all sigmas: E f(sqrt(q) z)^2 depends on q alone.
 _LENGTHS = np.geomspace(1e-12, 1e12, 481)
@@ -99,7 +99,10 @@ def mean_field(
     dtype = jnp.promote_types(jnp.result_type(sigma_w, sigma_b, float), jnp.float32)
     sigma_w, sigma_b = jnp.broadcast_arrays(jnp.asarray(sigma_w, dtype), jnp.asarray(sigma_b, dtype))
     lengths = jnp.asarray(_LENGTHS, dtype)
-    table = gaussian_expectation(lambda x: activation(x) ** 2, kinks=points, variance=lengths)
+    table = gaussian_expectation(
+        lambda x: activation(x) ** 2, kinks=points, variance=lengths, is_wide=grows_fast(activation)
+    )
+    table = jnp.where(jnp.isnan(table), jnp.inf, table)  # a tail that outgrows the Gaussian
 
     def one(scales: tuple[Array, Array]) -> tuple[MeanField, Array, Array]:
         return _at(activation, points, lengths, table, *scales)
@@ -118,13 +121,13 @@ def _at(activation, points, lengths, table, sigma_w, sigma_b):
     start = jax.lax.stop_gradient(_root(lengths, w * table + b - lengths, low))
     start = jnp.where(is_fixed, 1, jnp.where(vanishes, _TINY, start))
     # One step of Newton's method from a root: it takes off the table's error, and its derivative is the root's.
-    x, weights = gaussian_nodes(points, jnp.zeros_like(start), start)
+    x, weights = gaussian_nodes(points, jnp.zeros_like(start), start, is_wide=grows_fast(activation))
     value, slope = activation(x), activation.derivative(x)
     excess = w * jnp.sum(value**2 * weights) + b - start
     steep = w * jnp.sum(x * value * slope * weights) / start - 1
     step = -excess / jnp.where(jnp.abs(steep) > 1e-6, steep, jnp.inf)
     q = jnp.where(is_fixed | vanishes, start, jnp.clip(start + step, low, high))
-    x, weights = gaussian_nodes(points, jnp.zeros_like(q), q)
+    x, weights = gaussian_nodes(points, jnp.zeros_like(q), q, is_wide=grows_fast(activation))
     value, slope = activation(x), activation.derivative(x)
     chi = w * jnp.sum(slope**2 * weights)
     chi_q = w * jnp.sum(x * value * slope * weights) / q
@@ -190,7 +193,7 @@ def _products_near_one(activation, points, c, q):
     spread = jnp.sqrt((1 - c) * q)
     splits = jnp.asarray(points, q.dtype).reshape(-1)
     around = splits[:, None] + spread * jnp.asarray(KINK_ENDS, q.dtype)
-    m, weights = gaussian_nodes(around.reshape(-1), jnp.zeros_like(q), c * q)
+    m, weights = gaussian_nodes(around.reshape(-1), jnp.zeros_like(q), c * q, is_wide=grows_fast(activation))
     fixed = jnp.broadcast_to(jnp.asarray(_INNER_ENDS, q.dtype), (m.size, len(_INNER_ENDS)))
     moving = jnp.concatenate([splits, jnp.asarray(_INNER_SPLITS, q.dtype)])
     moving = jnp.clip((moving - m[:, None]) / spread, _INNER_ENDS[0], _INNER_ENDS[-1])
@@ -413,5 +416,5 @@ def _critical_scales(activation: Any, q: np.ndarray) -> tuple[np.ndarray, np.nda
 
 @partial(jax.jit, static_argnums=0)
 def _second_moments(activation: Any, q: Array) -> tuple[Array, Array]:
-    x, weights = gaussian_nodes(breakpoints(activation), jnp.zeros_like(q), q)
+    x, weights = gaussian_nodes(breakpoints(activation), jnp.zeros_like(q), q, is_wide=grows_fast(activation))
     return jnp.sum(activation(x) ** 2 * weights, -1), jnp.sum(activation.derivative(x) ** 2 * weights, -1)

@@ -108,3 +108,29 @@ def test_what_is_no_correlation_is_refused_or_nan():
     with pytest.raises(ValueError, match="`c` must be a correlation"):
         theory.correlation_map(activations.tanh, -2.0, sigma_w=1.0)
     assert np.isnan(product(jnp.tanh, jnp.tanh, 1.5))
+
+
+def test_variables_of_other_means_and_variances_agree_with_monte_carlo_and_moments():
+    relu, cubed = lambda x: jnp.maximum(x, 0), lambda x: jnp.maximum(x, 0) ** 3
+    found = numerics.bivariate_expectation(
+        relu, cubed, correlation=-0.4, mean=(0.3, -1.0), variance=(2.0, 0.5), kinks=((0.0,), (0.0,))
+    )
+    z = np.random.default_rng(0).normal(size=(2, 2_000_000))
+    u, v = 0.3 + 2**0.5 * z[0], -1 + 0.5**0.5 * (-0.4 * z[0] + (1 - 0.16) ** 0.5 * z[1])
+    samples = np.maximum(u, 0) * np.maximum(v, 0) ** 3
+    assert abs(found - samples.mean()) < 5 * samples.std() / samples.size**0.5
+    # E u v = mean_u mean_v + c sd_u sd_v, exactly.
+    found = numerics.bivariate_expectation(
+        lambda u: u, lambda v: v, correlation=0.7, mean=(2.0, -3.0), variance=(4.0, 0.25)
+    )
+    np.testing.assert_allclose(found, -6 + 0.7 * 2 * 0.5, rtol=1e-13)
+    # A variable without variance is a constant.
+    found = numerics.bivariate_expectation(
+        jnp.sin, lambda v: v**2, correlation=0.7, mean=(2.0, -3.0), variance=(0.0, 0.25)
+    )
+    np.testing.assert_allclose(found, np.sin(2.0) * 9.25, rtol=1e-13)
+
+
+def test_fast_growth_is_integrated_further_out():
+    found = numerics.bivariate_expectation(jnp.exp, jnp.exp, correlation=0.5, variance=9.0, is_wide=True)
+    np.testing.assert_allclose(found, np.exp(9 * 1.5), rtol=1e-12)  # E e^{u+v} = e^{Var(u + v) / 2}

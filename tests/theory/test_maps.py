@@ -51,3 +51,12 @@ def test_bad_input_is_refused_by_name(name):
     for value in (-1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match=f"`{name}` must be finite and nonnegative"):
             theory.variance_map(activations.relu, **arguments | {name: value})
+
+
+def test_the_slope_of_a_trajectory_at_equal_inputs_is_a_power_of_chi():
+    with jax.enable_x64(True):
+        scales = {"sigma_w": 1.5, "sigma_b": 0.1}
+        q = theory.mean_field(activations.tanh, **scales).q_star
+        last = jax.jit(lambda c: theory.trajectory(activations.tanh, 5, q=q, c=c, **scales).c[-1])
+        chi = theory.mean_field(activations.tanh, **scales).chi
+        np.testing.assert_allclose(jax.jvp(last, (1.0,), (1.0,))[1], chi**5, rtol=1e-9)

@@ -101,3 +101,31 @@ def test_bad_input_is_refused_by_name():
         theory.moments(jnp.tanh)
     with pytest.raises(ValueError, match="`variance` must be nonnegative"):
         theory.moments(activations.tanh, 0.0, -1.0)
+
+
+def test_tails_that_grow_fast_are_reached_or_refused():
+    exponential = activations.from_callable(jnp.exp, name="exponential")
+    explosive = activations.Activation(
+        name="explosive", fn=lambda x: jnp.exp(x**2), derivative=lambda x: 2 * x * jnp.exp(x**2), range=(1, np.inf),
+        slope_range=(-np.inf, np.inf),
+    )  # fmt: skip
+    with jax.enable_x64(True):
+        found = theory.moments(exponential, 0.5, 4.0)
+        for power, value in ((1, found.mean), (2, found.second_moment), (4, found.slope_fourth_moment)):
+            np.testing.assert_allclose(value, np.exp(power * 0.5 + power**2 * 2), rtol=1e-12)
+        with pytest.raises(ValueError, match=r"got explosive.*outgrows the Gaussian"):
+            theory.moments(explosive)
+        assert np.isnan(jax.jit(lambda v: theory.moments(explosive, 0.0, v).mean)(1.0))
+        assert theory.mean_field(exponential, sigma_w=1.0).phase == "unbounded"  # e^{2 q} > q
+
+
+def test_what_is_no_activation_is_refused():
+    def made(fn):
+        return activations.Activation(
+            name="odd_one", fn=fn, derivative=jnp.ones_like, range=(0, 1), slope_range=(0, 1)
+        )
+
+    with pytest.raises(ValueError, match=r"must be elementwise, got odd_one.*shape \(2,\)"):
+        theory.moments(made(lambda x: x.sum(-1)))
+    with pytest.raises(ValueError, match=r"got odd_one.*NaN within"):
+        theory.moments(made(jnp.sqrt))

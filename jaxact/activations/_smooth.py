@@ -276,7 +276,8 @@ def bent_identity(x):
     size, direction = root(x, 1.0)
     # sqrt(x^2 + 1) - 1 = x * x / (sqrt(x^2 + 1) + 1), where the difference would cancel near 0.
     far = jnp.abs(x) > HUGE
-    bend = jnp.where(far, jnp.sign(x), jnp.clip(x, -HUGE, HUGE) / (size + 1))
+    # Beyond, where x^2 may overflow, it is |x| - 1 to rounding.
+    bend = jnp.where(far, jnp.sign(x) - 1 / jnp.where(far, x, 1), jnp.clip(x, -HUGE, HUGE) / (size + 1))
     return x * (1 + bend / 2), 1 + direction / 2, 0.5 / size / size / size
 
 

@@ -71,7 +71,7 @@ def test_points(dtype):
         ]
     )
     if dtype == jnp.float64:
-        sizes = np.concatenate([sizes, [1e154, 1e160, 700.1, 745.5]])
+        sizes = np.concatenate([sizes, [1e154, 1e160, 700.1, 745.5, 1.1e10, 3e12, 1e16]])
     x = np.concatenate(
         [sizes, -sizes, [n + s * float(info.eps) * 4 for n in (-3, -1, 1, 3, 6) for s in (-1, 0, 1)]]
     )

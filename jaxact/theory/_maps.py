@@ -1,6 +1,5 @@
 """How the statistics of the preactivations go from one layer to the next in a wide random network."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -185,12 +184,12 @@ def check_nonnegative(**numbers: Any) -> None:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def product_moment(activation: Any, c: Array, q: Array) -> Array:
     """E f(u) f(v) for (u, v) ~ N(0, q [[1, c], [c, 1]]), with derivatives that hold at c = 1 too."""
-    return _expect_product(activation, activation, activation, c, q)
+    return _expect_product(activation, "f f", c, q)
 
 
 def slope_product_moment(activation: Any, c: Array, q: Array) -> Array:
     """E f'(u) f'(v) for (u, v) ~ N(0, q [[1, c], [c, 1]])."""
-    return _expect_product(activation, activation.derivative, activation.derivative, c, q)
+    return _expect_product(activation, "f' f'", c, q)
 
 
 @product_moment.defjvp
@@ -198,14 +197,20 @@ def _product_moment_jvp(activation, primals, tangents):
     c, q = primals
     dc, dq = tangents
     # By the scale sqrt(q) of both variables: d/dq = E u f'(u) f(v) / q, without a second derivative.
-    by_scale = _expect_product(activation, lambda u: u * activation.derivative(u), activation, c, q)
+    by_scale = _expect_product(activation, "u f' f", c, q)
     by_q = jnp.where(q > 0, by_scale / jnp.where(q > 0, q, 1), 0)
     tangent = q * slope_product_moment(activation, c, q) * dc + by_q * dq
     return product_moment(activation, c, q), tangent
 
 
-def _expect_product(activation: Any, g: Callable, h: Callable, c: Array, q: Array) -> Array:
-    points = breakpoints(activation)
+@partial(jax.jit, static_argnums=(0, 1))  # so that a call outside any trace compiles once for an activation
+def _expect_product(activation: Any, which: str, c: Array, q: Array) -> Array:
+    points, slope = breakpoints(activation), activation.derivative
+    g, h = {
+        "f f": (activation, activation),
+        "f' f'": (slope, slope),
+        "u f' f": (lambda u: u * slope(u), activation),
+    }[which]
     return bivariate_expectation(
         g, h, correlation=c, variance=q, kinks=(points, points), is_wide=grows_fast(activation)
     )

@@ -21,12 +21,12 @@ _TINY = 1e-30  # stands for q = 0 where slopes are taken: one side of a kink at 
 # analytic where |Im log q| < pi / 2, which makes the error about 1e-10.
 _NUM_NEIGHBOURS = 14
 _NUM_HERMITE = 96
-_LEFT_OUT = 1e-11  # of C'(c_star): what the expansion may lack before quadrature takes over
+_LEFT_OUT = 1e-9  # of C'(c_star): what the expansion may lack before quadrature takes over
 _MOST_STEPS = 12
-# Panels of narrow Gaussians, in standard deviations, and around 0 in the function's own argument.
-_INNER_ENDS = np.array([-8.5, -5.0, -2.5, 0.0, 2.5, 5.0, 8.5])
-_INNER_SPLITS = np.array([-4.0, -1.0, -0.25, -0.0625, 0.0, 0.0625, 0.25, 1.0, 4.0])
-_INNER_NODES, _INNER_WEIGHTS = np.polynomial.legendre.leggauss(12)
+# Panels for smooth integrands, in standard deviations; and around 0 in the function's own argument.
+_OUTER_ENDS = np.array([-8.5, -6.5, -5.0, -3.75, -2.5, -1.25, 0.0, 1.25, 2.5, 3.75, 5.0, 6.5, 8.5])
+_GRADED = np.concatenate([-(4.0 ** np.arange(6, -3, -1)), 4.0 ** np.arange(-2, 7)])
+_FEW_NODES, _FEW_WEIGHTS = np.polynomial.legendre.leggauss(12)
 _CHUNK = 64  # points of a grid at once: their nodes stay in the cache
 _AT_CRITICALITY = 1e-6  # |chi - 1| below which a point counts as critical
 
@@ -73,8 +73,9 @@ def mean_field(
     slopes give the depth scales (Poole et al. 2016; Schoenholz et al. 2017, "Deep information propagation"). q_star is
     the first fixed point on the way from q = 1 (unit inputs), found on a table of V over 24 decades and by
     Newton's method: to about 1e-13 relative in float64. Where all q are fixed (relu at sigma_w = sqrt(2)) it is 1.
-    c_star is the root of C's Hermite expansion to degree 95, which in float64 leaves out less than c_star^96 times the
-    last coefficients: nothing to speak of except close above criticality.
+    c_star is the root of C's Hermite expansion to degree 95 or, where that leaves out more than 1e-9 of C'(c_star) as
+    it does close above criticality, of C by quadrature. At q_star = 0 (vanishing signals) chi, c_star and xi_c are
+    those of vanishing differences.
 
     Args:
         activation: an `Activation`. Static.
@@ -95,9 +96,15 @@ def mean_field(
         (2.0, 0.5, 'ordered')
     """
     check_nonnegative(sigma_w=sigma_w, sigma_b=sigma_b)
-    points = breakpoints(activation)
+    breakpoints(activation)
     dtype = jnp.promote_types(jnp.result_type(sigma_w, sigma_b, float), jnp.float32)
     sigma_w, sigma_b = jnp.broadcast_arrays(jnp.asarray(sigma_w, dtype), jnp.asarray(sigma_b, dtype))
+    return _mean_field(activation, sigma_w, sigma_b)
+
+
+@partial(jax.jit, static_argnums=0)  # so that a call outside any trace compiles once for an activation
+def _mean_field(activation: Any, sigma_w: Array, sigma_b: Array) -> MeanField:
+    points, dtype = breakpoints(activation), sigma_w.dtype
     lengths = jnp.asarray(_LENGTHS, dtype)
     table = gaussian_expectation(
         lambda x: activation(x) ** 2, kinks=points, variance=lengths, is_wide=grows_fast(activation)
@@ -169,7 +176,7 @@ def _refined(activation, points, given):
 
         def moves(state):
             before, now, count = state
-            return (jnp.abs(now - before) > 1e-8 * (1 - now)) & (count < _MOST_STEPS)
+            return (jnp.abs(now - before) > 1e-5 * (1 - now)) & (count < _MOST_STEPS)
 
         start = jax.lax.stop_gradient((jnp.zeros_like(q), found.c_star, 0))
         _, c, _ = jax.lax.while_loop(moves, lambda state: jax.lax.stop_gradient(better(state)), start)
@@ -190,24 +197,28 @@ def _products_near_one(activation, points, c, q):
 
     As E (E[f(m + e) | m])^2 with m ~ N(0, c q), e ~ N(0, (1 - c) q): the inner integrals are narrow, few panels do.
     """
-    spread = jnp.sqrt((1 - c) * q)
-    splits = jnp.asarray(points, q.dtype).reshape(-1)
+    spread, length = jnp.sqrt((1 - c) * q), jnp.sqrt(c * q)
+    splits = jnp.concatenate([jnp.asarray(points, q.dtype).reshape(-1), jnp.zeros(1, q.dtype)])
     around = splits[:, None] + spread * jnp.asarray(KINK_ENDS, q.dtype)
-    m, weights = gaussian_nodes(around.reshape(-1), jnp.zeros_like(q), c * q, is_wide=grows_fast(activation))
-    fixed = jnp.broadcast_to(jnp.asarray(_INNER_ENDS, q.dtype), (m.size, len(_INNER_ENDS)))
-    moving = jnp.concatenate([splits, jnp.asarray(_INNER_SPLITS, q.dtype)])
-    moving = jnp.clip((moving - m[:, None]) / spread, _INNER_ENDS[0], _INNER_ENDS[-1])
-    ends = jnp.sort(jnp.concatenate([fixed, moving], -1), -1)[..., None]
-    y = (ends[:, 1:] + ends[:, :-1]) / 2 + (ends[:, 1:] - ends[:, :-1]) / 2 * jnp.asarray(
-        _INNER_NODES, q.dtype
-    )
-    mass = (ends[:, 1:] - ends[:, :-1]) / 2 * jnp.asarray(_INNER_WEIGHTS, q.dtype) * jnp.exp(-(y**2) / 2)
-    x = m[:, None, None] + spread * y
-    smoothed = (
-        jnp.sum(each(x) * mass, (1, 2)) / math.sqrt(2 * math.pi)
-        for each in (activation, activation.derivative)
-    )
+    near = jnp.concatenate([around.reshape(-1), jnp.asarray(_GRADED, q.dtype)])
+    z, weights = _panels(_OUTER_ENDS, near / length)
+    m = length * z
+    near = jnp.concatenate([splits, jnp.asarray(_GRADED[3:-3], q.dtype)])
+    y, mass = _panels(_OUTER_ENDS, (near - m[:, None]) / spread)
+    x = m[:, None] + spread * y
+    smoothed = (jnp.sum(each(x) * mass, -1) for each in (activation, activation.derivative))
     return tuple(jnp.sum(each**2 * weights) for each in smoothed)
+
+
+def _panels(fixed, moving):
+    """Nodes and weights for E g(z), z ~ N(0, 1), on few panels: for integrands that are smooth between the splits."""
+    moving = jnp.clip(moving, fixed[0], fixed[-1])
+    always = jnp.broadcast_to(jnp.asarray(fixed, moving.dtype), (*moving.shape[:-1], len(fixed)))
+    ends = jnp.sort(jnp.concatenate([always, moving], -1), -1)[..., None]
+    half = (ends[..., 1:, :] - ends[..., :-1, :]) / 2
+    z = (ends[..., 1:, :] + ends[..., :-1, :]) / 2 + half * jnp.asarray(_FEW_NODES, moving.dtype)
+    weights = half * jnp.asarray(_FEW_WEIGHTS, moving.dtype) * jnp.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    return z.reshape(*moving.shape[:-1], -1), weights.reshape(*moving.shape[:-1], -1)
 
 
 def _bracket(lengths, excess):
@@ -302,8 +313,8 @@ def _fixed_correlation(series, offset, chi, rest):
 
 
 def _depth_scale(slope):
-    """-1 / log(slope): inf at 1, 0 at 0."""
-    return -1 / jnp.log(slope)
+    """-1 / log(slope) for a slope up to 1, and a little above by rounding: inf at 1, 0 at 0."""
+    return 1 / jnp.abs(jnp.log(slope))
 
 
 class CriticalPoint(NamedTuple):

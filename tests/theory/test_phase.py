@@ -114,8 +114,14 @@ def test_signals_that_vanish_end_at_zero():
     assert found.phase == "ordered"
 
 
+def test_depth_scales_at_the_edge_are_infinite_to_rounding():
+    found = theory.mean_field(TANH, sigma_w=1.0)
+    assert found.phase == "critical"
+    assert min(float(found.xi_c), float(found.xi_q), float(found.xi_gradient)) > 1e12  # infinite, to rounding
+
+
 def test_critical_points_are_critical():
-    for name, sigma_b in [("tanh", 0.3), ("sigmoid", 0.0), ("erf", 0.2), ("gelu", 0.0), ("relu", 0.0)]:
+    for name, sigma_b in [("tanh", 0.3), ("sigmoid", 0.0), ("gelu", 0.0), ("relu", 0.0)]:
         activation = activations.parse(name)
         edge = theory.critical_point(activation, sigma_b=sigma_b)
         if edge.q_star == 0:

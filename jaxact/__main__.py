@@ -1,0 +1,279 @@
+"""The command line of the library: describe activations, compare what they and initialisations do at depth."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxact._cli._output import InputError
+
+_DEFAULT_SIGMA_B = 0.05**0.5
+
+
+class _Command(NamedTuple):
+    """One subcommand; its module is imported when it is called, since jax takes a second and help should not.
+
+    Attributes:
+        function: "module:name" of what runs it: options -> exit status; raises InputError for what cannot be done.
+        summary: one line for the list of commands.
+        add_options: declares its options.
+        details: what follows the options in its help.
+    """
+
+    function: str
+    summary: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    details: str = ""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports in the manner of all other errors."""
+
+    def error(self, message: str):
+        raise InputError(f"{message}. `{self.prog} --help` shows what can be given.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status.
+
+    Args:
+        arguments: the words after `python -m jaxact`; by default those of this process.
+
+    Returns:
+        0 if done; 2 for bad input, with one message on stderr, or without arguments, after help.
+
+    Raises:
+        SystemExit: after `--help`.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return 2
+    if arguments[0] == "help":
+        arguments[0] = "--help"
+    try:
+        _check_command(arguments[0])
+        options = parser.parse_args(arguments)
+        module, _, name = _COMMANDS[options.command].function.partition(":")
+        return getattr(importlib.import_module(module), name)(options)
+    except InputError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m jaxact",
+        description="Which activation and initialisation will train at which depth, according to theory.",
+        epilog=(
+            "examples:\n"
+            '  python -m jaxact describe gelu "leaky_relu(0.2)" --plot gelu.svg\n'
+            "  python -m jaxact compare relu tanh gelu --depth 64\n"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for name, command in _COMMANDS.items():
+        own = commands.add_parser(
+            name,
+            help=command.summary,
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+            epilog=command.details,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_options(own)
+    return parser
+
+
+def _check_command(word: str) -> None:
+    if word.startswith("-") or word in _COMMANDS:
+        return
+    close = difflib.get_close_matches(word, _COMMANDS, 1)
+    meant = f"Did you mean `{close[0]}`?" if close else f"The commands are {', '.join(_COMMANDS)}."
+    raise InputError(f"there is no command {word!r}. {meant}")
+
+
+def _describe_options(parser: argparse.ArgumentParser) -> None:
+    _add_names(parser)
+    parser.add_argument(
+        "--sigma-b",
+        type=_scale,
+        default=_DEFAULT_SIGMA_B,
+        metavar="S",
+        help="bias scale of the second critical point and of the figure's correlation map; "
+        "default: sqrt(0.05) = 0.2236",
+    )
+    parser.add_argument(
+        "--batch-size", type=_batch, default=256, metavar="B", help="of batch norm, at least 4; default: 256"
+    )
+    _add_json(parser)
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw f, f', the correlation map and the phase diagram into a .png, .svg or .html file; needs "
+        'pip install "jaxact[study]"',
+    )
+
+
+_DESCRIBE_DETAILS = """\
+--json prints {"activations": [...]}, each with
+  name, formula, reference, range, slope_range, lipschitz, kinks, monotone, odd, homogeneous, argmin, minimum, is_exact
+  moments: {mean, second_moment, variance, slope, slope_second_moment, slope_fourth_moment, zero_probability,
+    dead_probability} of f(z) and f'(z), z ~ N(0, 1)
+  gain, gain_stability, gain_missing (why it is null)
+  critical_points: [{sigma_b, sigma_w, q_star, stability, missing}]
+  batch_norm_gradient_growth: [{batch_size (null: infinite), growth, missing}]
+NaN is null, infinities are the strings "inf" and "-inf".
+"""
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    _add_names(parser)
+    parser.add_argument(
+        "--depth", type=_depth, default=64, metavar="L", help="number of layers, at least 2; default: 64"
+    )
+    parser.add_argument(
+        "--sigma-b",
+        type=_scale,
+        nargs="+",
+        default=[0.0, _DEFAULT_SIGMA_B],
+        metavar="S",
+        help="bias scales of the critical initialisations; default: 0 and sqrt(0.05) = 0.2236",
+    )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        choices=("gaussian", "orthogonal"),
+        default=["gaussian", "orthogonal"],
+        help="laws of the weights; default: both",
+    )
+    _add_json(parser)
+
+
+_COMPARE_DETAILS = """\
+initialisations (sigma_w^2 = fan_in times the weights' variance):
+  variance-preserving  theory.gain, no bias
+  critical             theory.critical_point at each --sigma-b
+  lecun, pytorch       sigma_w = 1 and 1 / sqrt(3), no bias; Gaussian weights only. The law of independent
+                       weights does not matter at infinite width, and PyTorch's bias is negligible there
+
+score, in decades, lower is better: what a plain network of L layers at infinite width loses,
+  gradient     |log10 of the growth of a gradient's norm over all layers|, starting at second moment 1 of the
+               preactivations
+  inputs       -log10 of what is left of the difference between a similar pair (correlation 0.9) and an unrelated
+               one (0), at most 12
+  conditioning log10 of the largest singular value of the Jacobian over the rms one
+and their sum is the score. xi_c and xi_gradient are depth scales at the fixed point that such signals reach.
+
+--json prints {"depth", "score", "ranking": [...], "missing": [{activation, initialisation, reason}]}, each rank with
+  rank, activation, initialisation, weights, sigma_w, sigma_b, q_star, chi, phase, c_star, xi_c, xi_gradient,
+  q_end, growth_decades (log10 of the squared gradient's growth), correlation_end (of the unrelated pair),
+  contrast_left, contrast_depth (the layer after which less than 1 % is left, or null), zero_probability (of
+  singular values), largest_over_rms, gradient_decades, input_decades, conditioning_decades, score, why
+NaN is null, infinities are the strings "inf" and "-inf".
+"""
+
+
+def _list_options(parser: argparse.ArgumentParser) -> None:
+    _add_json(parser)
+
+
+#: Every subcommand.
+_COMMANDS = {
+    "describe": _Command(
+        "jaxact._cli._describe:run",
+        "facts, moments, gain and critical points of activations",
+        _describe_options,
+        _DESCRIBE_DETAILS,
+    ),
+    "compare": _Command(
+        "jaxact._cli._compare:run",
+        "rank activations and initialisations by what depth does to signals and gradients",
+        _compare_options,
+        _COMPARE_DETAILS,
+    ),
+    "list": _Command(
+        "jaxact._cli._describe:list_names", "the names of all activations, with their formulas", _list_options
+    ),
+}
+
+
+def _add_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", nargs="+", metavar="NAME", help='activations: gelu, "leaky_relu(0.2)"; `list` shows all'
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+
+def _scale(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"a bias scale must be a finite, nonnegative number, got {text!r}")
+    return value
+
+
+def _batch(text: str) -> int:
+    return _integer(text, "a batch size", 4)
+
+
+def _depth(text: str) -> int:
+    return _integer(text, "a depth", 2)
+
+
+def _integer(text: str, what: str, least: int) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{what} must be an integer of at least {least}, got {text!r}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _set_environment() -> None:
+    """Settle, before jax is first imported, where it runs and whether it keeps what it compiles."""
+    # Small programs in float64: an accelerator would only lose its memory to them.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or a read-only one: compile each time
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxact" / "xla"
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK):
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+            # Dozens of small programs stay below the default of one second each.
+            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+if __name__ == "__main__":
+    _set_environment()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        # XLA may still compile in threads of its own: end before Python tears anything down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)

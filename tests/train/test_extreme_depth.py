@@ -1,0 +1,74 @@
+"""The extreme-depth study: critical networks of both laws against what theory says, and words from a made-up result."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jaxact import theory
+from train import results
+from train.experiments.extreme_depth import ExtremeDepth
+
+STUDY = ExtremeDepth(
+    depths=(60,), width=64, num_steps=60, measure_every=20, learning_rate=0.02, seeds=(0, 1), num_probes=4
+)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return results.combine(
+        [STUDY.run(cell, progress=lambda fraction, note="": None) for cell in STUDY.cells()]
+    )
+
+
+def test_orthogonal_weights_keep_directions_and_gaussian_ones_do_not(result):
+    values = result["log10_singular_value"]
+    spread = values.isel(mode=0) - values.isel(mode=-1)
+    assert (
+        float(spread.sel(weights="orthogonal").max()) < 1.5
+    )  # the bulk's edges by theory: 10^-0.5 to 10^0.2
+    assert float(spread.sel(weights="gaussian").min()) > 4
+
+
+def test_the_limiting_law_fits_the_orthogonal_network(result):
+    part = result.sel(weights="orthogonal", depth=60)
+    measured = part["log10_singular_value"].mean(["seed", "example"])
+    inner = slice(4, 60)  # off the edges, where 64 units are few
+    np.testing.assert_allclose(measured[inner], part["log10_singular_value_theory"][inner], atol=0.08)
+
+
+def test_correlations_and_lengths_follow_the_maps(result):
+    part = result.sel(weights="orthogonal", depth=60)
+    np.testing.assert_allclose(part["correlation"], part["correlation_theory"], atol=0.03)
+    expected = theory.trajectory(
+        STUDY.activation, 3, q=STUDY.q_star, c=0.3, sigma_w=float(part.sigma_w), sigma_b=float(part.sigma_b)
+    )
+    np.testing.assert_allclose(expected.q, STUDY.q_star, rtol=1e-4)  # the point is a fixed one
+    np.testing.assert_allclose(part["second_moment"], STUDY.q_star, rtol=0.25)
+
+
+def test_it_trains(result):
+    orthogonal = result["test_accuracy"].sel(weights="orthogonal").isel(step=-1)
+    assert float(orthogonal.min()) > 0.8
+
+
+def test_findings_count_what_was_not_reached(result):
+    words = " ".join(ExtremeDepth.findings(result))
+    assert "With orthogonal weights the final test accuracy is" in words
+    assert "sigma_w^2 = 1.0483" in words
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("depths", (0,), "`depths` must be positive"),
+        ("weights", ("uniform",), "`weights` must be among orthogonal, gaussian, got 'uniform'"),
+        ("q_star", -1.0, "`q_star` must be positive"),
+        ("measure_every", 7, "`measure_every` must divide num_steps"),
+        ("num_probes", 1, "`num_probes` must be at least 2"),
+        ("seeds", (1, 1), "`seeds` must hold distinct values"),
+    ],
+)
+def test_bad_fields_are_refused_by_name(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        replace(STUDY, **{field: value})

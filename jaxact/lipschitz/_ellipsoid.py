@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-import scipy.sparse.linalg
 from jax import lax
 
+from jaxact.lipschitz._norms import UNIT, certified_largest, is_positive, largest_eigenvalue
 from jaxact.lipschitz._program import (
     Affine,
     Ball,
@@ -39,7 +39,6 @@ try:
 except ImportError:  # comes with scikit-learn
     threadpoolctl = None
 
-_UNIT = 2.0**-53  # the unit roundoff of float64
 _FLOOR = 1e-30  # added to a diagonal of mean 1: a coordinate that nothing moves would make a matrix singular
 _LOOKAHEAD = 24  # steps over which the closed form looks for the place where paths meet again
 _MATERIALIZE = 2**22  # entries up to which a map known by its products is written out as a matrix
@@ -360,7 +359,7 @@ class _Intervals:
                 center = center + np.asarray(operator.matmul(middle[:, None]))[:, 0]
                 width += spread[:, 0]
                 magnitude += spread[:, 1]
-            slack = 4 * (sum(self.program.sizes[s] for s, _ in step.terms) + 8) * _UNIT * magnitude
+            slack = 4 * (sum(self.program.sizes[s] for s, _ in step.terms) + 8) * UNIT * magnitude
             return _outward((center - width - slack, center + width + slack))
         if step.range is not None:
             lower, upper = (
@@ -414,7 +413,7 @@ def _centered(bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
     """(m, r) with [m - r, m + r] containing the slopes whatever the rounding; r = 0 where they are one number."""
     alpha, beta = bounds
     m = alpha / 2 + beta / 2
-    r = (beta / 2 - alpha / 2) * (1 + 4 * _UNIT) + 2 * _UNIT * np.maximum(np.abs(alpha), np.abs(beta))
+    r = (beta / 2 - alpha / 2) * (1 + 4 * UNIT) + 2 * UNIT * np.maximum(np.abs(alpha), np.abs(beta))
     return m, np.where(alpha == beta, 0.0, r)
 
 
@@ -506,7 +505,7 @@ class _Matrix(NamedTuple):
     X: np.ndarray
     exponent: int
 
-    def normalized(self) -> "_Matrix":
+    def normalized(self) -> _Matrix:
         mean = np.mean(np.diag(self.X))
         if not np.isfinite(mean):
             raise ValueError(
@@ -518,22 +517,22 @@ class _Matrix(NamedTuple):
         return _Matrix(np.ldexp(self.X, -shift), self.exponent + shift)  # a power of 2: exact
 
     def log(self) -> float:
-        """log K, not proved: for reports."""
-        largest = _largest(self.X)
+        """Log K, not proved: for reports."""
+        largest = largest_eigenvalue(self.X)
         return 0.5 * (math.log(largest) + self.exponent * math.log(2)) if largest > 0 else -math.inf
 
     def radii(self, size: int) -> np.ndarray:
-        """sqrt of the last variable's diagonal, rounded up."""
-        root = np.sqrt(np.maximum(np.diag(self.X)[-size:], 0)) * (1 + 8 * _UNIT)
+        """Sqrt of the last variable's diagonal, rounded up."""
+        root = np.sqrt(np.maximum(np.diag(self.X)[-size:], 0)) * (1 + 8 * UNIT)
         with np.errstate(over="ignore"):
             return np.ldexp(root, self.exponent // 2)
 
     def norm(self) -> tuple[float, float]:
-        return _scaled(math.sqrt(_certified_largest(self.X)) * (1 + 4 * _UNIT), self.exponent // 2)
+        return _scaled(math.sqrt(certified_largest(self.X)) * (1 + 4 * UNIT), self.exponent // 2)
 
-    def to_norms(self, layout: _Layout) -> "_Norms":
+    def to_norms(self, layout: _Layout) -> _Norms:
         blocks = [self.X[layout.rows(p), layout.rows(p)] for p in range(len(layout.sizes))]
-        norms = tuple(math.sqrt(_certified_largest(block)) * (1 + 4 * _UNIT) for block in blocks)
+        norms = tuple(math.sqrt(certified_largest(block)) * (1 + 4 * UNIT) for block in blocks)
         return _Norms(norms, self.exponent // 2).normalized()
 
 
@@ -543,7 +542,7 @@ class _Norms(NamedTuple):
     k: tuple[float, ...]
     exponent: int
 
-    def normalized(self) -> "_Norms":
+    def normalized(self) -> _Norms:
         largest = max(self.k)
         if not math.isfinite(largest):
             raise ValueError(
@@ -564,8 +563,8 @@ class _Norms(NamedTuple):
 
     def to_matrix(self, layout: _Layout) -> _Matrix:
         # With shares p that add up to 1: sum_i |dv_i|^2 p_i / k_i^2 <= 1.
-        total = math.fsum(self.k) * (1 + 16 * _UNIT)
-        squares = [k * total * (1 + 16 * _UNIT) for k in self.k]
+        total = math.fsum(self.k) * (1 + 16 * UNIT)
+        squares = [k * total * (1 + 16 * UNIT) for k in self.k]
         diagonal = np.concatenate([np.full(n, s) for n, s in zip(layout.sizes, squares, strict=True)])
         return _Matrix(np.diag(diagonal), 2 * self.exponent).normalized()
 
@@ -577,54 +576,6 @@ def _scaled(k: float, exponent: int) -> tuple[float, float]:
     except OverflowError:
         value = math.inf
     return value, log
-
-
-def _largest(X: np.ndarray) -> float:
-    """The largest eigenvalue of a symmetric matrix, as accurate as rounding allows."""
-    n = X.shape[0]
-    if n == 1:
-        return float(X[0, 0])
-    if n > 384:
-        try:
-            start = np.sqrt(np.maximum(np.diag(X), 0)) + 1e-6
-            return float(
-                scipy.sparse.linalg.eigsh(X, k=1, which="LA", v0=start, return_eigenvectors=False)[0]
-            )
-        except scipy.sparse.linalg.ArpackError:
-            pass
-    return float(np.linalg.eigvalsh(X)[-1])
-
-
-def _is_positive(M: np.ndarray) -> bool:
-    """Prove a symmetric matrix positive semidefinite, for what its stored entries differ from exact ones by u."""
-    n = M.shape[0]
-    gamma = (n + 1) * _UNIT / (1 - (n + 1) * _UNIT)
-    delta = n * gamma / (1 - gamma) + 8 * _UNIT
-    shifted = M.copy()
-    shifted[np.diag_indices(n)] *= 1 - delta
-    try:
-        np.linalg.cholesky(shifted)
-    except np.linalg.LinAlgError:
-        return False
-    return True
-
-
-def _certified_largest(X: np.ndarray) -> float:
-    n = X.shape[0]
-    if n == 1:
-        return float(X[0, 0])
-    estimate = max(_largest(X), 0.0)
-    if not X.any():
-        return 0.0
-    slack = 4 * n * n * _UNIT
-    for _ in range(40):
-        level = estimate * (1 + slack)
-        M = -X
-        M[np.diag_indices(n)] += level
-        if _is_positive(M):
-            return level
-        slack *= 4
-    return float(np.abs(X).sum(1).max()) * (1 + 4 * n * _UNIT)
 
 
 def _enlarged(X: np.ndarray, by: np.ndarray) -> np.ndarray:
@@ -653,7 +604,7 @@ def _affine(state: _Matrix, step: Affine, layout: _Layout) -> _Matrix:
     )
     if len(step.terms) == 1 and isinstance(step.terms[0][1], Identity):
         return _Matrix(Y, state.exponent).normalized()
-    gamma = 2 * (width + 4) * _UNIT * (1 + 1e-6)
+    gamma = 2 * (width + 4) * UNIT * (1 + 1e-6)
     growth = np.concatenate([roots[kept], g])
     slack = gamma * Y.shape[0] * growth**2
     return _Matrix(_enlarged(Y, slack), state.exponent).normalized()
@@ -684,13 +635,13 @@ def _affine_norms(state: _Norms, step: Affine, layout: _Layout, prepared: _Prepa
     total = 0.0
     for term, (source, _) in enumerate(step.terms):
         total += prepared.norm(index, term) * state.k[position[source]]
-    total *= 1 + 4 * len(step.terms) * _UNIT
+    total *= 1 + 4 * len(step.terms) * UNIT
     return _Norms((*(state.k[p] for p in layout.kept), total), state.exponent).normalized()
 
 
 def _elementwise_norms(state: _Norms, layout: _Layout, m: np.ndarray, r: np.ndarray) -> _Norms:
-    largest = float(np.max(np.abs(m) + r)) * (1 + 4 * _UNIT)
-    k = largest * state.k[layout.sources[0]] * (1 + 2 * _UNIT)
+    largest = float(np.max(np.abs(m) + r)) * (1 + 4 * UNIT)
+    k = largest * state.k[layout.sources[0]] * (1 + 2 * UNIT)
     return _Norms((*(state.k[p] for p in layout.kept), k), state.exponent).normalized()
 
 
@@ -714,10 +665,10 @@ def _elementwise(
     noise = np.zeros(n)
     noise[active] = r[active] ** 2 / T[active]
     diagonal = np.diag(Y)
-    slack = 8 * (k + n) * _UNIT * np.abs(diagonal)
+    slack = 8 * (k + n) * UNIT * np.abs(diagonal)
     if k == 0 or (m == 0).any():
         slack = slack + _FLOOR * np.mean(diagonal)
-    slack[k:] += noise * (1 + 8 * _UNIT)
+    slack[k:] += noise * (1 + 8 * UNIT)
     return _Matrix(_enlarged(Y, slack), state.exponent).normalized(), T
 
 
@@ -726,7 +677,7 @@ def _inflated(
 ) -> tuple[np.ndarray, np.ndarray]:
     """X + X E^T (V - E X E^T)^{-1} E X on `rows`, enlarged until proved; and 1/V, reduced where V was infeasible."""
     N = rows.size
-    back_off, slack = 0.0, 4 * (N + at.size) ** 2 * _UNIT
+    back_off, slack = 0.0, 4 * (N + at.size) ** 2 * UNIT
     for attempt in range(60):
         active = np.flatnonzero(T > 0)
         root = np.sqrt(T[active])
@@ -751,12 +702,12 @@ def _inflated(
         M[:N, N:] = M[N:, :N].T
         M[N:, N:] = B
         # The scaling by root rounds, by at most 4 u sqrt(X_ii X_jj) a entry: taken off the diagonal of the lower block.
-        size = (root**2 * np.diag(X)[source]) * (8 * (active.size + N) * _UNIT)
+        size = (root**2 * np.diag(X)[source]) * (8 * (active.size + N) * UNIT)
         M[N + np.arange(active.size), N + np.arange(active.size)] -= size
-        M[np.arange(N), np.arange(N)] -= 8 * (active.size + N) * _UNIT * np.diag(XP)
-        if (np.diag(M) > 0).all() and _is_positive(M):
+        M[np.arange(N), np.arange(N)] -= 8 * (active.size + N) * UNIT * np.diag(XP)
+        if (np.diag(M) > 0).all() and is_positive(M):
             total = XP + added
-            return _enlarged(total, 4 * N * _UNIT * np.diag(total)), T
+            return _enlarged(total, 4 * N * UNIT * np.diag(total)), T
         slack *= 4
         if attempt % 8 == 7:
             back_off = max(8 * back_off, 1e-10)
@@ -795,7 +746,7 @@ def _closed_form(
     T = np.zeros_like(r)
     if not active.any():
         return T
-    s = max(_largest(X[z, z][np.ix_(active, active)]), _FLOOR)
+    s = max(largest_eigenvalue(X[z, z][np.ix_(active, active)]), _FLOOR)
     if layout.kept:
         t = np.full(r.shape, _meeting_ratio(prepared, index, X, m, r, s, nominal))
     else:
@@ -846,8 +797,8 @@ def _meeting_ratio(
             maps[following.out] = middle[:, None] * maps[following.source]
     joined = np.concatenate([maps[v] for v in prepared.after[last]])
     A, W = joined[:, :N], joined[:, N:]
-    carried = math.sqrt(max(_largest(A @ X @ A.T), 0.0))
-    noise = math.sqrt(max(_largest(W.T @ W if W.shape[0] > W.shape[1] else W @ W.T), 0.0))
+    carried = math.sqrt(max(largest_eigenvalue(A @ X @ A.T), 0.0))
+    noise = math.sqrt(max(largest_eigenvalue(W.T @ W if W.shape[0] > W.shape[1] else W @ W.T), 0.0))
     if noise == 0 or carried == 0:
         return 1.0
     return min(carried / (math.sqrt(s) * noise), 1e12)
@@ -1138,7 +1089,7 @@ def _elementwise_step(
 
 
 def _last(dense: bool, state: Any) -> Any:
-    """log K."""
+    """Log K."""
     first, log = state
     if not dense:
         return first[-1]

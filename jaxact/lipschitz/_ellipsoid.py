@@ -53,7 +53,7 @@ def bound(
     seconds: float | None = None,
     tolerance: float | None = None,
     memory_limit: int = 2048,
-    learning_rate: float = 0.2,
+    learning_rate: float = 0.15,
 ) -> Certificate:
     """Bound the Lipschitz constant of a program from above, in the Euclidean norm.
 
@@ -652,22 +652,21 @@ def _elementwise(
     kept = layout.kept_rows()
     if not X.any():
         return _Matrix(np.zeros((kept.size + m.size,) * 2), state.exponent), T
-    # Rows that matter: those kept, and the source's own at the end.
-    rows = np.concatenate([kept, np.arange(z.start, z.stop)])
+    # Rows that matter: those kept, and those of the source that m does not silence.
+    n, k = m.size, kept.size
+    at, heard = np.arange(z.start, z.stop), np.flatnonzero(m)
+    rows = np.concatenate([kept, at[heard]])
     XP = X[np.ix_(rows, rows)]
-    at = np.arange(z.start, z.stop)
     if (T > 0).any():
         XP, T = _inflated(X, XP, rows, at, T)
-    n, k = m.size, kept.size
-    scale = np.concatenate([np.ones(k), m])
-    Y = scale[:, None] * XP * scale
+    scale = np.concatenate([np.ones(k), m[heard]])
+    places = np.concatenate([np.arange(k), k + heard])
+    Y = np.zeros((k + n,) * 2)
+    Y[np.ix_(places, places)] = scale[:, None] * XP * scale
     active = T > 0
     noise = np.zeros(n)
     noise[active] = r[active] ** 2 / T[active]
-    diagonal = np.diag(Y)
-    slack = 8 * (k + n) * UNIT * np.abs(diagonal)
-    if k == 0 or (m == 0).any():
-        slack = slack + _FLOOR * np.mean(diagonal)
+    slack = 8 * (k + n) * UNIT * np.abs(np.diag(Y))
     slack[k:] += noise * (1 + 8 * UNIT)
     return _Matrix(_enlarged(Y, slack), state.exponent).normalized(), T
 
@@ -810,6 +809,7 @@ class _Trace(NamedTuple):
     inputs: list[Any]
     extras: list[Any]
     log: float
+    pull: Any
     multipliers: dict[int, _Multipliers]
 
 
@@ -829,7 +829,9 @@ def _refine(
         first, second = np.zeros_like(parameters), np.zeros_like(parameters)
         history, best, found = [], math.inf, None
         for number in range(1, num_steps + 2):
-            trace = search.forward(parameters)
+            # A smooth mean of the eigenvalues first, the largest in the end: at the optimum many are equal.
+            power = 2 * 250 ** (number / (num_steps + 1))
+            trace = search.forward(parameters, power)
             if not math.isfinite(trace.log):
                 break
             history.append(trace.log)
@@ -892,7 +894,7 @@ class _Search:
             start += parts[-1].size
         return np.concatenate(parts)
 
-    def forward(self, parameters: np.ndarray) -> _Trace:
+    def forward(self, parameters: np.ndarray, power: float) -> _Trace:
         prepared, local = self.prepared, self.local
         program = prepared.program
         intervals = _Intervals(prepared, local)
@@ -948,14 +950,11 @@ class _Search:
             if local is None:
                 continue
             intervals.add(index, local.radius * np.asarray(_radii(state, step.size, dense)))
-        inputs.append((_last, dense, state, ()))
-        extras.append(None)
-        log = float(_forward(_last, dense, state, ()))
-        return _Trace(inputs, extras, log, used)
+        log, pull = _last(dense, state, power)
+        return _Trace(inputs, extras, float(log), pull, used)
 
     def _arguments(self, own: np.ndarray, slopes: tuple, state: Any, layout: _Layout) -> tuple[tuple, Any]:
-        mask = slopes[1] > 0
-        own, vector, T = _scaled_multipliers(layout, state[0], jnp.asarray(own), jnp.asarray(mask))
+        own, vector, T = _scaled_multipliers(layout, state[0], own, slopes[1] > 0)
         return (own, *slopes, vector), T
 
     def _slopes(self, index: int, intervals: _Intervals, state: Any, layout: _Layout) -> tuple:
@@ -992,7 +991,7 @@ class _Search:
     def backward(self, trace: _Trace) -> np.ndarray:
         size = max(where.stop for where in self.slices.values())
         gradient = np.zeros(size)
-        pulled: Any = jnp.ones(())
+        pulled = trace.pull
         for (function, layout, state, arguments), where in zip(
             reversed(trace.inputs), reversed(trace.extras), strict=True
         ):
@@ -1047,7 +1046,7 @@ def _source_block(layout: _Layout, X: Any, own: Any, mask: Any) -> tuple[Any, An
     return root, root[:, None] * X[z, z] * root
 
 
-@partial(jax.jit, static_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
 def _scaled_multipliers(layout: _Layout, X: Any, own: Any, mask: Any) -> tuple[Any, Any, Any]:
     """The leading eigenvector of w^1/2 Q_z w^1/2, and 1/V; a logit of NaN becomes the one that leaves 1/V = w."""
     root, B = _source_block(layout, X, own, mask)
@@ -1055,7 +1054,6 @@ def _scaled_multipliers(layout: _Layout, X: Any, own: Any, mask: Any) -> tuple[A
     largest = jnp.maximum(values[-1], _FLOOR)
     share = jnp.clip(largest, 1e-12, 1 - 1e-9)
     logit = jnp.where(jnp.isnan(own[-1]), jnp.log(share) - jnp.log1p(-share), own[-1])
-    # Only the direction of w counts: recentred, so that it never drifts out of range.
     own = jnp.concatenate([jnp.clip(own[:-1], -300, 300), logit[None]])
     return own, vectors[:, -1], jax.nn.sigmoid(logit) * root**2 / largest
 
@@ -1088,14 +1086,17 @@ def _elementwise_step(
     return _normalized((Y + Y.T) / 2, log)
 
 
-def _last(dense: bool, state: Any) -> Any:
-    """Log K."""
+@partial(jax.jit, static_argnums=0)
+def _last(dense: bool, state: Any, power: Any) -> tuple[Any, Any]:
+    """log K, and the gradient of the smoother log (sum_i lambda_i^p)^(1/2p), with respect to the last state."""
     first, log = state
     if not dense:
-        return first[-1]
-    values, vectors = jnp.linalg.eigh(lax.stop_gradient(first))
-    leading = vectors[:, -1]
-    return 0.5 * (jnp.log(leading @ first @ leading) + log)
+        return first[-1], (jnp.zeros_like(first).at[-1].set(1.0), jnp.zeros(()))
+    values, vectors = jnp.linalg.eigh(first)
+    shares = jnp.maximum(values, 0.0) / jnp.maximum(values[-1], _FLOOR)
+    weights = shares**power / jnp.sum(shares**power)
+    pull = 0.5 * (vectors * (weights / jnp.maximum(values, _FLOOR))) @ vectors.T
+    return 0.5 * (jnp.log(values[-1]) + log), (pull, jnp.full((), 0.5))
 
 
 def _to_norms(layout: _Layout, state: Any) -> Any:
@@ -1150,4 +1151,4 @@ def _check_options(num_steps, seconds, tolerance, memory_limit, learning_rate) -
             f"`memory_limit` must be an integer >= 1, got {memory_limit!r}. It counts rows of Q."
         )
     if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"`learning_rate` must be positive, got {learning_rate}. Use 0.2 to begin with.")
+        raise ValueError(f"`learning_rate` must be positive, got {learning_rate}. Use 0.15 to begin with.")

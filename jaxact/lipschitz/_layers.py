@@ -52,8 +52,8 @@ def upper_bound(
     up to what the solver and the search leave. All are upper bounds for all inputs. "product" is attained by linear
     chains whose singular vectors align and otherwise loose, exponentially in depth. The first three are traced and
     differentiable in the weights (where the largest singular values are simple), so that they may be a penalty in
-    training; computed in the weights' dtype, from sums of logarithms, and their rounding, about eps sqrt(width) a layer,
-    is not added. The last two run on the host in float64 and are proved with rounding included; "lipsdp" needs
+    training; they are computed in the weights' dtype, from sums of logarithms, and their rounding, about eps sqrt(width)
+    a layer, is not added. The last two run on the host in float64 and are proved with rounding included; "lipsdp" needs
     `pip install jaxact[sdp]` and suits some hundred neurons. Up to width 128 "eclipse_fast" finds s by all
     eigenvalues, above by power iteration (by all where |m| < 0.3 r), whose error makes T only another feasible choice;
     were it not feasible the result would be NaN.
@@ -178,33 +178,37 @@ def _absolute(kernels: list[Array], dtype: Any) -> Array:
 
 
 def _eclipse_fast(kernels: list[Array], ranges: list[tuple[Any, Any]], dtype: Any) -> Array:
-    n = kernels[0].shape[0]
     state: tuple[Array | None, Array] = (
         None,
         jnp.zeros((), dtype),
     )  # Q, None for I, and the log of its scale
-    centers = [(alpha / 2 + beta / 2, beta / 2 - alpha / 2) for alpha, beta in ranges]
-    by_all = [_needs_all(kernel.shape[1], *pair) for kernel, pair in zip(kernels, centers, strict=False)]
-    hidden = list(zip(kernels, centers, by_all, strict=False))
-    del n
+    numbers: dict[float, Array] = {}
+
+    def number(value: Any) -> Array:
+        # Each transfer of a number costs as much as a small layer: layers share them.
+        if not isinstance(value, float):
+            return jnp.asarray(value, dtype)
+        if value not in numbers:
+            numbers[value] = jnp.asarray(value, dtype)
+        return numbers[value]
+
+    hidden = []
+    for kernel, (alpha, beta) in zip(kernels, ranges, strict=False):
+        m, r = alpha / 2 + beta / 2, beta / 2 - alpha / 2
+        hidden.append((kernel, number(m), number(r), _needs_all(kernel.shape[1], m, r)))
     traced = any(isinstance(kernel, jax.core.Tracer) for kernel in kernels)
-    # Equal layers in one loop while tracing: unrolled, each would compile its own. Concrete ones share a program as it is.
-    for (shape, exact), run in groupby(hidden, lambda layer: (layer[0].shape, layer[2])):
-        layers = list(run)
+    # Equal layers in one loop while tracing: unrolled, each would compile its own. Concrete ones share a program.
+    for (_, exact), run in groupby(hidden, lambda layer: (layer[0].shape, layer[3])):
+        layers = [layer[:3] for layer in run]
         if state[0] is None:
-            first, (m, r), _ = layers.pop(0)
-            state = _first_layer(first, state[1], jnp.asarray(m, dtype), jnp.asarray(r, dtype), exact)
-            if layers and shape[0] != shape[1]:
-                raise AssertionError("unreachable: equal shapes that chain are square")
+            state = _first_layer(layers[0][0], state[1], *layers[0][1:], exact)
+            layers = layers[1:]
         if traced and len(layers) > 1:
-            stacked = jnp.stack([kernel for kernel, _, _ in layers])
-            m, r = (jnp.stack([jnp.asarray(pair[k], dtype) for _, pair, _ in layers]) for k in (0, 1))
-            state, _ = lax.scan(
-                lambda s, layer, e=exact: (_layer(*s, *layer, e), None), state, (stacked, m, r)
-            )
+            stacked = [jnp.stack(parts) for parts in zip(*layers, strict=True)]
+            state, _ = lax.scan(lambda s, layer, e=exact: (_layer(*s, *layer, e), None), state, stacked)
             continue
-        for kernel, (m, r), _ in layers:
-            state = _layer(*state, kernel, jnp.asarray(m, dtype), jnp.asarray(r, dtype), exact)
+        for layer in layers:
+            state = _layer(*state, *layer, exact)
     Q, log_square = state
     last = kernels[-1].astype(dtype)
     if Q is None:
@@ -242,7 +246,8 @@ def _through(M: Array, log_square: Array, m: Array, r: Array, exact: bool) -> tu
     scale = jnp.where(scale > 0, scale, 1)
     M = M / scale  # before the eigenvalues: float32 would not hold the square of a large norm's square
     s = jnp.linalg.eigvalsh(M)[-1] if exact else _power_iteration(M)
-    s = jnp.where(s > 0, s, 1)
+    positive = s > 0
+    s = jnp.where(positive, s, 1)
     M = M / s
     width = jnp.abs(m) + r
     T = r / jnp.where(width > 0, width, 1)
@@ -252,7 +257,7 @@ def _through(M: Array, log_square: Array, m: Array, r: Array, exact: bool) -> tu
     factor = jnp.linalg.cholesky(eye - T_safe * M)
     G = lax.linalg.triangular_solve(factor, M, left_side=True, lower=True)
     Q = r * width * eye + m**2 * (M + T_safe * (G.T @ G))
-    return Q, log_square + jnp.log(scale) + jnp.log(s)
+    return Q, log_square + jnp.log(scale) + jnp.where(positive, jnp.log(s), -jnp.inf)
 
 
 def _power_iteration(M: Array) -> Array:

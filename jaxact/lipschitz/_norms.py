@@ -180,8 +180,8 @@ class _Geometry:
         axes = self.kernel.ndim - 2
         if axes < 1 or len(self.input_shape) != axes + 1 or self.kernel.size == 0:
             raise ValueError(
-                f"`kernel` must be [*window, in / groups, out] for `input_shape` [*spatial, in], got {self.kernel.shape} "
-                f"and {self.input_shape}. Leave out the batch axis."
+                "`kernel` must be [*window, in / groups, out] for `input_shape` [*spatial, in], got "
+                f"{self.kernel.shape} and {self.input_shape}. Leave out the batch axis."
             )
         if not np.isfinite(self.kernel).all():
             raise ValueError("`kernel` must be finite, got NaN or inf. A diverged layer has no norm.")

@@ -2,7 +2,9 @@
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,7 +76,7 @@ def lipsdp(
     sizes = [matrix.shape[0] for matrix in matrices[:-1]]
     variables = [cp.Variable(n if variant == "neuron" else 1, nonneg=True) for n in sizes]
     rho = cp.Variable(nonneg=True)
-    picks = _picks(scaled)
+    picks = _Picks(scaled)
     constraint = -picks.output.T @ picks.output
     constraint = constraint + rho * np.diag(picks.first)
     for A, B, (alpha, beta), t, n in zip(picks.A, picks.B, unit_ranges, variables, sizes, strict=True):
@@ -89,7 +91,10 @@ def lipsdp(
     symmetric = (constraint + constraint.T) / 2
     problem = cp.Problem(cp.Minimize(rho), [symmetric >> 0])
     try:
-        problem.solve(solver=solver, **(options or {}))
+        with warnings.catch_warnings():
+            # "Solution may be inaccurate": it is checked below.
+            warnings.simplefilter("ignore", UserWarning)
+            problem.solve(solver=solver, **(options or {}))
         status = problem.status
     except cp.error.SolverError as error:
         status = f"failed: {error}"
@@ -140,14 +145,14 @@ def _gram(matrix: np.ndarray) -> np.ndarray:
     return gram
 
 
-class _picks:
+class _Picks:
     """The matrices that pick the parts of the stacked vector (dx, dy_1, ..., dy_{L-1})."""
 
     def __init__(self, matrices: Sequence[np.ndarray]):
         sizes = [matrices[0].shape[1], *(matrix.shape[0] for matrix in matrices[:-1])]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         eye = np.eye(starts[-1])
-        E = [eye[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        E = [eye[a:b] for a, b in pairwise(starts)]
         self.num_inputs = sizes[0]
         self.first = E[0].sum(0)
         self.A = [matrix @ e for matrix, e in zip(matrices[:-1], E[:-1], strict=True)]
@@ -156,7 +161,7 @@ class _picks:
 
 
 def _checked(
-    picks: _picks, ranges: Sequence[tuple[float, float]], multipliers: Sequence[np.ndarray]
+    picks: _Picks, ranges: Sequence[tuple[float, float]], multipliers: Sequence[np.ndarray]
 ) -> float | None:
     """The least rho that is proved feasible for these multipliers, or None."""
     n = picks.num_inputs
@@ -172,7 +177,7 @@ def _checked(
         )
         magnitude += 2 * (np.abs(BT) @ np.abs(B))
     magnitude += np.abs(picks.output).T @ np.abs(picks.output)
-    # Every entry is a sum of products: off by at most gamma_k times the sum of magnitudes, so by a diagonal of row sums.
+    # Every entry is a sum of products: off by gamma_k times the sum of magnitudes at most, so by a diagonal of row sums.
     rounding = 8 * (gram.shape[0] + 8) * UNIT * magnitude.sum(1)
     for growth in (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
         M = (1 + growth) * multiplied - gram

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jax import lax
 
+from jaxact.lipschitz._layout import (
+    CENTER_ERROR,
+    FLOOR,
+    Intervals,
+    Layout,
+    Local,
+    Multipliers,
+    Prepared,
+    absolute_product,
+    centered,
+    label,
+    outward,
+    prepare,
+    slopes_of,
+)
 from jaxact.lipschitz._norms import UNIT, certified_largest, is_positive, largest_eigenvalue
 from jaxact.lipschitz._program import (
     Affine,
@@ -24,7 +37,6 @@ from jaxact.lipschitz._program import (
     Box,
     Certificate,
     Dense,
-    Diagonal,
     Elementwise,
     Identity,
     Linear,
@@ -33,16 +45,14 @@ from jaxact.lipschitz._program import (
     Region,
     evaluate,
 )
+from jaxact.lipschitz._search import refine
 
 try:
     import threadpoolctl
 except ImportError:  # comes with scikit-learn
     threadpoolctl = None
 
-_FLOOR = 1e-30  # added to a diagonal of mean 1: a coordinate that nothing moves would make a matrix singular
 _LOOKAHEAD = 24  # steps over which the closed form looks for the place where paths meet again
-_MATERIALIZE = 2**22  # entries up to which a map known by its products is written out as a matrix
-_CENTER_ERROR = 1e-11  # of the values at the centre of a region, relative to the largest of a variable
 
 
 def bound(
@@ -114,7 +124,7 @@ def bound(
     """
     started = time.perf_counter()
     _check_options(num_steps, seconds, tolerance, memory_limit, learning_rate)
-    prepared = _prepare(program, memory_limit)
+    prepared = prepare(program, memory_limit)
     with _one_thread(prepared):
         return _bound(prepared, region, num_steps, seconds, tolerance, memory_limit, learning_rate, started)
 
@@ -128,8 +138,8 @@ def _bound(
     method = "closed form"
     if num_steps > 0 and checked.searchable and checked.log > -math.inf:
         deadline = math.inf if seconds is None else started + seconds
-        multipliers, history = _refine(
-            prepared, local, checked, num_steps, deadline, tolerance, learning_rate
+        multipliers, history = refine(
+            prepared, local, checked.multipliers, num_steps, deadline, tolerance, learning_rate
         )
         method = f"ellipsoid, {len(history) - 1} steps"
         if multipliers is not None:
@@ -139,7 +149,7 @@ def _bound(
     assumptions = ["the slope ranges of the elementwise steps hold"]
     if region is not None:
         assumptions.append(
-            f"values at the centre are right to {_CENTER_ERROR:g} of the largest entry of their variable"
+            f"values at the centre are right to {CENTER_ERROR:g} of the largest entry of their variable"
         )
         everywhere = _global(prepared)
         if everywhere is not None and everywhere.log < checked.log:
@@ -160,7 +170,7 @@ def _bound(
     )
 
 
-def _one_thread(prepared: _Prepared) -> contextlib.AbstractContextManager:
+def _one_thread(prepared: Prepared) -> contextlib.AbstractContextManager:
     """Small factorisations in one thread: on busy cores OpenBLAS waits for its threads, a hundred times as long."""
     rows = max((sum(layout.sizes) for layout in prepared.layouts), default=0)
     if rows > 256 or threadpoolctl is None:
@@ -168,114 +178,22 @@ def _one_thread(prepared: _Prepared) -> contextlib.AbstractContextManager:
     return threadpoolctl.threadpool_limits(limits=1, user_api="blas")
 
 
-class _Layout(NamedTuple):
-    """Where a step finds its variables in Q; hashable: programs are compiled once for each."""
-
-    sizes: tuple[int, ...]  # of the variables in use before, in their order
-    sources: tuple[int, ...]  # the positions read
-    kept: tuple[int, ...]  # the positions still in use afterwards
-    used: bool  # whether the new variable is ever used
-
-    def rows(self, position: int) -> slice:
-        start = sum(self.sizes[:position])
-        return slice(start, start + self.sizes[position])
-
-    def kept_rows(self) -> np.ndarray:
-        ranges = [np.arange(self.rows(p).start, self.rows(p).stop) for p in self.kept]
-        return np.concatenate([np.zeros(0, int), *ranges])
+def _check_options(num_steps, seconds, tolerance, memory_limit, learning_rate) -> None:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
+        raise ValueError(f"`num_steps` must be an integer >= 0, got {num_steps!r}. Use 100 to begin with.")
+    if seconds is not None and not seconds >= 0:
+        raise ValueError(f"`seconds` must be >= 0 or None, got {seconds}. Leave it out for no limit.")
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"`tolerance` must be >= 0 or None, got {tolerance}. Use 1e-3 to begin with.")
+    if isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 1:
+        raise ValueError(
+            f"`memory_limit` must be an integer >= 1, got {memory_limit!r}. It counts rows of Q."
+        )
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise ValueError(f"`learning_rate` must be positive, got {learning_rate}. Use 0.15 to begin with.")
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    program: Program
-    before: tuple[tuple[int, ...], ...]  # the variables in use before each step
-    after: tuple[tuple[int, ...], ...]
-    layouts: tuple[_Layout, ...]
-    dense: tuple[bool, ...]  # whether Q is held as a matrix after each step
-    starts_dense: bool
-    by_norms: bool
-    norms: dict[tuple[int, int], float]  # (step, term) -> norm, found when asked for
-
-    def norm(self, index: int, term: int) -> float:
-        if (index, term) not in self.norms:
-            value = self.program.steps[index].terms[term][1].norm()
-            if not math.isfinite(value):
-                raise ValueError(f"Step {_label(self.program, index)} must have a finite norm, got {value}.")
-            self.norms[index, term] = value
-        return self.norms[index, term]
-
-
-def _prepare(program: Program, memory_limit: int) -> _Prepared:
-    steps = []
-    for index, step in enumerate(program.steps):
-        if isinstance(step, Affine):
-            terms = tuple((source, _host(operator)) for source, operator in step.terms)
-            for _, operator in terms:
-                entries = getattr(operator, "matrix", getattr(operator, "d", None))
-                if entries is not None and not np.isfinite(entries).all():
-                    raise ValueError(
-                        f"Step {_label(program, index)} must have finite weights, got NaN or inf. "
-                        "A diverged network has no Lipschitz bound."
-                    )
-            step = replace(step, terms=terms)
-        steps.append(step)
-    program = Program(program.input_size, tuple(steps), program.output)
-    after = program.live()
-    before = ((0,), *after)[: len(after)]
-    layouts, dense = [], []
-    for step, ins, outs in zip(program.steps, before, after, strict=True):
-        used = step.out in outs
-        sources = tuple(ins.index(v) for v in step.sources) if used else ()
-        kept = tuple(ins.index(v) for v in outs if v != step.out)
-        layouts.append(_Layout(tuple(program.sizes[v] for v in ins), sources, kept, used))
-        rows = sum(program.sizes[v] for v in ins) + (step.size if isinstance(step, Elementwise) else 0)
-        dense.append(max(rows, sum(program.sizes[v] for v in outs)) <= memory_limit)
-    starts_dense = program.input_size <= memory_limit
-    by_norms = not (all(dense) and starts_dense)
-    return _Prepared(program, before, after, tuple(layouts), tuple(dense), starts_dense, by_norms, {})
-
-
-def _host(operator: Operator) -> Operator:
-    match operator:
-        case Dense(matrix):
-            return Dense(np.asarray(matrix, np.float64))
-        case Diagonal(d):
-            return Diagonal(np.asarray(d, np.float64))
-        case Linear() if operator.shape[0] * operator.shape[1] <= _MATERIALIZE:
-            return _Written(operator.dense(), operator)
-    return operator
-
-
-@jax.tree_util.register_pytree_node_class
-@dataclass(frozen=True, eq=False)
-class _Written(Dense):
-    """A map known by its products, written out, that keeps its own bound on the norm."""
-
-    origin: Linear | None = None
-
-    def norm(self) -> float:
-        return super().norm() if self.origin is None else min(super().norm(), self.origin.norm())
-
-    @classmethod
-    def tree_unflatten(cls, aux, children):
-        return cls(*children)
-
-
-def _label(program: Program, index: int) -> str:
-    step = program.steps[index]
-    return step.label or f"{type(step).__name__.lower()} {step.out}"
-
-
-class _Local(NamedTuple):
-    """A region, as the engine uses it."""
-
-    radius: float
-    values: Mapping[int, np.ndarray]  # at the centre
-    input: Bounds
-    known: Mapping[int, Bounds]  # intervals found beforehand
-
-
-def _locate(prepared: _Prepared, region: Region) -> _Local:
+def _locate(prepared: Prepared, region: Region) -> Local:
     program = prepared.program
     if isinstance(region, Ball):
         center = region.center.reshape(-1)
@@ -293,7 +211,7 @@ def _locate(prepared: _Prepared, region: Region) -> _Local:
             "Give its arrays the shape of one input."
         )
     radius *= 1 + 1e-15 * math.sqrt(program.input_size)
-    local = _Local(radius, evaluate(program, center, output_only=False), _outward((lower, upper)), {})
+    local = Local(radius, evaluate(program, center, output_only=False), outward((lower, upper)), {})
     halfwidths = np.maximum(upper - center, center - lower)
     if isinstance(region, Box) and prepared.starts_dense and np.ptp(halfwidths) > 0:
         scales = halfwidths**2 * (np.count_nonzero(halfwidths) * (1 + 1e-14))
@@ -302,138 +220,16 @@ def _locate(prepared: _Prepared, region: Region) -> _Local:
     return local
 
 
-def _outward(bounds: Bounds) -> Bounds:
-    return np.nextafter(bounds[0], -np.inf), np.nextafter(bounds[1], np.inf)
-
-
-def _intersected(first: Bounds, second: Bounds) -> Bounds:
-    return np.maximum(first[0], second[0]), np.minimum(first[1], second[1])
-
-
-class _Intervals:
-    """The intervals of the variables during one pass over the program."""
-
-    def __init__(self, prepared: _Prepared, local: _Local | None):
-        self.program = prepared.program
-        self.local = local
-        infinite = np.full(prepared.program.input_size, np.inf)
-        self.found: dict[int, Bounds] = {0: (-infinite, infinite) if local is None else local.input}
-
-    def add(self, index: int, radii: np.ndarray | float | None) -> None:
-        """The interval of what step `index` defines; |v - v(x0)| <= radii by the ellipsoid."""
-        step = self.program.steps[index]
-        if self.local is None:
-            infinite = np.full(step.size, np.inf)
-            self.found[step.out] = -infinite, infinite
-            return
-        bounds = self._by_arithmetic(index)
-        if (isinstance(step, Affine) or step.is_function) and radii is not None:
-            bounds = _intersected(bounds, self.around(step.out, radii))
-        if step.out in self.local.known:
-            bounds = _intersected(bounds, self.local.known[step.out])
-        # Two sound enclosures may miss each other by rounding.
-        self.found[step.out] = np.minimum(bounds[0], bounds[1]), np.maximum(bounds[0], bounds[1])
-
-    def around(self, variable: int, radii: np.ndarray | float) -> Bounds:
-        center = self.local.values[variable]
-        slack = _CENTER_ERROR * np.max(np.abs(center), initial=0.0)
-        return _outward((center - radii - slack, center + radii + slack))
-
-    def _by_arithmetic(self, index: int) -> Bounds:
-        step = self.program.steps[index]
-        infinite = np.full(step.size, np.inf)
-        if isinstance(step, Affine):
-            center = (
-                np.zeros(step.size) if step.offset is None else np.array(step.offset, np.float64).reshape(-1)
-            )
-            width = np.zeros(step.size)
-            magnitude = np.abs(center)
-            for source, operator in step.terms:
-                lower, upper = self.found[source]
-                if not (np.isfinite(lower).all() and np.isfinite(upper).all()):
-                    return -infinite, infinite
-                middle, half = lower / 2 + upper / 2, upper / 2 - lower / 2
-                spread = _absolute_product(operator, np.stack([half, np.abs(middle) + half], 1))
-                if spread is None:
-                    return -infinite, infinite
-                center = center + np.asarray(operator.matmul(middle[:, None]))[:, 0]
-                width += spread[:, 0]
-                magnitude += spread[:, 1]
-            slack = 4 * (sum(self.program.sizes[s] for s, _ in step.terms) + 8) * UNIT * magnitude
-            return _outward((center - width - slack, center + width + slack))
-        if step.range is not None:
-            lower, upper = (
-                np.broadcast_to(np.asarray(end, np.float64), (step.size,)) for end in step.range(self.found)
-            )
-            return lower, upper
-        if not step.is_function:
-            return -infinite, infinite
-        value, center = self.local.values[step.out], self.local.values[step.source]
-        alpha, beta = _slopes(self.program, index, self.found)
-        lower, upper = self.found[step.source]
-        with np.errstate(invalid="ignore"):
-            up, down = np.maximum(upper - center, 0), np.maximum(center - lower, 0)
-            rise = np.maximum(np.maximum(beta * up, -alpha * down), 0)
-            fall = np.maximum(np.maximum(-alpha * up, beta * down), 0)
-        rise, fall = (np.where(np.isnan(w), np.inf, w * (1 + 1e-14)) for w in (rise, fall))
-        slack = _CENTER_ERROR * np.max(np.abs(value), initial=0.0)
-        return _outward((value - fall - slack, value + rise + slack))
-
-
-def _absolute_product(operator: Operator, X: np.ndarray) -> np.ndarray | None:
-    match operator:
-        case Identity():
-            return X
-        case Diagonal(d):
-            return np.abs(d)[:, None] * X
-        case Dense(matrix):
-            return np.abs(matrix) @ X
-        case Linear(absolute_fn=fn) if fn is not None:
-            with jax.enable_x64(True):
-                return np.asarray(jax.vmap(fn, in_axes=1, out_axes=1)(jnp.asarray(X)))
-    return None
-
-
-def _slopes(program: Program, index: int, intervals: Mapping[int, Bounds]) -> Bounds:
-    step = program.steps[index]
-    with jax.enable_x64(True):
-        alpha, beta = (np.asarray(end, np.float64) for end in step.slopes(intervals))
-    alpha, beta = (np.broadcast_to(end, (step.size,)) for end in (alpha, beta))
-    if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
-        raise ValueError(
-            f"Step {_label(program, index)} must have bounded slopes, got [{alpha.min()}, {beta.max()}]. "
-            "No bound holds for all inputs: pass `region=`."
-        )
-    if (alpha > beta).any():
-        raise ValueError(f"Step {_label(program, index)} must have slopes with lower <= upper.")
-    return alpha, beta
-
-
-def _centered(bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
-    """(m, r) with [m - r, m + r] containing the slopes whatever the rounding; r = 0 where they are one number."""
-    alpha, beta = bounds
-    m = alpha / 2 + beta / 2
-    r = (beta / 2 - alpha / 2) * (1 + 4 * UNIT) + 2 * UNIT * np.maximum(np.abs(alpha), np.abs(beta))
-    return m, np.where(alpha == beta, 0.0, r)
-
-
-class _Multipliers(NamedTuple):
-    """1/V = exp(-log) T: of the scale of Q, whose logarithm may be out of range."""
-
-    T: np.ndarray
-    log: float
-
-
 class _Checked(NamedTuple):
     value: float
     log: float
     factors: tuple[tuple[str, float], ...]
     intervals: Mapping[int, Bounds]
-    multipliers: Mapping[int, _Multipliers]
+    multipliers: Mapping[int, Multipliers]
     searchable: bool  # whether any multiplier is free
 
 
-def _global(prepared: _Prepared) -> _Checked | None:
+def _global(prepared: Prepared) -> _Checked | None:
     try:
         return _verify(prepared, None, None)
     except ValueError:
@@ -441,14 +237,14 @@ def _global(prepared: _Prepared) -> _Checked | None:
 
 
 def _verify(
-    prepared: _Prepared,
-    local: _Local | None,
-    multipliers: Mapping[int, _Multipliers] | None,
+    prepared: Prepared,
+    local: Local | None,
+    multipliers: Mapping[int, Multipliers] | None,
     start: np.ndarray | None = None,
 ) -> _Checked:
     """One pass with every inequality established; multipliers in closed form where none are given."""
     program = prepared.program
-    intervals = _Intervals(prepared, local)
+    intervals = Intervals(prepared, local)
     nominal = None if local is None else _nominal_slopes(prepared, local)
     state: _Matrix | _Norms
     if prepared.starts_dense:
@@ -471,7 +267,7 @@ def _verify(
             else:
                 state = _affine_norms(state, step, layout, prepared, index)
         else:
-            m, r = _centered(_slopes(program, index, intervals.found))
+            m, r = centered(slopes_of(program, index, intervals.found))
             if isinstance(state, _Norms):
                 state = _elementwise_norms(state, layout, m, r)
             else:
@@ -483,14 +279,14 @@ def _verify(
                     T = np.where((r > 0) & (T <= 0), _closed_form(prepared, index, state.X, m, r, nominal), T)
                 exponent = state.exponent
                 state, T = _elementwise(state, layout, m, r, T)
-                used[index] = _Multipliers(T, exponent * math.log(2))
+                used[index] = Multipliers(T, exponent * math.log(2))
         if local is not None:
             intervals.add(index, local.radius * state.radii(step.size))
         else:
             intervals.add(index, None)
         reached = state.log()
         if math.isfinite(reached) and math.isfinite(level):
-            factors.append((_label(program, index), reached - level))
+            factors.append((label(program, index), reached - level))
         level = reached
     value, log = state.norm()
     if factors and math.isfinite(log):
@@ -530,7 +326,7 @@ class _Matrix(NamedTuple):
     def norm(self) -> tuple[float, float]:
         return _scaled(math.sqrt(certified_largest(self.X)) * (1 + 4 * UNIT), self.exponent // 2)
 
-    def to_norms(self, layout: _Layout) -> _Norms:
+    def to_norms(self, layout: Layout) -> _Norms:
         blocks = [self.X[layout.rows(p), layout.rows(p)] for p in range(len(layout.sizes))]
         norms = tuple(math.sqrt(certified_largest(block)) * (1 + 4 * UNIT) for block in blocks)
         return _Norms(norms, self.exponent // 2).normalized()
@@ -561,7 +357,7 @@ class _Norms(NamedTuple):
     def norm(self) -> tuple[float, float]:
         return _scaled(self.k[-1], self.exponent)
 
-    def to_matrix(self, layout: _Layout) -> _Matrix:
+    def to_matrix(self, layout: Layout) -> _Matrix:
         # With shares p that add up to 1: sum_i |dv_i|^2 p_i / k_i^2 <= 1.
         total = math.fsum(self.k) * (1 + 16 * UNIT)
         squares = [k * total * (1 + 16 * UNIT) for k in self.k]
@@ -584,15 +380,16 @@ def _enlarged(X: np.ndarray, by: np.ndarray) -> np.ndarray:
     return X
 
 
-def _affine(state: _Matrix, step: Affine, layout: _Layout) -> _Matrix:
+def _affine(state: _Matrix, step: Affine, layout: Layout) -> _Matrix:
     X = state.X
     kept = layout.kept_rows()
     position = dict(zip(step.sources, layout.sources, strict=True))
     places = [layout.rows(position[source]) for source, _ in step.terms]
-    rows = sum(_product(op, X[place]) for (_, op), place in zip(step.terms, places, strict=True))
-    corner = sum(_product(op, rows[:, place].T) for (_, op), place in zip(step.terms, places, strict=True))
+    operators = [operator for _, operator in step.terms]
+    rows = _total(_product(op, X[place]) for op, place in zip(operators, places, strict=True))
+    corner = _total(_product(op, rows[:, place].T) for op, place in zip(operators, places, strict=True))
     roots = np.sqrt(np.maximum(np.diag(X), 0))
-    g = sum(_root_growth(op, roots[place]) for (_, op), place in zip(step.terms, places, strict=True))
+    g = _total(_root_growth(op, roots[place]) for op, place in zip(operators, places, strict=True))
     Y = np.empty((kept.size + step.size,) * 2)
     Y[: kept.size, : kept.size] = X[np.ix_(kept, kept)]
     Y[kept.size :, : kept.size] = rows[:, kept]
@@ -610,6 +407,10 @@ def _affine(state: _Matrix, step: Affine, layout: _Layout) -> _Matrix:
     return _Matrix(_enlarged(Y, slack), state.exponent).normalized()
 
 
+def _total(parts: Iterable[np.ndarray]) -> np.ndarray:
+    return functools.reduce(np.add, parts)
+
+
 def _product(operator: Operator, X: np.ndarray) -> np.ndarray:
     if isinstance(operator, Linear):
         with jax.enable_x64(True):
@@ -624,13 +425,13 @@ def _apply(operator: Operator, X: Any) -> Any:
 
 def _root_growth(operator: Operator, roots: np.ndarray) -> np.ndarray:
     """|A| sqrt(diag Q), or an upper bound on it."""
-    product = _absolute_product(operator, roots[:, None])
+    product = absolute_product(operator, roots[:, None])
     if product is None:
         return np.full(operator.shape[0], operator.norm() * np.linalg.norm(roots) * (1 + 1e-10))
     return product[:, 0] * (1 + 1e-10)
 
 
-def _affine_norms(state: _Norms, step: Affine, layout: _Layout, prepared: _Prepared, index: int) -> _Norms:
+def _affine_norms(state: _Norms, step: Affine, layout: Layout, prepared: Prepared, index: int) -> _Norms:
     position = dict(zip(step.sources, layout.sources, strict=True))
     total = 0.0
     for term, (source, _) in enumerate(step.terms):
@@ -639,14 +440,14 @@ def _affine_norms(state: _Norms, step: Affine, layout: _Layout, prepared: _Prepa
     return _Norms((*(state.k[p] for p in layout.kept), total), state.exponent).normalized()
 
 
-def _elementwise_norms(state: _Norms, layout: _Layout, m: np.ndarray, r: np.ndarray) -> _Norms:
+def _elementwise_norms(state: _Norms, layout: Layout, m: np.ndarray, r: np.ndarray) -> _Norms:
     largest = float(np.max(np.abs(m) + r)) * (1 + 4 * UNIT)
     k = largest * state.k[layout.sources[0]] * (1 + 2 * UNIT)
     return _Norms((*(state.k[p] for p in layout.kept), k), state.exponent).normalized()
 
 
 def _elementwise(
-    state: _Matrix, layout: _Layout, m: np.ndarray, r: np.ndarray, T: np.ndarray
+    state: _Matrix, layout: Layout, m: np.ndarray, r: np.ndarray, T: np.ndarray
 ) -> tuple[_Matrix, np.ndarray]:
     X, z = state.X, layout.rows(layout.sources[0])
     kept = layout.kept_rows()
@@ -693,7 +494,7 @@ def _inflated(
         half = scipy.linalg.solve_triangular(factor, root[:, None] * C, lower=True, check_finite=False)
         added = half.T @ half
         added = added / 2 + added.T / 2
-        added[np.diag_indices(N)] += slack * (np.diag(added) + np.diag(XP)) + _FLOOR
+        added[np.diag_indices(N)] += slack * (np.diag(added) + np.diag(XP)) + FLOOR
         # In units of V: [[D, C^T root], [root C, 1 - root X root]] >= 0 has the same Schur complement.
         M = np.empty((N + active.size,) * 2)
         M[:N, :N] = added
@@ -715,14 +516,14 @@ def _inflated(
     raise ArithmeticError("The inequality of an elementwise step could not be established in float64.")
 
 
-def _nominal_slopes(prepared: _Prepared, local: _Local) -> dict[int, np.ndarray]:
+def _nominal_slopes(prepared: Prepared, local: Local) -> dict[int, np.ndarray]:
     """Middles of the slopes by intervals alone: what the closed form expects of steps not yet reached."""
-    intervals = _Intervals(prepared, local)
+    intervals = Intervals(prepared, local)
     middles = {}
     for index, step in enumerate(prepared.program.steps):
         if isinstance(step, Elementwise):
             try:
-                alpha, beta = _slopes(prepared.program, index, intervals.found)
+                alpha, beta = slopes_of(prepared.program, index, intervals.found)
                 middles[index] = alpha / 2 + beta / 2
             except ValueError:
                 middles[index] = np.ones(step.size)
@@ -731,7 +532,7 @@ def _nominal_slopes(prepared: _Prepared, local: _Local) -> dict[int, np.ndarray]
 
 
 def _closed_form(
-    prepared: _Prepared,
+    prepared: Prepared,
     index: int,
     X: np.ndarray,
     m: np.ndarray,
@@ -745,18 +546,15 @@ def _closed_form(
     T = np.zeros_like(r)
     if not active.any():
         return T
-    s = max(largest_eigenvalue(X[z, z][np.ix_(active, active)]), _FLOOR)
-    if layout.kept:
-        t = np.full(r.shape, _meeting_ratio(prepared, index, X, m, r, s, nominal))
-    else:
-        t = np.abs(m)
+    s = max(largest_eigenvalue(X[z, z][np.ix_(active, active)]), FLOOR)
+    t = np.full(r.shape, _meeting_ratio(prepared, index, X, m, r, s, nominal)) if layout.kept else np.abs(m)
     t = np.maximum(t, 1e-10 * r)
     T[active] = r[active] / (s * (r[active] + t[active]))
     return T
 
 
 def _meeting_ratio(
-    prepared: _Prepared,
+    prepared: Prepared,
     index: int,
     X: np.ndarray,
     m: np.ndarray,
@@ -767,6 +565,7 @@ def _meeting_ratio(
     """||A Q^1/2|| / (s^1/2 ||W||) at the place where paths meet again, steps on the way replaced by their middles."""
     program, layout = prepared.program, prepared.layouts[index]
     step = program.steps[index]
+    assert isinstance(step, Elementwise)
     N, active = X.shape[0], np.flatnonzero(r > 0)
     maps = {}
     for position, variable in enumerate(prepared.before[index]):
@@ -786,12 +585,12 @@ def _meeting_ratio(
         if not prepared.layouts[ahead].used:
             continue
         if isinstance(following, Affine):
-            maps[following.out] = sum(_product(op, maps[source]) for source, op in following.terms)
+            maps[following.out] = _total(_product(op, maps[source]) for source, op in following.terms)
         else:
             middle = nominal[ahead] if nominal is not None else None
             if middle is None:
                 infinite = {v: (np.full(k, -np.inf), np.full(k, np.inf)) for v, k in program.sizes.items()}
-                alpha, beta = _slopes(program, ahead, infinite)
+                alpha, beta = slopes_of(program, ahead, infinite)
                 middle = alpha / 2 + beta / 2
             maps[following.out] = middle[:, None] * maps[following.source]
     joined = np.concatenate([maps[v] for v in prepared.after[last]])
@@ -801,354 +600,3 @@ def _meeting_ratio(
     if noise == 0 or carried == 0:
         return 1.0
     return min(carried / (math.sqrt(s) * noise), 1e12)
-
-
-class _Trace(NamedTuple):
-    """What one forward pass of the search keeps for the way back."""
-
-    inputs: list[Any]
-    extras: list[Any]
-    log: float
-    pull: Any
-    multipliers: dict[int, _Multipliers]
-
-
-def _refine(
-    prepared: _Prepared,
-    local: _Local | None,
-    checked: _Checked,
-    num_steps: int,
-    deadline: float,
-    tolerance: float | None,
-    learning_rate: float,
-) -> tuple[dict[int, _Multipliers] | None, list[float]]:
-    """Adam on log-multipliers over a tape of compiled steps: what is compiled does not grow with depth."""
-    with jax.enable_x64(True):
-        search = _Search(prepared, local)
-        parameters = search.parameters(checked.multipliers)
-        first, second = np.zeros_like(parameters), np.zeros_like(parameters)
-        history, best, found = [], math.inf, None
-        for number in range(1, num_steps + 2):
-            # A smooth mean of the eigenvalues first, the largest in the end: at the optimum many are equal.
-            power = 2 * 250 ** (number / (num_steps + 1))
-            trace = search.forward(parameters, power)
-            if not math.isfinite(trace.log):
-                break
-            history.append(trace.log)
-            if trace.log < best:
-                best, found = trace.log, trace.multipliers
-            stalled = tolerance is not None and number > 20 and history[-21] - min(history[-20:]) < tolerance
-            if number > num_steps or stalled or time.perf_counter() > deadline:
-                break
-            gradient = search.backward(trace)
-            first = 0.9 * first + 0.1 * gradient
-            second = 0.999 * second + 0.001 * gradient**2
-            step = first / (1 - 0.9**number) / (np.sqrt(second / (1 - 0.999**number)) + 1e-12)
-            rate = learning_rate * 0.5 * (1 + math.cos(math.pi * (number - 1) / num_steps))
-            parameters = parameters - rate * step
-    return found, history or [checked.log]
-
-
-class _Search:
-    """The program as a tape: forward keeps every Q, backward pulls the gradient through one step at a time."""
-
-    def __init__(self, prepared: _Prepared, local: _Local | None):
-        self.prepared, self.local = prepared, local
-        self.steps = prepared.program.steps
-        self.operators: dict[int, Any] = {}
-        for index, step in enumerate(self.steps):
-            if not isinstance(step, Affine) or not prepared.layouts[index].used:
-                continue
-            if prepared.dense[index]:
-                self.operators[index] = jax.tree.map(jnp.asarray, tuple(op for _, op in step.terms))
-            else:
-                norms = [prepared.norm(index, term) for term in range(len(step.terms))]
-                self.operators[index] = jnp.log(jnp.asarray(norms))
-        # For each term the position of its source among the variables in use.
-        self.terms = {
-            index: tuple(prepared.before[index].index(source) for source, _ in step.terms)
-            for index, step in enumerate(self.steps)
-            if index in self.operators and isinstance(step, Affine)
-        }
-        self.slices: dict[int, slice] = {}
-        if local is None:
-            infinite = _Intervals(prepared, None)
-            for index in range(len(self.steps)):
-                infinite.add(index, None)
-            self.fixed = {
-                index: _centered(_slopes(prepared.program, index, infinite.found))
-                for index, step in enumerate(self.steps)
-                if isinstance(step, Elementwise) and prepared.layouts[index].used
-            }
-
-    def parameters(self, multipliers: Mapping[int, _Multipliers]) -> np.ndarray:
-        """Where the search starts: log w for every neuron of a step, and the logit v."""
-        parts, start = [], 0
-        self.start = multipliers
-        for index, (T, _) in multipliers.items():
-            if not (T > 0).any() and self.local is None:
-                continue
-            typical = np.exp(np.mean(np.log(T[T > 0]))) if (T > 0).any() else 1.0
-            parts.append(np.concatenate([np.log(np.where(T > 0, T, typical)), [np.nan]]))
-            self.slices[index] = slice(start, start + parts[-1].size)
-            start += parts[-1].size
-        return np.concatenate(parts)
-
-    def forward(self, parameters: np.ndarray, power: float) -> _Trace:
-        prepared, local = self.prepared, self.local
-        program = prepared.program
-        intervals = _Intervals(prepared, local)
-        if prepared.starts_dense:
-            state = (jnp.eye(program.input_size), jnp.zeros(()))
-        else:
-            state = (jnp.zeros(1), jnp.zeros(()))
-        dense = prepared.starts_dense
-        inputs, extras, used = [], [], {}
-        for index, step in enumerate(self.steps):
-            layout = prepared.layouts[index]
-            if not layout.used:
-                continue
-            if dense != prepared.dense[index]:
-                function = _to_norms if dense else _to_matrix
-                inputs.append((function, layout, state, ()))
-                extras.append(None)
-                state = _forward(function, layout, state, ())
-                dense = prepared.dense[index]
-            if isinstance(step, Affine):
-                terms = layout._replace(sources=self.terms[index])
-                function = _affine_step if dense else _affine_norms_step
-                arguments = (self.operators[index],)
-                inputs.append((function, terms, state, arguments))
-                extras.append(None)
-                state = _forward(function, terms, state, arguments)
-            elif not dense:
-                m, r = (
-                    self.fixed[index]
-                    if local is None
-                    else _centered(_slopes(program, index, intervals.found))
-                )
-                inputs.append(
-                    (_elementwise_norms_step, layout, state, (np.log(np.max(np.abs(m) + r) + 1e-300),))
-                )
-                extras.append(None)
-                state = _forward(*inputs[-1])
-            else:
-                slopes = self._slopes(index, intervals, state, layout)
-                where = self.slices.get(index)
-                own = np.zeros(step.size + 1) if where is None else parameters[where]
-                if np.isnan(own[-1]):
-                    own[:-1] += (
-                        float(state[1]) - self.start[index].log
-                    )  # from the scale of Q there to the one here
-                arguments, T = self._arguments(own, slopes, state, layout)
-                if where is not None:
-                    parameters[where] = np.asarray(arguments[0])
-                used[index] = _Multipliers(np.asarray(T), float(state[1]))
-                inputs.append((_elementwise_step, layout, state, arguments))
-                extras.append(where)
-                state = _forward(*inputs[-1])
-            if local is None:
-                continue
-            intervals.add(index, local.radius * np.asarray(_radii(state, step.size, dense)))
-        log, pull = _last(dense, state, power)
-        return _Trace(inputs, extras, float(log), pull, used)
-
-    def _arguments(self, own: np.ndarray, slopes: tuple, state: Any, layout: _Layout) -> tuple[tuple, Any]:
-        own, vector, T = _scaled_multipliers(layout, state[0], own, slopes[1] > 0)
-        return (own, *slopes, vector), T
-
-    def _slopes(self, index: int, intervals: _Intervals, state: Any, layout: _Layout) -> tuple:
-        """(m, r, dm, dr, radii, R): slopes and, by a difference, how they change with the radius of the interval."""
-        step = self.steps[index]
-        if self.local is None:
-            m, r = self.fixed[index]
-            zero = np.zeros(step.size)
-            return m, r, zero, zero, zero, 0.0
-        program, R = self.prepared.program, self.local.radius
-        m, r = _centered(_slopes(program, index, intervals.found))
-        z = layout.rows(layout.sources[0])
-        radii = R * np.exp(0.5 * float(state[1])) * np.sqrt(np.maximum(np.diag(np.asarray(state[0]))[z], 0))
-        dm, dr = np.zeros(step.size), np.zeros(step.size)
-        definition = program.order[step.source]
-        function = (
-            definition < 0 or isinstance(self.steps[definition], Affine) or self.steps[definition].is_function
-        )
-        if function:
-            change = 1e-4 * radii + 1e-300
-            lower, upper = intervals.found[step.source]
-            narrow = intervals.around(step.source, radii)
-            moved = (
-                np.where(narrow[0] <= lower + 1e-2 * change, lower - change, lower),
-                np.where(narrow[1] >= upper - 1e-2 * change, upper + change, upper),
-            )
-            wider = _centered(_slopes(program, index, {**intervals.found, step.source: moved}))
-            dm, dr = (np.where(radii > 0, (w - v) / change, 0.0) for w, v in zip(wider, (m, r), strict=True))
-            # A jump of the slope is no derivative.
-            steep = np.abs(dm) + np.abs(dr) > 1e2 * (np.abs(m) + r) / np.maximum(radii, 1e-300)
-            dm, dr = np.where(steep, 0.0, dm), np.where(steep | (r == 0), 0.0, dr)
-        return m, r, dm, dr, radii, R
-
-    def backward(self, trace: _Trace) -> np.ndarray:
-        size = max(where.stop for where in self.slices.values())
-        gradient = np.zeros(size)
-        pulled = trace.pull
-        for (function, layout, state, arguments), where in zip(
-            reversed(trace.inputs), reversed(trace.extras), strict=True
-        ):
-            if where is None:
-                pulled = _backward(function, layout, state, arguments, pulled)
-            else:
-                pulled, own = _backward_own(function, layout, state, arguments, pulled)
-                gradient[where] = np.asarray(own)
-        return np.where(np.isfinite(gradient), gradient, 0.0)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _forward(function, layout, state, arguments):
-    return function(layout, state, *arguments)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _backward(function, layout, state, arguments, cotangent):
-    return jax.vjp(lambda state: function(layout, state, *arguments), state)[1](cotangent)[0]
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _backward_own(function, layout, state, arguments, cotangent):
-    def with_own(state, own):
-        return function(layout, state, own, *arguments[1:])
-
-    return jax.vjp(with_own, state, arguments[0])[1](cotangent)
-
-
-def _normalized(Y: Any, log: Any) -> tuple[Any, Any]:
-    mean = jnp.trace(Y) / Y.shape[0]
-    mean = jnp.where(mean > 0, mean, 1.0)
-    return Y / mean, log + jnp.log(mean)
-
-
-def _affine_step(layout: _Layout, state: Any, operators: tuple) -> Any:
-    X, log = state
-    kept = layout.kept_rows()
-    places = [layout.rows(position) for position in layout.sources]
-    rows = sum(op.matmul(X[place]) for op, place in zip(operators, places, strict=True))
-    corner = sum(op.matmul(rows[:, place].T) for op, place in zip(operators, places, strict=True))
-    if kept.size:
-        side = rows[:, kept]
-        corner = jnp.block([[X[np.ix_(kept, kept)], side.T], [side, corner]])
-    return _normalized((corner + corner.T) / 2, log)
-
-
-def _source_block(layout: _Layout, X: Any, own: Any, mask: Any) -> tuple[Any, Any]:
-    """w^1/2 and w^1/2 Q_z w^1/2."""
-    root = jnp.where(mask, jnp.exp(0.5 * own[:-1]), 0.0)
-    z = layout.rows(layout.sources[0])
-    return root, root[:, None] * X[z, z] * root
-
-
-@partial(jax.jit, static_argnums=0)
-def _scaled_multipliers(layout: _Layout, X: Any, own: Any, mask: Any) -> tuple[Any, Any, Any]:
-    """The leading eigenvector of w^1/2 Q_z w^1/2, and 1/V; a logit of NaN becomes the one that leaves 1/V = w."""
-    root, B = _source_block(layout, X, own, mask)
-    values, vectors = jnp.linalg.eigh(B)
-    largest = jnp.maximum(values[-1], _FLOOR)
-    share = jnp.clip(largest, 1e-12, 1 - 1e-9)
-    logit = jnp.where(jnp.isnan(own[-1]), jnp.log(share) - jnp.log1p(-share), own[-1])
-    own = jnp.concatenate([jnp.clip(own[:-1], -300, 300), logit[None]])
-    return own, vectors[:, -1], jax.nn.sigmoid(logit) * root**2 / largest
-
-
-def _elementwise_step(
-    layout: _Layout, state: Any, own: Any, m: Any, r: Any, dm: Any, dr: Any, radii: Any, R: Any, vector: Any
-) -> Any:
-    X, log = state
-    z = layout.rows(layout.sources[0])
-    diagonal = jnp.diagonal(X)[z]
-    now = R * jnp.exp(0.5 * log) * jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    change = jnp.where(diagonal > 0, now - radii, 0.0)
-    active = r > 0
-    m = m + dm * change
-    r = jnp.where(active, r + dr * change, 0.0)
-    root, B = _source_block(layout, X, own, active)
-    # The eigenvector may be held fixed: its change has no effect to first order.
-    largest = jnp.maximum(vector @ B @ vector, _FLOOR)
-    share = jax.nn.sigmoid(own[-1]) / largest
-    kept = layout.kept_rows()
-    rows = np.concatenate([kept, np.arange(z.start, z.stop)])
-    factor = jnp.linalg.cholesky(jnp.eye(B.shape[0]) - share * B)
-    C = jnp.sqrt(share) * root[:, None] * X[z][:, rows]
-    half = lax.linalg.triangular_solve(factor, C, left_side=True, lower=True)
-    inflated = X[np.ix_(rows, rows)] + half.T @ half
-    scale = jnp.concatenate([jnp.ones(kept.size), m])
-    noise = jnp.where(active, jnp.square(r) / jnp.where(active, share * jnp.square(root), 1.0), 0.0)
-    Y = scale[:, None] * inflated * scale
-    Y = Y + jnp.diag(jnp.concatenate([jnp.zeros(kept.size), noise]))
-    return _normalized((Y + Y.T) / 2, log)
-
-
-@partial(jax.jit, static_argnums=0)
-def _last(dense: bool, state: Any, power: Any) -> tuple[Any, Any]:
-    """log K, and the gradient of the smoother log (sum_i lambda_i^p)^(1/2p), with respect to the last state."""
-    first, log = state
-    if not dense:
-        return first[-1], (jnp.zeros_like(first).at[-1].set(1.0), jnp.zeros(()))
-    values, vectors = jnp.linalg.eigh(first)
-    shares = jnp.maximum(values, 0.0) / jnp.maximum(values[-1], _FLOOR)
-    weights = shares**power / jnp.sum(shares**power)
-    pull = 0.5 * (vectors * (weights / jnp.maximum(values, _FLOOR))) @ vectors.T
-    return 0.5 * (jnp.log(values[-1]) + log), (pull, jnp.full((), 0.5))
-
-
-def _to_norms(layout: _Layout, state: Any) -> Any:
-    X, log = state
-    norms = []
-    for position in range(len(layout.sizes)):
-        block = X[layout.rows(position), layout.rows(position)]
-        leading = jnp.linalg.eigh(lax.stop_gradient(block))[1][:, -1]
-        norms.append(0.5 * (jnp.log(jnp.maximum(leading @ block @ leading, _FLOOR)) + log))
-    return jnp.stack(norms), jnp.zeros(())
-
-
-def _to_matrix(layout: _Layout, state: Any) -> Any:
-    norms, _ = state
-    total = jax.nn.logsumexp(norms)
-    squares = norms + total
-    top = jnp.max(squares)
-    diagonal = jnp.concatenate([jnp.full(n, jnp.exp(squares[i] - top)) for i, n in enumerate(layout.sizes)])
-    return _normalized(jnp.diag(diagonal), top)
-
-
-def _affine_norms_step(layout: _Layout, state: Any, log_norms: Any) -> Any:
-    norms, zero = state
-    total = jax.nn.logsumexp(log_norms + norms[np.array(layout.sources)])
-    return jnp.concatenate([norms[np.array(layout.kept, int)], total[None]]), zero
-
-
-def _elementwise_norms_step(layout: _Layout, state: Any, log_slope: Any) -> Any:
-    norms, zero = state
-    return jnp.concatenate(
-        [norms[np.array(layout.kept, int)], norms[layout.sources[0]][None] + log_slope]
-    ), zero
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _radii(state: Any, size: int, dense: bool) -> Any:
-    first, log = state
-    if not dense:
-        return jnp.full(size, jnp.exp(first[-1]))
-    return jnp.exp(0.5 * log) * jnp.sqrt(jnp.maximum(jnp.diagonal(first)[-size:], 0.0))
-
-
-def _check_options(num_steps, seconds, tolerance, memory_limit, learning_rate) -> None:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
-        raise ValueError(f"`num_steps` must be an integer >= 0, got {num_steps!r}. Use 100 to begin with.")
-    if seconds is not None and not seconds >= 0:
-        raise ValueError(f"`seconds` must be >= 0 or None, got {seconds}. Leave it out for no limit.")
-    if tolerance is not None and not tolerance >= 0:
-        raise ValueError(f"`tolerance` must be >= 0 or None, got {tolerance}. Use 1e-3 to begin with.")
-    if isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 1:
-        raise ValueError(
-            f"`memory_limit` must be an integer >= 1, got {memory_limit!r}. It counts rows of Q."
-        )
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"`learning_rate` must be positive, got {learning_rate}. Use 0.15 to begin with.")

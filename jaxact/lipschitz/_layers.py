@@ -52,8 +52,8 @@ def upper_bound(
     up to what the solver and the search leave. All are upper bounds for all inputs. "product" is attained by linear
     chains whose singular vectors align and otherwise loose, exponentially in depth. The first three are traced and
     differentiable in the weights (where the largest singular values are simple), so that they may be a penalty in
-    training; they are computed in the weights' dtype, from sums of logarithms, and their rounding, about eps sqrt(width)
-    a layer, is not added. The last two run on the host in float64 and are proved with rounding included; "lipsdp" needs
+    training; they are computed in the weights' dtype, from sums of logarithms, and their rounding, about
+    eps sqrt(width) a layer, is not added. The last two run on the host in float64 and are proved with rounding included; "lipsdp" needs
     `pip install jaxact[sdp]` and suits some hundred neurons. Up to width 128 "eclipse_fast" finds s by all
     eigenvalues, above by power iteration (by all where |m| < 0.3 r), whose error makes T only another feasible choice;
     were it not feasible the result would be NaN.
@@ -108,7 +108,7 @@ def upper_bound(
         log_bound = _eclipse_fast(kernels, ranges, dtype)
     else:
         if method == "product":
-            log_bound = sum(jnp.log(norms).sum() for norms in _spectral_norms(kernels))
+            log_bound = jnp.sum(jnp.stack([jnp.log(norms).sum() for norms in _spectral_norms(kernels)]))
         else:
             log_bound = _absolute(kernels, dtype)
         for constant in constants:
@@ -135,17 +135,20 @@ def chain_certificate(
     if method == "lipsdp":
         return lipsdp(matrices, ranges, variant=variant)
     steps: list[Affine | Elementwise] = []
+
+    def constant(ends: tuple[Any, Any]) -> Any:
+        return lambda intervals: ends
+
     for index, matrix in enumerate(matrices):
         steps.append(
             Affine(2 * index + 1, ((2 * index, Dense(matrix)),), matrix.shape[0], label=f"weights[{index}]")
         )
         if index < len(ranges):
-            # The default binds this layer's range.
             steps.append(
                 Elementwise(
                     2 * index + 2,
                     2 * index + 1,
-                    lambda intervals, ends=ranges[index]: ends,
+                    constant(ranges[index]),
                     matrix.shape[0],
                     label=f"activation[{index}]",
                 )
@@ -198,14 +201,14 @@ def _eclipse_fast(kernels: list[Array], ranges: list[tuple[Any, Any]], dtype: An
         hidden.append((kernel, number(m), number(r), _needs_all(kernel.shape[1], m, r)))
     traced = any(isinstance(kernel, jax.core.Tracer) for kernel in kernels)
     # Equal layers in one loop while tracing: unrolled, each would compile its own. Concrete ones share a program.
-    for (_, exact), run in groupby(hidden, lambda layer: (layer[0].shape, layer[3])):
+    for (_, exact), run in groupby(hidden, key=lambda layer: (layer[0].shape, layer[3])):
         layers = [layer[:3] for layer in run]
         if state[0] is None:
             state = _first_layer(layers[0][0], state[1], *layers[0][1:], exact)
             layers = layers[1:]
         if traced and len(layers) > 1:
             stacked = [jnp.stack(parts) for parts in zip(*layers, strict=True)]
-            state, _ = lax.scan(lambda s, layer, e=exact: (_layer(*s, *layer, e), None), state, stacked)
+            state, _ = lax.scan(partial(_scanned, exact), state, stacked)
             continue
         for layer in layers:
             state = _layer(*state, *layer, exact)
@@ -223,6 +226,10 @@ def _needs_all(width: int, m: Any, r: Any) -> bool:
     if width <= _FULL_SPECTRUM or isinstance(m, jax.core.Tracer) or isinstance(r, jax.core.Tracer):
         return True
     return bool(abs(m) < 0.3 * r)
+
+
+def _scanned(exact: bool, state: Any, layer: Any) -> tuple[Any, None]:
+    return _layer(*state, *layer, exact), None
 
 
 @partial(jax.jit, static_argnums=4)

@@ -35,8 +35,8 @@ def lipsdp(
 
     What the solver returns is not believed: its T, with negative entries set to 0, is put into the constraint, rho is
     computed anew as the largest eigenvalue of the Schur complement of its first block, and the constraint is
-    established by a Cholesky factorisation with a margin for rounding. Where that fails T and rho are enlarged together
-    in small steps (which keeps feasible points feasible), and if it still fails the result is not certified.
+    established by a Cholesky factorisation with a margin for rounding. Where that fails T_l is enlarged by powers of
+    1 + 1e-10, ..., 1 + 1e-3, more in earlier layers, and if it still fails the result is not certified.
 
     Args:
         matrices: [out, in], from the input to the output.
@@ -166,23 +166,25 @@ def _checked(
     """The least rho that is proved feasible for these multipliers, or None."""
     n = picks.num_inputs
     gram = picks.output.T @ picks.output
-    multiplied, magnitude = np.zeros_like(gram), np.zeros_like(gram)
-    for A, B, (alpha, beta), T in zip(picks.A, picks.B, ranges, multipliers, strict=True):
-        AT, BT = A.T * T, B.T * T
-        cross = AT @ B
-        multiplied += 2 * alpha * beta * (AT @ A) - (alpha + beta) * (cross + cross.T) + 2 * (BT @ B)
-        size = np.abs(AT) @ np.abs(B)
-        magnitude += 2 * abs(alpha * beta) * (np.abs(AT) @ np.abs(A)) + (abs(alpha) + abs(beta)) * (
-            size + size.T
-        )
-        magnitude += 2 * (np.abs(BT) @ np.abs(B))
-    magnitude += np.abs(picks.output).T @ np.abs(picks.output)
-    # Every entry is a sum of products: off by gamma_k times the sum of magnitudes at most, so by a diagonal of row sums.
-    rounding = 8 * (gram.shape[0] + 8) * UNIT * magnitude.sum(1)
+    depth = len(multipliers)
     for growth in (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
-        M = (1 + growth) * multiplied - gram
+        M, magnitude = -gram, np.abs(picks.output).T @ np.abs(picks.output)
+        for index, (A, B, (alpha, beta), T) in enumerate(
+            zip(picks.A, picks.B, ranges, multipliers, strict=True)
+        ):
+            # Each layer's multipliers pay for those of the next: the earlier the more.
+            grown = T * (1 + growth) ** (depth - index)
+            AT, BT = A.T * grown, B.T * grown
+            cross, size = AT @ B, np.abs(AT) @ np.abs(B)
+            M = M + 2 * alpha * beta * (AT @ A) - (alpha + beta) * (cross + cross.T) + 2 * (BT @ B)
+            magnitude = (
+                magnitude + 2 * abs(alpha * beta) * (np.abs(AT) @ np.abs(A)) + 2 * (np.abs(BT) @ np.abs(B))
+            )
+            magnitude = magnitude + (abs(alpha) + abs(beta)) * (size + size.T)
+        # Every entry is a sum of products: off by gamma_k times the sum of magnitudes, so by a diagonal of row sums.
+        rounding = 8 * (gram.shape[0] + 8) * UNIT * magnitude.sum(1)
         M = M / 2 + M.T / 2
-        M[np.diag_indices_from(M)] -= rounding * (1 + growth)
+        M[np.diag_indices_from(M)] -= rounding
         try:
             solved = np.linalg.solve(M[n:, n:], M[n:, :n])
         except np.linalg.LinAlgError:

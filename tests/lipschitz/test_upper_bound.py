@@ -43,7 +43,7 @@ def bounds(weights, activation, methods, **options):
 
 def test_exact_constants_are_below_every_bound_and_bounds_in_order():
     methods = ("ellipsoid", "eclipse_fast", "product", "absolute")
-    for seed in range(40):
+    for seed in range(32):
         activation, slopes = PIECEWISE[seed % 4]
         weights = kernels((2, 8, 8, 2), seed)
         rng = np.random.default_rng(seed)
@@ -135,11 +135,11 @@ def test_eclipse_fast_is_one_program_in_a_loop_and_differentiable():
 
 
 def test_logs_survive_where_bounds_overflow():
-    weights = 1e3 * jnp.broadcast_to(jnp.eye(4), (256, 4, 4))
+    weights = [1e6 * np.eye(4, dtype=np.float32)] * 64
     for method in ("absolute", "eclipse_fast", "ellipsoid"):
         options = {"num_steps": 0} if method == "ellipsoid" else {}
         log = lipschitz.upper_bound(weights, activations.relu, method=method, log=True, **options)
-        np.testing.assert_allclose(log, 256 * np.log(1e3), rtol=1e-5)
+        np.testing.assert_allclose(log, 64 * np.log(1e6), rtol=1e-5)
         assert lipschitz.upper_bound(weights, activations.relu, method=method, **options) == np.inf
 
 

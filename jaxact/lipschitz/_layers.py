@@ -53,10 +53,10 @@ def upper_bound(
     chains whose singular vectors align and otherwise loose, exponentially in depth. The first three are traced and
     differentiable in the weights (where the largest singular values are simple), so that they may be a penalty in
     training; they are computed in the weights' dtype, from sums of logarithms, and their rounding, about
-    eps sqrt(width) a layer, is not added. The last two run on the host in float64 and are proved with rounding included; "lipsdp" needs
-    `pip install jaxact[sdp]` and suits some hundred neurons. Up to width 128 "eclipse_fast" finds s by all
-    eigenvalues, above by power iteration (by all where |m| < 0.3 r), whose error makes T only another feasible choice;
-    were it not feasible the result would be NaN.
+    eps sqrt(width) a layer, is not added. The last two run on the host in float64 and are proved with rounding
+    included; "lipsdp" needs `pip install jaxact[sdp]` and suits some hundred neurons. Up to width 128 "eclipse_fast"
+    finds s by all eigenvalues, above by power iteration (by all where |m| < 0.3 r), whose error makes T only another
+    feasible choice; were it not feasible the result would be NaN.
 
     Args:
         weights: kernels [in, out] from the input to the output (Flax's layout), or one array [layer, width,

@@ -204,6 +204,48 @@ def test_boxes_hold_for_their_corners_and_a_long_one_beats_its_ball():
     np.testing.assert_allclose(point, np.linalg.norm(jacobian(program, x), 2), rtol=1e-6)
 
 
+def random_graph(seed, n=4):
+    """Steps that read any earlier variables: skips, branches that meet or end, repeated and diagonal terms."""
+    rng = np.random.default_rng(seed)
+    steps = []
+    for v in range(1, rng.integers(4, 9)):
+        if rng.uniform() < 0.5:
+            operators = [Identity(n), Diagonal(rng.normal(size=n)), Dense(rng.normal(size=(n, n)) / 2)]
+            terms = tuple(
+                (int(s), operators[rng.integers(3)]) for s in rng.integers(0, v, rng.integers(1, 4))
+            )
+            steps.append(Affine(v, terms, n, offset=0.3 * rng.normal(size=n)))
+        else:
+            steps.append(elementwise(v, int(rng.integers(max(0, v - 3), v)), n, rng.choice(["relu", "tanh"])))
+    return Program(n, tuple(steps), len(steps))
+
+
+def test_no_sampled_jacobian_of_a_random_graph_exceeds_its_bounds():
+    for seed in range(20):
+        program = random_graph(seed)
+        rng = np.random.default_rng(seed)
+        x, half = rng.normal(size=4), np.array([0.2, 0.2, 0.2, 0.01])
+        for memory_limit in (6, 9, 100):
+            found = {
+                region: bound(program, region=region, memory_limit=memory_limit).value
+                for region in (None, Ball(x, 0.3), Box(x - half, x + half))
+            }
+            for region, value in found.items():
+                for _ in range(8):
+                    if region is None:
+                        y = rng.normal(size=4) * rng.choice([0.1, 1, 5])
+                    elif isinstance(region, Ball):
+                        u = rng.normal(size=4)
+                        y = x + 0.299 * u / np.linalg.norm(u)
+                    else:
+                        y = x + half * rng.choice([-0.999, 0, 0.999], size=4)
+                    # Finite differences err by about 1e-7.
+                    assert np.linalg.norm(jacobian(program, y, 1e-7), 2) <= value * (1 + 1e-6) + 1e-6, (
+                        seed,
+                        region,
+                    )
+
+
 def product_program():
     """x0 * x1, as two steps whose slopes lie in the other factor's interval."""
     first, second = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])

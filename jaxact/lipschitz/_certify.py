@@ -79,26 +79,27 @@ def certify(
     if region is None and lowered.restricted is not None:
         raise ValueError(lowered.restricted)
     _check_translation(fn, lowered, example, region)
-    found = bound(
-        lowered.program,
-        region=region,
-        num_steps=num_steps,
-        seconds=seconds,
-        tolerance=tolerance,
-        memory_limit=memory_limit,
-    )
-    if region is not None and lowered.restricted is None and num_steps > 0:
-        # What holds everywhere holds there as well, and intervals of a large region may be worth nothing. The engine
-        # itself compares with the closed form only.
-        everywhere = bound(
+    with jax.enable_x64(True):
+        found = bound(
             lowered.program,
+            region=region,
             num_steps=num_steps,
             seconds=seconds,
             tolerance=tolerance,
             memory_limit=memory_limit,
         )
-        if everywhere.log10 < found.log10:
-            found = replace(everywhere, region=region, method=f"{everywhere.method}, over all inputs")
+        if region is not None and lowered.restricted is None and num_steps > 0:
+            # What holds everywhere holds there as well, and intervals of a large region may be worth nothing. The
+            # engine itself compares with the closed form only.
+            everywhere = bound(
+                lowered.program,
+                num_steps=num_steps,
+                seconds=seconds,
+                tolerance=tolerance,
+                memory_limit=memory_limit,
+            )
+            if everywhere.log10 < found.log10:
+                found = replace(everywhere, region=region, method=f"{everywhere.method}, over all inputs")
     return replace(
         found, assumptions=(*lowered.assumptions, *found.assumptions), seconds=time.perf_counter() - started
     )
@@ -118,7 +119,7 @@ def _check_translation(
     with jax.enable_x64(True):
         x = jnp.asarray(point, np.float64 if lowered.exact else jnp.result_type(example))
         # Compiling at once is quicker for most; for a long chain of layers, one operation after the other is.
-        outputs = fn(x) if lowered.num_equations > 300 else jax.jit(lambda x: fn(x))(x)
+        outputs = fn(x) if lowered.num_equations > 60 else jax.jit(lambda x: fn(x))(x)
         leaves = [np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(outputs)]
     leaves = [leaf for leaf, depends in zip(leaves, lowered.depends, strict=True) if depends]
     if not leaves:

@@ -22,9 +22,9 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float
 
-from jaxact.lipschitz import _slopes
+from jaxact.lipschitz import _formula, _slopes
+from jaxact.lipschitz._formula import Expr, UnsupportedError
 from jaxact.lipschitz._program import Affine, Dense, Diagonal, Elementwise, Identity, Linear, Program, Step
-from jaxact.lipschitz._slopes import Expr, UnsupportedError
 
 _WRITTEN = 2**24  # entries up to which a composed linear map becomes a matrix
 
@@ -92,7 +92,7 @@ def lower(fn: Callable[[Any], Any], example: Any) -> Lowered:
         walker = _Walker()
         source = _Lin(tuple(np.shape(example)), kind="input")
         walker.lins.append(source)
-        value = _Value(source, _slopes.variable(), source.shape)
+        value = _Value(source, _formula.variable(), source.shape)
         outputs = walker.walk(
             closed.jaxpr, [np.asarray(c) if _is_plain(c) else c for c in closed.consts], [value]
         )
@@ -221,7 +221,7 @@ class _Walker:
             return atom.val if hasattr(atom, "val") else env[atom]
 
         for eqn in jaxpr.eqns:
-            handing_on = eqn.primitive.name in _LOOPS or _slopes.sub_jaxpr(eqn) is not None
+            handing_on = eqn.primitive.name in _LOOPS or _formula.sub_jaxpr(eqn) is not None
             operands = [(peek if handing_on else read)(atom) for atom in eqn.invars]
             results = self.step(eqn, operands)
             env |= dict(zip(eqn.outvars, results, strict=True))
@@ -229,14 +229,14 @@ class _Walker:
 
     def step(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
-        inner = _slopes.sub_jaxpr(eqn)
+        inner = _formula.sub_jaxpr(eqn)
         constant = all(_is_constant(operand) for operand in operands)
         if constant and (inner is None or name in _LOOPS or len(inner[0].eqns) > 32):
             return _computed(eqn, operands)
         if name in _LOOPS:
             with self._inside(eqn):
                 return getattr(self, f"_{name}")(eqn, operands)
-        if inner is not None and name not in _slopes.ELEMENTWISE and name not in _LINEAR:
+        if inner is not None and name not in _formula.ELEMENTWISE and name not in _LINEAR:
             with self._inside(eqn):
                 return self.walk(inner[0], list(inner[1]), operands)
         failed = next((operand for operand in operands if isinstance(operand, _Failed)), None)
@@ -291,7 +291,7 @@ class _Walker:
             if name == "split":
                 return self._split(eqn, operands[0])
             return [self._linear_primitive(eqn, operands, places)]
-        if name in _slopes.ELEMENTWISE:
+        if name in _formula.ELEMENTWISE:
             return [self._elementwise(eqn, operands, shape)]
         raise UnsupportedError(f"`{name}` is neither linear nor elementwise, as far as is known here")
 
@@ -328,7 +328,7 @@ class _Walker:
         return self._applied(eqn, name, variables[0].root, [variables[0].expr], shape)
 
     def _applied(self, eqn: Any, name: str, root: _Lin, arguments: list[Expr], shape: tuple[int, ...]) -> Any:
-        expr = _slopes.apply(name, arguments, eqn.params)
+        expr = _formula.apply(name, arguments, eqn.params)
         if expr.is_constant:
             return np.broadcast_to(
                 np.asarray(expr.value).reshape(shape if np.ndim(expr.value) else ()), shape
@@ -340,9 +340,9 @@ class _Walker:
 
     def _rescaled(self, name: str, value: _Value, c: Expr, shape: tuple[int, ...]) -> _Value:
         """A sum x + c or product c x with an array c: a new linear map, that remembers what it is a formula of."""
-        expr = _slopes.apply(name, [_slopes.variable(), c])
+        expr = _formula.apply(name, [_formula.variable(), c])
         lin = self._affine_of(self.linear(value), expr)
-        return _Value(lin, _slopes.variable(), shape)
+        return _Value(lin, _formula.variable(), shape)
 
     def _affine_of(self, lin: _Lin, expr: Expr) -> _Lin:
         scale, shift = expr.affine
@@ -367,7 +367,7 @@ class _Walker:
             chain[root] = expr
             while root.origin is not None and len(chain) < 64:
                 root, inner = root.origin
-                expr = _slopes.compose(expr, inner)
+                expr = _formula.compose(expr, inner)
                 self.kept.append(expr)
                 chain[root] = expr
             chains.append(chain)
@@ -394,12 +394,12 @@ class _Walker:
             return self._linear_primitive(eqn, values, tuple(range(1, len(values))))
         if name in ("lt", "le", "gt", "ge", "eq", "ne"):
             difference = self._sum(values[0], values[1], -1.0, shape)
-            zero = _slopes.constant(0.0)
+            zero = _formula.constant(0.0)
             return self._applied(eqn, name, difference.root, [difference.expr, zero], shape)
         raise UnsupportedError(f"`{name}` of several variables is not known")
 
     def _inverse(self, eqn: Any, value: _Value, shape: tuple[int, ...]) -> Any:
-        expr = _slopes.apply("div", [_slopes.constant(1.0), value.expr])
+        expr = _formula.apply("div", [_formula.constant(1.0), value.expr])
         self.places.setdefault(id(expr), (eqn.primitive.name, self._line(eqn)))
         self.kept.append(expr)
         return _Value(value.root, expr, shape)
@@ -417,13 +417,13 @@ class _Walker:
 
         lin = _Lin(shape, (first, second), fn, host=host, coefficients=(1.0, sign), data=("sum", sign))
         self._made(lin)
-        return _Value(lin, _slopes.variable(), shape)
+        return _Value(lin, _formula.variable(), shape)
 
     def _larger(self, u: _Value, v: _Value, name: str, eqn: Any, shape: tuple[int, ...]) -> Any:
         """max(u, v) = v + relu(u - v), min(u, v) = v - relu(v - u)."""
         sign = 1.0 if name == "max" else -1.0
         difference = self._sum(u, v, -1.0, shape) if name == "max" else self._sum(v, u, -1.0, shape)
-        expr = _slopes.apply("max", [difference.expr, _slopes.constant(0.0)])
+        expr = _formula.apply("max", [difference.expr, _formula.constant(0.0)])
         self.places.setdefault(id(expr), (name, self._line(eqn)))
         self.kept.append(expr)
         return self._sum(v, _Value(difference.root, expr, shape), sign, shape)
@@ -445,7 +445,7 @@ class _Walker:
                 self._line(eqn),
             ),
         )
-        return _Value(self._made(lin), _slopes.variable(), shape)
+        return _Value(self._made(lin), _formula.variable(), shape)
 
     # --- Linear maps --------------------------------------------------------------------------------------------------
 
@@ -489,12 +489,12 @@ class _Walker:
         """The entries `index` of the flattened value; a predicate stays one."""
         if value.expr.is_bool:
             root, flat = self._taken(value.root, index), index.reshape(-1)
-            return _Value(root, _slopes.reindex(value.expr, lambda c: c[flat]), index.shape)
+            return _Value(root, _formula.reindex(value.expr, lambda c: c[flat]), index.shape)
         return self._indexed(value, index)
 
     def _indexed(self, value: _Value, index: np.ndarray) -> _Value:
         """The entries `index` of the flattened value."""
-        return _Value(self._taken(self.linear(value), index), _slopes.variable(), index.shape)
+        return _Value(self._taken(self.linear(value), index), _formula.variable(), index.shape)
 
     def _taken(self, lin: _Lin, index: np.ndarray) -> _Lin:
         if index.size == lin.size and (index.reshape(-1) == np.arange(lin.size)).all():
@@ -554,7 +554,7 @@ class _Walker:
         lin = _Lin(shape, parents, fn, host=None if on_host is None else host)
         if eqn.primitive.name == "reduce_sum":
             lin.data = ("reduce_sum", shapes[0], tuple(eqn.params["axes"]))
-        return _Value(self._made(lin), _slopes.variable(), shape)
+        return _Value(self._made(lin), _formula.variable(), shape)
 
     def _split(self, eqn: Any, value: _Value) -> list[_Value]:
         axis, start, parts = eqn.params["axis"], 0, []
@@ -587,7 +587,7 @@ class _Walker:
             lambda mode, x: x.reshape(*shape, terms).sum(-1),
             host=lambda mode, x: x.reshape(-1, *shape, terms).sum(-1),
         )
-        return _Value(self._made(total), _slopes.variable(), shape)
+        return _Value(self._made(total), _formula.variable(), shape)
 
     # --- Maxima -------------------------------------------------------------------------------------------------------
 
@@ -643,7 +643,7 @@ class _Walker:
             if current.shape[0] % 2:
                 left_over = self._indexed(current, positions[2 * half :])
                 joined = (half + 1, *current.shape[1:])
-                best = _Value(self._chained([best, left_over], joined), _slopes.variable(), joined)
+                best = _Value(self._chained([best, left_over], joined), _formula.variable(), joined)
             current = best
         return _Value(current.root, current.expr, shape)
 
@@ -710,10 +710,10 @@ class _Walker:
         if found is None:
             return None
         _, x, c, positions = found
-        lse = _Value(self._weighted(x, positions, shape), _slopes.variable(), shape)
+        lse = _Value(self._weighted(x, positions, shape), _formula.variable(), shape)
         if c is None:
             return lse
-        result = self._sum(lse, _Value(c, _slopes.variable(), shape), -1.0, shape)
+        result = self._sum(lse, _Value(c, _formula.variable(), shape), -1.0, shape)
         # c is added back soon: as long as this is no variable of its own, it cancels.
         result.root.is_leaf = False
         result.root.leaves = frozenset(leaf for parent in result.root.parents for leaf in parent.leaves)
@@ -738,11 +738,11 @@ class _Walker:
             return None
         lse = self._taken(self._weighted(x, positions, total.shape), index.reshape(shape))
         shifted = self._sum(
-            _Value(x, _slopes.variable(), shape), _Value(lse, _slopes.variable(), shape), -1.0, shape
+            _Value(x, _formula.variable(), shape), _Value(lse, _formula.variable(), shape), -1.0, shape
         )
         shifted.root.cut()
         lin = self._made(_Lin(shape, (shifted.root, x), kind="softmax", data=positions))
-        return _Value(lin, _slopes.variable(), shape)
+        return _Value(lin, _formula.variable(), shape)
 
     # --- Loops --------------------------------------------------------------------------------------------------------
 
@@ -794,7 +794,7 @@ class _Walker:
         if all(_is_constant(row) for row in rows):
             return np.stack([np.asarray(row) for row in rows]) if rows else np.zeros(shape, aval.dtype)
         try:
-            return _Value(self._chained(rows, shape), _slopes.variable(), shape)
+            return _Value(self._chained(rows, shape), _formula.variable(), shape)
         except UnsupportedError as error:
             return _Failed(_unknown(str(error), "scan", line))
 
@@ -899,7 +899,7 @@ class _Walker:
         found = _slopes.slope_range(expr)
         if np.isfinite(found.lower).all() and np.isfinite(found.upper).all():
             return None
-        for node in _slopes.nodes(expr):
+        for node in _formula.nodes(expr):
             place = self.places.get(id(node))
             if place is None or node.is_bool or node.is_constant:
                 continue
@@ -918,8 +918,8 @@ def _constant_expr(value: Any, shape: tuple[int, ...]) -> Expr:
     if values.dtype != np.bool_:
         values = values.astype(np.float64)
     if values.size == 1:
-        return _slopes.constant(values.reshape(()))
-    return _slopes.constant(np.broadcast_to(values, shape).reshape(-1).copy())
+        return _formula.constant(values.reshape(()))
+    return _formula.constant(np.broadcast_to(values, shape).reshape(-1).copy())
 
 
 def _shaped(values: Any, shape: tuple[int, ...]) -> Any:
@@ -1230,7 +1230,7 @@ def _elementwise_step(lin: _Lin, out: int, numbers: dict[_Lin, int]) -> Elementw
         source,
         slopes,
         lin.size,
-        value=lambda values: _slopes.evaluate(expr, values[source]),
+        value=lambda values: _formula.evaluate(expr, values[source]),
         range=lambda intervals: _slopes.value_range(expr, *intervals[source]),
     )
 

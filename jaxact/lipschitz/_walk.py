@@ -10,23 +10,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
-from jaxtyping import Float
 
 from jaxact.lipschitz import _formula, _slopes
 from jaxact.lipschitz._formula import Expr, UnsupportedError
-from jaxact.lipschitz._program import Affine, Dense, Diagonal, Elementwise, Identity, Linear, Program, Step
-
-_WRITTEN = 2**24  # entries up to which a composed linear map becomes a matrix
+from jaxact.lipschitz._host import BATCHED, computed, in_float64, is_plain
+from jaxact.lipschitz._lazy import (
+    Lin,
+    affine_step,
+    elementwise_step,
+    needed_for,
+    product_steps,
+    softmax_step,
+    used,
+)
+from jaxact.lipschitz._program import Affine, Identity, Program, Step
 
 #: primitive -> which operands it is jointly linear in, the others being constant; None: all
 _LINEAR: dict[str, tuple[int, ...] | None] = {
@@ -90,11 +95,11 @@ def lower(fn: Callable[[Any], Any], example: Any) -> Lowered:
     with jax.enable_x64(True):
         closed, exact = _traced(fn, example)
         walker = _Walker()
-        source = _Lin(tuple(np.shape(example)), kind="input")
+        source = Lin(tuple(np.shape(example)), kind="input")
         walker.lins.append(source)
         value = _Value(source, _formula.variable(), source.shape)
         outputs = walker.walk(
-            closed.jaxpr, [np.asarray(c) if _is_plain(c) else c for c in closed.consts], [value]
+            closed.jaxpr, [np.asarray(c) if is_plain(c) else c for c in closed.consts], [value]
         )
         return replace(walker.finish(source, outputs, exact), num_equations=len(closed.jaxpr.eqns))
 
@@ -112,60 +117,11 @@ def _traced(fn: Callable[[Any], Any], example: Any) -> tuple[Any, bool]:
             raise error from None
 
 
-def _is_plain(c: Any) -> bool:
-    return not jnp.issubdtype(getattr(c, "dtype", np.float64), jax.dtypes.extended)
-
-
-class _Lin:
-    """An affine map of variables, known by what it is made of; a leaf is a variable of the program itself."""
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        parents: tuple[_Lin, ...] = (),
-        fn: Callable[..., Any] | None = None,
-        *,
-        coefficients: tuple[Any, ...] | None = None,
-        host: Callable[..., Any] | None = None,
-        origin: tuple[_Lin, Expr] | None = None,
-        kind: str = "op",
-        data: Any = None,
-        where: str = "",
-    ):
-        self.shape = shape
-        self.size = math.prod(shape)
-        self.parents = parents
-        self.fn = fn  # (mode, *arrays of the parents' shapes) -> array of this shape
-        self.host = host  # the same by numpy, for k of them at once on a leading axis
-        self.coefficients = coefficients  # one array or number a parent, if it works entry by entry
-        self.origin = origin  # the map of which this is a formula, entry by entry
-        self.kind = kind
-        self.data = data
-        self.where = where
-        self.is_leaf = kind != "op"
-        below = {leaf for parent in parents for leaf in parent.leaves}
-        if len(below) > 1:  # where paths meet: otherwise every branch would stay in use to the end
-            self.is_leaf = True
-        self.leaves: frozenset[_Lin] = frozenset([self]) if self.is_leaf else frozenset(below)
-
-    def on_host(self, mode: str, *arrays: np.ndarray) -> np.ndarray:
-        """Apply to arrays with a leading axis k, by numpy where that is known: jax would compile for each shape."""
-        if self.host is not None:
-            return self.host(mode, *arrays)
-        assert self.fn is not None
-        return np.asarray(jax.vmap(partial(self.fn, mode))(*arrays))
-
-    def cut(self) -> None:
-        """Make it a variable from now on."""
-        self.is_leaf = True
-        self.leaves = frozenset([self])
-
-
 @dataclass(frozen=True)
 class _Value:
     """expr(root), entry by entry."""
 
-    root: _Lin
+    root: Lin
     expr: Expr
     shape: tuple[int, ...]
 
@@ -197,8 +153,8 @@ class _Deferred:
 
 @dataclass
 class _Walker:
-    lins: list[_Lin] = field(default_factory=list)
-    linear_of: dict[tuple[int, int], _Lin] = field(default_factory=dict)
+    lins: list[Lin] = field(default_factory=list)
+    linear_of: dict[tuple[int, int], Lin] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list)  # formulas whose ids are keys
     places: dict[int, tuple[str, str]] = field(default_factory=dict)  # formula -> primitive, source line
     lines: list[str] = field(default_factory=list)  # of the calls that the walk is inside of
@@ -225,14 +181,14 @@ class _Walker:
             operands = [(peek if handing_on else read)(atom) for atom in eqn.invars]
             results = self.step(eqn, operands)
             env |= dict(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+        return [peek(atom) for atom in jaxpr.outvars]
 
     def step(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
         inner = _formula.sub_jaxpr(eqn)
         constant = all(_is_constant(operand) for operand in operands)
         if constant and (inner is None or name in _LOOPS or len(inner[0].eqns) > 32):
-            return _computed(eqn, operands)
+            return computed(eqn, operands)
         if name in _LOOPS:
             with self._inside(eqn):
                 return getattr(self, f"_{name}")(eqn, operands)
@@ -268,7 +224,7 @@ class _Walker:
             return [_Value(value.root, value.expr, shape)]
         if name in _MOVES:
             index = np.arange(operands[0].size).reshape(1, *operands[0].shape)
-            return [self._moved(operands[0], _BATCHED[name](eqn.params, [0], index)[0])]
+            return [self._moved(operands[0], BATCHED[name](eqn.params, [0], index)[0])]
         if name == "log":
             found = self._logsumexp(operands[0], shape)
             if found is not None:
@@ -327,7 +283,7 @@ class _Walker:
     def _formula(self, eqn: Any, name: str, variables: list[_Value], shape: tuple[int, ...]) -> Any:
         return self._applied(eqn, name, variables[0].root, [variables[0].expr], shape)
 
-    def _applied(self, eqn: Any, name: str, root: _Lin, arguments: list[Expr], shape: tuple[int, ...]) -> Any:
+    def _applied(self, eqn: Any, name: str, root: Lin, arguments: list[Expr], shape: tuple[int, ...]) -> Any:
         expr = _formula.apply(name, arguments, eqn.params)
         if expr.is_constant:
             return np.broadcast_to(
@@ -344,7 +300,7 @@ class _Walker:
         lin = self._affine_of(self.linear(value), expr)
         return _Value(lin, _formula.variable(), shape)
 
-    def _affine_of(self, lin: _Lin, expr: Expr) -> _Lin:
+    def _affine_of(self, lin: Lin, expr: Expr) -> Lin:
         scale, shift = expr.affine
 
         def fn(mode: str, v: Any) -> Any:
@@ -354,15 +310,15 @@ class _Walker:
                 return np.abs(_shaped(scale, lin.shape)) * v
             return _shaped(scale, lin.shape) * v + _shaped(shift, lin.shape)
 
-        return self._made(_Lin(lin.shape, (lin,), fn, host=fn, coefficients=(scale,), origin=(lin, expr)))
+        return self._made(Lin(lin.shape, (lin,), fn, host=fn, coefficients=(scale,), origin=(lin, expr)))
 
-    def _common(self, variables: list[_Value]) -> tuple[_Lin, list[Expr]] | None:
+    def _common(self, variables: list[_Value]) -> tuple[Lin, list[Expr]] | None:
         """The nearest linear map of which all are formulas."""
         if all(value.root is variables[0].root for value in variables):
             return variables[0].root, [value.expr for value in variables]
         chains = []
         for value in variables:
-            chain: dict[_Lin, Expr] = {}
+            chain: dict[Lin, Expr] = {}
             root, expr = value.root, value.expr
             chain[root] = expr
             while root.origin is not None and len(chain) < 64:
@@ -415,7 +371,7 @@ class _Walker:
             s, t = s.reshape(-1, *shape), t.reshape(-1, *shape)
             return s + t if mode == "absolute" else s + sign * t
 
-        lin = _Lin(shape, (first, second), fn, host=host, coefficients=(1.0, sign), data=("sum", sign))
+        lin = Lin(shape, (first, second), fn, host=host, coefficients=(1.0, sign), data=("sum", sign))
         self._made(lin)
         return _Value(lin, _formula.variable(), shape)
 
@@ -435,7 +391,7 @@ class _Walker:
         first, second = self.linear(u), self.linear(v)
         first.cut()
         second.cut()
-        lin = _Lin(
+        lin = Lin(
             shape,
             (first, second),
             kind="product",
@@ -449,11 +405,11 @@ class _Walker:
 
     # --- Linear maps --------------------------------------------------------------------------------------------------
 
-    def _made(self, lin: _Lin) -> _Lin:
+    def _made(self, lin: Lin) -> Lin:
         self.lins.append(lin)
         return lin
 
-    def linear(self, value: _Value) -> _Lin:
+    def linear(self, value: _Value) -> Lin:
         """The value as a linear map: of the same variables if its formula is affine, else of a new one."""
         expr = value.expr
         if expr.op == "var":
@@ -468,7 +424,7 @@ class _Walker:
             else:
                 value.root.cut()
                 lin = self._made(
-                    _Lin(
+                    Lin(
                         value.root.shape,
                         (value.root,),
                         kind="elementwise",
@@ -496,11 +452,11 @@ class _Walker:
         """The entries `index` of the flattened value."""
         return _Value(self._taken(self.linear(value), index), _formula.variable(), index.shape)
 
-    def _taken(self, lin: _Lin, index: np.ndarray) -> _Lin:
+    def _taken(self, lin: Lin, index: np.ndarray) -> Lin:
         if index.size == lin.size and (index.reshape(-1) == np.arange(lin.size)).all():
             return lin
         return self._made(
-            _Lin(
+            Lin(
                 index.shape,
                 (lin,),
                 lambda mode, v: v.reshape(-1)[index],
@@ -521,7 +477,7 @@ class _Walker:
             else:
                 floating = i in places and jnp.issubdtype(jnp.result_type(operand), jnp.floating)
                 constants.append(np.asarray(operand, np.float64) if floating else operand)
-        params = _in_float64(eqn.params)
+        params = in_float64(eqn.params)
 
         def given(mode: str) -> list[Any]:
             filled = list(constants)
@@ -545,13 +501,13 @@ class _Walker:
             assert on_host is not None
             return on_host(params, dependent, *filled)
 
-        on_host = _BATCHED.get(eqn.primitive.name)
+        on_host = BATCHED.get(eqn.primitive.name)
         if eqn.primitive.name == "pad" and any(
             min(config) < 0 or config[2] for config in params["padding_config"]
         ):
             on_host = None
         parents = tuple(self.linear(operands[i]) for i in dependent)
-        lin = _Lin(shape, parents, fn, host=None if on_host is None else host)
+        lin = Lin(shape, parents, fn, host=None if on_host is None else host)
         if eqn.primitive.name == "reduce_sum":
             lin.data = ("reduce_sum", shapes[0], tuple(eqn.params["axes"]))
         return _Value(self._made(lin), _formula.variable(), shape)
@@ -581,7 +537,7 @@ class _Walker:
         right = self._indexed(v, np.ascontiguousarray(np.broadcast_to(v_index, full)))
         products = self.linear(self._product(left, right, eqn, full))
         shape, terms = full[: len(full) - len(summed)], math.prod(summed)
-        total = _Lin(
+        total = Lin(
             shape,
             (products,),
             lambda mode, x: x.reshape(*shape, terms).sum(-1),
@@ -647,7 +603,7 @@ class _Walker:
             current = best
         return _Value(current.root, current.expr, shape)
 
-    def _chained(self, values: list[Any], shape: tuple[int, ...]) -> _Lin:
+    def _chained(self, values: list[Any], shape: tuple[int, ...]) -> Lin:
         """The entries of one after those of the other."""
         parents = tuple(self.linear(value) for value in values if not _is_constant(value))
         constants = [
@@ -668,11 +624,11 @@ class _Walker:
         def host(mode: str, *arrays: Any) -> Any:
             return np.concatenate(parts(mode, len(arrays[0]), iter(arrays)), 1).reshape(-1, *shape)
 
-        return self._made(_Lin(shape, parents, fn, host=host))
+        return self._made(Lin(shape, parents, fn, host=host))
 
     # --- Softmax ------------------------------------------------------------------------------------------------------
 
-    def _exponentials(self, total: _Lin) -> tuple[_Lin, _Lin, _Lin | None, np.ndarray] | None:
+    def _exponentials(self, total: Lin) -> tuple[Lin, Lin, Lin | None, np.ndarray] | None:
         """Of a sum of exp(r): r, x, c and the positions [sum, term], where r = x - c if c is equal within each sum."""
         if total.kind != "op" or not isinstance(total.data, tuple) or total.data[0] != "reduce_sum":
             return None
@@ -692,11 +648,11 @@ class _Walker:
                     return r, x, self._taken(c.parents[0], index[:, 0].reshape(total.shape)), positions
         return r, r, None, positions
 
-    def _weighted(self, x: _Lin, positions: np.ndarray, shape: tuple[int, ...]) -> _Lin:
+    def _weighted(self, x: Lin, positions: np.ndarray, shape: tuple[int, ...]) -> Lin:
         """The log of sum exp(x): d lse = sum_j w_j dx_j, the weights w_j between the extremes of softmax(x)_j."""
         x.cut()
-        weighted = self._made(_Lin(x.shape, (x,), kind="weights", data=positions))
-        lin = _Lin(
+        weighted = self._made(Lin(x.shape, (x,), kind="weights", data=positions))
+        lin = Lin(
             shape,
             (weighted,),
             lambda mode, v: v.reshape(-1)[positions].sum(-1).reshape(shape),
@@ -741,7 +697,7 @@ class _Walker:
             _Value(x, _formula.variable(), shape), _Value(lse, _formula.variable(), shape), -1.0, shape
         )
         shifted.root.cut()
-        lin = self._made(_Lin(shape, (shifted.root, x), kind="softmax", data=positions))
+        lin = self._made(Lin(shape, (shifted.root, x), kind="softmax", data=positions))
         return _Value(lin, _formula.variable(), shape)
 
     # --- Loops --------------------------------------------------------------------------------------------------------
@@ -805,6 +761,7 @@ class _Walker:
         cond_consts, body_consts, carry = operands[:cut], operands[cut:stop], operands[stop:]
         while True:
             (go_on,) = self.walk_lazily(params["cond_jaxpr"], [*cond_consts, *carry])
+            go_on = go_on.force() if isinstance(go_on, _Deferred) else go_on
             if isinstance(go_on, _Failed):
                 return [go_on] * len(carry)
             if not _is_constant(go_on):
@@ -828,7 +785,8 @@ class _Walker:
 
     # --- The program --------------------------------------------------------------------------------------------------
 
-    def finish(self, source: _Lin, outputs: list[Any], exact: bool) -> Lowered:
+    def finish(self, source: Lin, outputs: list[Any], exact: bool) -> Lowered:
+        outputs = [output.force() if isinstance(output, _Deferred) else output for output in outputs]
         for output in outputs:
             if isinstance(output, _Failed):
                 raise ValueError(output.message)
@@ -838,8 +796,8 @@ class _Walker:
         except UnsupportedError as error:
             raise ValueError(f"The output cannot be bounded: {error}.") from None
         result.cut()
-        needed = _needed(result)
-        numbers: dict[_Lin, int] = {source: 0}
+        needed = needed_for(result)
+        numbers: dict[Lin, int] = {source: 0}
         steps: list[Step] = []
         fresh = itertools.count(1)
         restricted: str | None = None
@@ -848,29 +806,30 @@ class _Walker:
                 continue
             if lin.kind == "op":
                 out = next(fresh)
-                steps.append(_affine_step(lin, out, numbers))
+                steps.append(affine_step(lin, out, numbers))
             elif lin.kind == "product":
-                made, out = _product_steps(lin, fresh, numbers)
+                made, out = product_steps(lin, fresh, numbers)
                 steps += made
                 restricted = restricted or lin.where
             elif lin.kind in ("weights", "softmax"):
                 out = next(fresh)
-                steps.append(_softmax_step(lin, out, numbers))
+                steps.append(softmax_step(lin, out, numbers))
             else:
                 out = next(fresh)
-                steps.append(_elementwise_step(lin, out, numbers))
+                steps.append(elementwise_step(lin, out, numbers))
                 if restricted is None:
                     restricted = self._unbounded(lin.data)
             numbers[lin] = out
         if result is source:
             steps.append(Affine(1, ((0, Identity(source.size)),), source.size))
             numbers[result] = 1
-        program = Program(source.size, _used(steps, numbers[result]), numbers[result])
+        program = Program(source.size, used(steps, numbers[result]), numbers[result])
         assumptions = [
             "the function is meant in exact arithmetic, with its parameters as they are",
             f"no intermediate value exceeds {_slopes.LARGEST:.1e}",
             "branches that agree to rounding where a `where` switches are continuous there",
             "numpy's and scipy's elementary functions are right to 8 ulp",
+            "what follows from parameters alone, composed linear maps too, is right to rounding in float64",
         ]
         if not exact:
             assumptions.append(
@@ -879,15 +838,15 @@ class _Walker:
         depends = tuple(not _is_constant(output) for output in outputs)
         return Lowered(program, tuple(assumptions), restricted, depends, exact)
 
-    def _output(self, source: _Lin, outputs: list[_Value]) -> _Lin:
+    def _output(self, source: Lin, outputs: list[_Value]) -> Lin:
         lins = [self.linear(output) for output in outputs]
         if len(lins) == 1:
             return lins[0]
         if not lins:
-            return self._made(_Lin((1,), (source,), lambda mode, v: jnp.zeros((1,))))
+            return self._made(Lin((1,), (source,), lambda mode, v: jnp.zeros((1,))))
         size = sum(lin.size for lin in lins)
         return self._made(
-            _Lin(
+            Lin(
                 (size,),
                 tuple(lins),
                 lambda mode, *parts: jnp.concatenate([part.reshape(-1) for part in parts]),
@@ -926,130 +885,6 @@ def _shaped(values: Any, shape: tuple[int, ...]) -> Any:
     return values.reshape(shape) if isinstance(values, np.ndarray) and values.ndim else values
 
 
-def _sliced(params: dict[str, Any], x: Any, *starts: Any) -> Any:
-    sizes = params["slice_sizes"]
-    first = [
-        int(np.clip(start, 0, whole - size))
-        for start, size, whole in zip(starts, sizes, x.shape, strict=True)
-    ]
-    return x[tuple(slice(start, start + size) for start, size in zip(first, sizes, strict=True))]
-
-
-def _broadcast(params: dict[str, Any], x: Any) -> Any:
-    spread = [1] * len(params["shape"])
-    for axis, size in zip(params["broadcast_dimensions"], x.shape, strict=True):
-        spread[axis] = size
-    return np.broadcast_to(x.reshape(spread), params["shape"])
-
-
-#: Constants that numpy computes at once, where jax would first compile an operation for each shape.
-_ON_HOST: dict[str, Callable[..., Any]] = {
-    "add": lambda _, x, y: x + y,
-    "sub": lambda _, x, y: x - y,
-    "mul": lambda _, x, y: x * y,
-    "neg": lambda _, x: -x,
-    "max": lambda _, x, y: np.maximum(x, y),
-    "min": lambda _, x, y: np.minimum(x, y),
-    "lt": lambda _, x, y: x < y,
-    "le": lambda _, x, y: x <= y,
-    "gt": lambda _, x, y: x > y,
-    "ge": lambda _, x, y: x >= y,
-    "eq": lambda _, x, y: x == y,
-    "ne": lambda _, x, y: x != y,
-    "square": lambda _, x: x * x,
-    "sqrt": lambda _, x: np.sqrt(x),
-    "rsqrt": lambda _, x: 1 / np.sqrt(x),
-    "convert_element_type": lambda params, x: x.astype(params["new_dtype"]),
-    "reshape": lambda params, x: x.reshape(params["new_sizes"]),
-    "squeeze": lambda params, x: np.squeeze(x, tuple(params["dimensions"])),
-    "broadcast_in_dim": _broadcast,
-    "dynamic_slice": _sliced,
-}
-
-
-def _computed(eqn: Any, operands: list[Any]) -> Sequence[Any]:
-    """Evaluate an equation of constants."""
-    on_host = _ON_HOST.get(eqn.primitive.name)
-    kinds = [np.dtype(getattr(x, "dtype", np.float64)).kind if _is_plain(x) else "" for x in operands]
-    if on_host is not None and all(kind in "fiub" and kind for kind in kinds):
-        with np.errstate(all="ignore"):
-            result = np.asarray(on_host(eqn.params, *map(np.asarray, operands)))
-        return [result.astype(eqn.outvars[0].aval.dtype, copy=False)]
-    made = eqn.primitive.get_bind_params(eqn.params)
-    functions, params = made if isinstance(made, tuple) else ((), made)  # jax < 0.10 gave pairs
-    results = eqn.primitive.bind(*functions, *operands, **params)
-    return results if eqn.primitive.multiple_results else [results]
-
-
-def _batched(of: Callable[..., Any]) -> Callable[..., Any]:
-    """With the dependent operands on a leading axis k; `of` gets all operands on it."""
-
-    def host(params: dict[str, Any], dependent: list[int], *operands: Any) -> Any:
-        k = len(operands[dependent[0]])
-        given = [
-            x if i in dependent else np.broadcast_to(np.asarray(x), (k, *np.shape(x)))
-            for i, x in enumerate(operands)
-        ]
-        return of(params, *given)
-
-    return host
-
-
-def _batched_slice(params: dict[str, Any], x: Any) -> Any:
-    strides = params["strides"] or (1,) * (x.ndim - 1)
-    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-    return x[(slice(None), *(slice(*each) for each in bounds))]
-
-
-def _batched_broadcast(params: dict[str, Any], x: Any) -> Any:
-    spread = [1] * len(params["shape"])
-    for axis, size in zip(params["broadcast_dimensions"], x.shape[1:], strict=True):
-        spread[axis] = size
-    return np.broadcast_to(x.reshape(-1, *spread), (len(x), *params["shape"]))
-
-
-def _batched_pad(params: dict[str, Any], x: Any, value: Any) -> Any:
-    widths = [(0, 0), *((low, high) for low, high, _ in params["padding_config"])]
-    inside = np.pad(np.ones(x.shape[1:], bool), widths[1:])
-    return np.where(inside, np.pad(x, widths), np.asarray(value).reshape(-1, *[1] * (x.ndim - 1)))
-
-
-def _batched_dot(params: dict[str, Any], dependent: list[int], x: Any, y: Any) -> Any:
-    (x_sum, y_sum), (x_batch, y_batch) = params["dimension_numbers"]
-    shift = [1 if 0 in dependent else 0, 1 if 1 in dependent else 0]
-    letters = iter("abcdefghijlmnopqrstuvwxyz")
-    x_names = [next(letters) for _ in range(np.ndim(x) - shift[0])]
-    y_names = [next(letters) for _ in range(np.ndim(y) - shift[1])]
-    for i, j in zip((*x_sum, *x_batch), (*y_sum, *y_batch), strict=True):
-        y_names[j] = x_names[i]
-    result = [x_names[i] for i in x_batch]
-    result += [name for i, name in enumerate(x_names) if i not in (*x_sum, *x_batch)]
-    result += [name for j, name in enumerate(y_names) if j not in (*y_sum, *y_batch)]
-    left, right = "k" * shift[0] + "".join(x_names), "k" * shift[1] + "".join(y_names)
-    return np.einsum(f"{left},{right}->k{''.join(result)}", np.asarray(x), np.asarray(y), optimize=True)
-
-
-#: primitive -> (params, positions of the dependent operands, *operands) with the dependent ones on a leading axis
-_BATCHED: dict[str, Callable[..., Any]] = {
-    "broadcast_in_dim": _batched(_batched_broadcast),
-    "concatenate": _batched(lambda params, *x: np.concatenate(x, params["dimension"] + 1)),
-    "dot_general": _batched_dot,
-    "pad": _batched(_batched_pad),
-    "reduce_sum": _batched(lambda params, x: x.sum(tuple(axis + 1 for axis in params["axes"]))),
-    "rev": _batched(lambda params, x: np.flip(x, tuple(axis + 1 for axis in params["dimensions"]))),
-    "slice": _batched(_batched_slice),
-    "transpose": _batched(lambda params, x: x.transpose(0, *(axis + 1 for axis in params["permutation"]))),
-}
-
-
-def _in_float64(params: dict[str, Any]) -> dict[str, Any]:
-    changed = dict(params)
-    for name in ("preferred_element_type", "new_dtype", "out_dtype"):
-        if changed.get(name) is not None and jnp.issubdtype(changed[name], jnp.floating):
-            changed[name] = np.dtype(np.float64)
-    return changed
-
-
 def _line(eqn: Any) -> str:
     try:
         from jax._src import source_info_util
@@ -1072,263 +907,3 @@ def _unknown(reason: str, primitive: str, line: str) -> str:
         f"`fn` cannot be bounded: {reason} (`{primitive}` at {line}). "
         "Write that part with affine and elementwise operations, or bound the parts before and after it."
     )
-
-
-# --- Emission ---------------------------------------------------------------------------------------------------------
-
-
-def _below(lin: _Lin) -> list[_Lin]:
-    """What a map is composed of down to the variables, operands first; the map itself last."""
-    order: list[_Lin] = []
-    seen: set[_Lin] = set()
-    stack = [(lin, False)]
-    while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            if node is lin or not node.is_leaf:
-                stack.extend((parent, False) for parent in node.parents)
-    return order
-
-
-def _needed(result: _Lin) -> set[_Lin]:
-    needed: set[_Lin] = set()
-    stack = [result]
-    while stack:
-        lin = stack.pop()
-        if lin in needed:
-            continue
-        needed.add(lin)
-        stack.extend(node for node in _below(lin)[:-1] if node.is_leaf)
-    return needed
-
-
-def _affine_step(lin: _Lin, out: int, numbers: dict[_Lin, int]) -> Affine:
-    order = _below(lin)
-    sources = [node for node in order[:-1] if node.is_leaf]
-    operators = [(numbers[source], _operator(order, source)) for source in sources]
-    # A variable may cancel, such as the maximum that softmax subtracts.
-    terms = tuple(term for term in operators if not _is_zero(term[1])) or tuple(operators[:1])
-    values: dict[_Lin, Any] = {}
-    for node in order:
-        if node.is_leaf and node is not lin:
-            values[node] = np.zeros(node.shape)
-        else:
-            arrays = (values[parent].reshape(1, *parent.shape) for parent in node.parents)
-            with np.errstate(all="ignore"):  # weights that are not finite are refused by the engine
-                values[node] = node.on_host("affine", *arrays)
-    offset = np.asarray(values[lin], np.float64).reshape(-1)
-    return Affine(out, terms, lin.size, offset if offset.any() else None)
-
-
-def _used(steps: list[Step], output: int) -> tuple[Step, ...]:
-    """Without what turned out to cancel."""
-    needed, kept = {output}, []
-    for step in reversed(steps):
-        if step.out in needed:
-            kept.append(step)
-            needed.update(step.sources, getattr(step, "reads", ()))
-    return tuple(reversed(kept))
-
-
-def _is_zero(operator: Any) -> bool:
-    return isinstance(operator, Diagonal) and not operator.d.any()
-
-
-def _operator(order: list[_Lin], source: _Lin) -> Any:
-    """The derivative d lin / d source as an operator."""
-    lin = order[-1]
-    diagonal = _diagonal(order, source)
-    if diagonal is not None:
-        if np.ndim(diagonal) == 0:
-            diagonal = np.full(source.size, float(diagonal))
-        return Identity(source.size) if (diagonal == 1).all() else Diagonal(np.asarray(diagonal, np.float64))
-    shape = (lin.size, source.size)
-
-    def product(mode: str) -> Callable[[Any], Any]:
-        return lambda v: _pushed(order, source, v, mode)
-
-    forward = product("linear")
-    widest = max(node.size for node in order)
-    if lin.size * source.size <= _WRITTEN and widest * source.size <= 4 * _WRITTEN:
-        return Dense(np.ascontiguousarray(_columns(order, source).T))
-    backward = jax.linear_transpose(forward, jax.ShapeDtypeStruct((source.size,), np.float64))
-    if lin.size * source.size <= _WRITTEN:
-        return Dense(np.asarray(jax.vmap(lambda u: backward(u)[0])(np.eye(lin.size))))
-    absolute = product("absolute")
-
-    def norm_bound() -> float:
-        with jax.enable_x64(True):
-            back = jax.linear_transpose(absolute, jax.ShapeDtypeStruct((source.size,), np.float64))
-            rows = float(jnp.max(absolute(jnp.ones(source.size))))
-            columns = float(jnp.max(back(jnp.ones(lin.size))[0]))
-        return math.sqrt(rows * columns) * (1 + 1e-12)
-
-    return Linear(forward, lambda u: backward(u)[0], shape, norm_bound, absolute)
-
-
-def _diagonal(order: list[_Lin], source: _Lin) -> Any:
-    """The diagonal of d lin / d source if every step between works entry by entry, else None."""
-    found: dict[_Lin, Any] = {source: 1.0}
-    for node in order:
-        if node is source or (node.is_leaf and node is not order[-1]):
-            continue
-        touching = [i for i, parent in enumerate(node.parents) if parent in found]
-        if not touching:
-            continue
-        if node.coefficients is None:
-            return None
-        found[node] = sum(np.asarray(node.coefficients[i]) * found[node.parents[i]] for i in touching)
-    return found[order[-1]]
-
-
-def _pushed(order: list[_Lin], source: _Lin, v: Any, mode: str) -> Any:
-    found: dict[_Lin, Any] = {source: jnp.reshape(v, source.shape)}
-    for node in order:
-        if node is source or (node.is_leaf and node is not order[-1]):
-            continue
-        if any(parent in found for parent in node.parents):
-            arrays = [
-                found[parent].reshape(parent.shape) if parent in found else jnp.zeros(parent.shape)
-                for parent in node.parents
-            ]
-            assert node.fn is not None
-            found[node] = node.fn(mode, *arrays)
-    return found[order[-1]].reshape(-1)
-
-
-def _columns(order: list[_Lin], source: _Lin) -> Float[np.ndarray, "in out"]:
-    """The transpose of d lin / d source."""
-    k = source.size
-    found: dict[_Lin, Any] = {source: np.eye(k).reshape(k, *source.shape)}
-    for node in order:
-        if node is source or (node.is_leaf and node is not order[-1]):
-            continue
-        if any(parent in found for parent in node.parents):
-            arrays = [
-                found[parent].reshape(k, *parent.shape) if parent in found else np.zeros((k, *parent.shape))
-                for parent in node.parents
-            ]
-            found[node] = node.on_host("linear", *arrays)
-    return np.asarray(found[order[-1]], np.float64).reshape(k, -1)
-
-
-def _elementwise_step(lin: _Lin, out: int, numbers: dict[_Lin, int]) -> Elementwise:
-    expr, source = lin.data, numbers[lin.parents[0]]
-
-    def slopes(intervals: Any) -> Any:
-        lower, upper = intervals[source]
-        whole = _slopes.slope_range(expr)
-        found = _slopes.slope_range(expr, lower, upper)
-        return np.maximum(whole.lower, found.lower), np.minimum(whole.upper, found.upper)
-
-    return Elementwise(
-        out,
-        source,
-        slopes,
-        lin.size,
-        value=lambda values: _formula.evaluate(expr, values[source]),
-        range=lambda intervals: _slopes.value_range(expr, *intervals[source]),
-    )
-
-
-def _softmax_step(lin: _Lin, out: int, numbers: dict[_Lin, int]) -> Elementwise:
-    positions = lin.data
-    x = numbers[lin.parents[-1]]
-
-    def slopes(intervals: Any) -> Any:
-        return _softmax_range(positions, *intervals[x])
-
-    if lin.kind == "softmax":
-        source = numbers[lin.parents[0]]
-        return Elementwise(
-            out,
-            source,
-            slopes,
-            lin.size,
-            value=lambda values: np.exp(values[source]),
-            range=slopes,
-            reads=(x,),
-        )
-
-    def of_sums(sums: np.ndarray) -> np.ndarray:
-        spread = np.zeros(lin.size)  # the first of each sum stands for all
-        spread[positions[:, 0]] = sums
-        return spread
-
-    def bounds(intervals: Any) -> Any:
-        lower, upper = (scipy.special.logsumexp(end[positions], axis=1) for end in intervals[x])
-        slack = 1e-15 * (positions.shape[1] + 16)
-        lower, upper = lower - slack * (1 + np.abs(lower)), upper + slack * (1 + np.abs(upper))
-        lower, upper = np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper)
-        return of_sums(lower), of_sums(upper)
-
-    return Elementwise(
-        out,
-        x,
-        slopes,
-        lin.size,
-        value=lambda values: of_sums(scipy.special.logsumexp(values[x][positions], axis=1)),
-        range=bounds,
-        is_function=False,
-    )
-
-
-def _softmax_range(
-    positions: np.ndarray, lower: np.ndarray, upper: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """1 / (1 + sum_{j != i} exp(x_j - x_i)) is largest where x_i is and the others are least."""
-    low, high = lower[positions], upper[positions]
-    least, most = np.zeros(lower.size), np.ones(lower.size)
-    slack = 1e-15 * (positions.shape[1] + 16)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for i in range(positions.shape[1]):
-            others = np.arange(positions.shape[1]) != i
-            above = np.exp(high[:, others] - low[:, i : i + 1]).sum(1)
-            below = np.exp(low[:, others] - high[:, i : i + 1]).sum(1)
-            # exp rounds its argument as well: relatively by the argument's size
-            size = 1e-15 * np.abs(np.where(np.isfinite(high - low), high, 0)).max(1, initial=0.0)
-            least[positions[:, i]] = (1 - slack - size) / (1 + above)
-            most[positions[:, i]] = (1 + slack + size) / (1 + below)
-    least = np.where(np.isnan(least), 0.0, np.clip(least, 0, 1))
-    return least, np.where(np.isnan(most), 1.0, np.clip(most, least, 1))
-
-
-def _product_steps(lin: _Lin, fresh: Iterable[int], numbers: dict[_Lin, int]) -> tuple[list[Step], int]:
-    x, y = (numbers[parent] for parent in lin.parents)
-    p, q, out = itertools.islice(fresh, 3)
-    size, zero = lin.size, np.zeros(lin.size)
-
-    def range_of(intervals: Any) -> Any:
-        (a, b), (c, d) = intervals[x], intervals[y]
-        with np.errstate(invalid="ignore", over="ignore"):
-            products = np.stack([a * c, a * d, b * c, b * d])
-        lower, upper = products.min(0), products.max(0)
-        unknown = np.isnan(products).any(0)
-        lower, upper = np.where(unknown, -np.inf, lower), np.where(unknown, np.inf, upper)
-        return np.nextafter(lower, -np.inf), np.nextafter(upper, np.inf)
-
-    first = Elementwise(
-        p,
-        x,
-        lambda intervals: intervals[y],
-        size,
-        value=lambda values: values[x] * values[y],
-        range=range_of,
-        is_function=False,
-        reads=(y,),
-    )
-    second = Elementwise(
-        q,
-        y,
-        lambda intervals: intervals[x],
-        size,
-        value=lambda values: zero,
-        range=lambda intervals: (zero, zero),
-        is_function=False,
-        reads=(x,),
-    )
-    return [first, second, Affine(out, ((p, Identity(size)), (q, Identity(size))), size)], out

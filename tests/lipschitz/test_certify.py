@@ -177,8 +177,8 @@ def test_no_pair_of_inputs_exceeds_the_certificate(name):
 def test_an_equinox_model_is_certified():
     eqx = pytest.importorskip("equinox")
     model = eqx.nn.MLP(4, 2, 8, 2, activation=jax.nn.softplus, key=jax.random.key(0))
-    certificate = certify(lambda x: model(x), jnp.zeros(4), num_steps=20)
-    assert 0.3 * certificate.value < attacker(model, (4,))() <= certificate.value
+    certificate = certify(lambda x: model(x), jnp.zeros(4))
+    assert 0.1 * certificate.value < attacker(model, (4,))() <= certificate.value
 
 
 def test_a_network_of_traced_depth_is_certified_as_its_static_twin():

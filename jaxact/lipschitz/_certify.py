@@ -1,0 +1,156 @@
+"""Certificates for any JAX function: an upper bound on its Lipschitz constant, everywhere or within a region."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Float
+
+from jaxact.lipschitz._ellipsoid import bound
+from jaxact.lipschitz._program import Ball, Box, Certificate, Region, evaluate
+from jaxact.lipschitz._walk import Lowered, lower
+
+
+def certify(
+    fn: Callable[[Any], Any],
+    example: Float[ArrayLike, "*input"],
+    *,
+    norm: int = 2,
+    region: Region | None = None,
+    num_steps: int = 0,
+    seconds: float | None = None,
+    tolerance: float | None = None,
+    memory_limit: int = 2048,
+) -> Certificate:
+    """Bound the Lipschitz constant of a JAX function from above.
+
+        ||fn(x') - fn(x)||_2 <= value ||x' - x||_2    for all x, x', or all within `region`
+
+    The function is traced and its jaxpr walked: what does not depend on the input is computed, runs of affine
+    operations are composed into one operator, and every elementwise subgraph of one variable, such as
+    x * sigmoid(x), becomes one function, whose slopes are bounded from its formula alone, over the whole line or over
+    the values that the region allows. The ellipsoid engine then carries a bound through the resulting program; see
+    `jaxact.lipschitz._ellipsoid.bound`. A certified upper bound under the certificate's `assumptions`: it is
+    computed in float64 with rounding accounted for, and is about `fn` in exact arithmetic, not about the rounding that
+    `fn` itself does when it runs.
+
+    Understood are: dense layers, convolutions, anything that adds, moves or repeats entries, norms at inference,
+    means and maxima, pooling, scan, and loops whose trip count does not depend on the input, jit, remat, custom
+    derivatives. Within a region also products of variables, and with them softmax, attention and layer norms.
+
+    Args:
+        fn: JAX function of ONE input, closed over its parameters (`lambda x: model(x)`, or
+            `lambda x: model.apply(params, x)`); returns an array or a pytree of arrays, taken as one vector.
+            Normalisation layers must be in inference mode.
+        example: an input, or any array of its shape. A batch axis should be of length 1: a batch is one vector.
+        norm: 2, the only one there is.
+        region: a `Ball` or `Box` of the input's shape; None for all inputs. As it shrinks, the bound tends to the
+            norm of the Jacobian.
+        num_steps: refinement steps of the engine; 0 leaves its closed form.
+        seconds: stop refining after so long.
+        tolerance: stop refining when 20 steps have lowered log K by less.
+        memory_limit: the largest number of hidden values that the engine holds jointly; beyond, it goes on with norms.
+
+    Returns:
+        A `Certificate`.
+
+    Raises:
+        TypeError: `example` is not real floating-point, or `fn` is not callable.
+        ValueError: `norm` is not 2; `region` is not of the input's shape; the function has a part that cannot be
+            bounded, which is named with its source line; weights are not finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> certificate = certify(lambda x: jax.nn.silu(3 * x), jnp.zeros(2))
+        >>> round(certificate.value, 4)
+        3.2995
+        >>> round(certify(jnp.square, jnp.zeros(1), region=Ball(jnp.ones(1), 0.5)).value, 4)
+        3.0
+    """
+    started = time.perf_counter()
+    _check(fn, example, norm, region)
+    lowered = lower(fn, example)
+    if region is None and lowered.restricted is not None:
+        raise ValueError(lowered.restricted)
+    _check_translation(fn, lowered, example, region)
+    with jax.enable_x64(True):
+        found = bound(
+            lowered.program,
+            region=region,
+            num_steps=num_steps,
+            seconds=seconds,
+            tolerance=tolerance,
+            memory_limit=memory_limit,
+        )
+        if region is not None and lowered.restricted is None and num_steps > 0:
+            # What holds everywhere holds there as well, and intervals of a large region may be worth nothing. The
+            # engine itself compares with the closed form only.
+            everywhere = bound(
+                lowered.program,
+                num_steps=num_steps,
+                seconds=seconds,
+                tolerance=tolerance,
+                memory_limit=memory_limit,
+            )
+            if everywhere.log10 < found.log10:
+                found = replace(everywhere, region=region, method=f"{everywhere.method}, over all inputs")
+    return replace(
+        found, assumptions=(*lowered.assumptions, *found.assumptions), seconds=time.perf_counter() - started
+    )
+
+
+def _check_translation(
+    fn: Callable[[Any], Any], lowered: Lowered, example: Any, region: Region | None
+) -> None:
+    """Run the program beside the function: a slip of the walk must not become a certificate."""
+    if isinstance(region, Ball):
+        point = region.center
+    elif isinstance(region, Box):
+        point = region.lower / 2 + region.upper / 2
+    else:
+        point = np.cos(np.arange(np.size(example), dtype=np.float64))
+    point = point.reshape(np.shape(example))
+    with jax.enable_x64(True):
+        x = jnp.asarray(point, np.float64 if lowered.exact else jnp.result_type(example))
+        # Compiling at once is quicker for most; for a long chain of layers, one operation after the other is.
+        outputs = fn(x) if lowered.num_equations > 60 else jax.jit(lambda x: fn(x))(x)
+        leaves = [np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(outputs)]
+    leaves = [leaf for leaf, depends in zip(leaves, lowered.depends, strict=True) if depends]
+    if not leaves:
+        return
+    theirs, ours = np.concatenate(leaves), evaluate(lowered.program, x)
+    scale = np.max(np.abs(theirs))
+    if np.isfinite(scale) and not np.max(np.abs(theirs - ours)) <= (1e-6 if lowered.exact else 1e-2) * scale:
+        raise ValueError(
+            "`fn` could not be translated: what was made of its jaxpr gives other outputs than fn itself, by "
+            f"{np.max(np.abs(theirs - ours)):g} where the largest is {scale:g}. Does it depend on a state or on "
+            "chance? If not, please report it."
+        )
+
+
+def _check(fn: Any, example: Any, norm: Any, region: Any) -> None:
+    if not callable(fn):
+        raise TypeError(f"`fn` must be a function of one array, got {fn!r}.")
+    if norm != 2:
+        raise ValueError(
+            f"`norm` must be 2, got {norm!r}. Bounds in other norms follow from norm equivalence."
+        )
+    example = jnp.asarray(example)
+    if not jnp.issubdtype(example.dtype, jnp.floating):
+        raise TypeError(
+            f"`example` must be real floating-point, got dtype {example.dtype}. Use .astype(jnp.float32)."
+        )
+    if example.size == 0:
+        raise ValueError(f"`example` must not be empty, got shape {example.shape}.")
+    if region is not None:
+        if not isinstance(region, Ball | Box):
+            raise ValueError(f"`region` must be a Ball, a Box or None, got {region!r}.")
+        given = region.center.shape if isinstance(region, Ball) else region.lower.shape
+        if given != example.shape:
+            raise ValueError(f"`region` must have the input's shape {example.shape}, got {given}.")

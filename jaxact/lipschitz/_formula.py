@@ -1,0 +1,644 @@
+"""Formulas of one real variable: small graphs of elementwise primitives, built from a jaxpr and simplified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import jax
+import numpy as np
+import scipy.special
+
+
+class UnsupportedError(ValueError):
+    """A primitive that is no elementwise function of one variable, or one whose derivatives are not known here."""
+
+
+class _Constants:
+    """An array of one constant for each entry of the variable, hashable by content."""
+
+    def __init__(self, values: np.ndarray):
+        self.values = values
+        self._bytes = values.tobytes()
+        self._hash = hash(self._bytes)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constants) and self._bytes == other._bytes
+
+
+class Expr:
+    """A node of a formula; equal nodes are one object, so that x - x is seen to be 0.
+
+    Attributes:
+        op: what it computes from `args`.
+        args: its operands.
+        param: a constant of the operation.
+        affine: (a, b) if the node is a x + b with a and b floats or arrays [size]; a constant has a = 0.
+        is_bool: whether it is a predicate.
+    """
+
+    __slots__ = ("__weakref__", "affine", "args", "is_bool", "op", "param")
+
+    def __init__(self, op: str, args: tuple[Expr, ...], param: Any, affine: Any, is_bool: bool):
+        self.op, self.args, self.param, self.affine, self.is_bool = op, args, param, affine, is_bool
+
+    @property
+    def is_constant(self) -> bool:
+        return self.op == "const"
+
+    @property
+    def value(self) -> Any:
+        """The float, bool or array [size] of a constant."""
+        return _unwrap(self.param)
+
+    def __repr__(self) -> str:
+        return f"{self.op}({', '.join(map(repr, self.args))})" if self.args else self.op
+
+
+_NODES: WeakValueDictionary[Any, Expr] = WeakValueDictionary()
+
+
+def variable() -> Expr:
+    """The formula x."""
+    return _node("var", (), None, affine=(1.0, 0.0))
+
+
+def constant(value: Any) -> Expr:
+    """A constant: a scalar, or an array [size] with one for each entry of the variable."""
+    values = np.asarray(value)
+    is_bool = values.dtype == np.bool_
+    values = values if is_bool else values.astype(np.float64)
+    if values.size and (values == values.reshape(-1)[0]).all():
+        scalar = values.reshape(-1)[0].item()
+        return _node("const", (), scalar, affine=(0.0, scalar), is_bool=is_bool, key=(scalar, is_bool))
+    wrapped = _Constants(values.reshape(-1))
+    return _node("const", (), wrapped, affine=(0.0, wrapped.values), is_bool=is_bool)
+
+
+def apply(primitive: str, args: Sequence[Expr], params: dict[str, Any] | None = None) -> Expr:
+    """Apply a jax primitive to formulas of the same variable.
+
+    Raises:
+        UnsupportedError: the primitive is not elementwise or not known here.
+    """
+    params = params or {}
+    builder = _BUILDERS.get(primitive)
+    if builder is None:
+        raise UnsupportedError(f"the slope of `{primitive}` is not known")
+    with np.errstate(all="ignore"):
+        return builder(params, *args)
+
+
+def compose(outer: Expr, inner: Expr) -> Expr:
+    """outer(inner(x))."""
+    done: dict[int, Expr] = {}
+    for node in nodes(outer):
+        if node.op == "var":
+            done[id(node)] = inner
+        elif node.op == "affine":
+            a, b = node.affine
+            done[id(node)] = _add({}, _mul({}, constant(a), inner), constant(b))
+        elif node.is_constant:
+            done[id(node)] = node
+        else:
+            done[id(node)] = _REBUILD[node.op](node.param, *(done[id(arg)] for arg in node.args))
+    return done[id(outer)]
+
+
+def reindex(expr: Expr, index: Callable[[np.ndarray], np.ndarray]) -> Expr:
+    """Send the constants that differ between entries through `index`, a map of arrays [size]."""
+    done: dict[int, Expr] = {}
+    for node in nodes(expr):
+        if node.is_constant:
+            done[id(node)] = constant(index(node.value)) if isinstance(node.param, _Constants) else node
+        elif node.op == "affine":
+            a, b = (index(c) if isinstance(c, np.ndarray) else c for c in node.affine)
+            done[id(node)] = _affine(a, b)
+        elif node.op == "var":
+            done[id(node)] = node
+        else:
+            done[id(node)] = _REBUILD[node.op](node.param, *(done[id(arg)] for arg in node.args))
+    return done[id(expr)]
+
+
+def from_function(fn: Callable[[Any], Any]) -> Expr:
+    """The formula of a function that works entry by entry, traced in float64.
+
+    Raises:
+        UnsupportedError: it uses a primitive that is not elementwise or not known here.
+    """
+    with jax.enable_x64(True):
+        closed = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct((), np.float64))
+    (result,) = _from_jaxpr(closed.jaxpr, [constant(np.asarray(c)) for c in closed.consts], [variable()])
+    return result
+
+
+def evaluate(expr: Expr, x: Any) -> np.ndarray:
+    """f(x) in float64 for x [size] or any shape that the constants broadcast against."""
+    x = np.asarray(x, np.float64)
+    done: dict[int, Any] = {}
+    with np.errstate(all="ignore"):
+        for node in nodes(expr):
+            done[id(node)] = evaluate_node(node, x, [done[id(arg)] for arg in node.args])
+    return np.broadcast_to(np.asarray(done[id(expr)], np.float64), x.shape)
+
+
+# --- Building ---------------------------------------------------------------------------------------------------------
+
+
+def _node(op: str, args: tuple[Expr, ...], param: Any, *, affine=None, is_bool=False, key=None) -> Expr:
+    identity = (op, tuple(map(id, args)), param if key is None else key)
+    found = _NODES.get(identity)
+    if found is None:
+        found = Expr(op, args, param, affine, is_bool)
+        _NODES[identity] = found
+    return found
+
+
+def _wrap(values: Any) -> Any:
+    return _Constants(values) if isinstance(values, np.ndarray) else float(values)
+
+
+def _unwrap(param: Any) -> Any:
+    return param.values if isinstance(param, _Constants) else param
+
+
+def _uniform(values: Any) -> Any:
+    """A float if all entries are equal."""
+    if isinstance(values, np.ndarray) and values.size and (values == values[0]).all():
+        return float(values[0])
+    return values
+
+
+def _affine(a: Any, b: Any) -> Expr:
+    a, b = _uniform(a), _uniform(b)
+    if isinstance(a, float) and a == 0:
+        return constant(b)
+    if isinstance(a, float) and isinstance(b, float) and a == 1 and b == 0:
+        return variable()
+    return _node("affine", (), (_wrap(a), _wrap(b)), affine=(a, b))
+
+
+def _add(_: Any, u: Expr, v: Expr) -> Expr:
+    if u.affine is not None and v.affine is not None:
+        return _affine(u.affine[0] + v.affine[0], u.affine[1] + v.affine[1])
+    if u.is_constant and not isinstance(u.param, _Constants) and u.param == 0:
+        return v
+    if v.is_constant and not isinstance(v.param, _Constants) and v.param == 0:
+        return u
+    for s, t in ((u, v), (v, u)):  # u + (-1) u, which interval arithmetic would not see to be 0
+        if t.op == "mul" and t.args[0].is_constant and t.args[0].param == -1 and t.args[1] is s:
+            return constant(0.0)
+    return _node("add", (u, v), None)
+
+
+def _neg(_: Any, u: Expr) -> Expr:
+    return _mul({}, constant(-1.0), u)
+
+
+def _sub(_: Any, u: Expr, v: Expr) -> Expr:
+    return constant(0.0) if u is v else _add({}, u, _neg({}, v))
+
+
+def _mul(_: Any, u: Expr, v: Expr) -> Expr:
+    if v.is_constant:
+        u, v = v, u
+    if u.is_constant:
+        if v.affine is not None:
+            return _affine(u.value * v.affine[0], u.value * v.affine[1])
+        if not isinstance(u.param, _Constants):
+            if u.param == 0:
+                return constant(0.0)
+            if u.param == 1:
+                return v
+        if v.op == "mul" and v.args[0].is_constant:
+            return _mul({}, constant(u.value * v.args[0].value), v.args[1])
+        return _node("mul", (u, v), None)
+    if u is v:
+        return _power({"y": 2}, u)
+    return _node("mul", (u, v), None)
+
+
+def _div(_: Any, u: Expr, v: Expr) -> Expr:
+    if v.is_constant:
+        # a product with 1 / v, rounded once more: covered by the final widening
+        return _mul({}, constant(1.0 / np.asarray(v.value)), u)
+    return _mul({}, u, _power({"y": -1}, v))
+
+
+def _power(params: Any, u: Expr) -> Expr:
+    y = params["y"]
+    if y == 0:
+        return constant(1.0)
+    if y == 1:
+        return u
+    if u.is_constant:
+        return constant(np.asarray(u.value, np.float64) ** y)
+    if y == 2 and u.op in ("sin", "cos"):  # (1 -+ cos 2t) / 2, one wave instead of a product of two
+        wave = _special("cos")({}, _mul({}, constant(2.0), u.args[0]))
+        return _add({}, _mul({}, constant(-0.5 if u.op == "sin" else 0.5), wave), constant(0.5))
+    return _node("integer_pow", (u,), int(y))
+
+
+def _pow(_: Any, u: Expr, v: Expr) -> Expr:
+    if v.is_constant and not isinstance(v.param, _Constants):
+        y = float(v.param)
+        if y == int(y) and abs(y) < 64:
+            return _power({"y": int(y)}, u)
+        if u.is_constant:
+            return constant(np.power(u.value, y))
+        return _node("pow", (u,), y)
+    if u.is_constant:
+        return _unary("exp")({}, _mul({}, constant(np.log(u.value)), v))
+    raise UnsupportedError("the slope of `pow` is known for one constant operand only")
+
+
+def _unary(name: str) -> Callable[..., Expr]:
+    def build(_: Any, u: Expr) -> Expr:
+        if u.is_constant:
+            return constant(UNARY[name].fn(np.asarray(u.value, np.float64)))
+        if name == "sqrt":
+            return _as_hypot(u) or _node(name, (u,), None)
+        if name in ("log", "log1p"):
+            return _as_softplus(u, name) or _node(name, (u,), None)
+        return _node(name, (u,), None)
+
+    return build
+
+
+def _as_hypot(u: Expr) -> Expr | None:
+    """sqrt(k t^2 + c) = sqrt(c) hypot(1, t sqrt(k / c)): its slope is monotone, which intervals do not see."""
+    if u.op != "add":
+        return None
+    for square, c in (u.args, u.args[::-1]):
+        k = 1.0
+        if square.op == "mul" and square.args[0].is_constant:
+            k, square = square.args[0].param, square.args[1]
+        if (
+            square.op == "integer_pow"
+            and square.param == 2
+            and c.is_constant
+            and all(isinstance(p, float) and p > 0 for p in (k, c.param))
+        ):
+            inner = _mul({}, constant(math.sqrt(k / c.param)), square.args[0])
+            return _mul({}, constant(math.sqrt(c.param)), _unary("hypot1")({}, inner))
+    return None
+
+
+def _as_softplus(u: Expr, name: str) -> Expr | None:
+    """log(1 + exp(t)), which would overflow."""
+    if name == "log1p" and u.op == "exp":
+        return _unary("softplus")({}, u.args[0])
+    if name == "log" and u.op == "add":
+        for one, power in (u.args, u.args[::-1]):
+            if one.is_constant and isinstance(one.param, float) and one.param == 1 and power.op == "exp":
+                return _unary("softplus")({}, power.args[0])
+    return None
+
+
+def _special(name: str) -> Callable[..., Expr]:
+    def build(_: Any, u: Expr) -> Expr:
+        if u.is_constant:
+            return constant(SPECIAL[name](u.value))
+        return _node(name, (u,), None)
+
+    return build
+
+
+def _larger(name: str) -> Callable[..., Expr]:
+    def build(_: Any, u: Expr, v: Expr) -> Expr:
+        if u is v:
+            return u
+        if u.is_constant and v.is_constant:
+            return constant(getattr(np, name)(u.value, v.value))
+        if u.is_constant:
+            u, v = v, u
+        return _node(name, (u, v), None)
+
+    return build
+
+
+def _clamp(_: Any, low: Expr, u: Expr, high: Expr) -> Expr:
+    return _larger("minimum")({}, _larger("maximum")({}, u, low), high)
+
+
+def _compare(name: str) -> Callable[..., Expr]:
+    def build(_: Any, u: Expr, v: Expr) -> Expr:
+        if u is v:
+            return constant(name in ("le", "ge", "eq"))
+        if u.is_constant and v.is_constant:
+            return constant(COMPARE[name](u.value, v.value))
+        if u.is_bool or v.is_bool:
+            raise UnsupportedError(f"`{name}` of predicates is not known")
+        return _node(name, (u, v), None, is_bool=True)
+
+    return build
+
+
+def _logic(name: str) -> Callable[..., Expr]:
+    def build(_: Any, *args: Expr) -> Expr:
+        if not all(arg.is_bool for arg in args):
+            raise UnsupportedError(f"`{name}` of integers is not known")
+        if all(arg.is_constant for arg in args):
+            return constant(LOGIC[name](*(np.asarray(arg.value) for arg in args)))
+        return _node(name, args, None, is_bool=True)
+
+    return build
+
+
+def _select(_: Any, which: Expr, *cases: Expr) -> Expr:
+    if not which.is_bool:
+        raise UnsupportedError("`select_n` among more than two cases is not known")
+    if all(case is cases[0] for case in cases):
+        return cases[0]
+    if which.is_constant and not isinstance(which.param, _Constants):
+        return cases[bool(which.param)]
+    if cases[0].is_bool:
+        raise UnsupportedError("`select_n` among predicates is not known")
+    return _node("select_n", (which, *cases), None)
+
+
+def _convert(params: Any, u: Expr) -> Expr:
+    dtype = np.dtype(params.get("new_dtype", np.float64))
+    if dtype == np.bool_:
+        return u if u.is_bool else _compare("ne")({}, u, constant(0.0))
+    if u.is_bool:
+        return _select({}, u, constant(0.0), constant(1.0))
+    if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+        raise UnsupportedError("the rounding of `convert_element_type` to integers has no slope")
+    return u
+
+
+def _same(_: Any, u: Expr) -> Expr:
+    return u
+
+
+def _finite(_: Any, u: Expr) -> Expr:
+    return constant(True)
+
+
+# --- Tracing ----------------------------------------------------------------------------------------------------------
+
+
+def sub_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+    """The body of an equation that merely calls one (jit, custom_jvp, remat ...), with its constants."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        inner = eqn.params.get(name)
+        if inner is not None:
+            return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+    return None
+
+
+def _from_jaxpr(jaxpr: Any, consts: Sequence[Expr], args: Sequence[Expr]) -> list[Expr]:
+    env: dict[Any, Expr] = dict(zip(jaxpr.constvars, consts, strict=True))
+    env |= dict(zip(jaxpr.invars, args, strict=True))
+
+    def read(atom: Any) -> Expr:
+        return constant(np.asarray(atom.val)) if hasattr(atom, "val") else env[atom]
+
+    for eqn in jaxpr.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        name = eqn.primitive.name
+        inner = sub_jaxpr(eqn)
+        if name in _BUILDERS:
+            results = [apply(name, operands, eqn.params)]
+        elif name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
+            results = [operands[0]]
+        elif inner is not None and name not in ("scan", "while", "cond"):
+            results = _from_jaxpr(inner[0], [constant(np.asarray(c)) for c in inner[1]], operands)
+        else:
+            raise UnsupportedError(f"the slope of `{name}` is not known")
+        env |= dict(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+# --- Primitives and the ranges of their derivatives -------------------------------------------------------------------
+
+
+class _Curve(NamedTuple):
+    """f, f', f'' with the points between which each is monotone."""
+
+    fn: Callable[[np.ndarray], np.ndarray]
+    slope: Callable[[np.ndarray], np.ndarray]
+    bend: Callable[[np.ndarray], np.ndarray]
+    turns: tuple[float, ...] = ()
+    slope_turns: tuple[float, ...] = ()
+    bend_turns: tuple[float, ...] = ()
+    least: float = -math.inf  # of the domain
+
+
+def _logistic_slope(x):
+    e = np.exp(-np.abs(x))
+    return e / np.square(1 + e)
+
+
+def _tanh_slope(x):
+    return 4 * _logistic_slope(2 * np.asarray(x))
+
+
+def _erf_slope(x):
+    return 2 / math.sqrt(math.pi) * np.exp(-np.square(x))
+
+
+def _hypot1(x):
+    return np.hypot(1.0, x)
+
+
+UNARY: dict[str, _Curve] = {
+    "exp": _Curve(np.exp, np.exp, np.exp),
+    "log": _Curve(np.log, lambda x: 1 / x, lambda x: -1 / x / x, least=0.0),
+    "log1p": _Curve(np.log1p, lambda x: 1 / (1 + x), lambda x: -1 / (1 + x) / (1 + x), least=-1.0),
+    "expm1": _Curve(np.expm1, np.exp, np.exp),
+    "logistic": _Curve(
+        scipy.special.expit,
+        _logistic_slope,
+        lambda x: -_logistic_slope(x) * np.tanh(x / 2),
+        slope_turns=(0.0,),
+        bend_turns=(-math.log(2 + math.sqrt(3)), math.log(2 + math.sqrt(3))),
+    ),
+    "tanh": _Curve(
+        np.tanh,
+        _tanh_slope,
+        lambda x: -2 * np.tanh(x) * _tanh_slope(x),
+        slope_turns=(0.0,),
+        bend_turns=(-math.atanh(1 / math.sqrt(3)), math.atanh(1 / math.sqrt(3))),
+    ),
+    "erf": _Curve(
+        scipy.special.erf,
+        _erf_slope,
+        lambda x: -2 * x * _erf_slope(x),
+        slope_turns=(0.0,),
+        bend_turns=(-math.sqrt(0.5), math.sqrt(0.5)),
+    ),
+    "erfc": _Curve(
+        scipy.special.erfc,
+        lambda x: -_erf_slope(x),
+        lambda x: 2 * x * _erf_slope(x),
+        slope_turns=(0.0,),
+        bend_turns=(-math.sqrt(0.5), math.sqrt(0.5)),
+    ),
+    "atan": _Curve(
+        np.arctan,
+        lambda x: (1 / _hypot1(x)) ** 2,
+        lambda x: -2 * (x / _hypot1(x)) * (1 / _hypot1(x)) ** 3,
+        slope_turns=(0.0,),
+        bend_turns=(-1 / math.sqrt(3), 1 / math.sqrt(3)),
+    ),
+    "asinh": _Curve(
+        np.arcsinh,
+        lambda x: 1 / _hypot1(x),
+        lambda x: -(x / _hypot1(x)) * (1 / _hypot1(x)) ** 2,
+        slope_turns=(0.0,),
+        bend_turns=(-math.sqrt(0.5), math.sqrt(0.5)),
+    ),
+    "hypot1": _Curve(
+        _hypot1,
+        lambda x: x / _hypot1(x),
+        lambda x: (1 / _hypot1(x)) ** 3,
+        turns=(0.0,),
+        bend_turns=(0.0,),
+    ),
+    "softplus": _Curve(
+        lambda x: np.logaddexp(0.0, x),
+        scipy.special.expit,
+        _logistic_slope,
+        bend_turns=(0.0,),
+    ),
+    "sinh": _Curve(np.sinh, np.cosh, np.sinh, slope_turns=(0.0,)),
+    "cosh": _Curve(np.cosh, np.sinh, np.cosh, turns=(0.0,), bend_turns=(0.0,)),
+    "sqrt": _Curve(np.sqrt, lambda x: 0.5 / np.sqrt(x), lambda x: -0.25 / (np.sqrt(x) * x), least=0.0),
+    "rsqrt": _Curve(
+        lambda x: 1 / np.sqrt(x),
+        lambda x: -0.5 / (np.sqrt(x) * x),
+        lambda x: 0.75 / (np.sqrt(x) * x * x),
+        least=0.0,
+    ),
+    "cbrt": _Curve(
+        np.cbrt,
+        lambda x: np.where(x == 0, np.inf, 1 / (3 * np.square(np.cbrt(x)))),
+        lambda x: -2 / (9 * np.square(np.cbrt(x)) * x),
+        slope_turns=(0.0,),
+    ),
+}
+
+SPECIAL: dict[str, Callable[[Any], Any]] = {
+    "abs": np.abs,
+    "sign": np.sign,
+    "sin": np.sin,
+    "cos": np.cos,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.rint,
+}
+COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
+}
+LOGIC: dict[str, Callable[..., Any]] = {
+    "and": np.logical_and,
+    "or": np.logical_or,
+    "xor": np.logical_xor,
+    "not": np.logical_not,
+}
+_BUILDERS: dict[str, Callable[..., Expr]] = {
+    "add": _add,
+    "add_any": _add,
+    "sub": _sub,
+    "neg": _neg,
+    "mul": _mul,
+    "div": _div,
+    "integer_pow": _power,
+    "square": lambda _, u: _power({"y": 2}, u),
+    "pow": _pow,
+    "exp2": lambda _, u: _unary("exp")({}, _mul({}, constant(math.log(2)), u)),
+    "max": _larger("maximum"),
+    "min": _larger("minimum"),
+    "clamp": _clamp,
+    "select_n": _select,
+    "is_finite": _finite,
+    "convert_element_type": _convert,
+    "reduce_precision": _same,
+    "copy": _same,
+    "copy_p": _same,
+    "stop_gradient": _same,
+    "optimization_barrier": _same,
+    **{name: _unary(name) for name in UNARY},
+    **{name: _special(name) for name in SPECIAL},
+    **{name: _compare(name) for name in COMPARE},
+    **{name: _logic(name) for name in LOGIC},
+}
+del _BUILDERS["hypot1"], _BUILDERS["softplus"]  # no primitives of jax
+ELEMENTWISE = frozenset(_BUILDERS)
+
+#: op -> rebuild the node from its parameter and new operands
+_REBUILD: dict[str, Callable[..., Expr]] = {
+    "add": _add,
+    "mul": _mul,
+    "integer_pow": lambda y, u: _power({"y": y}, u),
+    "pow": lambda y, u: _pow({}, u, constant(y)),
+    "maximum": _larger("maximum"),
+    "minimum": _larger("minimum"),
+    "select_n": _select,
+    **{name: _unary(name) for name in UNARY},
+    **{name: _special(name) for name in SPECIAL},
+    **{name: _compare(name) for name in COMPARE},
+    **{name: _logic(name) for name in LOGIC},
+}
+
+
+def nodes(expr: Expr) -> list[Expr]:
+    """All nodes of a formula, operands before results, each once."""
+    order: list[Expr] = []
+    seen: set[int] = set()
+    stack: list[tuple[Expr, bool]] = [(expr, False)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((arg, False) for arg in node.args)
+    return order
+
+
+def num_entries(expr: Expr) -> int | None:
+    """The number of entries if constants differ between them."""
+    for node in nodes(expr):
+        for each in node.param if isinstance(node.param, tuple) else (node.param,):
+            if isinstance(each, _Constants):
+                return each.values.size
+    return None
+
+
+def evaluate_node(node: Expr, x: np.ndarray, args: list[Any]) -> Any:
+    if node.op == "var":
+        return x
+    if node.op == "affine":
+        return node.affine[0] * x + node.affine[1]
+    if node.op == "const":
+        return node.value
+    if node.op in UNARY:
+        return UNARY[node.op].fn(np.asarray(args[0]))
+    if node.op in SPECIAL:
+        return SPECIAL[node.op](args[0])
+    if node.op in COMPARE:
+        return COMPARE[node.op](*args)
+    if node.op in LOGIC:
+        return LOGIC[node.op](*args)
+    if node.op == "integer_pow":
+        return np.asarray(args[0], np.float64) ** node.param
+    if node.op == "pow":
+        return np.power(args[0], node.param)
+    if node.op == "select_n":
+        return np.where(args[0], args[2], args[1])
+    return {"add": np.add, "mul": np.multiply, "maximum": np.maximum, "minimum": np.minimum}[node.op](*args)

@@ -1,0 +1,289 @@
+from functools import partial
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+
+from jaxact import activations, nn
+from jaxact.lipschitz._certify import certify
+from jaxact.lipschitz._program import Ball, Box
+
+_RNG = np.random.default_rng(0)
+W = [_RNG.normal(size=(6, 6)) / 6**0.5 for _ in range(4)]
+# bent_identity jumps at |x| = 1e10 as it is written; relu_squared has no Lipschitz constant.
+_LIPSCHITZ = [name for name in activations.names() if name not in ("bent_identity", "relu_squared")]
+
+
+def attacker(fn, shape, *, num_pairs=2000, num_climbs=20):
+    """A function of (center, radius): the largest |f(x') - f(x)| / |x' - x| over random pairs, and over those that
+    gradient ascent makes of them."""
+    size = int(np.prod(shape))
+
+    def flat(x):
+        return ravel_pytree(fn(x.reshape(shape)))[0]
+
+    def ratio(pair, center, radius):
+        offsets = pair - center
+        lengths = jnp.linalg.norm(offsets, axis=1, keepdims=True)
+        x, y = center + offsets * jnp.where(lengths > radius, radius / lengths, 1)
+        distance = jnp.linalg.norm(x - y)
+        change = jnp.sqrt(jnp.sum((flat(x) - flat(y)) ** 2) + 1e-300)
+        return jnp.where(distance > 1e-9, change / jnp.where(distance > 1e-9, distance, 1), 0)
+
+    @jax.jit
+    def climb(pairs, center, radius):
+        def step(pairs, length):
+            values, slopes = jax.vmap(jax.value_and_grad(ratio), (0, None, None))(pairs, center, radius)
+            slopes = slopes / (1e-12 + jnp.linalg.norm(slopes, axis=(1, 2), keepdims=True))
+            distances = jnp.linalg.norm(pairs[:, 0] - pairs[:, 1], axis=1)[:, None, None]
+            return pairs + length * distances * slopes, values.max()
+
+        if not num_climbs:
+            return jax.vmap(ratio, (0, None, None))(pairs, center, radius).max()
+        return jax.lax.scan(step, pairs, 0.5 * 0.9 ** jnp.arange(num_climbs))[1].max()
+
+    def attack(center=0.0, radius=np.inf):
+        rng = np.random.default_rng(5)
+        center = np.ravel(np.broadcast_to(center, shape))
+        spread = 2.0 if np.isinf(radius) else radius / size**0.5
+        x = center + spread * rng.normal(size=(num_pairs, size))
+        y = x + 10 ** rng.uniform(-4, 0, size=(num_pairs, 1)) * spread * rng.normal(size=x.shape)
+        with jax.enable_x64(True):
+            return float(climb(np.stack([x, y], 1), center, float(radius)))
+
+    return attack
+
+
+def jacobian_norm(fn, x):
+    with jax.enable_x64(True):
+        return np.linalg.norm(np.asarray(jax.jacfwd(fn)(jnp.asarray(x))).reshape(-1, np.size(x)), 2)
+
+
+@pytest.mark.parametrize("name", _LIPSCHITZ)
+def test_every_activation_is_certified(name):
+    activation = activations.parse(name)
+    first, second, third = W[0], W[1], W[2][:, :2]
+    network = certify(lambda x: activation(activation(x @ first) @ second) @ third, jnp.zeros(6))
+    assert network.certified
+    norms = [np.linalg.norm(w, 2) for w in (first, second, third)]
+    assert network.value <= np.prod(norms) * activation.lipschitz**2 * (1 + 1e-6)
+    # Jacobians at many points, from the stated derivative
+    x = 3 * np.random.default_rng(1).normal(size=(500, 6))
+    both = jax.jit(activation.value_and_slope)
+    with jax.enable_x64(True):
+        y, slope = (np.asarray(part) for part in both(x @ first))
+        _, other = (np.asarray(part) for part in both(y @ second))
+    jacobians = (first[None] * slope[:, None]) @ (second[None] * other[:, None]) @ third
+    assert np.linalg.norm(jacobians, 2, axis=(1, 2)).max() <= network.value
+
+
+@pytest.mark.parametrize("name", ["gelu", "hard_silu", "selu", "gaussian", "abs"])
+def test_one_unit_is_as_steep_as_its_activation(name):
+    steepest = activations.parse(name).lipschitz
+    assert steepest <= certify(activations.parse(name), jnp.zeros(1)).value <= steepest * (1 + 1e-6)
+
+
+def test_a_linear_network_is_the_norm_of_its_matrix():
+    certificate = certify(lambda x: ((x @ W[0] + 1) @ W[1]).reshape(2, 3).T @ W[2][:2], jnp.zeros(6))
+    matrix = np.einsum("iab,ac->ibc", (W[0] @ W[1]).reshape(6, 2, 3), W[2][:2]).reshape(6, -1)
+    expected = np.linalg.norm(matrix, 2)
+    assert expected <= certificate.value <= expected * (1 + 1e-9)
+
+
+def test_batch_norm_between_dense_layers_is_folded():
+    class Folded(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.second = nnx.Linear(6, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+            self.norm = nnx.BatchNorm(8, use_running_average=True, rngs=rngs)
+            self.norm.mean[...] = jnp.linspace(-1, 1, 8)
+            self.norm.var[...] = jnp.linspace(0.1, 3, 8)
+            self.norm.scale[...] = jnp.linspace(-2, 2, 8)
+
+        def __call__(self, x):
+            return self.second(self.norm(self.first(x)))
+
+    model = Folded(nnx.Rngs(0))
+    first, second, scale, var = (
+        np.asarray(p[...], float)
+        for p in (model.first.kernel, model.second.kernel, model.norm.scale, model.norm.var)
+    )
+    expected = np.linalg.norm((first * (scale / np.sqrt(var + 1e-5))) @ second, 2)
+    assert certify(lambda x: model(x), jnp.zeros((1, 6))).value == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_orthogonal_relu_network_is_one_lipschitz():
+    matrices = [np.linalg.qr(w)[0] for w in W]
+
+    def fn(x):
+        for q in matrices:
+            x = jax.nn.relu(x @ q)
+        return x
+
+    assert certify(fn, jnp.zeros(6)).value == pytest.approx(1, abs=1e-9)
+
+
+class LinenNet(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Conv(3, (3, 3), strides=(2, 2))(x)
+        x = linen.gelu(linen.BatchNorm(use_running_average=True)(x))
+        x = linen.max_pool(x, (2, 2), (2, 2)).reshape(x.shape[0], -1)
+        return linen.Dense(2)(linen.silu(linen.Dense(4)(x)))
+
+
+def linen_model():
+    net = LinenNet()
+    params = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    return partial(net.apply, params), (1, 8, 8, 1)
+
+
+def jaxact_model(kind, stage, activation):
+    if kind == "mlp":
+        model = nn.MLP(
+            4, 6, 2, max_depth=4, activation=activation, stage=stage, norm=nnx.BatchNorm, rngs=nnx.Rngs(0)
+        )
+        shape = (1, 4)
+    else:
+        model = nn.ResNet(1, 3, 2, max_depth=2, activation=activation, stage=stage, rngs=nnx.Rngs(0))
+        shape = (1, 4, 4, 1)
+    rng = np.random.default_rng(2)
+    for _, norm in nnx.iter_modules(model):
+        if isinstance(norm, nnx.BatchNorm):
+            norm.mean[...] = jnp.asarray(rng.normal(size=norm.mean.shape), jnp.float32)
+            norm.var[...] = jnp.asarray(rng.uniform(0.5, 2, size=norm.var.shape), jnp.float32)
+    model.eval()
+    return lambda x: model(x), shape
+
+
+MODELS = {
+    "linen": linen_model,
+    "pre-activation": partial(jaxact_model, "cnn", nn.PreAct, activations.relu),
+    "post-activation": partial(jaxact_model, "cnn", nn.PostAct, activations.silu),
+    "dense pre-activation": partial(jaxact_model, "mlp", nn.PreAct, nn.PReLU),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_pair_of_inputs_exceeds_the_certificate(name):
+    fn, shape = MODELS[name]()
+    everywhere = certify(fn, jnp.zeros(shape))
+    center = np.random.default_rng(3).normal(size=shape)
+    within = certify(fn, jnp.zeros(shape), region=Ball(center, 0.1))
+    assert within.value <= everywhere.value
+    attack = attacker(fn, shape, num_climbs=20 if "dense" in name else 0)  # convolutions take long to compile
+    assert 0 < attack() <= everywhere.value
+    assert 0.1 * within.value < attack(center, 0.1) <= within.value
+
+
+def test_an_equinox_model_is_certified():
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.MLP(4, 2, 8, 2, activation=jax.nn.softplus, key=jax.random.key(0))
+    certificate = certify(lambda x: model(x), jnp.zeros(4))
+    assert 0.1 * certificate.value < attacker(model, (4,))() <= certificate.value
+
+
+def test_a_network_of_traced_depth_is_certified_as_its_static_twin():
+    model = nn.MLP(4, 6, 2, max_depth=5, activation=activations.tanh, rngs=nnx.Rngs(0))
+    chosen = activations.select([activations.relu, activations.tanh], 1)
+    static = certify(lambda x: model(x, 3), jnp.zeros((1, 4)))
+    traced = certify(lambda x: model(x, jnp.int32(3), chosen), jnp.zeros((1, 4)))
+    assert traced.value == pytest.approx(static.value, rel=1e-9)
+
+
+def normed(x):
+    h = jnp.tanh(x @ W[0])
+    return ((h - h.mean()) * jax.lax.rsqrt(jnp.var(h) + 1e-2)) @ W[1]
+
+
+def attention(x):
+    q, k, v = (x.reshape(2, 3) @ w[:3, :3] for w in W[:3])
+    return jax.nn.softmax(q @ k.T) @ v
+
+
+LOCAL = {
+    "layer norm": normed,
+    "attention": attention,
+    "square": lambda x: jnp.square(x @ W[0]) @ W[1],
+    "gated": lambda x: jax.nn.sigmoid(x @ W[0]) * (x @ W[1]),
+    "normalised": lambda x: x / jnp.sqrt(1 + jnp.sum(x**2)),
+    "network": lambda x: jax.nn.gelu(jax.nn.gelu(x @ W[0]) @ W[1]) @ W[2],
+    "softmax": lambda x: jax.nn.softmax(jnp.tanh(x @ W[0]) @ W[1]),
+}
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_local_certificate_holds_and_tends_to_the_jacobian(name):
+    fn = LOCAL[name]
+    center = np.random.default_rng(4).normal(size=6)
+    local = partial(certify, fn, jnp.zeros(6))
+    here = jacobian_norm(fn, center)
+    values = [local(region=Ball(center, radius)).value for radius in (1e-7, 0.03, 0.3)]
+    assert here <= values[0] <= here * (1 + 1e-4)
+    assert values == sorted(values)
+    num_climbs = 20 if name in ("layer norm", "attention", "square") else 0
+    assert attacker(fn, (6,), num_climbs=num_climbs)(center, 0.3) <= values[2]
+    half = np.full(6, 0.3 / 6**0.5)
+    box = local(region=Box(center - half, center + half))  # inside the ball
+    assert here <= box.value <= values[2] * 1.5
+    if name in ("network", "softmax"):
+        assert values[2] <= local().value
+        assert local(region=Ball(center, 1e6)).value <= local().value
+    else:
+        with pytest.raises(ValueError, match=r"test_certify\.py:\d+.*region="):
+            local()
+
+
+def test_softmax_and_logsumexp_are_bounded_everywhere():
+    assert 0.5 <= certify(jax.nn.softmax, jnp.zeros(3)).value <= 3
+    # |grad| <= 1; here the two weights are bounded one by one
+    assert 1 <= certify(jax.nn.logsumexp, jnp.zeros(2)).value <= 2**0.5 + 1e-9
+
+
+def test_a_certificate_says_what_it_is():
+    certificate = certify(
+        lambda x: jnp.tanh(x @ W[0]), jnp.zeros(6, jnp.float32), region=Ball(np.zeros(6), 0.5)
+    )
+    assert certificate.certified
+    assert certificate.norm == 2
+    assert certificate.region.radius == 0.5
+    assert any("exact arithmetic" in assumption for assumption in certificate.assumptions)
+    assert certificate.log10 == pytest.approx(np.log10(certificate.value))
+
+
+def test_refinement_lowers_the_bound():
+    fn = lambda x: jax.nn.relu(jax.nn.relu(x @ W[0]) @ W[1]) @ W[2]  # noqa: E731
+    start, refined = certify(fn, jnp.zeros(6)), certify(fn, jnp.zeros(6), num_steps=30)
+    assert attacker(fn, (6,))() <= refined.value < start.value
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ValueError, "norm", {"norm": 1}),
+        (ValueError, "region", {"region": 0.1}),
+        (ValueError, "shape", {"region": Ball(np.zeros(3), 0.1)}),
+        (TypeError, "float", {"example": jnp.zeros(6, int)}),
+        (ValueError, "empty", {"example": jnp.zeros(0)}),
+        (TypeError, "function", {"fn": 3}),
+        (ValueError, "finite", {"fn": lambda x: x * jnp.inf}),
+        (ValueError, "finite", {"fn": lambda x: jnp.tanh(x @ jnp.full((6, 2), jnp.nan))}),
+    ],
+)
+def test_bad_input_is_refused(error, message, options):
+    with pytest.raises(error, match=message):
+        certify(**{"fn": jnp.tanh, "example": jnp.zeros(6), **options})
+
+
+def test_a_negative_radius_is_refused():
+    with pytest.raises(ValueError, match="radius"):
+        Ball(np.zeros(2), -1)
+
+
+def test_a_function_of_chance_is_not_certified():
+    generator = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="translated"):
+        certify(lambda x: x * generator.normal(), jnp.zeros(6))

@@ -1,0 +1,178 @@
+"""The bounds of a chain against exact constants, each other and closed forms."""
+
+import importlib.util
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxact import activations, lipschitz
+
+_SPEC = importlib.util.spec_from_file_location("polygons", Path(__file__).with_name("polygons.py"))
+polygons = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(polygons)
+
+PIECEWISE = [
+    (activations.relu, (0.0, 1.0)),
+    (activations.leaky_relu(0.2), (0.2, 1.0)),
+    (activations.leaky_relu(-0.5), (-0.5, 1.0)),
+    (activations.abs, (-1.0, 1.0)),
+]
+
+
+def kernels(widths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(i, o)) * np.sqrt(2 / i) for i, o in pairwise(widths)]
+
+
+def bounds(weights, activation, methods, **options):
+    with jax.enable_x64(True):
+        return [
+            float(
+                lipschitz.upper_bound(
+                    weights, activation, method=method, **(options if method == "ellipsoid" else {})
+                )
+            )
+            for method in methods
+        ]
+
+
+def test_exact_constants_are_below_every_bound_and_bounds_in_order():
+    methods = ("ellipsoid", "eclipse_fast", "product", "absolute")
+    for seed in range(32):
+        activation, slopes = PIECEWISE[seed % 4]
+        weights = kernels((2, 8, 8, 2), seed)
+        rng = np.random.default_rng(seed)
+        exact = polygons.exact_lipschitz(
+            [w.T for w in weights], [rng.normal(size=8) for _ in range(2)], slopes
+        )
+        found = bounds(weights, activation, methods, num_steps=20)
+        assert exact <= min(found) * (1 + 1e-12), (seed, exact, found)
+        assert found[0] <= found[1] * (1 + 1e-9) <= found[2] * (1 + 1e-8)
+
+
+def test_polygons_find_the_constant_of_a_known_function():
+    # |x| + |y| and relu(x) - relu(-x) = x
+    assert polygons.exact_lipschitz(
+        [np.eye(2), np.ones((1, 2))], [np.zeros(2)], (-1.0, 1.0)
+    ) == pytest.approx(np.sqrt(2))
+    one = [np.array([[1.0, 0.0], [-1.0, 0.0]]), np.array([[1.0, -1.0]])]
+    assert polygons.exact_lipschitz(one, [np.zeros(2)], (0.0, 1.0)) == pytest.approx(1)
+
+
+def test_refinement_reaches_the_solver_and_stays_above_it():
+    pytest.importorskip("cvxpy")
+    for activation in (activations.relu, activations.silu, activations.abs):
+        weights = kernels((3, 8, 8, 2), 5)
+        solved, refined, closed = bounds(weights, activation, ("lipsdp", "ellipsoid", "eclipse_fast"))
+        assert solved <= refined * (1 + 1e-6)
+        assert refined <= solved * 1.01
+        assert refined < closed
+
+
+def test_one_unit_gives_the_largest_slope_of_every_activation():
+    for name in activations.names():
+        activation = activations.parse(name)
+        if not np.isfinite(activation.lipschitz):
+            continue
+        weights = [np.array([[-2.0]]), np.array([[0.5]])]
+        for method in ("product", "absolute", "eclipse_fast"):
+            (found,) = bounds(weights, activation, (method,))
+            np.testing.assert_allclose(found, activation.lipschitz, rtol=1e-9, err_msg=f"{name} {method}")
+        (found,) = bounds(weights, activation, ("ellipsoid",), num_steps=0)
+        assert activation.lipschitz * (1 - 1e-15) <= found <= activation.lipschitz * (1 + 1e-9), name
+
+
+def test_silu_below_zero_is_not_lost():
+    # Between two 1 x 1 weights the constant is sup|silu'| = 1.0998..., not 1.
+    (found,) = bounds([np.ones((1, 1))] * 2, activations.silu, ("eclipse_fast",))
+    x = np.linspace(-10, 10, 200001)
+    s = 1 / (1 + np.exp(-x))
+    np.testing.assert_allclose(found, np.abs(s + x * s * (1 - s)).max(), rtol=1e-8)
+
+
+def test_orthogonal_layers_give_one():
+    rng = np.random.default_rng(0)
+    weights = [np.linalg.qr(rng.normal(size=(6, 6)))[0] for _ in range(5)]
+    found = bounds(weights, activations.relu, ("product", "eclipse_fast", "ellipsoid"), num_steps=0)
+    np.testing.assert_allclose(found, 1, rtol=1e-9)
+
+
+def test_linear_network_gives_the_norm_of_the_product():
+    weights = kernels((5, 9, 7, 4), 3)
+    expected = np.linalg.norm(np.linalg.multi_dot(weights), 2)
+    found = bounds(weights, activations.identity, ("eclipse_fast", "ellipsoid"), num_steps=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert found[1] >= expected * (1 - 1e-15)
+
+
+def test_nonnegative_weights_make_absolute_the_norm_of_the_product():
+    weights = [np.abs(w) for w in kernels((5, 9, 7, 4), 3)]
+    (found,) = bounds(weights, activations.relu, ("absolute",))
+    np.testing.assert_allclose(found, np.linalg.norm(np.linalg.multi_dot(weights), 2), rtol=1e-12)
+
+
+def test_eclipse_fast_is_one_program_in_a_loop_and_differentiable():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(2)
+        weights = jnp.asarray(rng.normal(size=(6, 5, 5)))
+
+        def penalty(w):
+            return lipschitz.upper_bound(w, activations.gelu, method="eclipse_fast", log=True)
+
+        np.testing.assert_allclose(jax.jit(penalty)(weights), penalty(weights), rtol=1e-12)
+        direction = jnp.asarray(rng.normal(size=weights.shape))
+        step = 1e-6
+        slope = (penalty(weights + step * direction) - penalty(weights - step * direction)) / (2 * step)
+        np.testing.assert_allclose(jnp.vdot(jax.grad(penalty)(weights), direction), slope, rtol=1e-6)
+        deeper = jnp.concatenate([weights, weights])
+        sizes = [len(str(jax.make_jaxpr(penalty)(w)).splitlines()) for w in (weights, deeper)]
+        assert sizes[1] - sizes[0] <= 6 * 8  # a slice, a reshape and the stacking of each layer
+
+
+def test_logs_survive_where_bounds_overflow():
+    weights = [1e6 * np.eye(4, dtype=np.float32)] * 64
+    for method in ("absolute", "eclipse_fast", "ellipsoid"):
+        options = {"num_steps": 0} if method == "ellipsoid" else {}
+        log = lipschitz.upper_bound(weights, activations.relu, method=method, log=True, **options)
+        np.testing.assert_allclose(log, 64 * np.log(1e6), rtol=1e-5)
+        assert lipschitz.upper_bound(weights, activations.relu, method=method, **options) == np.inf
+
+
+def test_certificates_round_up_to_the_weights_dtype():
+    weights = [w.astype(np.float32) for w in kernels((3, 4, 2))]
+    low = lipschitz.upper_bound(weights, activations.relu, method="ellipsoid", num_steps=0)
+    assert low.dtype == jnp.float32
+    (exact,) = bounds([w.astype(float) for w in weights], activations.relu, ("ellipsoid",), num_steps=0)
+    assert exact <= float(low) <= exact * (1 + 2e-7)
+
+
+def test_zero_weights_give_zero():
+    weights = [np.ones((2, 3)), np.zeros((3, 3)), np.ones((3, 1))]
+    found = bounds(
+        weights, activations.relu, ("product", "absolute", "eclipse_fast", "ellipsoid"), num_steps=0
+    )
+    assert found == [0, 0, 0, 0]
+
+
+def test_an_activation_known_by_its_constant_alone_is_taken_on_both_sides():
+    weights = kernels((3, 6, 2))
+    alone = SimpleNamespace(lipschitz=1.0)
+    both = SimpleNamespace(lipschitz=1.0, slope_range=(-1.0, 1.0))
+    assert bounds(weights, alone, ("eclipse_fast",)) == bounds(weights, both, ("eclipse_fast",))
+
+
+def test_bad_input_is_refused_with_a_remedy():
+    weights = kernels((3, 4, 2))
+    with pytest.raises(ValueError, match=r"`weights` must be concrete .* use 'eclipse_fast'"):
+        jax.jit(lambda w: lipschitz.upper_bound(w, activations.relu, method="ellipsoid"))(weights)
+    with pytest.raises(ValueError, match="`num_steps` must be an integer >= 0, got -1"):
+        lipschitz.upper_bound(weights, activations.relu, method="ellipsoid", num_steps=-1)
+    with pytest.raises(ValueError, match="`variant` must be one of 'neuron', 'layer', got 'network'"):
+        lipschitz.upper_bound(weights, activations.relu, method="lipsdp", variant="network")
+    with pytest.raises(ValueError, match="'eclipse_fast', 'ellipsoid', 'lipsdp', got 'eclipse'"):
+        lipschitz.upper_bound(weights, activations.relu, method="eclipse")

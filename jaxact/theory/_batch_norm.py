@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxact.numerics import gaussian_nodes
-from jaxact.theory._moments import breakpoints
+from jaxact.theory._moments import breakpoints, refuse_fast_growth
 
 # Batches from which a normalised unit's law over the sphere has a finite mean of 1 / variance.
 _MIN_BATCH = 4
@@ -68,6 +68,7 @@ def batch_norm_gradient_growth(activation: Any, batch_size: int | None = None) -
         1.46694
     """
     breakpoints(activation)  # a clear error before jit asks for a hash
+    refuse_fast_growth(activation)
     if batch_size is not None and (
         isinstance(batch_size, bool)
         or not isinstance(batch_size, int | np.integer)

@@ -47,6 +47,7 @@ def variance_map(
         4.0
     """
     check_nonnegative(q=q, sigma_w=sigma_w, sigma_b=sigma_b)
+    sigma_w, sigma_b = nan_unless_scale(sigma_w), nan_unless_scale(sigma_b)
     second_moment = gaussian_expectation(
         lambda x: activation(x) ** 2,
         kinks=breakpoints(activation),
@@ -95,15 +96,14 @@ def correlation_map(
         0.3183
     """
     check_nonnegative(q=q, sigma_w=sigma_w, sigma_b=sigma_b)
-    if not isinstance(c, jax.core.Tracer) and not (np.abs(np.asarray(c)) <= 1).all():
-        raise ValueError(f"`c` must be a correlation in [-1, 1], got {c}.")
+    _check_correlation(c)
     breakpoints(activation)
     dtype = jnp.promote_types(jnp.result_type(c, q, sigma_w, sigma_b, float), jnp.float32)
     c, q, sigma_w, sigma_b = jnp.broadcast_arrays(
         *(jnp.asarray(each, dtype) for each in (c, q, sigma_w, sigma_b))
     )
     total = variance_map(activation, q, sigma_w=sigma_w, sigma_b=sigma_b)
-    return (sigma_w**2 * product_moment(activation, c, q) + sigma_b**2) / total
+    return (sigma_w**2 * product_moment(activation, c, q) + sigma_b**2) / total  # NaN where `total` is
 
 
 class Trajectory(NamedTuple):
@@ -151,9 +151,10 @@ def trajectory(
         >>> trajectory(activations.relu, 2, sigma_w=2.0**0.5).q.round(4).tolist()
         [1.0, 1.0, 1.0]
     """
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
         raise ValueError(f"`depth` must be a positive integer, got {depth!r}.")
     check_nonnegative(q=q, sigma_w=sigma_w, sigma_b=sigma_b)
+    _check_correlation(c)
     dtype = jnp.promote_types(jnp.result_type(c, q, sigma_w, sigma_b, float), jnp.float32)
     start = jnp.broadcast_arrays(*(jnp.asarray(each, dtype) for each in (q, c, sigma_w, sigma_b)))
 
@@ -167,6 +168,7 @@ def trajectory(
         return (length, c), (length, c)
 
     _, rows = jax.lax.scan(layer, (start[0], start[1]), None, length=depth)
+    refuse_nan(activation, rows[0])  # q alone: correlations of signals that vanish are NaN
     return Trajectory(
         *(jnp.concatenate([first[None], rest]) for first, rest in zip(start, rows, strict=False))
     )
@@ -179,6 +181,19 @@ def check_nonnegative(**numbers: Any) -> None:
             values = np.asarray(value)
             if not (np.isfinite(values) & (values >= 0)).all():
                 raise ValueError(f"`{name}` must be finite and nonnegative, got {value}.")
+
+
+def nan_unless_scale(sigma: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
+    """The scale; NaN in place of one that is traced and negative or infinite."""
+    sigma = jnp.asarray(sigma)
+    if not jnp.issubdtype(sigma.dtype, jnp.floating):
+        sigma = sigma.astype(float)
+    return jnp.where((sigma >= 0) & jnp.isfinite(sigma), sigma, jnp.nan)
+
+
+def _check_correlation(c: Any) -> None:
+    if not isinstance(c, jax.core.Tracer) and not (np.abs(np.asarray(c)) <= 1).all():
+        raise ValueError(f"`c` must be a correlation in [-1, 1], got {c}.")
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

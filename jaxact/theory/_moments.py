@@ -68,6 +68,18 @@ def moments(
         >>> [round(float(value), 4) for value in relu]
         [0.3989, 0.5, 0.3408, 0.5, 0.5, 0.5, 0.5, 0.5]
     """
+    breakpoints(activation)
+    check_concrete(mean=mean, variance=variance)
+    dtype = jnp.promote_types(jnp.result_type(mean, variance, float), jnp.float32)
+    found = _moments(activation, jnp.asarray(mean, dtype), jnp.asarray(variance, dtype))
+    refuse_nan(activation, *found)
+    return found
+
+
+@functools.partial(
+    jax.jit, static_argnums=0
+)  # so that a call outside any trace compiles once for an activation
+def _moments(activation: Any, mean: Array, variance: Array) -> Moments:
     points, is_wide = breakpoints(activation), grows_fast(activation)
     x, weights = gaussian_nodes(points, mean, variance, is_wide=is_wide)
     value, slope = activation(x), activation.derivative(x)
@@ -76,7 +88,7 @@ def moments(
         return expectation_with_tails(values, weights) if is_wide else jnp.sum(values * weights, -1)
 
     centre = expect(value)
-    found = Moments(
+    return Moments(
         mean=centre,
         second_moment=expect(value**2),
         variance=expect((value - centre[..., None]) ** 2),
@@ -86,8 +98,6 @@ def moments(
         zero_probability=expect((value == 0).astype(x.dtype)),
         dead_probability=expect((slope == 0).astype(x.dtype)),
     )
-    refuse_nan(activation, *found)
-    return found
 
 
 def breakpoints(activation: Any) -> tuple[float, ...]:
@@ -111,6 +121,15 @@ def _check_elementwise(activation: Any) -> None:
                 f"`activation` must be elementwise, got {getattr(activation, 'name', activation)}, whose {name} "
                 f"makes shape {shape} of (2, 3). Return an array of the argument's shape."
             )
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        x = jnp.linspace(-10.0, 10.0, 2000)  # not at 0, where a user's derivative may have no value
+        for name, fn in (("activation", activation), ("derivative", activation.derivative)):
+            bad = np.asarray(x)[np.isnan(np.asarray(fn(x)))]
+            if bad.size:
+                raise ValueError(
+                    f"`activation` must be a number everywhere, got {getattr(activation, 'name', activation)}, whose "
+                    f"{name} is NaN at x = {bad[0]:.4g}. Choose a branch with jnp.where, guarding the unsafe one."
+                )
 
 
 @functools.lru_cache
@@ -129,12 +148,33 @@ def grows_fast(activation: Any) -> bool:
     return False
 
 
+def refuse_fast_growth(activation: Any) -> None:
+    """Refuse an activation whose tails count beyond ten standard deviations, where integrals do not reach further."""
+    if grows_fast(activation):
+        raise ValueError(
+            f"`activation` must not grow faster than a cube here, got {getattr(activation, 'name', activation)}. "
+            "Clip it; moments, variance_map, correlation_map, gain and mean_field do take it as it is."
+        )
+
+
+def check_concrete(**numbers: Any) -> None:
+    """Refuse means and variances that are concrete and cannot be."""
+    for name, value in numbers.items():
+        if not isinstance(value, jax.core.Tracer):
+            if not np.isfinite(np.asarray(value)).all():
+                raise ValueError(f"`{name}` must be finite, got {value}. Leave out what has diverged.")
+            if name == "variance" and (np.asarray(value) < 0).any():
+                raise ValueError(
+                    f"`variance` must be nonnegative, got {np.asarray(value).min()}. Pass sigma**2, not a log."
+                )
+
+
 def refuse_nan(activation: Any, *results: Any) -> None:
     """Refuse an activation that has no Gaussian moments, where the results are concrete."""
     for result in results:
         if not isinstance(result, jax.core.Tracer) and np.isnan(np.asarray(result)).any():
             raise ValueError(
                 f"`activation` must have finite Gaussian moments, got {getattr(activation, 'name', activation)}: "
-                "at this mean and variance it is NaN within ten standard deviations, or its tail outgrows the "
-                "Gaussian. Use a smaller variance, float64, or clip it."
+                "at this mean and variance its tail outgrows the Gaussian. Use a smaller variance, float64, or clip "
+                "it."
             )

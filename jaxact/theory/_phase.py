@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics import KINK_ENDS, gaussian_expectation, gaussian_nodes
-from jaxact.theory._maps import check_nonnegative
-from jaxact.theory._moments import breakpoints, grows_fast
+from jaxact.numerics import KINK_ENDS, expectation_with_tails, gaussian_expectation, gaussian_nodes
+from jaxact.theory._maps import check_nonnegative, nan_unless_scale
+from jaxact.theory._moments import breakpoints, grows_fast, refuse_nan
 
 # V is tabulated here once for all sigmas: E f(sqrt(q) z)^2 depends on q alone.
 _LENGTHS = np.geomspace(1e-12, 1e12, 481)
@@ -23,6 +23,7 @@ _NUM_NEIGHBOURS = 14
 _NUM_HERMITE = 96
 _LEFT_OUT = 1e-9  # of C'(c_star): what the expansion may lack before quadrature takes over
 _MOST_STEPS = 12
+_LOST = 160.0  # machine epsilons: leaves a percent of xi_c
 # Panels for smooth integrands, in standard deviations; and around 0 in the function's own argument.
 _OUTER_ENDS = np.array([-8.5, -6.5, -5.0, -3.75, -2.5, -1.25, 0.0, 1.25, 2.5, 3.75, 5.0, 6.5, 8.5])
 _GRADED = np.concatenate([-(4.0 ** np.arange(6, -3, -1)), 4.0 ** np.arange(-2, 7)])
@@ -53,13 +54,15 @@ class MeanField(NamedTuple):
 
     @property
     def phase(self) -> Any:
-        """One of "ordered" (chi < 1), "critical" or "chaotic" (chi > 1); "unbounded" where q_star is infinite.
+        """A string, or an array of strings, made on the host.
 
-        A string, or an array of strings; on the host.
+        "ordered" (chi < 1), "critical" or "chaotic" (chi > 1); "unbounded" where q_star is infinite, "undefined" where
+        a scale was traced and is none.
         """
         chi = np.asarray(self.chi)
         names = np.where(chi > 1, "chaotic", "ordered")
         names = np.where(np.abs(chi - 1) < _AT_CRITICALITY, "critical", names)
+        names = np.where(np.isnan(chi), "undefined", names)
         names = np.where(np.isinf(np.asarray(self.q_star)), "unbounded", names)
         return names.item() if names.ndim == 0 else names
 
@@ -72,10 +75,12 @@ def mean_field(
     Fixed points of V(q) = sigma_w^2 E f(sqrt(q) z)^2 + sigma_b^2 and, at that q, of the correlation map C(c); their
     slopes give the depth scales (Poole et al. 2016; Schoenholz et al. 2017, "Deep information propagation"). q_star is
     the first fixed point on the way from q = 1 (unit inputs), found on a table of V over 24 decades and by
-    Newton's method: to about 1e-13 relative in float64. Where all q are fixed (relu at sigma_w = sqrt(2)) it is 1.
+    Newton's method: to about 1e-13 / |1 - V'(q_star)| relative in float64. It is 1 where all q are fixed (relu at sigma_w
+    = sqrt(2)).
     c_star is the root of C's Hermite expansion to degree 95 or, where that leaves out more than 1e-9 of C'(c_star) as
-    it does close above criticality, of C by quadrature. At q_star = 0 (vanishing signals) chi, c_star and xi_c are
-    those of vanishing differences.
+    it does close above criticality, of C by quadrature. xi_c is NaN so close above criticality that rounding leaves
+    less than a percent of it: in float32 within about 1e-2 of the critical sigma_w, in float64 within 1e-5. At q_star =
+    0 (vanishing signals) chi, c_star and xi_c are those of vanishing differences.
 
     Args:
         activation: an `Activation`. Static.
@@ -99,7 +104,7 @@ def mean_field(
     breakpoints(activation)
     dtype = jnp.promote_types(jnp.result_type(sigma_w, sigma_b, float), jnp.float32)
     sigma_w, sigma_b = jnp.broadcast_arrays(jnp.asarray(sigma_w, dtype), jnp.asarray(sigma_b, dtype))
-    return _mean_field(activation, sigma_w, sigma_b)
+    return _mean_field(activation, nan_unless_scale(sigma_w), nan_unless_scale(sigma_b))
 
 
 @partial(jax.jit, static_argnums=0)  # so that a call outside any trace compiles once for an activation
@@ -123,7 +128,6 @@ def _mean_field(activation: Any, sigma_w: Array, sigma_b: Array) -> MeanField:
 def _at(activation, points, lengths, table, sigma_w, sigma_b):
     """`MeanField` at one point."""
     w, b = sigma_w**2, sigma_b**2
-
     low, high, is_fixed, vanishes, diverges = _bracket(lengths, w * table + b - lengths)
     start = jax.lax.stop_gradient(_root(lengths, w * table + b - lengths, low))
     start = jnp.where(is_fixed, 1, jnp.where(vanishes, _TINY, start))
@@ -145,9 +149,9 @@ def _at(activation, points, lengths, table, sigma_w, sigma_b):
     left_out = w * jnp.sum(value**2 * weights) / q - jnp.sum(series), chi - jnp.sum(degrees * series)
     c, chi_c = _fixed_correlation(series, b / q, chi, _power(*left_out))
     is_rough = (c < 1) & (left_out[1] * c**_NUM_HERMITE > _LEFT_OUT) & ~diverges
-    nan = jnp.where(diverges, jnp.nan, 0)
+    nan = jnp.where(diverges, jnp.nan, 0) + 0 * (sigma_w + sigma_b)  # NaN where a scale is
     found = MeanField(
-        q_star=jnp.where(diverges, jnp.inf, jnp.where(vanishes, 0, q)),
+        q_star=jnp.where(diverges, jnp.inf, jnp.where(vanishes, 0, q)) + 0 * (sigma_w + sigma_b),
         chi=chi + nan,
         c_star=c + nan,
         xi_q=_depth_scale(jnp.abs(chi_q)) + nan,
@@ -166,13 +170,16 @@ def _refined(activation, points, given):
         value, slope = _products_near_one(activation, points, c, q)
         return w * value / q + offset, w * slope
 
+    most = 1 - jnp.finfo(q.dtype).eps
+
     def refine():
         def better(state):
             _, c, count = state
             image, slope = map_and_slope(c)
             value, steep = _polynomial(series, c)
             rest, degree = _power(image - offset - value, c * (slope - steep))
-            return c, _fixed_correlation(series, offset, found.chi, (rest / c**degree, degree))[0], count + 1
+            after = _fixed_correlation(series, offset, found.chi, (rest / c**degree, degree))[0]
+            return c, jnp.minimum(after, most), count + 1
 
         def moves(state):
             before, now, count = state
@@ -184,12 +191,16 @@ def _refined(activation, points, given):
         # Newton's last step, whose derivative is the root's, and the slope where it ends.
         def last(c, _):
             image, slope = map_and_slope(c)
-            return c + (image - c) / (1 - slope), slope
+            return jnp.clip(c + (image - c) / jnp.where(slope < 1, 1 - slope, jnp.inf), 0, most), slope
 
         c, slopes = jax.lax.scan(last, c, None, length=2)
         return found._replace(c_star=c, xi_c=_depth_scale(slopes[1]))
 
-    return jax.lax.cond(is_rough, refine, lambda: found)
+    refined = jax.lax.cond(is_rough, refine, lambda: found)
+    # Rounding moves c_star by about eps / (1 - C'): no depth scale can be had where that is a share of 1 - c_star.
+    room = (1 - jnp.exp(-1 / refined.xi_c)) * (1 - refined.c_star)
+    is_lost = (refined.c_star < 1) & ~(room > _LOST * jnp.finfo(q.dtype).eps)
+    return refined._replace(xi_c=jnp.where(is_lost, jnp.nan, refined.xi_c))
 
 
 def _products_near_one(activation, points, c, q):
@@ -225,7 +236,8 @@ def _bracket(lengths, excess):
     """Where V(q) - q changes its sign first on the way from q = 1, and whether it never does."""
     at_start = excess[_START]
     size = lengths * 64 * jnp.finfo(lengths.dtype).eps
-    is_fixed = jnp.abs(at_start) <= size[_START]
+    around = slice(_START - 1, _START + 2)  # one alone may be a fixed point like others, even a repelling one
+    is_fixed = (jnp.abs(excess[around]) <= size[around]).all()
     index = jnp.arange(len(lengths))
     above = (index > _START) & (excess <= 0)
     below = (index < _START) & (excess >= 0)
@@ -372,6 +384,7 @@ def critical_point(
         if not (np.isfinite(q) & (q > 0)).all():
             raise ValueError(f"`q_star` must be positive and finite, got {q_star}.")
         weight, bias = _critical_scales(activation, q)
+        refuse_nan(activation, weight, bias)
         if (bias < -1e-12 * q).any():
             raise ValueError(
                 f"`q_star` must allow a nonnegative sigma_b^2, got {q_star} for {name}, which needs "
@@ -402,7 +415,7 @@ def _critical_length(activation: Any, sigma_b: float) -> float | None:
         is_zero = np.abs(excess) <= 1e-13 * grid
         if found is None and is_zero.all():
             return 1.0
-        changes = (excess[1:] > 0) != (excess[:-1] > 0)
+        changes = ((excess[1:] > 0) != (excess[:-1] > 0)) & np.isfinite(excess[1:]) & np.isfinite(excess[:-1])
         (crossings,) = np.nonzero(changes & ~(is_zero[1:] & is_zero[:-1]))
         if not crossings.size:
             break
@@ -426,6 +439,10 @@ def _critical_scales(activation: Any, q: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 @partial(jax.jit, static_argnums=0)
-def _second_moments(activation: Any, q: Array) -> tuple[Array, Array]:
-    x, weights = gaussian_nodes(breakpoints(activation), jnp.zeros_like(q), q, is_wide=grows_fast(activation))
-    return jnp.sum(activation(x) ** 2 * weights, -1), jnp.sum(activation.derivative(x) ** 2 * weights, -1)
+def _second_moments(activation: Any, q: Array) -> tuple[Array, ...]:
+    is_wide = grows_fast(activation)
+    x, weights = gaussian_nodes(breakpoints(activation), jnp.zeros_like(q), q, is_wide=is_wide)
+    values = activation(x) ** 2, activation.derivative(x) ** 2
+    if is_wide:
+        return tuple(expectation_with_tails(each, weights) for each in values)
+    return tuple(jnp.sum(each * weights, -1) for each in values)

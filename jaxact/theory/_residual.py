@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxact.numerics import gaussian_nodes
-from jaxact.theory._moments import breakpoints
+from jaxact.theory._moments import breakpoints, refuse_fast_growth
 
 Order = Literal["pre", "post"]
 Norm = Literal["batch", "layer", "rms"]
@@ -127,6 +127,7 @@ def residual_trajectory(
         ([1.0, 2.0, 3.0], [1.0, 1.682, 2.363], [3.189, 1.595, 1.0])
     """
     breakpoints(activation)  # a clear error before jit asks for a hash
+    refuse_fast_growth(activation)
     if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
         raise ValueError(f"`depth` must be a positive integer, got {depth!r}.")
     if order not in ("pre", "post"):

@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 
 from jaxact.activations import Activation, Interval, leaky_relu
 from jaxact.numerics import gaussian_nodes
-from jaxact.theory._moments import breakpoints
+from jaxact.theory._moments import breakpoints, refuse_fast_growth
 
 # Where solutions are looked for: input scales b, and shifts c close together around 0, where activations bend.
 _SCALES = np.geomspace(1e-3, 50, 48)
@@ -93,6 +93,7 @@ def shape(
         (2.0, -0.431)
     """
     points = breakpoints(activation)
+    refuse_fast_growth(activation)
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
         raise ValueError(f"`depth` must be a positive integer, got {depth!r}.")
     if method not in ("dks", "tat"):

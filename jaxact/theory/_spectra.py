@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import gaussian_nodes
 from jaxact.theory._maps import check_nonnegative
-from jaxact.theory._moments import breakpoints
+from jaxact.theory._moments import breakpoints, refuse_fast_growth
 from jaxact.theory._phase import mean_field
 
 _TINY = 1e-30  # stands for q = 0: slopes at a kink at 0 are one side's as often as the other's
@@ -164,6 +164,8 @@ def jacobian_spectrum(
         >>> round(found.lambda_max, 6), found.atom_locations.tolist(), found.atom_masses.round(6).tolist()
         (4.0, [0.0], [0.5])
     """
+    breakpoints(activation)
+    refuse_fast_growth(activation)
     gaussian = _check(depth, weights, num_points, log_eigenvalues, sigma_w=sigma_w, sigma_b=sigma_b, q=q)
     length = _fixed_point(activation, sigma_w, sigma_b) if q is None else float(q)
     law = _law(activation, int(depth), gaussian, float(sigma_w), max(length, _TINY))

@@ -158,3 +158,77 @@ def test_bad_scales_are_refused():
         theory.critical_point(activations.softplus(1.0))
     with pytest.raises(TypeError, match="not both"):
         theory.critical_point(TANH, sigma_b=0.1, q_star=1.0)
+
+
+def test_what_is_traced_and_no_scale_gives_nan():
+    found = jax.jit(lambda w, b: theory.mean_field(TANH, sigma_w=w, sigma_b=b))(
+        np.array([np.nan, 1.5, -1.5, 1.5, 1.5]), np.array([0.1, np.nan, 0.1, -0.1, 0.1])
+    )
+    for field in found:
+        assert np.isnan(field[:4]).all()
+        assert np.isfinite(field[4])
+    assert found.phase.tolist() == [*["undefined"] * 4, "chaotic"]
+    for map_ in (
+        lambda w: theory.variance_map(TANH, 1.0, sigma_w=w),
+        lambda w: theory.correlation_map(TANH, 0.3, sigma_w=w),
+    ):
+        assert np.isnan(jax.jit(jax.vmap(map_))(np.array([-1.0, np.nan]))).all()
+
+
+def test_in_float32_depth_scales_are_right_or_nan():
+    edge = theory.critical_point(activations.hard_tanh, sigma_b=0.2)
+    scales = edge.sigma_w * np.array([1.0002, 1.001, 1.01, 1.1])
+    exact = theory.mean_field(activations.hard_tanh, sigma_w=scales, sigma_b=0.2)
+    with jax.enable_x64(False):
+        found = theory.mean_field(
+            activations.hard_tanh, sigma_w=scales.astype(np.float32), sigma_b=np.float32(0.2)
+        )
+    known = ~np.isnan(found.xi_c)
+    assert known.tolist() == [False, False, True, True]
+    np.testing.assert_allclose(found.xi_c[known], exact.xi_c[known], rtol=0.02)
+    np.testing.assert_allclose(found.c_star, exact.c_star, atol=2e-3)
+
+
+def test_a_fixed_point_at_one_that_repels_is_not_where_signals_go():
+    gelu = activations.gelu
+    edge = theory.critical_point(gelu, q_star=1.0)
+    slope = jax.jvp(
+        lambda q: theory.variance_map(gelu, q, sigma_w=edge.sigma_w, sigma_b=edge.sigma_b), (1.0,), (1.0,)
+    )[1]
+    assert slope > 1
+    q = theory.mean_field(gelu, sigma_w=edge.sigma_w, sigma_b=edge.sigma_b).q_star
+    assert q == np.inf or abs(q - 1) > 0.1
+
+
+def test_activations_without_integrals_are_refused_by_every_prediction():
+    root = activations.Activation(
+        name="root",
+        fn=jnp.sqrt,
+        derivative=lambda x: 0.5 / jnp.sqrt(x),
+        range=(0, np.inf),
+        slope_range=(0, np.inf),
+    )
+    explosive = activations.Activation(
+        name="explosive", fn=lambda x: jnp.exp(x**2), derivative=lambda x: 2 * x * jnp.exp(x**2), range=(1, np.inf),
+        slope_range=(-np.inf, np.inf),
+    )  # fmt: skip
+    predictions = [
+        theory.gain,
+        lambda f: theory.variance_map(f, 1.0, sigma_w=1.0),
+        lambda f: theory.correlation_map(f, 0.5, sigma_w=1.0),
+        lambda f: theory.trajectory(f, 2, sigma_w=1.0),
+        lambda f: theory.critical_point(f, q_star=1.0),
+        lambda f: theory.jacobian_spectrum(f, 2, sigma_w=1.0, q=1.0),
+        theory.batch_norm_gradient_growth,
+        lambda f: theory.residual_trajectory(f, 2, order="pre", sigma_w=1.0),
+        lambda f: theory.shape(f, 8),
+    ]
+    for predict in [*predictions, lambda f: theory.mean_field(f, sigma_w=1.0)]:
+        with pytest.raises(ValueError, match="`activation` must be a number everywhere, got root"):
+            predict(root)
+    for predict in predictions[1:]:
+        with pytest.raises(ValueError, match="got explosive"):
+            predict(explosive)
+    assert theory.mean_field(explosive, sigma_w=1.0).phase == "unbounded"
+    with pytest.raises(ValueError, match="`c` must be a correlation"):
+        theory.trajectory(TANH, 1, c=2.0, sigma_w=1.0)

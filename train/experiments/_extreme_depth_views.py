@@ -119,7 +119,7 @@ def _spectrum(result: xr.Dataset) -> alt.FacetChart:
         ),
         caption=(
             "Flat at 1 is an isometry: every direction arrives. Where the curve falls by decades only a few directions "
-            "arrive. Measured values end at 1e-5 of the largest: what is below is float32's rounding. Theory is the "
+            "arrive. Measured values end at 1e-5 of the largest and at 1e-35: below is float32's rounding. Theory is the "
             f"limit of infinite width; what is below 1e{_FLOOR:g} lies on the edge."
         ),
     )
@@ -128,7 +128,7 @@ def _spectrum(result: xr.Dataset) -> alt.FacetChart:
 def _resolved(result: xr.Dataset) -> xr.DataArray:
     """The measured singular values that are not rounding, as log10."""
     values = result["log10_singular_value"].astype(float)
-    return values.where(values > values.max("mode") + _RESOLUTION)
+    return values.where((values > values.max("mode") + _RESOLUTION) & (values > _FLOOR + 5))
 
 
 def _gradients(result: xr.Dataset) -> alt.FacetChart:
@@ -232,7 +232,9 @@ def findings(result: xr.Dataset) -> list[str]:
         )
     diverged = result["diverged_step"].notnull()
     if bool(diverged.any()):
-        sentences.append(f"{int(diverged.sum())} of {diverged.size} runs diverged.")
+        sentences.append(
+            f"{int(diverged.sum())} of {diverged.size} runs diverged; their accuracy counts as 0."
+        )
     return sentences
 
 
@@ -241,16 +243,20 @@ def _summary(result: xr.Dataset) -> pd.DataFrame:
     for law in result["weights"].to_numpy():
         for depth in sorted(result["depth"].to_numpy()):
             part = result.sel(weights=law, depth=depth)
-            accuracy = float(part["test_accuracy"].isel(step=-1).median("seed"))
-            if math.isnan(accuracy) and bool(part["log10_gradient_norm"].isnull().all()):
+            accuracy = float(part["test_accuracy"].isel(step=-1).fillna(0).median("seed"))  # diverged: none
+            if bool(part["test_accuracy"].isnull().all()) and bool(
+                part["log10_gradient_norm"].isnull().all()
+            ):
                 continue  # not measured, or not yet
             predicted = part["log10_singular_value_theory"].to_numpy()
             rows.append(
                 {
                     "weights": str(law),
                     "depth": int(depth),
-                    "accuracy": 0.0 if math.isnan(accuracy) else accuracy,
-                    "steps": float(part["steps_to_threshold"].median("seed")),
+                    "accuracy": accuracy,
+                    "steps": float(
+                        part["steps_to_threshold"].fillna(np.inf).median("seed")
+                    ),  # never: later than any step
                     "arriving": float(_resolved(part).notnull().mean()),
                     "arriving_theory": float(np.mean(predicted > predicted.max() + _RESOLUTION)),
                     "gap": max(float(part["log10_gradient_norm"].median("seed").to_numpy()[0]), _FLOOR),

@@ -75,8 +75,8 @@ def mean_field(
     Fixed points of V(q) = sigma_w^2 E f(sqrt(q) z)^2 + sigma_b^2 and, at that q, of the correlation map C(c); their
     slopes give the depth scales (Poole et al. 2016; Schoenholz et al. 2017, "Deep information propagation"). q_star is
     the first fixed point on the way from q = 1 (unit inputs), found on a table of V over 24 decades and by
-    Newton's method: to about 1e-13 / |1 - V'(q_star)| relative in float64. It is 1 where all q are fixed (relu at sigma_w
-    = sqrt(2)).
+    Newton's method: to about 1e-13 / |1 - V'(q_star)| relative in float64. It is 1 where all q are fixed (relu at
+    sigma_w = sqrt(2)).
     c_star is the root of C's Hermite expansion to degree 95 or, where that leaves out more than 1e-9 of C'(c_star) as
     it does close above criticality, of C by quadrature. xi_c is NaN so close above criticality that rounding leaves
     less than a percent of it: in float32 within about 1e-2 of the critical sigma_w, in float64 within 1e-5. At q_star =

@@ -119,7 +119,7 @@ def _spectrum(result: xr.Dataset) -> alt.FacetChart:
         ),
         caption=(
             "Flat at 1 is an isometry: every direction arrives. Where the curve falls by decades only a few directions "
-            "arrive. Measured values end at 1e-5 of the largest and at 1e-35: below is float32's rounding. Theory is the "
+            "arrive. Measured values end at 1e-5 of the largest and at 1e-35: below is rounding. Theory is the "
             f"limit of infinite width; what is below 1e{_FLOOR:g} lies on the edge."
         ),
     )

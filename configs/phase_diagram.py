@@ -7,9 +7,10 @@ From a checkout:
     python -m train run configs/phase_diagram.py --activations erf --sigma-w-squared 1 1.4 2 3 --seeds 0
 
 Cost: 160 cells of up to 14 members; about 10 minutes and 2 GB on two idle CPU cores (an estimate from single cells).
-Expect: both activations train deepest near their critical point (sigma_w^2 = 1.76 and 1.17), to about 60 layers, where
-width and budget end it. Away from it depth limits follow 6 xi_gradient in rank (above 0.9) and are 0.9 to 1.6 times
-as large; 6 xi_c ranks them nearly as well, but chaotic networks stop at half to four fifths of it.
+Expect, from a run of 84 of these cells with one seed: both activations train deepest near their critical point
+(sigma_w^2 = 1.76 and 1.17), to about 60 layers, where width and budget end it. Away from it depth limits follow
+6 xi_gradient in rank (above 0.9) and are 0.9 to 1.6 times as large; 6 xi_c ranks them nearly as well, but chaotic
+networks stop at half to four fifths of it.
 """
 
 from jaxact import activations

@@ -1,0 +1,120 @@
+"""The study of Lipschitz bounds by depth: the order of the bounds, findings from known numbers, what is refused."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from jaxact import activations
+from train import results
+from train.experiments.lipschitz_depth import COORDINATES, RESULT_VARIABLES, LipschitzDepth
+
+BOUNDS = ["lower", "local, R = 0.1", "ellipsoid", "closed form", "product"]
+
+
+def silent(fraction, note=""):
+    assert 0 <= fraction <= 1
+
+
+def test_every_certificate_is_above_the_slope_that_was_found():
+    study = LipschitzDepth(
+        activations=(activations.tanh,),
+        depths=(2,),
+        blocks=("post_activation-bn",),
+        width=5,
+        num_steps=3,
+        radii=(1e-3,),
+        refine_steps=3,
+        local_steps=0,
+        num_starts=3,
+        ascent_steps=3,
+    )
+    part = study.run(study.cells()[0], progress=silent)
+    results.check_structure(part)
+    bounds = part.lipschitz_log10.squeeze().to_pandas()
+    for _, row in bounds.iterrows():
+        assert row["lower"] <= row["ellipsoid"] + 1e-5
+        assert row["ellipsoid"] <= row["closed form"] <= row["product"] + 1e-5
+        assert row["local, R = 0.001"] <= row["ellipsoid"]
+    assert (part.bound_time > 0).all()
+
+
+def stored(local=0.0):
+    """A result whose product loses half a decade a layer, the closed form 0.2, the ellipsoid 0.1."""
+    blocks, names, depths = ["plain", "pre_activation-bn"], ["relu", "tanh"], [4, 8]
+    rates = np.array([0.0, local, 0.1, 0.2, 0.5])
+    values = 1 + np.multiply.outer(np.array(depths), rates)
+    shape = (2, 2, 2, 1, 2, 5)
+    data = {
+        "lipschitz_log10": np.broadcast_to(values[None, None, :, None, None, :], shape).copy(),
+        "bound_time": np.broadcast_to(np.arange(1.0, 6.0), shape),
+        "test_accuracy": np.full(shape[:-1], 0.9),
+    }
+    coords = {
+        "block": blocks,
+        "activation": names,
+        "depth": depths,
+        "seed": [0],
+        "phase": ["initial", "trained"],
+        "bound": BOUNDS,
+    }
+    dataset = xr.Dataset(
+        {
+            name: (
+                ("block", "activation", "depth", *dims),
+                data[name],
+                {"units": units, "long_name": long_name},
+            )
+            for name, (dims, units, long_name) in RESULT_VARIABLES.items()
+        },
+        coords,
+    )
+    for name, (units, long_name) in COORDINATES.items():
+        dataset[name].attrs = {"units": units, "long_name": long_name}
+    return dataset
+
+
+def test_findings_state_the_gaps_of_a_known_result():
+    said = LipschitzDepth.findings(stored())
+    assert (
+        "4.0 for the product of norms, 1.6 for the ellipsoid's closed form, 0.8 for its refinement" in said[0]
+    )
+    assert any("relu 10 / 63.1 / 1.0e5; tanh 10 / 63.1 / 1.0e5" in sentence for sentence in said)
+    assert any("0.6 at R = 0.1" in sentence for sentence in said)
+    assert said[-1] == "lower <= ellipsoid <= closed form <= product on all 16 networks."
+
+
+def test_a_broken_order_and_a_diverged_network_are_said_not_hidden():
+    result = stored()
+    at = {"block": "plain", "activation": "relu", "depth": 4, "seed": 0}
+    result["lipschitz_log10"].loc[{**at, "phase": "initial", "bound": "product"}] = 0.0
+    result["lipschitz_log10"].loc[{**at, "phase": "trained"}] = np.nan
+    said = LipschitzDepth.findings(result)
+    assert "is broken 1 times" in said[-1]
+    assert said[-2] == "1 of 8 networks diverged in training and have no bound after it."
+    assert len(LipschitzDepth.tables(result)["Every network"]) == 15
+
+
+def test_figures_show_every_bound_and_leave_out_what_was_not_measured():
+    charts = LipschitzDepth.figures(stored())
+    assert set(charts) == {"lipschitz_bounds", "looseness", "time"}
+    text = charts["lipschitz_bounds"].to_json()
+    for words in ("product of norms", "ellipsoid, refined", "within a ball, R = 0.1", "at least"):
+        assert words in text
+    nothing = stored()
+    nothing["lipschitz_log10"] = nothing["lipschitz_log10"] * np.nan
+    assert set(LipschitzDepth.figures(nothing)) == {"time"}
+    assert LipschitzDepth.findings(nothing) == ["Nothing to conclude: no network of this study has a bound."]
+
+
+def test_bad_fields_are_refused_with_field_value_and_remedy():
+    for fields, message in (
+        ({"depths": (0,)}, "`depths` must be positive integers, got 0"),
+        ({"depths": ()}, "`depths` must hold distinct values"),
+        ({"radii": (-1.0,)}, "`radii` must be positive and finite, got -1.0"),
+        ({"blocks": ("plain-ln",)}, "`blocks` must have no norm or batch norm, got 'plain-ln'"),
+        ({"blocks": ("plian",)}, "Did you mean 'plain'"),
+        ({"refine_steps": -1}, "`refine_steps` must not be negative, got -1. 0 leaves"),
+        ({"width": 0}, "`width` must be a positive integer, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LipschitzDepth(**{"activations": (activations.relu,)} | fields)

@@ -1,0 +1,193 @@
+"""Lipschitz bounds by depth: how far each certificate is from what an ascent finds, before and after training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from jaxact.activations import Activation
+from train.experiment import Cell, Progress
+from train.experiments import _lipschitz_depth_views as views
+from train.experiments.depth_sweep import split_block
+from train.tasks import Digits, FromText
+
+if TYPE_CHECKING:
+    import altair as alt
+    import pandas as pd
+    import xarray as xr
+
+
+@dataclass(frozen=True, kw_only=True)
+class LipschitzDepth:
+    """Bound the Lipschitz constant of dense networks from both sides for every block, activation and depth.
+
+    From below by gradient ascent; from above, for all inputs, by the textbook's product, by the closed form of the
+    running ellipsoid (ECLipsE-Fast for chains) and by its refinement; and within balls about the first held-out input.
+
+    Attributes:
+        task: the classification problem.
+        activations: the activations to compare.
+        depths: numbers of stages between the first and the last affine map.
+        blocks: "plain", "pre_activation" or "post_activation", with "-bn" appended for batch norm.
+        seeds: of initialisation and data order.
+        width: units of every hidden layer.
+        batch_size: examples a step, drawn with replacement.
+        num_steps: optimiser steps.
+        learning_rate: of SGD.
+        momentum: of SGD.
+        radii: of the balls of the local certificates, in units of the standardised inputs.
+        refine_steps: of the refined ellipsoid for all inputs.
+        local_steps: of refinement within a ball, and of the bound for all inputs that it is compared with.
+        num_starts: held-out inputs that the ascent starts from.
+        ascent_steps: of the ascent.
+    """
+
+    task: FromText = Digits()
+    activations: tuple[Activation, ...]
+    depths: tuple[int, ...] = (4, 8, 16, 32)
+    blocks: tuple[str, ...] = ("plain", "pre_activation-bn", "post_activation-bn")
+    seeds: tuple[int, ...] = (0,)
+    width: int = 32
+    batch_size: int = 64
+    num_steps: int = 200
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    radii: tuple[float, ...] = (0.01, 0.1, 1.0)
+    refine_steps: int = 50
+    local_steps: int = 0
+    num_starts: int = 16
+    ascent_steps: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("activations", "depths", "blocks", "seeds", "radii"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"`{name}` must hold distinct values, at least one, got {values}.")
+        for name in ("width", "batch_size", "num_steps", "num_starts", "ascent_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {getattr(self, name)}.")
+        for name in ("refine_steps", "local_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"`{name}` must not be negative, got {getattr(self, name)}. 0 leaves the closed form."
+                )
+        if min(self.depths) < 1:
+            raise ValueError(f"`depths` must be positive integers, got {min(self.depths)}.")
+        for name, values in (("learning_rate", (self.learning_rate,)), ("radii", self.radii)):
+            for value in values:
+                if not (math.isfinite(value) and value > 0):
+                    raise ValueError(f"`{name}` must be positive and finite, got {value}.")
+        for block in self.blocks:
+            if split_block(block)[1] not in ("", "bn"):
+                raise ValueError(
+                    f"`blocks` must have no norm or batch norm, got {block!r}. Others have no bound for all inputs."
+                )
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"`momentum` must lie in [0, 1), got {self.momentum}.")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**31:
+                raise ValueError(f"`seeds` must lie between 0 and 2**31 - 1, got {seed}.")
+
+    def smoke(self) -> Self:
+        """One depth, one activation, one block, five optimiser steps, nothing refined."""
+        return replace(
+            self,
+            activations=self.activations[:1],
+            depths=(min(*self.depths, 2),),
+            blocks=self.blocks[:1],
+            seeds=self.seeds[:1],
+            width=min(self.width, 6),
+            num_steps=5,
+            radii=self.radii[:1],
+            refine_steps=0,
+            local_steps=0,
+            num_starts=2,
+            ascent_steps=2,
+        )
+
+    def cells(self) -> Sequence[Cell]:
+        """One cell for every block, activation and depth, in this order: a block's cells share programs."""
+        return [
+            Cell(
+                f"{block}/{activation.name}/depth={depth}",
+                {"block": block, "activation": activation.name, "depth": depth},
+            )
+            for block in self.blocks
+            for activation in self.activations
+            for depth in self.depths
+        ]
+
+    def bounds(self) -> list[str]:
+        """The names of the bounds, from the tightest to the loosest."""
+        return [
+            "lower",
+            *(f"local, R = {radius:g}" for radius in self.radii),
+            "ellipsoid",
+            "closed form",
+            "product",
+        ]
+
+    def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
+        """Train the members of one cell and bound them before and after."""
+        import xarray as xr
+
+        from train.experiments import _lipschitz_depth_programs as programs
+
+        measured = programs.run(self, cell, progress)
+        coords: dict[str, Any] = {
+            **{name: [value] for name, value in cell.coords.items()},
+            "seed": list(self.seeds),
+            "phase": ["initial", "trained"],
+            "bound": self.bounds(),
+        }
+        variables = {
+            name: (
+                ("block", "activation", "depth", *dims),
+                np.asarray(measured[name])[None, None, None],
+                {"units": units, "long_name": long_name},
+            )
+            for name, (dims, units, long_name) in RESULT_VARIABLES.items()
+        }
+        dataset = xr.Dataset(variables, coords)
+        for name, (units, long_name) in COORDINATES.items():
+            dataset[name].attrs = {"units": units, "long_name": long_name}
+        return dataset
+
+    @staticmethod
+    def figures(result: xr.Dataset) -> Mapping[str, alt.Chart | alt.FacetChart]:
+        """Draw the figures from a stored result."""
+        return views.figures(result)
+
+    @staticmethod
+    def findings(result: xr.Dataset) -> Sequence[str]:
+        """Say what a stored result shows."""
+        return views.findings(result)
+
+    @staticmethod
+    def tables(result: xr.Dataset) -> Mapping[str, pd.DataFrame]:
+        """Tabulate a stored result."""
+        return views.tables(result)
+
+
+COORDINATES = {
+    "block": ("1", "block"),
+    "activation": ("1", "activation"),
+    "depth": ("layers", "depth"),
+    "seed": ("1", "seed"),
+    "phase": ("1", "phase of training"),
+    "bound": ("1", "bound on the Lipschitz constant"),
+}
+
+RESULT_VARIABLES = {
+    "lipschitz_log10": (("seed", "phase", "bound"), "log10", "bound on the Lipschitz constant"),
+    "bound_time": (
+        ("seed", "phase", "bound"),
+        "s",
+        "time to find the bound; of certificates, compilation included",
+    ),
+    "test_accuracy": (("seed", "phase"), "1", "test accuracy"),
+}

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxact.lipschitz._norms import gram_norm
+from jaxact.lipschitz import gram_norm
 from jaxact.nn._networks import MLP
 from jaxact.nn._stages import Plain, _folded_scale, check_count
 

@@ -11,9 +11,8 @@ import pytest
 from flax import nnx
 
 from jaxact import activations, nn
-from jaxact.lipschitz import upper_bound
-from jaxact.lipschitz._certify import certify
-from jaxact.nn._lipschitz import OrthogonalConv, OrthogonalLinear, SpectralNorm, kernels
+from jaxact.lipschitz import certify, upper_bound
+from jaxact.nn import OrthogonalConv, OrthogonalLinear, SpectralNorm, kernels
 
 TOLERANCE = 1e-6
 SHAPES = [(7, 5), (5, 7), (1, 4)]

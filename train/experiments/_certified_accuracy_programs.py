@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from jaxact import fit, lipschitz, nn
-from jaxact.nn._lipschitz import OrthogonalLinear, SpectralNorm, kernels
+from jaxact.nn import OrthogonalLinear, SpectralNorm, kernels
 from train.experiment import Progress
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from flax import nnx
 
 from jaxact import fit, lipschitz, nn, theory
 from jaxact.activations import Activation, select
-from jaxact.lipschitz._certify import certify
-from jaxact.lipschitz._program import Ball
+from jaxact.lipschitz import Ball, certify
 from train.experiment import Cell, Progress
 from train.experiments.depth_sweep import split_block
 

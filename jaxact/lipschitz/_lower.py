@@ -15,6 +15,11 @@ from jaxact.numerics import leading_singular_triplets
 _LARGEST_STEP = 1e3  # relative to the first
 _SMALLEST_STEP = 2.0**-12  # relative to the first: below, the search starts afresh in a random direction
 
+_REACH = 64.0  # how far a ray looks for a kink, relative to the typical start
+_CHANGE = 1e-3  # of the slope along a ray that makes a kink
+_NUM_BISECTIONS = 10
+_NUM_POWERS = 2
+
 
 class LowerBound(NamedTuple):
     """A lower bound and its witness.
@@ -47,6 +52,9 @@ def lower_bound(
     num_steps: int = 100,
     step_size: ArrayLike = 0.5,
     tangent: Callable[[Array, Array], Array] | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    num_starts: int = 0,
+    num_crossings: int = 0,
 ) -> LowerBound:
     """Bound the Lipschitz constant of `fn` from below by gradient ascent on the norm of its Jacobian.
 
@@ -60,6 +68,12 @@ def lower_bound(
     rounding; how far below K it lies is not known. If fn is not differentiable at the witness, its slope
     there is the one fn reports.
 
+    A piecewise-linear network may have its maximum on a piece that one random point in a million hits. More
+    `scales` and `num_starts` help, and `num_crossings` more: before the ascent every start walks from piece to
+    piece across the kinks of fn, found by bisection, and along them to where they meet. On 200 networks
+    2-12-8-8-2 of relu, leaky relu and |x| that made the bound exact far more often than as many evaluations
+    spent on steps; for a smooth fn it is of no use.
+
     Args:
         fn: maps ONE input to one real array; reverse-differentiable, and the reverse pass
             forward-differentiable. Static.
@@ -70,6 +84,11 @@ def lower_bound(
             are all zero); positive, may be traced.
         tangent: (x, v) -> J(x) v if not by `jax.jvp(fn, ...)`, for an fn with a custom_vjp, which refuses it.
             Static.
+        scales: the search also starts at every one of these multiples of `inputs`; positive, static.
+        num_starts: random starts beside them, of the size of `inputs` times anything between the smallest
+            and the largest of `scales`; static.
+        num_crossings: kinks that every start crosses before the ascent, each at the cost of about 25 products
+            in float32 and 40 in float64; static.
 
     Returns:
         A `LowerBound`. A network without slope gives 0; NaN only if the Jacobian is NaN or infinite at every
@@ -77,8 +96,8 @@ def lower_bound(
 
     Raises:
         TypeError: `inputs` is not real floating-point.
-        ValueError: `inputs` has no starts axis or is empty, `num_steps` is negative or `step_size` is not
-            positive.
+        ValueError: `inputs` has no starts axis or is empty, `num_steps`, `num_starts` or `num_crossings` is
+            negative, or `step_size` or one of `scales` is not positive.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -86,10 +105,16 @@ def lower_bound(
         >>> round(float(found.value), 4)  # attained at 0
         3.0
     """
-    inputs = _check(inputs, num_steps, step_size)
+    inputs = _check(inputs, num_steps, step_size, scales, num_starts, num_crossings)
     push = partial(_push, fn) if tangent is None else tangent
     norm = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(inputs.reshape(inputs.shape[0], -1)), 1)))
-    unit_length = jnp.asarray(step_size, inputs.dtype) * jnp.where(norm > 0, norm, 1)
+    norm = jnp.where(norm > 0, norm, 1)
+    unit_length = jnp.asarray(step_size, inputs.dtype) * norm
+    key_starts, key_walk = jax.random.split(jax.random.fold_in(key, 1))
+    inputs = _starts(inputs, norm, scales, num_starts, key_starts)
+    if num_crossings:
+        walk = partial(_walk, fn, push, norm, num_crossings)
+        inputs = jax.vmap(walk)(inputs, jax.random.split(key_walk, inputs.shape[0]))
     singular = jax.vmap(partial(_singular, fn, push))
 
     def start(x: Array) -> _Search:
@@ -128,6 +153,93 @@ def lower_bound(
     best = jnp.argmax(jnp.where(jnp.isfinite(pairs.value), pairs.value, -1))
     value = jnp.where(jnp.isfinite(pairs.value[best]), pairs.value[best], jnp.nan)
     return LowerBound(value, searches.x[best], jnp.concatenate([first[None], history]))
+
+
+def _starts(inputs: Array, norm: Array, scales: tuple[float, ...], num_starts: int, key: Array) -> Array:
+    """The inputs at every scale, then random points whose size is spread evenly over the scales' logarithms."""
+    if tuple(scales) != (1.0,):
+        inputs = jnp.concatenate([scale * inputs for scale in scales])
+    if not num_starts:
+        return inputs
+    key_direction, key_size = jax.random.split(key)
+    shape = inputs.shape[1:]
+    directions = jax.vmap(_unit)(jax.random.normal(key_direction, (num_starts, *shape), inputs.dtype))
+    low, high = np.log(min(scales)), np.log(max(scales))
+    sizes = jnp.exp(jax.random.uniform(key_size, (num_starts,), inputs.dtype, low, high)) * norm
+    return jnp.concatenate([inputs, sizes.reshape(-1, *[1] * len(shape)) * directions])
+
+
+class _Walk(NamedTuple):
+    x: Array
+    w: Array  # unit input direction
+    normal: Array  # unit, of the kink crossed last; zero if there was none
+    best: Array
+    value: Array  # at best
+
+
+def _walk(fn: Callable, push: Callable, reach: Array, num_crossings: int, x: Array, key: Array) -> Array:
+    """Walk from linear piece to linear piece and return the best point visited.
+
+    Along a random ray the next kink of fn is where J(x + t d) d changes: bracketed by powers of four, then
+    bisected. Half of the rays slide along the kink crossed last, which leads to where kinks meet, and there
+    are the pieces too small for a random point. A kink of a network changes J by u n^T, so that its normal n
+    is the direction in which J^T u changes. The point beyond is left as far from the kink as bisection stops,
+    so that rounding does not decide on which side it lies.
+    """
+    num_lengths = (jnp.finfo(x.dtype).nmant - 8) // 2
+    lengths = _REACH * reach * 4.0 ** -jnp.arange(num_lengths, dtype=x.dtype)[::-1]
+    lengths = jnp.concatenate([jnp.zeros(1, x.dtype), lengths])
+    output = jax.eval_shape(fn, x)
+
+    def slope(x: Array, d: Array, t: Array) -> Array:
+        return push(x + t * d, d)
+
+    def differs(slope: Array, base: Array) -> Array:
+        return _norm(slope - base) > _CHANGE * _norm(base)
+
+    def cross(walk: _Walk, noise: tuple[Array, Array, Array, Array]) -> tuple[_Walk, None]:
+        d, tilt, u, is_sliding = noise
+        d = _unit(d - jnp.where(is_sliding, jnp.sum(d * walk.normal), 0) * walk.normal)
+        slopes = jax.vmap(partial(slope, walk.x, d))(lengths)
+        base = slopes[0]
+        beyond = jax.vmap(lambda slope: differs(slope, base))(slopes)
+        has_kink, first = beyond.any(), jnp.argmax(beyond)
+
+        def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
+            middle = (low + high) / 2
+            is_beyond = differs(slope(walk.x, d, middle), base)
+            return jnp.where(is_beyond, low, middle), jnp.where(is_beyond, middle, high)
+
+        ends = lax.fori_loop(0, _NUM_BISECTIONS, halve, (lengths[jnp.maximum(first - 1, 0)], lengths[first]))
+        sides = walk.x + jnp.stack(ends).reshape(2, *[1] * x.ndim) * d
+        pulls = jax.vmap(lambda x: _pull(fn, x, u))(sides)
+        normal = jnp.where(has_kink, _unit(pulls[1] - pulls[0]), 0)
+        there = jnp.where(has_kink, sides[1], walk.x)
+
+        def power(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            pulled = _pull(fn, there, _unit(push(there, carry[0])))
+            return _unit(pulled), _norm(pulled)
+
+        start = (
+            _unit(walk.w + 0.3 * _unit(tilt)),
+            jnp.zeros((), x.dtype),
+        )  # w may be orthogonal to the new one
+        w, value = lax.fori_loop(0, _NUM_POWERS, power, start)
+        better = (value > walk.value) & jnp.isfinite(value)
+        best, value = jnp.where(better, there, walk.best), jnp.where(better, value, walk.value)
+        return _Walk(jnp.where(has_kink, there, best), w, normal, best, value), None
+
+    key_d, key_tilt, key_u, key_slide = jax.random.split(key, 4)
+    noise = (
+        jax.random.normal(key_d, (num_crossings, *x.shape), x.dtype),
+        jax.random.normal(key_tilt, (num_crossings, *x.shape), x.dtype),
+        jax.random.normal(key_u, (num_crossings, *output.shape), output.dtype),
+        jax.random.bernoulli(key_slide, 0.5, (num_crossings,)),
+    )
+    zero = jnp.zeros_like(x)
+    first = _Walk(x, zero, zero, x, jnp.full((), -1, x.dtype))
+    return lax.scan(cross, first, noise)[0].best
 
 
 class _Pair(NamedTuple):
@@ -181,7 +293,31 @@ def _largest(values: Array) -> Array:
     return jnp.where(jnp.isnan(values).all(), jnp.nan, jnp.nanmax(values))
 
 
-def _check(inputs: ArrayLike, num_steps: int, step_size: ArrayLike) -> Array:
+def _check(
+    inputs: ArrayLike,
+    num_steps: int,
+    step_size: ArrayLike,
+    scales: tuple[float, ...],
+    num_starts: int,
+    num_crossings: int,
+) -> Array:
+    inputs = _check_inputs(inputs)
+    usual = {"num_steps": 100, "num_starts": 0, "num_crossings": 0}
+    for name, value in zip(usual, (num_steps, num_starts, num_crossings), strict=True):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(
+                f"`{name}` must be an integer >= 0, got {value!r}. Use {usual[name]} to begin with."
+            )
+    if len(scales) == 0 or not all(0 < scale < np.inf for scale in scales):
+        raise ValueError(
+            f"`scales` must be positive numbers, got {scales}. Use (0.25, 1.0, 4.0), for instance."
+        )
+    if not isinstance(step_size, jax.core.Tracer) and not np.all(np.asarray(step_size) > 0):
+        raise ValueError(f"`step_size` must be positive, got {step_size}. Use 0.5 to begin with.")
+    return inputs
+
+
+def _check_inputs(inputs: ArrayLike) -> Array:
     inputs = jnp.asarray(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise TypeError(
@@ -191,8 +327,4 @@ def _check(inputs: ArrayLike, num_steps: int, step_size: ArrayLike) -> Array:
         raise ValueError(
             f"`inputs` must be [starts, *input] and not empty, got shape {inputs.shape}. Pass x[None]."
         )
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
-        raise ValueError(f"`num_steps` must be an integer >= 0, got {num_steps!r}. Use 100 to begin with.")
-    if not isinstance(step_size, jax.core.Tracer) and not np.all(np.asarray(step_size) > 0):
-        raise ValueError(f"`step_size` must be positive, got {step_size}. Use 0.5 to begin with.")
     return inputs

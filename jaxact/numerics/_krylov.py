@@ -1,4 +1,4 @@
-"""Leading singular triplets of a linear map known only by its products."""
+"""Singular values of a linear map known only by its products."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,11 +9,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 _NUM_BLOCKS = 4  # blocks in the Krylov space between restarts; below 3 restarts dominate, above 6 memory does
+_NUM_BLOCKS_TRAILING = 32  # the small end is crowded: too few blocks and the iteration stands still
 _MAX_RESTARTS = 100
 
 
 class SingularTriplets(NamedTuple):
-    """The leading singular triplets, largest first.
+    """Some singular triplets, largest first.
 
     Attributes:
         values: singular values [num].
@@ -33,6 +34,7 @@ class _Space(NamedTuple):
     image: Array  # [b, m] A V
     pulled: Array  # [b, n] A^T left
     residual: Array  # [b]
+    largest: Array  # Ritz value of all, the measure of rounding
     restarts: Array
 
 
@@ -71,11 +73,157 @@ def leading_singular_triplets(
         >>> triplets.values.round(2)
         Array([100.,  99.], dtype=float32)
     """
-    m, n = shape
     block = num + min(num + 1, 6)
-    if min(m, n) <= _NUM_BLOCKS * block:
-        return _dense(matvec, rmatvec, m, n, num, dtype)
-    eps = jnp.finfo(dtype).eps
+    if min(shape) <= _NUM_BLOCKS * block:
+        left, values, right = _dense(matvec, rmatvec, shape, dtype)
+        return SingularTriplets(values[:num], left[:num], right[:num])
+    space, scale = _block_krylov(matvec, rmatvec, shape, num, block, _NUM_BLOCKS, dtype, leading=True)
+    return SingularTriplets(space.values[:num] * scale, space.left[:num], space.right[:num])
+
+
+def trailing_singular_triplets(
+    matvec: Callable[[Array], Array],
+    rmatvec: Callable[[Array], Array],
+    *,
+    shape: tuple[int, int],
+    num: int = 1,
+    dtype: jnp.dtype | type = jnp.float32,
+) -> SingularTriplets:
+    """Compute the `num` smallest of the min(m, n) singular values of A, and their vectors.
+
+    The iteration of `leading_singular_triplets` from the other end, on the shorter side of A, with products
+    alone and no inverse: it takes the more of them the closer the small values lie together beside the
+    largest, up to 100 restarts of 32 blocks. An estimate from above: Ritz values are never below the true
+    ones by more than rounding, which is a few eps of the LARGEST value; below that they count as zero. It is
+    exact if A has so few rows or columns that it is formed.
+
+    Args:
+        matvec: A v for one vector [n] -> [m]; linear, traced under vmap.
+        rmatvec: A^T u for one vector [m] -> [n].
+        shape: (m, n), static.
+        num: how many, 1 <= num <= min(m, n), static.
+        dtype: float32 or float64: what the vectors are held in.
+
+    Returns:
+        `SingularTriplets`, largest first; a value whose residual is not small after the last restart is NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> A = jnp.diag(jnp.arange(1.0, 201.0))
+        >>> triplets = trailing_singular_triplets(lambda v: A @ v, lambda u: A.T @ u, shape=A.shape, num=2)
+        >>> triplets.values.round(2)
+        Array([2., 1.], dtype=float32)
+    """
+    m, n = shape
+    if m < n:  # from the right the null space of A would come first
+        found = trailing_singular_triplets(rmatvec, matvec, shape=(n, m), num=num, dtype=dtype)
+        return SingularTriplets(found.values, found.right, found.left)
+    block = num + min(num + 1, 6)
+    if n <= _NUM_BLOCKS_TRAILING * block:
+        left, values, right = _dense(matvec, rmatvec, shape, dtype)
+        return SingularTriplets(values[-num:], left[-num:], right[-num:])
+    space, scale = _block_krylov(
+        matvec, rmatvec, shape, num, block, _NUM_BLOCKS_TRAILING, dtype, leading=False
+    )
+    values = jnp.where(_wrong(space, num, leading=False), jnp.nan, space.values[:num] * scale)
+    return SingularTriplets(values[::-1], space.left[:num][::-1], space.right[:num][::-1])
+
+
+class Bidiagonal(NamedTuple):
+    """A V^T = U^T B with B upper bidiagonal: what `golub_kahan` finds.
+
+    Attributes:
+        diagonal: of B [num_steps], nonnegative.
+        above: the diagonal above it [num_steps - 1], nonnegative.
+        left: orthonormal (or zero, after a breakdown) rows [num_steps, m]: U.
+        right: orthonormal (or zero) rows [num_steps, n]: V, the first of them the normalised start.
+    """
+
+    diagonal: Float[Array, " step"]
+    above: Float[Array, " step-1"]
+    left: Float[Array, "step m"]
+    right: Float[Array, "step n"]
+
+
+def golub_kahan(
+    matvec: Callable[[Array], Array],
+    rmatvec: Callable[[Array], Array],
+    start: Float[Array, " n"],
+    *,
+    num_steps: int,
+    num_rows: int,
+) -> Bidiagonal:
+    """Reduce A to bidiagonal form on the Krylov space of A^T A from a start vector.
+
+        A V^T = U^T B,    (A^T A restricted to the space) = B^T B
+
+    Golub & Kahan (1965), every new vector orthogonalised twice against all before it. Exact up to rounding.
+    Where the space is exhausted (a new vector vanishes at rounding level) the remaining rows of U, V and B
+    are zero and the identities stand: nothing is divided by zero.
+
+    Args:
+        matvec: A v for one vector [n] -> [m]; linear.
+        rmatvec: A^T u for one vector [m] -> [n].
+        start: [n], of the dtype of all vectors; not zero.
+        num_steps: dimension of the space, 1 <= num_steps <= n, static.
+        num_rows: m, static.
+
+    Returns:
+        A `Bidiagonal`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> A = jnp.diag(jnp.array([3.0, 4.0]))
+        >>> B = golub_kahan(lambda v: A @ v, lambda u: A.T @ u, jnp.ones(2), num_steps=2, num_rows=2)
+        >>> round(float(B.diagonal[0] ** 2), 4)  # v^T A^T A v = (9 + 16) / 2
+        12.5
+    """
+    dtype, n = start.dtype, start.shape[0]
+    tiny = 10 * jnp.finfo(dtype).eps
+
+    def new(vector: Array, basis: Array, largest: Array) -> tuple[Array, Array]:
+        for _ in range(2):
+            vector = vector - basis.T @ (basis @ vector)
+        length = jnp.linalg.norm(vector)
+        length = jnp.where(length <= tiny * largest, 0, length)
+        return jnp.where(length == 0, 0, vector / _or_one(length)), length
+
+    def step(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        left, right, diagonal, above, v, largest = carry
+        right = right.at[i].set(v)
+        image = matvec(v)
+        largest = jnp.maximum(largest, jnp.linalg.norm(image))
+        u, alpha = new(image, left, largest)
+        left = left.at[i].set(u)
+        v, beta = new(rmatvec(u), right, largest)
+        return left, right, diagonal.at[i].set(alpha), above.at[i].set(beta), v, largest
+
+    zeros = jnp.zeros(num_steps, dtype)
+    carry = (
+        jnp.zeros((num_steps, num_rows), dtype),
+        jnp.zeros((num_steps, n), dtype),
+        zeros,
+        zeros,
+        start / _or_one(jnp.linalg.norm(start)),
+        jnp.zeros((), dtype),
+    )
+    left, right, diagonal, above, _, _ = lax.fori_loop(0, num_steps, step, carry)
+    return Bidiagonal(diagonal, above[:-1], left, right)
+
+
+def _block_krylov(
+    matvec: Callable,
+    rmatvec: Callable,
+    shape: tuple[int, int],
+    num: int,
+    block: int,
+    num_blocks: int,
+    dtype: jnp.dtype | type,
+    *,
+    leading: bool,
+) -> tuple[_Space, Array]:
+    """The Ritz triplets at one end, the outermost first, of A over the scale returned with them."""
+    m, n = shape
     key_start, key_noise = jax.random.split(jax.random.key(0))
     start = jnp.linalg.qr(jax.random.normal(key_start, (n, block), dtype))[0].T
     noise = jax.random.normal(key_noise, (block, n), dtype) / n**0.5
@@ -87,19 +235,20 @@ def leading_singular_triplets(
 
     def ritz(basis: Array, image: Array, restarts: Array) -> _Space:
         mix, values, left = jnp.linalg.svd(image, full_matrices=False)
+        largest = values[0]
+        if not leading:
+            mix, values, left = mix[:, ::-1], values[::-1], left[::-1]
         mix, values, left = mix[:, :block].T, values[:block], left[:block]
         right, pulled = mix @ basis, pull(left)
         residual = jnp.linalg.norm(pulled - values[:, None] * right, axis=1)
-        return _Space(values, left, right, mix @ image, pulled, residual, restarts)
+        return _Space(values, left, right, mix @ image, pulled, residual, largest, restarts)
 
     def unfinished(space: _Space) -> Array:
-        values, residual = space.values[:num], space.residual[:num]
-        wrong = (residual > 0.3 * eps**0.5 * values) & (residual > 30 * eps * space.values[0])
-        return wrong.any() & (space.restarts < _MAX_RESTARTS)
+        return _wrong(space, num, leading=leading).any() & (space.restarts < _MAX_RESTARTS)
 
     def restart(space: _Space) -> _Space:
-        basis = jnp.zeros((_NUM_BLOCKS * block, n), dtype).at[:block].set(space.right)
-        image = jnp.zeros((_NUM_BLOCKS * block, m), dtype).at[:block].set(space.image)
+        basis = jnp.zeros((num_blocks * block, n), dtype).at[:block].set(space.right)
+        image = jnp.zeros((num_blocks * block, m), dtype).at[:block].set(space.image)
 
         def extend(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             basis, image, pulled = carry
@@ -109,11 +258,24 @@ def leading_singular_triplets(
             image = lax.dynamic_update_slice(image, pushed, (j * block, 0))
             return basis, image, pull(pushed / _or_one(jnp.abs(pushed).max()))
 
-        basis, image, _ = lax.fori_loop(1, _NUM_BLOCKS, extend, (basis, image, space.pulled))
+        basis, image, _ = lax.fori_loop(1, num_blocks, extend, (basis, image, space.pulled))
         return ritz(basis, image, space.restarts + 1)
 
     space = lax.while_loop(unfinished, restart, ritz(start, first / scale, jnp.zeros((), jnp.int32)))
-    return SingularTriplets(space.values[:num] * scale, space.left[:num], space.right[:num])
+    return space, scale
+
+
+def _wrong(space: _Space, num: int, *, leading: bool) -> Array:
+    """Which of the values are not yet good; those at rounding level are, and their residual says nothing."""
+    eps = jnp.finfo(space.values.dtype).eps
+    values, residual, rounding = space.values[:num], space.residual[:num], 30 * eps * space.largest
+    wrong = (residual > 0.3 * eps**0.5 * values) & (residual > rounding) & (values > rounding)
+    if leading:
+        return wrong
+    # The residual of a small s cannot fall below some eps largest^2 / s, but the relative error of s is of its
+    # square over the gap: (residual s)^2 / (gap of s^2) bounds the error of s^2 (Parlett 1998, theorem 11.7.1).
+    gap = space.values[-1] ** 2 - values**2
+    return wrong & ~(residual**2 <= 0.06 * eps**0.5 * gap)
 
 
 def _orthonormal(rows: Array, basis: Array, noise: Array) -> Array:
@@ -134,10 +296,11 @@ def _or_one(scale: Array) -> Array:
     return jnp.where(scale > 0, scale, 1)
 
 
-def _dense(matvec, rmatvec, m: int, n: int, num: int, dtype) -> SingularTriplets:
+def _dense(matvec, rmatvec, shape: tuple[int, int], dtype) -> tuple[Array, Array, Array]:
+    m, n = shape
     if n <= m:
         matrix = jax.vmap(matvec, out_axes=1)(jnp.eye(n, dtype=dtype))
     else:
         matrix = jax.vmap(rmatvec)(jnp.eye(m, dtype=dtype))
     left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
-    return SingularTriplets(values[:num], left[:, :num].T, right[:num])
+    return left.T, values, right

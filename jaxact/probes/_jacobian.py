@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from math import prod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import leading_singular_triplets
+from jaxact.numerics._krylov import trailing_singular_triplets
 
 # What the tangents of one chunk may occupy. Larger chunks gain nothing measurable on CPU; the largest array
 # alive inside `f` may be a few times this.
@@ -68,7 +69,11 @@ def jacobian(f: Callable[[Array], Array], x: Float[ArrayLike, " batch *input"]) 
 
 
 def singular_values(
-    f: Callable[[Array], Array], x: Float[ArrayLike, " batch *input"], num: int | None = None
+    f: Callable[[Array], Array],
+    x: Float[ArrayLike, " batch *input"],
+    num: int | None = None,
+    *,
+    which: Literal["largest", "smallest"] = "largest",
 ) -> Float[Array, "batch k"]:
     """Compute the singular values of the Jacobian of `f`, descending, at every input of a batch.
 
@@ -81,18 +86,24 @@ def singular_values(
     rounding (the values are Ritz values). The starting block is pseudo-random and the same in every call. A
     Jacobian with few rows or columns is formed instead, and exact.
 
+    `which="smallest"` gives the k smallest of the min(m, n), likewise without the Jacobian: an estimate, never
+    BELOW the truth by more than rounding, which again is relative to the largest of all. Without an inverse
+    this end converges slowly where values crowd near zero; a value that has not converged is NaN, and then
+    num=None, or `spectral_density` for a look at the crowd, is the way.
+
     Args:
         f: maps ONE example to one floating-point array; static. `num=k` needs both `jax.linearize` and its
             transpose.
         x: real inputs [batch, *input], or one input [n] (see `jacobian`).
         num: how many, static; None for all.
+        which: end of the spectrum that `num` counts from; static, without effect if num is None.
 
     Returns:
         [batch, min(m, n)] or [batch, num], in at least float32. A Jacobian with NaN or inf gives NaN.
 
     Raises:
         TypeError: as `jacobian`, or `num` is not an integer.
-        ValueError: as `jacobian`, or `num` lies outside 1..min(m, n).
+        ValueError: as `jacobian`, `num` lies outside 1..min(m, n), or `which` is neither of its two values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,7 +112,11 @@ def singular_values(
     """
     x = _check_input(x)
     if x.ndim == 1:
-        return singular_values(f, x[None], num)[0]
+        return singular_values(f, x[None], num, which=which)[0]
+    if which not in ("largest", "smallest"):
+        raise ValueError(
+            f'`which` must be "largest" or "smallest", got {which!r}. Use num=None for both ends.'
+        )
     output = _check_output(f, x)
     if num is None:
         return _all_singular_values(jacobian(f, x))
@@ -115,19 +130,11 @@ def singular_values(
             f"`num` must lie between 1 and min(outputs, inputs) = {min(m, n)}, got {num}. "
             "Use num=None for all singular values."
         )
-    dtype = jnp.promote_types(jnp.promote_types(x.dtype, output.dtype), jnp.float32)
+    triplets = leading_singular_triplets if which == "largest" else trailing_singular_triplets
 
     def at(example: Array) -> Array:
-        _, push = jax.linearize(f, example)
-        pull = jax.linear_transpose(push, example)
-
-        def matvec(v: Array) -> Array:
-            return push(v.astype(x.dtype).reshape(example.shape)).reshape(-1).astype(dtype)
-
-        def rmatvec(u: Array) -> Array:
-            return pull(u.astype(output.dtype).reshape(output.shape))[0].reshape(-1).astype(dtype)
-
-        return leading_singular_triplets(matvec, rmatvec, shape=(m, n), num=num, dtype=dtype).values
+        matvec, rmatvec, dtype = _products(f, example, output)
+        return triplets(matvec, rmatvec, shape=(m, n), num=num, dtype=dtype).values
 
     return jax.vmap(at)(x)
 
@@ -194,6 +201,23 @@ def spectrum_summary(values: Float[ArrayLike, "*batch n"]) -> SpectrumSummary:
         condition_number=jnp.where(smallest == 0, jnp.inf, largest / jnp.where(smallest == 0, 1, smallest)),
         effective_rank=jnp.where(is_zero, 0, jnp.exp(entropy)),
     )
+
+
+def _products(
+    f: Callable[[Array], Array], x: Array, output: jax.ShapeDtypeStruct
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array], jnp.dtype]:
+    """Products J(x) v and J(x)^T u on flat vectors of the dtype returned with them; f is linearised once."""
+    dtype = jnp.promote_types(jnp.promote_types(x.dtype, output.dtype), jnp.float32)
+    _, push = jax.linearize(f, x)
+    pull = jax.linear_transpose(push, x)
+
+    def matvec(v: Array) -> Array:
+        return push(v.astype(x.dtype).reshape(x.shape)).reshape(-1).astype(dtype)
+
+    def rmatvec(u: Array) -> Array:
+        return pull(u.astype(output.dtype).reshape(output.shape))[0].reshape(-1).astype(dtype)
+
+    return matvec, rmatvec, dtype
 
 
 def _all_singular_values(matrices: Array) -> Array:

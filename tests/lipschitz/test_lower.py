@@ -1,6 +1,8 @@
 """The lower bound as an inequality, and as an equality where the constant is known."""
 
+import importlib.util
 from itertools import pairwise
+from pathlib import Path
 
 import chex
 import jax
@@ -10,6 +12,10 @@ import pytest
 from jax import lax
 
 from jaxact import activations, lipschitz
+
+_SPEC = importlib.util.spec_from_file_location("polygons", Path(__file__).with_name("polygons.py"))
+polygons = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(polygons)
 
 
 def kernels(widths, seed=0, gain=1.0):
@@ -84,6 +90,51 @@ def test_piecewise_linear_networks_on_the_plane_are_exact():
         first, second = kernels((2, 8, 3), seed)
         value, exact = both(first, second, jax.random.key(seed))
         np.testing.assert_allclose(value, exact, rtol=1e-5)
+
+
+def test_random_piecewise_linear_networks_are_exact_where_their_pieces_are_small():
+    # relu, leaky relu of both signs and |x|, on the plane cut into all its linear pieces. Some of the largest
+    # slopes sit on a millionth of it.
+    widths, num_networks = (2, 8, 8, 2), 200
+    rng = np.random.default_rng(0)
+    matrices = [rng.normal(size=(num_networks, i, o)) * np.sqrt(2 / i) for i, o in pairwise(widths)]
+    offsets = [rng.normal(size=(num_networks, o)) for o in widths[1:-1]]
+    slopes = np.resize([(0.0, 1.0), (0.2, 1.0), (-0.5, 1.0), (-1.0, 1.0)], (num_networks, 2))
+
+    @jax.jit
+    @jax.vmap
+    def lower(matrices, offsets, slopes, key):
+        def f(x):
+            for w, b in zip(matrices[:-1], offsets, strict=True):
+                z = x @ w + b
+                x = jnp.where(z > 0, slopes[1], slopes[0]) * z
+            return x @ matrices[-1]
+
+        return lipschitz.lower_bound(
+            f, jnp.eye(2), key=key, num_steps=20, scales=(0.1, 30.0), num_starts=60, num_crossings=60
+        )
+
+    with jax.enable_x64(True):
+        found = lower(matrices, offsets, slopes, jax.random.split(jax.random.key(0), num_networks))
+        found = np.asarray(found.value)
+    exact = [
+        polygons.exact_lipschitz([w[i].T for w in matrices], [b[i] for b in offsets], slopes[i], size=1e6)
+        for i in range(num_networks)
+    ]
+    assert (found <= np.array(exact) * (1 + 1e-9)).all()
+    assert np.mean(found >= 0.99 * np.array(exact)) >= 0.95
+
+
+def test_scales_and_random_starts_only_add():
+    # The slope is 1 within |x| < 50 and 4 beyond: starts near zero do not see it.
+    f = lambda x: x + 3 * jax.nn.relu(jnp.abs(x) - 50.0)  # noqa: E731
+    run = lambda **options: lipschitz.lower_bound(  # noqa: E731
+        f, jnp.array([[1.0], [-1.0]]), key=jax.random.key(0), num_steps=0, **options
+    )
+    assert run().value == 1
+    assert run(scales=(1.0, 60.0)).value == 4
+    assert run(scales=(0.1, 1e4), num_starts=16).value == 4
+    assert run(num_crossings=2).value == 4
 
 
 def test_a_dead_network_has_the_bound_zero():
@@ -171,5 +222,11 @@ def test_bad_input_is_refused_by_name():
         run(jnp.ones((0, 3)))
     with pytest.raises(ValueError, match="`num_steps` must be an integer >= 0, got -1"):
         run(jnp.ones((2, 3)), num_steps=-1)
+    for name in ("num_starts", "num_crossings"):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 0, got 1.5"):
+            run(jnp.ones((2, 3)), **{name: 1.5})
+    for scales in ((), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="`scales` must be positive numbers"):
+            run(jnp.ones((2, 3)), scales=scales)
     with pytest.raises(ValueError, match="`step_size` must be positive, got 0"):
         run(jnp.ones((2, 3)), step_size=0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxact.numerics import leading_singular_triplets
+from jaxact.numerics._krylov import golub_kahan
 
 
 @pytest.mark.parametrize(("shape", "num"), [((90, 70), 3), ((4, 300), 2), ((50, 60), 50)])
@@ -27,3 +28,23 @@ def test_rank_one_leaves_no_nan():
     expected = np.linalg.norm(u) * np.linalg.norm(v)
     np.testing.assert_allclose(found.values, [expected, 0], atol=1e-5 * expected)
     np.testing.assert_allclose(np.abs(found.right[0]), v / np.linalg.norm(v), atol=1e-5)
+
+
+def test_golub_kahan_satisfies_its_definition_and_stops_where_the_space_ends():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        A = jnp.asarray(rng.normal(size=(40, 5)) @ rng.normal(size=(5, 30)))
+        found = golub_kahan(
+            lambda v: A @ v, lambda u: A.T @ u, jnp.asarray(rng.normal(size=30)), num_steps=9, num_rows=40
+        )
+        B = np.diag(found.diagonal) + np.diag(found.above, 1)
+        np.testing.assert_allclose(A @ found.right.T, found.left.T @ B, atol=1e-11)
+        for basis in (found.left, found.right):
+            gram = np.asarray(basis @ basis.T)
+            np.testing.assert_allclose(gram, np.diag(gram.diagonal().round()), atol=1e-12)
+        # The start has a part in the null space, hence one dimension more than the rank, and a zero for it.
+        np.testing.assert_allclose(
+            np.linalg.svd(B, compute_uv=False),
+            np.r_[np.linalg.svd(A, compute_uv=False)[:5], 0, 0, 0, 0],
+            atol=1e-10,
+        )

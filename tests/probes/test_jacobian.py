@@ -172,6 +172,43 @@ def test_largest_singular_values_of_prescribed_spectra(values):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * expected[0])
 
 
+@jax.jit
+def two_smallest(A):
+    f = lambda x: A @ x  # noqa: E731
+    return probes.singular_values(f, jnp.ones(A.shape[1]), 2, which="smallest")
+
+
+@pytest.mark.parametrize("shape", [(190, 170), (170, 190)], ids=["tall", "wide"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.r_[np.linspace(3, 1, 168), 0.5, 0.4],
+        np.r_[np.linspace(3, 1, 168), 0.5, 0.5],  # repeated at the end
+        np.ones(170),
+        np.geomspace(1e3, 1, 170),
+        np.ones(160),  # ten zeros, which are not the null space of the longer side
+        1e25 * np.linspace(2, 1, 170),
+    ],
+    ids=["apart", "repeated", "isometry", "wide", "rank160", "huge"],
+)
+def test_smallest_singular_values_of_prescribed_spectra(shape, values):
+    found = two_smallest(matrix_with(values, shape))
+    expected = np.sort(np.r_[values, np.zeros(170 - len(values))])[1::-1]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * values.max())
+
+
+def test_smallest_of_a_network_equal_numpys():
+    with jax.enable_x64(True):
+        w = jax.random.normal(jax.random.key(0), (2, 150, 150), jnp.float64) / 150**0.5
+        f = lambda x: x + 0.5 * jnp.tanh(x @ w[0]) @ w[1]  # noqa: E731
+        x = jax.random.normal(jax.random.key(1), (2, 150), jnp.float64)
+        few = jax.jit(lambda x: probes.singular_values(f, x, 1, which="smallest"))(x)
+        expected = np.linalg.svd(jax.vmap(jax.jacrev(f))(x), compute_uv=False)
+        np.testing.assert_allclose(few, expected[:, -1:], rtol=1e-8)
+        every = probes.singular_values(f, x, 20, which="smallest")  # so many that the Jacobian is formed
+        np.testing.assert_allclose(every, expected[:, -20:], rtol=1e-10)
+
+
 def test_nan_and_inf_are_reported_as_nan():
     x = jnp.array([[1.0, 2.0], [jnp.nan, 1.0], [jnp.inf, 1.0]])
     values = probes.singular_values(lambda x: x**2, x)
@@ -195,6 +232,8 @@ def test_bad_input_is_refused_by_name():
     for num in (0, 4, -1):
         with pytest.raises(ValueError, match=rf"between 1 and .* = 3, got {num}"):
             probes.singular_values(jnp.tanh, jnp.ones(3), num)
+    with pytest.raises(ValueError, match=r'`which` must be "largest" or "smallest", got .middle.'):
+        probes.singular_values(jnp.tanh, jnp.ones(3), 1, which="middle")
     for num in (2.0, True):
         with pytest.raises(TypeError, match="`num` must be an integer"):
             probes.singular_values(jnp.tanh, jnp.ones(3), num)

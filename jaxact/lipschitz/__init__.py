@@ -5,6 +5,7 @@ input that attains it.
 """
 
 from jaxact.lipschitz._certify import certify
+from jaxact.lipschitz._clever import Clever, clever
 from jaxact.lipschitz._layers import upper_bound
 from jaxact.lipschitz._lower import LowerBound, lower_bound
 from jaxact.lipschitz._norms import convolution_norm, dense_norm, gram_norm
@@ -14,8 +15,10 @@ __all__ = [
     "Ball",
     "Box",
     "Certificate",
+    "Clever",
     "LowerBound",
     "certify",
+    "clever",
     "convolution_norm",
     "dense_norm",
     "gram_norm",

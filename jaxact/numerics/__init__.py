@@ -1,15 +1,24 @@
 """Numerical tools that theory and measurement share: Gaussian integrals and Krylov iterations."""
 
 from jaxact.numerics._bivariate import KINK_ENDS, bivariate_expectation
-from jaxact.numerics._krylov import SingularTriplets, leading_singular_triplets
+from jaxact.numerics._krylov import (
+    Bidiagonal,
+    SingularTriplets,
+    golub_kahan,
+    leading_singular_triplets,
+    trailing_singular_triplets,
+)
 from jaxact.numerics._quadrature import expectation_with_tails, gaussian_expectation, gaussian_nodes
 
 __all__ = [
     "KINK_ENDS",
+    "Bidiagonal",
     "SingularTriplets",
     "bivariate_expectation",
     "expectation_with_tails",
     "gaussian_expectation",
     "gaussian_nodes",
+    "golub_kahan",
     "leading_singular_triplets",
+    "trailing_singular_triplets",
 ]

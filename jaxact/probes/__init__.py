@@ -4,16 +4,19 @@ Nothing here knows a neural-network library: pass a function of one example and 
 Haiku, Equinox or by hand.
 """
 
+from jaxact.probes._density import SpectralDensity, spectral_density
 from jaxact.probes._gradients import gradient_norms
 from jaxact.probes._jacobian import SpectrumSummary, jacobian, singular_values, spectrum_summary
 from jaxact.probes._statistics import LayerStatistics, layer_statistics
 
 __all__ = [
     "LayerStatistics",
+    "SpectralDensity",
     "SpectrumSummary",
     "gradient_norms",
     "jacobian",
     "layer_statistics",
     "singular_values",
+    "spectral_density",
     "spectrum_summary",
 ]

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics import leading_singular_triplets
-from jaxact.numerics._krylov import trailing_singular_triplets
+from jaxact.numerics import leading_singular_triplets, trailing_singular_triplets
 
 # What the tangents of one chunk may occupy. Larger chunks gain nothing measurable on CPU; the largest array
 # alive inside `f` may be a few times this.

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxact.numerics import leading_singular_triplets
-from jaxact.numerics._krylov import golub_kahan
+from jaxact.numerics import golub_kahan, leading_singular_triplets
 
 
 @pytest.mark.parametrize(("shape", "num"), [((90, 70), 3), ((4, 300), 2), ((50, 60), 50)])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxact.probes._density import spectral_density
+from jaxact.probes import spectral_density
 
 
 def matrix_with(values, shape, seed=0):

@@ -165,6 +165,23 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
     )
 
 
+def labelled(
+    variables: Mapping[str, Any], coords: Mapping[str, Any], described: Mapping[str, tuple[str, str]]
+) -> xr.Dataset:
+    """Make the Dataset of a cell, its coordinates with units and long names.
+
+    Args:
+        variables: (dims, values, attributes) by name.
+        coords: labels by dimension.
+        described: (units, long name) by dimension, of these and perhaps others.
+    """
+    dataset = xr.Dataset(variables, coords)
+    for name in coords:
+        units, long_name = described[name]
+        dataset[name].attrs = {"units": units, "long_name": long_name}
+    return dataset
+
+
 def combine(cells: Sequence[xr.Dataset]) -> xr.Dataset:
     """Join the Datasets of a study's cells into one, by their coordinates.
 

@@ -130,11 +130,11 @@ def test_bad_fields_are_refused_with_field_value_and_remedy():
     for fields, message in (
         ({"approaches": ("penalti",)}, "`approaches` must be among unconstrained, .* got 'penalti'"),
         ({"penalty_weights": (-1.0,)}, "`penalty_weights` must be positive and finite, got -1.0"),
-        ({"spectral_constants": (1.0, 1.0)}, "`spectral_constants` must hold distinct values"),
+        ({"spectral_constants": (1.0, 1.0)}, "`spectral_constants` must not repeat a value, got 1.0 twice"),
         ({"num_hidden": 1}, "`num_hidden` must be at least 2, got 1"),
         ({"num_steps": 0}, "`num_steps` must be a positive integer, got 0"),
-        ({"seeds": ()}, "`seeds` must hold distinct values"),
-        ({"refine_steps": -1}, "`refine_steps` must not be negative"),
+        ({"seeds": ()}, "`seeds` must hold at least one value, got none"),
+        ({"refine_steps": -1}, "`refine_steps` must be finite and not negative"),
     ):
         with pytest.raises(ValueError, match=message):
             CertifiedAccuracy(**fields)

@@ -54,7 +54,7 @@ def test_it_trains(result):
 
 def test_findings_count_what_was_not_reached(result):
     words = " ".join(ExtremeDepth.findings(result))
-    assert "With orthogonal weights the final test accuracy is" in words
+    assert "Final test accuracy: with orthogonal weights" in words
     assert "sigma_w^2 = 1.0483" in words
 
 
@@ -66,7 +66,7 @@ def test_findings_count_what_was_not_reached(result):
         ("q_star", -1.0, "`q_star` must be positive"),
         ("measure_every", 7, "`measure_every` must divide num_steps"),
         ("num_probes", 1, "`num_probes` must be at least 2"),
-        ("seeds", (1, 1), "`seeds` must hold distinct values"),
+        ("seeds", (1, 1), "`seeds` must not repeat a value, got 1 twice"),
     ],
 )
 def test_bad_fields_are_refused_by_name(field, value, message):

@@ -109,11 +109,11 @@ def test_figures_show_every_bound_and_leave_out_what_was_not_measured():
 def test_bad_fields_are_refused_with_field_value_and_remedy():
     for fields, message in (
         ({"depths": (0,)}, "`depths` must be positive integers, got 0"),
-        ({"depths": ()}, "`depths` must hold distinct values"),
+        ({"depths": ()}, "`depths` must hold at least one value, got none"),
         ({"radii": (-1.0,)}, "`radii` must be positive and finite, got -1.0"),
         ({"blocks": ("plain-ln",)}, "`blocks` must have no norm or batch norm, got 'plain-ln'"),
         ({"blocks": ("plian",)}, "Did you mean 'plain'"),
-        ({"refine_steps": -1}, "`refine_steps` must not be negative, got -1. 0 leaves"),
+        ({"refine_steps": -1}, "`refine_steps` must be finite and not negative, got -1"),
         ({"width": 0}, "`width` must be a positive integer, got 0"),
     ):
         with pytest.raises(ValueError, match=message):

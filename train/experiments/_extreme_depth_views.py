@@ -206,10 +206,11 @@ def findings(result: xr.Dataset) -> list[str]:
     table = _summary(result)
     if table.empty:
         return ["Nothing to conclude: no network of this study has a test accuracy."]
-    sentences = []
+    verdict = []
     for law, rows in table.groupby("weights", sort=False):
         parts = [f"{row.accuracy:.1%} at {row.depth:,} layers" for row in rows.itertuples()]
-        sentences.append(f"With {law} weights the final test accuracy is {', '.join(parts)}.")
+        verdict.append(f"with {law} weights {', '.join(parts)}")
+    sentences = [f"Final test accuracy: {'; '.join(verdict)}."]
     threshold = str(result["steps_to_threshold"].attrs.get("long_name", "")).removeprefix("steps to ")
     for row in table.itertuples():
         if math.isfinite(row.steps):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -11,8 +10,10 @@ import numpy as np
 
 from jaxact import activations
 from jaxact.activations import Activation
+from train import results
 from train.experiment import Cell, Progress
 from train.experiments import _certified_accuracy_views as views
+from train.experiments import _fields as fields
 from train.tasks import Digits, FromText
 
 if TYPE_CHECKING:
@@ -74,34 +75,27 @@ class CertifiedAccuracy:
     refine_steps: int = 100
 
     def __post_init__(self) -> None:
-        if not self.approaches or len(set(self.approaches)) < len(self.approaches):
-            raise ValueError(f"`approaches` must hold distinct names, at least one, got {self.approaches}.")
+        fields.check_distinct(
+            self, "approaches", "penalty_weights", "spectral_constants", "orthogonal_scales", "attack_radii"
+        )
         for approach in self.approaches:
             if approach not in APPROACHES:
                 raise ValueError(f"`approaches` must be among {', '.join(APPROACHES)}, got {approach!r}.")
-        for name in ("penalty_weights", "spectral_constants", "orthogonal_scales", "attack_radii"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"`{name}` must hold distinct values, at least one, got {values}.")
-            for value in values:
-                if not (math.isfinite(value) and value > 0):
-                    raise ValueError(f"`{name}` must be positive and finite, got {value}.")
-        for name in ("width", "batch_size", "num_steps", "attack_steps", "num_attacked"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {getattr(self, name)}.")
+        fields.check_positive(
+            self,
+            "penalty_weights",
+            "spectral_constants",
+            "orthogonal_scales",
+            "attack_radii",
+            "learning_rate",
+            "max_radius",
+        )
+        fields.check_counts(self, "width", "batch_size", "num_steps", "attack_steps", "num_attacked")
         for name in ("num_hidden", "num_radii"):
             if getattr(self, name) < 2:
                 raise ValueError(f"`{name}` must be at least 2, got {getattr(self, name)}.")
-        if self.refine_steps < 0:
-            raise ValueError(f"`refine_steps` must not be negative, got {self.refine_steps}. Use 0 for none.")
-        for name in ("learning_rate", "max_radius"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"`{name}` must be positive and finite, got {getattr(self, name)}.")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"`seeds` must hold distinct values, at least one, got {self.seeds}.")
-        for seed in self.seeds:
-            if not 0 <= seed < 2**31:
-                raise ValueError(f"`seeds` must lie between 0 and 2**31 - 1, got {seed}.")
+        fields.check_not_negative(self, "refine_steps")
+        fields.check_seeds(self)
 
     def smoke(self) -> Self:
         """The loosest penalty and orthogonal layers, one seed, ten steps, nothing refined."""
@@ -142,8 +136,6 @@ class CertifiedAccuracy:
 
     def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
         """Train, certify and attack the networks of one approach."""
-        import xarray as xr
-
         from train.experiments import _certified_accuracy_programs as programs
 
         approach = cell.coords["approach"]
@@ -163,10 +155,7 @@ class CertifiedAccuracy:
             )
             for name, (dims, units, long_name) in RESULT_VARIABLES.items()
         }
-        dataset = xr.Dataset(variables, coords)
-        for name, (units, long_name) in COORDINATES.items():
-            dataset[name].attrs = {"units": units, "long_name": long_name}
-        return dataset
+        return results.labelled(variables, coords, COORDINATES)
 
     @staticmethod
     def figures(result: xr.Dataset) -> Mapping[str, alt.Chart | alt.FacetChart]:

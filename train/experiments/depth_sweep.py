@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from jaxact.activations import Activation
+from train import results
 from train.experiment import Cell, Progress
 from train.experiments import _depth_sweep_views as views
+from train.experiments import _fields as fields
 from train.tasks import Digits, FromText
 
 if TYPE_CHECKING:
@@ -72,55 +74,20 @@ class DepthSweep:
     max_depth: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("activations", "depths", "blocks", "learning_rates", "seeds"):
-            values = getattr(self, name)
-            if not values:
-                raise ValueError(f"`{name}` must hold at least one value, got none.")
-            for value in values:
-                if values.count(value) > 1:
-                    raise ValueError(f"`{name}` must not repeat a value, got {_shown(value)} twice.")
-        for name in (
-            "width",
-            "batch_size",
-            "num_steps",
-            "measure_every",
-            "num_evaluate",
-            "num_probes",
-            "ascent_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {getattr(self, name)}.")
-        for depth in self.depths:
-            if depth < 1:
-                raise ValueError(
-                    f"`depths` must be positive integers, got {depth}. Use 1 for a single stage."
-                )
-            if self.max_depth is not None and depth > self.max_depth:
-                raise ValueError(
-                    f"`depths` must not exceed max_depth = {self.max_depth}, got {depth}. "
-                    "Raise --max-depth, or leave it out."
-                )
-        for rate in self.learning_rates:
-            if not (math.isfinite(rate) and rate > 0):
-                raise ValueError(f"`learning_rates` must be positive and finite, got {rate}.")
-        for seed in self.seeds:
-            if not 0 <= seed < 2**31:
-                raise ValueError(f"`seeds` must lie between 0 and 2**31 - 1, got {seed}.")
+        fields.check_distinct(self, "activations", "depths", "blocks", "learning_rates")
+        fields.check_seeds(self)
+        fields.check_counts(self, "width", "batch_size", "num_steps", "measure_every")
+        fields.check_counts(self, "num_evaluate", "num_probes", "ascent_steps")
+        fields.check_depths(self)
+        fields.check_positive(self, "learning_rates")
         for block in self.blocks:
             split_block(block)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"`momentum` must lie in [0, 1), got {self.momentum}.")
+        fields.check_momentum(self)
         if self.sigma_w is not None and not (math.isfinite(self.sigma_w) and self.sigma_w > 0):
             raise ValueError(f"`sigma_w` must be positive and finite, or None, got {self.sigma_w}.")
-        if not (math.isfinite(self.sigma_b) and self.sigma_b >= 0):
-            raise ValueError(f"`sigma_b` must be finite and not negative, got {self.sigma_b}.")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"`threshold` is an accuracy in (0, 1], got {self.threshold}.")
-        if self.num_steps % self.measure_every:
-            raise ValueError(
-                f"`measure_every` must divide num_steps = {self.num_steps}, got {self.measure_every}. "
-                f"Use --num-steps {self.num_steps - self.num_steps % self.measure_every or self.measure_every}."
-            )
+        fields.check_not_negative(self, "sigma_b")
+        fields.check_threshold(self)
+        fields.check_measure_every(self)
 
     def smoke(self) -> Self:
         """Two activations, two depths, all blocks, one learning rate, twenty steps."""
@@ -170,8 +137,6 @@ class DepthSweep:
 
     def _dataset(self, cell: Cell, measured: Mapping[str, Any]) -> xr.Dataset:
         """Label arrays [member, ...] by the sweep's coordinates."""
-        import xarray as xr
-
         steps = np.arange(1, self.num_steps // self.measure_every + 1) * self.measure_every
         coords: dict[str, Any] = {
             "block": [cell.coords["block"]],
@@ -192,10 +157,7 @@ class DepthSweep:
             values = np.asarray(measured[name])
             values = values.reshape(*members, *values.shape[1:])
             variables[name] = ((*shared, *dims), values, {"units": units, "long_name": long_name})
-        dataset = xr.Dataset(variables, coords)
-        for name, (units, long_name) in COORDINATES.items():
-            dataset[name].attrs = {"units": units, "long_name": long_name}
-        return dataset
+        return results.labelled(variables, coords, COORDINATES)
 
     @staticmethod
     def figures(result: xr.Dataset) -> Mapping[str, alt.Chart | alt.FacetChart]:

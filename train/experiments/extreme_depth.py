@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -11,8 +10,10 @@ import numpy as np
 
 from jaxact import activations
 from jaxact.activations import Activation
+from train import results
 from train.experiment import Cell, Progress
 from train.experiments import _extreme_depth_views as views
+from train.experiments import _fields as fields
 from train.tasks import Digits, FromText
 
 if TYPE_CHECKING:
@@ -66,37 +67,21 @@ class ExtremeDepth:
     num_probes: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("depths", "weights", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"`{name}` must hold distinct values, at least one, got {values}.")
-        for name in ("width", "batch_size", "num_steps", "measure_every", "num_probes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {getattr(self, name)}.")
-        if min(self.depths) < 1:
-            raise ValueError(f"`depths` must be positive integers, got {min(self.depths)}.")
+        fields.check_distinct(self, "depths", "weights")
+        fields.check_seeds(self)
+        fields.check_counts(self, "width", "batch_size", "num_steps", "measure_every", "num_probes")
+        fields.check_depths(self)
         for kind in self.weights:
             if kind not in WEIGHTS:
                 raise ValueError(f"`weights` must be among {', '.join(WEIGHTS)}, got {kind!r}.")
-        for name in ("q_star", "learning_rate", "clip_norm"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"`{name}` must be positive and finite, got {getattr(self, name)}.")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"`momentum` must lie in [0, 1), got {self.momentum}.")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"`threshold` is an accuracy in (0, 1], got {self.threshold}.")
-        for seed in self.seeds:
-            if not 0 <= seed < 2**31:
-                raise ValueError(f"`seeds` must lie between 0 and 2**31 - 1, got {seed}.")
+        fields.check_positive(self, "q_star", "learning_rate", "clip_norm")
+        fields.check_momentum(self)
+        fields.check_threshold(self)
         if self.num_probes < 2:
             raise ValueError(
                 f"`num_probes` must be at least 2, for a correlation takes two, got {self.num_probes}."
             )
-        if self.num_steps % self.measure_every:
-            raise ValueError(
-                f"`measure_every` must divide num_steps = {self.num_steps}, got {self.measure_every}. "
-                f"Use --num-steps {self.num_steps - self.num_steps % self.measure_every or self.measure_every}."
-            )
+        fields.check_measure_every(self)
 
     def smoke(self) -> Self:
         """One depth of at most 200 layers, both kinds of weights, twenty steps."""
@@ -119,8 +104,6 @@ class ExtremeDepth:
 
     def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
         """Measure at initialisation, train, and set theory beside it."""
-        import xarray as xr
-
         from train.experiments import _extreme_depth_programs as programs
 
         depth = cell.coords["depth"]
@@ -141,10 +124,7 @@ class ExtremeDepth:
                 np.asarray(measured[name])[None, None],
                 {"units": units, "long_name": long_name},
             )
-        dataset = xr.Dataset(variables, coords)
-        for name, (units, long_name) in COORDINATES.items():
-            dataset[name].attrs = {"units": units, "long_name": long_name}
-        return dataset
+        return results.labelled(variables, coords, COORDINATES)
 
     @staticmethod
     def figures(result: xr.Dataset) -> Mapping[str, alt.Chart | alt.FacetChart]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from jaxact.activations import Activation
+from train import results
 from train.experiment import Cell, Progress
+from train.experiments import _fields as fields
 from train.experiments import _lipschitz_depth_views as views
 from train.experiments.depth_sweep import split_block
 from train.tasks import Digits, FromText
@@ -63,34 +64,18 @@ class LipschitzDepth:
     ascent_steps: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("activations", "depths", "blocks", "seeds", "radii"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"`{name}` must hold distinct values, at least one, got {values}.")
-        for name in ("width", "batch_size", "num_steps", "num_starts", "ascent_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {getattr(self, name)}.")
-        for name in ("refine_steps", "local_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"`{name}` must not be negative, got {getattr(self, name)}. 0 leaves the closed form."
-                )
-        if min(self.depths) < 1:
-            raise ValueError(f"`depths` must be positive integers, got {min(self.depths)}.")
-        for name, values in (("learning_rate", (self.learning_rate,)), ("radii", self.radii)):
-            for value in values:
-                if not (math.isfinite(value) and value > 0):
-                    raise ValueError(f"`{name}` must be positive and finite, got {value}.")
+        fields.check_distinct(self, "activations", "depths", "blocks", "radii")
+        fields.check_seeds(self)
+        fields.check_counts(self, "width", "batch_size", "num_steps", "num_starts", "ascent_steps")
+        fields.check_not_negative(self, "refine_steps", "local_steps")
+        fields.check_depths(self)
+        fields.check_positive(self, "learning_rate", "radii")
         for block in self.blocks:
             if split_block(block)[1] not in ("", "bn"):
                 raise ValueError(
                     f"`blocks` must have no norm or batch norm, got {block!r}. Others have no bound for all inputs."
                 )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"`momentum` must lie in [0, 1), got {self.momentum}.")
-        for seed in self.seeds:
-            if not 0 <= seed < 2**31:
-                raise ValueError(f"`seeds` must lie between 0 and 2**31 - 1, got {seed}.")
+        fields.check_momentum(self)
 
     def smoke(self) -> Self:
         """One depth, one activation, one block, five optimiser steps, nothing refined."""
@@ -133,8 +118,6 @@ class LipschitzDepth:
 
     def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
         """Train the members of one cell and bound them before and after."""
-        import xarray as xr
-
         from train.experiments import _lipschitz_depth_programs as programs
 
         measured = programs.run(self, cell, progress)
@@ -152,10 +135,7 @@ class LipschitzDepth:
             )
             for name, (dims, units, long_name) in RESULT_VARIABLES.items()
         }
-        dataset = xr.Dataset(variables, coords)
-        for name, (units, long_name) in COORDINATES.items():
-            dataset[name].attrs = {"units": units, "long_name": long_name}
-        return dataset
+        return results.labelled(variables, coords, COORDINATES)
 
     @staticmethod
     def figures(result: xr.Dataset) -> Mapping[str, alt.Chart | alt.FacetChart]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from jaxact.activations import Activation
+from train import results
 from train.experiment import Cell, Progress
+from train.experiments import _fields as fields
 from train.experiments import _phase_diagram_findings as words
 from train.experiments import _phase_diagram_views as views
 from train.tasks import Digits, FromText
@@ -72,47 +73,15 @@ class PhaseDiagram:
     max_depth: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("activations", "depths", "sigma_w_squared", "learning_rates", "seeds"):
-            values = getattr(self, name)
-            if not values:
-                raise ValueError(f"`{name}` must hold at least one value, got none.")
-            for value in values:
-                if values.count(value) > 1:
-                    shown = value.name if isinstance(value, Activation) else value
-                    raise ValueError(f"`{name}` must not repeat a value, got {shown} twice.")
-        for name in ("width", "batch_size", "num_steps", "measure_every", "num_evaluate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {getattr(self, name)}.")
-        for depth in self.depths:
-            if depth < 1:
-                raise ValueError(
-                    f"`depths` must be positive integers, got {depth}. Use 1 for a single layer."
-                )
-            if self.max_depth is not None and depth > self.max_depth:
-                raise ValueError(
-                    f"`depths` must not exceed max_depth = {self.max_depth}, got {depth}. "
-                    "Raise --max-depth, or leave it out."
-                )
-        for name in ("sigma_w_squared", "learning_rates"):
-            for value in getattr(self, name):
-                if not (math.isfinite(value) and value > 0):
-                    raise ValueError(f"`{name}` must be positive and finite, got {value}.")
-        if not (math.isfinite(self.sigma_b_squared) and self.sigma_b_squared >= 0):
-            raise ValueError(
-                f"`sigma_b_squared` must be finite and not negative, got {self.sigma_b_squared}."
-            )
-        for seed in self.seeds:
-            if not 0 <= seed < 2**31:
-                raise ValueError(f"`seeds` must lie between 0 and 2**31 - 1, got {seed}.")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"`momentum` must lie in [0, 1), got {self.momentum}.")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"`threshold` is an accuracy in (0, 1], got {self.threshold}.")
-        if self.num_steps % self.measure_every:
-            raise ValueError(
-                f"`measure_every` must divide num_steps = {self.num_steps}, got {self.measure_every}. "
-                f"Use --num-steps {self.num_steps - self.num_steps % self.measure_every or self.measure_every}."
-            )
+        fields.check_distinct(self, "activations", "depths", "sigma_w_squared", "learning_rates")
+        fields.check_seeds(self)
+        fields.check_counts(self, "width", "batch_size", "num_steps", "measure_every", "num_evaluate")
+        fields.check_depths(self)
+        fields.check_positive(self, "sigma_w_squared", "learning_rates")
+        fields.check_not_negative(self, "sigma_b_squared")
+        fields.check_momentum(self)
+        fields.check_threshold(self)
+        fields.check_measure_every(self)
 
     def smoke(self) -> Self:
         """One activation, two depths, two weight variances, two learning rates, twenty steps."""
@@ -145,8 +114,6 @@ class PhaseDiagram:
 
     def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
         """Train the members of one cell; see `result_variables` for what comes back."""
-        import xarray as xr
-
         from train.experiments import _phase_diagram_programs as programs
 
         index = [activation.name for activation in self.activations].index(cell.coords["activation"])
@@ -184,11 +151,7 @@ class PhaseDiagram:
                 continue
             values = np.asarray(measured[name]).reshape([sizes[dim] for dim in dims])
             variables[name] = (dims, values, {"units": units, "long_name": long_name})
-        dataset = xr.Dataset(variables, coords)
-        for name in coords:
-            units, long_name = COORDINATES[name]
-            dataset[name].attrs = {"units": units, "long_name": long_name}
-        return dataset
+        return results.labelled(variables, coords, COORDINATES)
 
     @staticmethod
     def figures(result: xr.Dataset) -> Mapping[str, alt.FacetChart]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import importlib
 import math
@@ -13,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxact._cache import use_compilation_cache
 from jaxact._cli._output import InputError
 
 _DEFAULT_SIGMA_B = 0.05**0.5
@@ -253,23 +253,10 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _set_environment() -> None:
-    """Settle, before jax is first imported, where it runs and whether it keeps what it compiles."""
+if __name__ == "__main__":
     # Small programs in float64: an accelerator would only lose its memory to them.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or a read-only one: compile each time
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxact" / "xla"
-        cache.mkdir(parents=True, exist_ok=True)
-        if os.access(cache, os.W_OK):
-            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-            # Dozens of small programs stay below the default of one second each.
-            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-
-
-if __name__ == "__main__":
-    _set_environment()
+    use_compilation_cache()
     try:
         sys.exit(main())
     except KeyboardInterrupt:

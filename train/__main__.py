@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from jaxact._cache import use_compilation_cache
 from train import config
 from train.config import ConfigError
 from train.experiment import Experiment
@@ -422,21 +423,8 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _use_compilation_cache() -> None:
-    """Let JAX keep what it compiles between processes; jax reads the variable when it is first imported."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or a read-only one: compile each time
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxact" / "xla"
-        cache.mkdir(parents=True, exist_ok=True)
-        if os.access(cache, os.W_OK):
-            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-            # Dozens of small programs stay below the default of one second each.
-            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-
-
 if __name__ == "__main__":
-    _use_compilation_cache()
+    use_compilation_cache()
     try:
         sys.exit(main())
     except KeyboardInterrupt as error:

@@ -10,6 +10,9 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import expectation_with_tails, gaussian_nodes
 
+# Where an activation is looked at: not at 0, where a user's derivative may have no value.
+_SAMPLES = np.linspace(-10.0, 10.0, 2000)
+
 
 class Moments(NamedTuple):
     """Gaussian moments of an activation f and of its slope; z ~ N(mean, variance).
@@ -121,31 +124,32 @@ def _check_elementwise(activation: Any) -> None:
                 f"`activation` must be elementwise, got {getattr(activation, 'name', activation)}, whose {name} "
                 f"makes shape {shape} of (2, 3). Return an array of the argument's shape."
             )
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        x = jnp.linspace(-10.0, 10.0, 2000)  # not at 0, where a user's derivative may have no value
-        for name, fn in (("activation", activation), ("derivative", activation.derivative)):
-            bad = np.asarray(x)[np.isnan(np.asarray(fn(x)))]
-            if bad.size:
-                raise ValueError(
-                    f"`activation` must be a number everywhere, got {getattr(activation, 'name', activation)}, whose "
-                    f"{name} is NaN at x = {bad[0]:.4g}. Choose a branch with jnp.where, guarding the unsafe one."
-                )
+    for name, values in zip(("activation", "derivative"), _sampled(activation), strict=True):
+        bad = _SAMPLES[np.isnan(values)]
+        if bad.size:
+            raise ValueError(
+                f"`activation` must be a number everywhere, got {getattr(activation, 'name', activation)}, whose "
+                f"{name} is NaN at x = {bad[0]:.4g}. Choose a branch with jnp.where, guarding the unsafe one."
+            )
 
 
 @functools.lru_cache
 def grows_fast(activation: Any) -> bool:
     """Whether f or f' grows faster than a cube: its integrals then reach further out."""
     near, far = 1e2, 1e3
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        x = jnp.asarray([-near, -far, near, far])
-        for fn in (activation, activation.derivative):
-            y = np.abs(np.asarray(fn(x)))
-            sides = [y[:2], y[2:]]
-            if any(
-                not np.isfinite(side).all() or side[1] > max(side[0], 1) * (far / near) ** 3 for side in sides
-            ):
+    for y in map(np.abs, _sampled(activation, np.array([-near, -far, near, far]))):
+        for side in (y[:2], y[2:]):
+            if not np.isfinite(side).all() or side[1] > max(side[0], 1) * (far / near) ** 3:
                 return True
     return False
+
+
+def _sampled(activation: Any, points: np.ndarray = _SAMPLES) -> tuple[np.ndarray, np.ndarray]:
+    """Values and slopes in float64, under any trace: compiled, for vmap lets no custom rule be evaluated."""
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        both = jax.jit(lambda x: (activation(x), activation.derivative(x)))
+        value, slope = both(jnp.asarray(points, jnp.float64))
+        return np.asarray(value), np.asarray(slope)
 
 
 def refuse_fast_growth(activation: Any) -> None:

@@ -26,6 +26,7 @@ _MOST_STEPS = 12
 _LOST = 160.0  # machine epsilons: leaves a percent of xi_c
 # Panels for smooth integrands, in standard deviations; and around 0 in the function's own argument.
 _OUTER_ENDS = np.array([-8.5, -6.5, -5.0, -3.75, -2.5, -1.25, 0.0, 1.25, 2.5, 3.75, 5.0, 6.5, 8.5])
+_EXPANSION_ENDS = np.linspace(-9.0, 9.0, 13)
 _GRADED = np.concatenate([-(4.0 ** np.arange(6, -3, -1)), 4.0 ** np.arange(-2, 7)])
 _FEW_NODES, _FEW_WEIGHTS = np.polynomial.legendre.leggauss(12)
 _CHUNK = 64  # points of a grid at once: their nodes stay in the cache
@@ -142,9 +143,8 @@ def _at(activation, points, lengths, table, sigma_w, sigma_b):
     value, slope = activation(x), activation.derivative(x)
     chi = w * jnp.sum(slope**2 * weights)
     chi_q = w * jnp.sum(x * value * slope * weights) / q
-    series = (
-        w / q * _hermite_coefficients(x / jnp.sqrt(q), weights, value) ** 2
-    )  # C(c) = b / q + sum_n series_n c^n
+    # C(c) = b / q + sum_n series_n c^n
+    series = w / q * _hermite_coefficients(*_expansion_nodes(activation, points, q)) ** 2
     degrees = jnp.arange(_NUM_HERMITE, dtype=q.dtype)
     left_out = w * jnp.sum(value**2 * weights) / q - jnp.sum(series), chi - jnp.sum(degrees * series)
     c, chi_c = _fixed_correlation(series, b / q, chi, _power(*left_out))
@@ -277,6 +277,17 @@ def _root(lengths, excess, low):
     return low * jnp.exp(((below + above) / 2 - left) * ratio)
 
 
+def _expansion_nodes(activation, points, q):
+    """Nodes, weights and values at sqrt(q) z for the expansion, the dearest step: no more than degree 95 needs."""
+    deviation = jnp.sqrt(q)
+    if grows_fast(activation):
+        x, weights = gaussian_nodes(points, jnp.zeros_like(q), q, is_wide=True)
+        return x / deviation, weights, activation(x)
+    near = jnp.concatenate([jnp.asarray(points, q.dtype).reshape(-1), jnp.asarray(_GRADED, q.dtype)])
+    z, weights = _panels(_EXPANSION_ENDS, near / deviation)
+    return z, weights, activation(deviation * z)
+
+
 def _hermite_coefficients(z, weights, value):
     """E f(z) he_n(z) / sqrt(n!), [degree], with Hermite's polynomials he_n."""
 
@@ -293,7 +304,7 @@ def _hermite_coefficients(z, weights, value):
 def _polynomial(series, c):
     """Value and slope of sum_n series_n c^n, c one number."""
     degrees = jnp.arange(_NUM_HERMITE, dtype=series.dtype)
-    powers = jnp.where(degrees == 0, 1, jnp.where(c > 0, c, 1) ** degrees * (c > 0))
+    powers = jnp.where(degrees == 0, 1, jnp.exp(degrees * jnp.log(jnp.where(c > 0, c, 1))) * (c > 0))
     before = jnp.concatenate([jnp.zeros_like(powers[:1]), powers[:-1]])
     return jnp.sum(series * powers), jnp.sum(degrees * series * before)
 
@@ -314,11 +325,19 @@ def _fixed_correlation(series, offset, chi, rest):
         tail = mass * jnp.where(c > 0, c, 1) ** (degree - 1) * (c > 0)
         return value + tail * c + offset, slope + degree * tail
 
-    def newton(_, c):
+    def newton(c):
         image, slope = map_and_slope(c)
         return jnp.clip(c + jnp.where(slope < 1, (image - c) / jnp.where(slope < 1, 1 - slope, 1), 0), 0, 1)
 
-    c = jax.lax.fori_loop(0, 40, newton, jnp.zeros_like(chi))
+    def moves(state):
+        before, now, count = state
+        return (now > before) & (count < 40)
+
+    start = jnp.full_like(chi, -1), jnp.zeros_like(chi), 0
+    steps = jax.lax.while_loop(
+        moves, lambda state: jax.lax.stop_gradient((state[1], newton(state[1]), state[2] + 1)), start
+    )
+    c = newton(jax.lax.stop_gradient(steps[1]))  # its derivative is the root's
     is_chaotic = chi > 1 + 1e3 * jnp.finfo(chi.dtype).eps  # not by rounding alone
     c = jnp.where(is_chaotic, c, 1)
     return c, jnp.where(is_chaotic, map_and_slope(c)[1], chi)

@@ -5,6 +5,7 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import pytest
 from flax import nnx
@@ -78,3 +79,68 @@ def test_the_slope_of_a_trajectory_at_equal_inputs_is_a_power_of_chi():
         last = jax.jit(lambda c: theory.trajectory(activations.tanh, 5, q=q, c=c, **scales).c[-1])
         chi = theory.mean_field(activations.tanh, **scales).chi
         np.testing.assert_allclose(jax.jvp(last, (1.0,), (1.0,))[1], chi**5, rtol=1e-9)
+
+
+_CORRELATIONS = np.array([-0.9, -0.5, 0.0, 0.3, 0.9, 1 - 1e-3, 1 - 1e-6, 1 - 1e-9])
+
+
+def _hermite_series(function, derivative, c):
+    """E f(u) f(v) and its derivative by c, by sums of c^n E[f he_n]^2 / n!; f analytic in a strip."""
+    z = np.arange(-40.0, 40.0, 0.01)  # equal steps: exact beyond rounding for what is analytic
+    mass = 0.01 * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    totals = np.zeros((2, len(c)))
+    before, now = np.zeros_like(z), np.ones_like(z)
+    for n in range(1000):  # for q = 4 they fall like exp(-1.6 sqrt(n))
+        for total, values in zip(totals, (function(z), derivative(z)), strict=True):
+            total += c**n * np.sum(mass * values * now) ** 2
+        before, now = now, (z * now - np.sqrt(n) * before) / np.sqrt(n + 1)
+    return totals
+
+
+def _clipped_line(c, q):
+    """E f(u) f(v) and its derivative by c for f = clip(x, -1, 1), by Plackett's identity: integrals over c alone."""
+    end = 1 / mp.sqrt(q)
+
+    def density(s):  # of the corners, with their signs: the slope of P(|u| < 1, |v| < 1) by s
+        both = mp.exp(-(end**2) / (1 + s)) - mp.exp(-(end**2) / (1 - s))
+        return both / (mp.pi * mp.sqrt(1 - s**2))
+
+    inside = mp.erf(end / mp.sqrt(2)) ** 2
+    top = mp.asin(mp.mpf(float(c)))
+    slope, value = (
+        mp.quad(
+            lambda t, weight=weight: weight(mp.sin(t)) * density(mp.sin(t)) * mp.cos(t),
+            mp.linspace(0, top, 9),
+        )
+        for weight in (lambda s: 1, lambda s: mp.mpf(float(c)) - s)
+    )
+    return float(q * (c * inside + value)), float(q * (inside + slope))
+
+
+@pytest.mark.parametrize("q", [0.3, 1.0, 4.0])
+def test_correlation_map_and_slope_are_exact_up_to_the_edge(q):
+    sigma_w, sigma_b = 1.3, 0.4
+    with jax.enable_x64(True):
+        for activation in (activations.tanh, activations.hard_tanh):
+            moment = float(theory.moments(activation, 0.0, q).second_moment)
+            scale = sigma_w**2 * moment + sigma_b**2  # the next length
+            both = jax.jit(
+                jax.vmap(
+                    jax.value_and_grad(
+                        partial(theory.correlation_map, activation, q=q, sigma_w=sigma_w, sigma_b=sigma_b)
+                    )
+                )
+            )
+            mapped, slope = both(_CORRELATIONS)
+            if activation is activations.tanh:
+                product, steep = _hermite_series(
+                    lambda z: np.tanh(np.sqrt(q) * z), lambda z: np.cosh(np.sqrt(q) * z) ** -2, _CORRELATIONS
+                )
+                steep = q * steep
+            else:
+                with mp.workdps(30):
+                    product, steep = np.transpose([_clipped_line(c, q) for c in _CORRELATIONS])
+            np.testing.assert_allclose(
+                mapped, (sigma_w**2 * product + sigma_b**2) / scale, rtol=0, atol=1e-12
+            )
+            np.testing.assert_allclose(slope, sigma_w**2 * steep / scale, rtol=0, atol=1e-12)

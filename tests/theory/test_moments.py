@@ -129,3 +129,10 @@ def test_what_is_no_activation_is_refused():
         theory.moments(made(lambda x: x.sum(-1)))
     with pytest.raises(ValueError, match=r"got odd_one, whose activation is NaN at x = -10"):
         theory.moments(made(jnp.sqrt))
+
+
+def test_a_fresh_activation_is_looked_at_under_vmap_too():
+    fresh = activations.from_callable(lambda x: jnp.tanh(1.37 * x), name="tanh_1_37")  # nothing is kept of it yet
+    variances = jnp.array([0.5, 2.0])
+    found = jax.vmap(lambda v: theory.moments(fresh, 0.0, v).slope)(variances)
+    np.testing.assert_allclose(found, theory.moments(fresh, 0.0, variances).slope, rtol=1e-6)

@@ -63,7 +63,7 @@ def test_the_cdf_is_that_of_sampled_networks(name, weights, depth):
     # A product's rank is its narrowest layer's, of 8 that fluctuate by 1 / (2 sqrt(400)) = 0.025 in relu's case: at
     # this width the zero atom is too heavy by about that, and the smallest eigenvalues make up for it.
     assert distance[pooled[index] > -20].max() < 0.02
-    assert distance.max() < 0.035
+    assert distance.max() < (0.035 if len(found.atom_masses) else 0.02)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 8, 64])

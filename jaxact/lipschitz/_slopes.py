@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxact.lipschitz._formula import (
     COMPARE,

@@ -1,15 +1,14 @@
 """How fast gradients grow in a deep plain network with batch normalisation."""
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxact.numerics import gaussian_nodes
-from jaxact.theory._moments import breakpoints, refuse_fast_growth
+from jaxact.theory._moments import breakpoints, refuse_fast_growth, value_and_slope
 
 # Batches from which a normalised unit's law over the sphere has a finite mean of 1 / variance.
 _MIN_BATCH = 4
@@ -94,7 +93,7 @@ def batch_norm_gradient_growth(activation: Any, batch_size: int | None = None) -
 def _on_the_line(activation: Any) -> tuple[float, float]:
     """(Var f(z), E f'(z)^2)."""
     x, weights = (np.asarray(each) for each in gaussian_nodes(breakpoints(activation), 0.0, 1.0))
-    f, slope = _value_and_slope(activation, x)
+    f, slope = value_and_slope(activation, x)
     return float(weights @ (f - weights @ f) ** 2), float(weights @ slope**2)
 
 
@@ -102,8 +101,8 @@ def _on_the_sphere(activation: Any, batch: int) -> tuple[float, float]:
     """(E f(x_1)^2 - E f(x_1) f(x_2), B T / ((B - 1) (B - 3)))."""
     points = np.asarray(breakpoints(activation), float)
     x, weights, y, weights_y = _pair_nodes(points, batch - 1)
-    f, slope = _value_and_slope(activation, x)
-    f_y, slope_y = _value_and_slope(activation, y)
+    f, slope = value_and_slope(activation, x)
+    f_y, slope_y = value_and_slope(activation, y)
     centre = weights @ f  # differences of products lose nothing once the mean is gone
     f, f_y = f - centre, f_y - centre
 
@@ -160,13 +159,3 @@ def _arc(
     weights = width * 3 * s * (1 - s) * _WEIGHTS * np.exp(log_density)
     angle, weights = (each.reshape(len(splits), -1) for each in (angle, weights))
     return angle, weights / weights.sum(1, keepdims=True)
-
-
-def _value_and_slope(activation: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    value, slope = _compiled(activation, x)
-    return np.asarray(value), np.asarray(slope)
-
-
-@partial(jax.jit, static_argnums=0)
-def _compiled(activation: Any, x: Float[Array, "*shape"]) -> tuple[Array, Array]:
-    return activation(x), activation.derivative(x)

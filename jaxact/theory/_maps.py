@@ -114,8 +114,8 @@ class Trajectory(NamedTuple):
         c: correlation of the two inputs' preactivations, [depth + 1, *shape].
     """
 
-    q: Float[Array, "layer *shape"]
-    c: Float[Array, "layer *shape"]
+    q: Float[Array, " layer *shape"]
+    c: Float[Array, " layer *shape"]
 
 
 def trajectory(

@@ -124,7 +124,7 @@ def _check_elementwise(activation: Any) -> None:
                 f"`activation` must be elementwise, got {getattr(activation, 'name', activation)}, whose {name} "
                 f"makes shape {shape} of (2, 3). Return an array of the argument's shape."
             )
-    for name, values in zip(("activation", "derivative"), _sampled(activation), strict=True):
+    for name, values in zip(("activation", "derivative"), value_and_slope(activation, _SAMPLES), strict=True):
         bad = _SAMPLES[np.isnan(values)]
         if bad.size:
             raise ValueError(
@@ -137,19 +137,26 @@ def _check_elementwise(activation: Any) -> None:
 def grows_fast(activation: Any) -> bool:
     """Whether f or f' grows faster than a cube: its integrals then reach further out."""
     near, far = 1e2, 1e3
-    for y in map(np.abs, _sampled(activation, np.array([-near, -far, near, far]))):
+    for y in map(np.abs, value_and_slope(activation, np.array([-near, -far, near, far]))):
         for side in (y[:2], y[2:]):
             if not np.isfinite(side).all() or side[1] > max(side[0], 1) * (far / near) ** 3:
                 return True
     return False
 
 
-def _sampled(activation: Any, points: np.ndarray = _SAMPLES) -> tuple[np.ndarray, np.ndarray]:
-    """Values and slopes in float64, under any trace: compiled, for vmap lets no custom rule be evaluated."""
+def value_and_slope(activation: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute f and f' in float64 on the host, under any trace.
+
+    Compiled, once for an activation and a shape: vmap lets no custom rule be evaluated.
+    """
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        both = jax.jit(lambda x: (activation(x), activation.derivative(x)))
-        value, slope = both(jnp.asarray(points, jnp.float64))
+        value, slope = _value_and_slope(activation, jnp.asarray(x, jnp.float64))
         return np.asarray(value), np.asarray(slope)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _value_and_slope(activation: Any, x: Array) -> tuple[Array, Array]:
+    return activation(x), activation.derivative(x)
 
 
 def refuse_fast_growth(activation: Any) -> None:

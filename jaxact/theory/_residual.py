@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxact.numerics import gaussian_nodes
-from jaxact.theory._moments import breakpoints, refuse_fast_growth
+from jaxact.theory._moments import breakpoints, refuse_fast_growth, value_and_slope
 
 Order = Literal["pre", "post"]
 Norm = Literal["batch", "layer", "rms"]
@@ -223,7 +223,7 @@ class _Moments(NamedTuple):
 def _moments(activation: Any, q: float) -> _Moments:
     """Of f(z) and f'(z), z ~ N(0, q); unlike `moments`, nothing large is compiled anew for every f."""
     u, weights = (np.asarray(each) for each in _gaussian_nodes(np.array(breakpoints(activation), float), q))
-    value, slope = _value_and_slope(activation, u)
+    value, slope = _in_chunks(activation, u)
     return _Moments(
         second_moment=float(weights @ value**2),
         variance=float(weights @ (value - weights @ value) ** 2),
@@ -324,7 +324,7 @@ def _next_law(activation: Any, law: _Law, step: float, resolution: float) -> _La
     still_open = np.where(law.squared_slope != 0, law.open_mass, 0)
     rows = np.concatenate([law.mass[None], still_open[None], law.given])[:, keep]
     mass, open_mass, *given = _through(rows, h, u, step) * weights
-    value, slope = _value_and_slope(activation, u)
+    value, slope = _in_chunks(activation, u)
     return _Law(u, weights, value, slope**2, mass, open_mass, np.array(given))
 
 
@@ -380,20 +380,14 @@ def _gaussian(x: np.ndarray, mean: np.ndarray, deviation: float) -> Float[np.nda
     return np.exp(-(z**2) / 2) / (deviation * math.sqrt(2 * math.pi))
 
 
-def _value_and_slope(activation: Any, u: Float[np.ndarray, " node"]) -> tuple[np.ndarray, np.ndarray]:
+def _in_chunks(activation: Any, u: Float[np.ndarray, " node"]) -> tuple[np.ndarray, ...]:
     padded = np.pad(u, (0, -len(u) % _CHUNK))  # few shapes to compile
-    value, slope = _compiled(activation, padded)
-    return np.asarray(value)[: len(u)], np.asarray(slope)[: len(u)]
+    return tuple(each[: len(u)] for each in value_and_slope(activation, padded))
 
 
 @jax.jit
 def _gaussian_nodes(points: Array, q: ArrayLike) -> tuple[Array, Array]:
     return gaussian_nodes(points, 0.0, q)
-
-
-@partial(jax.jit, static_argnums=0)
-def _compiled(activation: Any, u: Array) -> tuple[Array, Array]:
-    return activation(u), activation.derivative(u)
 
 
 def _number(name: str, value: Any) -> float:

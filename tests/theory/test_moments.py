@@ -132,7 +132,9 @@ def test_what_is_no_activation_is_refused():
 
 
 def test_a_fresh_activation_is_looked_at_under_vmap_too():
-    fresh = activations.from_callable(lambda x: jnp.tanh(1.37 * x), name="tanh_1_37")  # nothing is kept of it yet
+    fresh = activations.from_callable(
+        lambda x: jnp.tanh(1.37 * x), name="tanh_1_37"
+    )  # nothing is kept of it yet
     variances = jnp.array([0.5, 2.0])
     found = jax.vmap(lambda v: theory.moments(fresh, 0.0, v).slope)(variances)
     np.testing.assert_allclose(found, theory.moments(fresh, 0.0, variances).slope, rtol=1e-6)

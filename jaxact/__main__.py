@@ -16,6 +16,7 @@ from jaxact._cache import use_compilation_cache
 from jaxact._cli._output import InputError
 
 _DEFAULT_SIGMA_B = 0.05**0.5
+_LAWS = ("gaussian", "orthogonal")
 
 
 class _Command(NamedTuple):
@@ -32,6 +33,14 @@ class _Command(NamedTuple):
     summary: str
     add_options: Callable[[argparse.ArgumentParser], None]
     details: str = ""
+
+
+class _Extend(argparse.Action):
+    """Collects what a repeated option is given; the first replaces the default."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if given is self.default else [*given, *values])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,11 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help()
         return 2
-    if arguments[0] == "help":
-        arguments[0] = "--help"
+    if arguments[0] == "help":  # `help compare` is `compare --help`
+        arguments = [*arguments[1:2], "--help"]
     try:
         _check_command(arguments[0])
-        options = parser.parse_args(arguments)
+        options = parser.parse_args(_join_lists(arguments))
         module, _, name = _COMMANDS[options.command].function.partition(":")
         return getattr(importlib.import_module(module), name)(options)
     except InputError as error:
@@ -102,6 +111,23 @@ def _check_command(word: str) -> None:
     close = difflib.get_close_matches(word, _COMMANDS, 1)
     meant = f"Did you mean `{close[0]}`?" if close else f"The commands are {', '.join(_COMMANDS)}."
     raise InputError(f"there is no command {word!r}. {meant}")
+
+
+def _join_lists(arguments: Sequence[str]) -> list[str]:
+    """`--weights gaussian orthogonal relu` as `--weights=gaussian,orthogonal relu`.
+
+    What follows an option that takes a list belongs to it for as long as it can: argparse would take the names too.
+    """
+    belongs = _LISTS.get(arguments[0], {})
+    joined: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        values = []
+        while word in belongs and waiting and belongs[word](waiting[0]):
+            values.append(waiting.pop(0))
+        joined.append(f"{word}={','.join(values)}" if values else word)
+    return joined
 
 
 def _describe_options(parser: argparse.ArgumentParser) -> None:
@@ -146,18 +172,20 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sigma-b",
-        type=_scale,
-        nargs="+",
+        type=_scales,
+        action=_Extend,
         default=[0.0, _DEFAULT_SIGMA_B],
-        metavar="S",
-        help="bias scales of the critical initialisations; default: 0 and sqrt(0.05) = 0.2236",
+        metavar="S[,S]",
+        help="bias scales of the critical initialisations, 0,0.3 or the option again; "
+        "default: 0 and sqrt(0.05) = 0.2236",
     )
     parser.add_argument(
         "--weights",
-        nargs="+",
-        choices=("gaussian", "orthogonal"),
-        default=["gaussian", "orthogonal"],
-        help="laws of the weights; default: both",
+        type=_laws,
+        action=_Extend,
+        default=list(_LAWS),
+        metavar="LAW[,LAW]",
+        help="laws of the weights: gaussian, orthogonal or gaussian,orthogonal, or the option again; default: both",
     )
     _add_json(parser)
 
@@ -227,6 +255,18 @@ def _scale(text: str) -> float:
     return value
 
 
+def _scales(text: str) -> list[float]:
+    return [_scale(part) for part in text.split(",")]
+
+
+def _laws(text: str) -> list[str]:
+    laws = text.split(",")
+    for law in laws:
+        if law not in _LAWS:
+            raise argparse.ArgumentTypeError(f"choose from {', '.join(_LAWS)}, got {law!r}")
+    return laws
+
+
 def _batch(text: str) -> int:
     return _integer(text, "a batch size", 4)
 
@@ -246,6 +286,15 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+#: By command, the options that take a list and what can be a value of theirs.
+_LISTS: dict[str, dict[str, Callable[[str], bool]]] = {
+    "compare": {
+        "--sigma-b": lambda word: not math.isnan(_number(word.split(",")[0])),
+        "--weights": lambda word: word.split(",")[0] in _LAWS,
+    }
+}
 
 
 def _fail(message: str) -> int:

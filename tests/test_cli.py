@@ -249,7 +249,7 @@ def test_lists_of_compare_leave_the_names_alone(monkeypatch, words, names, weigh
     assert (options.names, options.weights, options.sigma_b) == (names, weights, sigma_b)
 
 
-@pytest.mark.parametrize("name", ["describe", "compare", "list"])
+@pytest.mark.parametrize("name", ["describe", "compare", "certify", "list"])
 def test_help_of_a_command_is_its_own(call, name):
     status, out, err = call("help", name)
     assert (status, err) == (0, "")
@@ -336,7 +336,7 @@ def test_help_is_printed_without_importing_jax():
     script = (
         "import sys; from jaxact.__main__ import main\n"
         "assert main([]) == 2\n"
-        "for words in (['--help'], ['describe', '--help'], ['compare', '--help'], ['help'], ['help', 'compare']):\n"
+        "for words in (['--help'], ['describe', '--help'], ['compare', '--help'], ['help'], ['help', 'certify']):\n"
         "    try: main(words)\n"
         "    except SystemExit as stop: assert stop.code == 0\n"
         "assert not {'jax', 'flax', 'numpy', 'rich'} & set(sys.modules), 'slow help'\n"
@@ -347,3 +347,4 @@ def test_help_is_printed_without_importing_jax():
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("python -m jaxact describe gelu") == 3
     assert "score, in decades, lower is better" in done.stdout
+    assert "the ladder, all in the Euclidean norm" in done.stdout

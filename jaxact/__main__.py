@@ -16,6 +16,7 @@ from jaxact._cache import use_compilation_cache
 from jaxact._cli._output import InputError
 
 _DEFAULT_SIGMA_B = 0.05**0.5
+_LAWS = ("gaussian", "orthogonal")
 
 
 class _Command(NamedTuple):
@@ -32,6 +33,14 @@ class _Command(NamedTuple):
     summary: str
     add_options: Callable[[argparse.ArgumentParser], None]
     details: str = ""
+
+
+class _Extend(argparse.Action):
+    """Collects what a repeated option is given; the first replaces the default."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if given is self.default else [*given, *values])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,11 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help()
         return 2
-    if arguments[0] == "help":
-        arguments[0] = "--help"
+    if arguments[0] == "help":  # `help compare` is `compare --help`
+        arguments = [*arguments[1:2], "--help"]
     try:
         _check_command(arguments[0])
-        options = parser.parse_args(arguments)
+        options = parser.parse_args(_join_lists(arguments))
         module, _, name = _COMMANDS[options.command].function.partition(":")
         return getattr(importlib.import_module(module), name)(options)
     except InputError as error:
@@ -80,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
             "examples:\n"
             '  python -m jaxact describe gelu "leaky_relu(0.2)" --plot gelu.svg\n'
             "  python -m jaxact compare relu tanh gelu --depth 64\n"
+            "  python -m jaxact certify mymodule:model --input-shape 784\n"
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -102,6 +112,23 @@ def _check_command(word: str) -> None:
     close = difflib.get_close_matches(word, _COMMANDS, 1)
     meant = f"Did you mean `{close[0]}`?" if close else f"The commands are {', '.join(_COMMANDS)}."
     raise InputError(f"there is no command {word!r}. {meant}")
+
+
+def _join_lists(arguments: Sequence[str]) -> list[str]:
+    """`--weights gaussian orthogonal relu` as `--weights=gaussian,orthogonal relu`.
+
+    What follows an option that takes a list belongs to it for as long as it can: argparse would take the names too.
+    """
+    belongs = _LISTS.get(arguments[0], {})
+    joined: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        values = []
+        while word in belongs and waiting and belongs[word](waiting[0]):
+            values.append(waiting.pop(0))
+        joined.append(f"{word}={','.join(values)}" if values else word)
+    return joined
 
 
 def _describe_options(parser: argparse.ArgumentParser) -> None:
@@ -146,18 +173,20 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sigma-b",
-        type=_scale,
-        nargs="+",
+        type=_scales,
+        action=_Extend,
         default=[0.0, _DEFAULT_SIGMA_B],
-        metavar="S",
-        help="bias scales of the critical initialisations; default: 0 and sqrt(0.05) = 0.2236",
+        metavar="S[,S]",
+        help="bias scales of the critical initialisations, 0,0.3 or the option again; "
+        "default: 0 and sqrt(0.05) = 0.2236",
     )
     parser.add_argument(
         "--weights",
-        nargs="+",
-        choices=("gaussian", "orthogonal"),
-        default=["gaussian", "orthogonal"],
-        help="laws of the weights; default: both",
+        type=_laws,
+        action=_Extend,
+        default=list(_LAWS),
+        metavar="LAW[,LAW]",
+        help="laws of the weights: gaussian, orthogonal or gaussian,orthogonal, or the option again; default: both",
     )
     _add_json(parser)
 
@@ -186,6 +215,99 @@ NaN is null, infinities are the strings "inf" and "-inf".
 """
 
 
+def _certify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODULE:NAME",
+        help="a function of one array, an NNX or Equinox module, a pair (Linen module, variables), or a function "
+        "without arguments that returns one of these; the current directory is searched first",
+    )
+    parser.add_argument(
+        "--input-shape",
+        type=_shape,
+        required=True,
+        metavar="SHAPE",
+        help="of one example, without a batch axis: 784, or 28,28,1",
+    )
+    parser.add_argument(
+        "--batch",
+        action=argparse.BooleanOptionalAction,
+        help="whether the model takes a batch, and is called on [1, *SHAPE]; default: found out",
+    )
+    parser.add_argument(
+        "--steps",
+        type=_count,
+        default=50,
+        metavar="N",
+        help="of refining the certificate, 0 for none; default: 50",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=_positive,
+        default=30.0,
+        metavar="S",
+        help="end each refinement after so long; default: 30",
+    )
+    parser.add_argument(
+        "--radius",
+        type=_positive,
+        metavar="R",
+        help="also bound it in the ball of this radius about --center",
+    )
+    parser.add_argument(
+        "--center", default="zeros", metavar="FILE.npy", help="an example, the ball's centre; default: zeros"
+    )
+    parser.add_argument(
+        "--box",
+        type=_finite,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help="also bound it where every entry is in [LO, HI]",
+    )
+    parser.add_argument(
+        "--inputs",
+        type=Path,
+        metavar="FILE.npy",
+        help="examples [n, *SHAPE] to start the search for steep places from, the first 32; default: standard normal",
+    )
+    parser.add_argument(
+        "--lower-steps",
+        type=_count,
+        default=50,
+        metavar="N",
+        help="of that search, from every start; default: 50",
+    )
+    parser.add_argument(
+        "--seed", type=_count, default=0, metavar="N", help="of everything random; default: 0"
+    )
+    _add_json(parser)
+
+
+_CERTIFY_DETAILS = """\
+the ladder, all in the Euclidean norm, over all inputs, and within --radius or --box if given:
+  slope attained    lipschitz.lower_bound: the norm of the Jacobian at the steepest place that was found
+  CLEVER            lipschitz.clever: an ESTIMATE from sampled slopes, on either side of the constant
+  ellipsoid         lipschitz.certify, refined: a certified upper bound, rounding included
+  closed form       the same without refinement
+  product of norms  the same with norms of layers alone, added where paths meet
+The constant is between the first and the smallest certified one. The second table says how much each step multiplies
+each bound by: its product is the bound. Modules are put into inference mode.
+
+example:
+  python -m jaxact certify mymodule:model --input-shape 784 --radius 0.5 --center image.npy
+
+--json prints {"model", "kind", "input_shape", "called_on" (the shape that the model is given), "output_shapes",
+"dtype" (of the search), "norm", "region", "seed", "ladder", "layers", "lower", "upper", "log10_ratio", "ratio" (of the
+best certificate to the slope attained, in the region if there is one), "verdict"}, with
+  region   null for all inputs, {shape: "ball", radius, center_norm} or {shape: "box", lower, upper}
+  ladder   [{name, kind ("attained", "certified upper bound" or "estimate"), norm, region, value, log10, method,
+           num_steps, seconds, assumptions, where ({norm, input}: what attains it; input up to 4096 entries),
+           missing (why there is no value)}]
+  layers   [{step, sizes: [entries in, out], log10_factors: {name of a bound: log10 of what the step multiplies it by}}]
+NaN is null, infinities are the strings "inf" and "-inf".
+"""
+
+
 def _list_options(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
@@ -203,6 +325,12 @@ _COMMANDS = {
         "rank activations and initialisations by what depth does to signals and gradients",
         _compare_options,
         _COMPARE_DETAILS,
+    ),
+    "certify": _Command(
+        "jaxact._cli._certify:run",
+        "bound the Lipschitz constant of your own model from both sides",
+        _certify_options,
+        _CERTIFY_DETAILS,
     ),
     "list": _Command(
         "jaxact._cli._describe:list_names", "the names of all activations, with their formulas", _list_options
@@ -227,6 +355,43 @@ def _scale(text: str) -> float:
     return value
 
 
+def _scales(text: str) -> list[float]:
+    return [_scale(part) for part in text.split(",")]
+
+
+def _laws(text: str) -> list[str]:
+    laws = text.split(",")
+    for law in laws:
+        if law not in _LAWS:
+            raise argparse.ArgumentTypeError(f"choose from {', '.join(_LAWS)}, got {law!r}")
+    return laws
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = [part.strip() for part in text.strip("()[] ").rstrip(",").replace("x", ",").split(",")]
+    if not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"a shape must be positive integers, 784 or 28,28,1, got {text!r}")
+    return tuple(map(int, sizes))
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"it must be a positive, finite number, got {text!r}")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = _number(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"it must be a finite number, got {text!r}")
+    return value
+
+
+def _count(text: str) -> int:
+    return _integer(text, "it", 0)
+
+
 def _batch(text: str) -> int:
     return _integer(text, "a batch size", 4)
 
@@ -246,6 +411,15 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+#: By command, the options that take a list and what can be a value of theirs.
+_LISTS: dict[str, dict[str, Callable[[str], bool]]] = {
+    "compare": {
+        "--sigma-b": lambda word: not math.isnan(_number(word.split(",")[0])),
+        "--weights": lambda word: word.split(",")[0] in _LAWS,
+    }
+}
 
 
 def _fail(message: str) -> int:

@@ -225,6 +225,38 @@ def test_compare_prints_strict_json(call, ranking):
     assert [row["rank"] for row in found["ranking"]] == list(range(1, len(expected) + 1))
 
 
+BOTH = ["gaussian", "orthogonal"]
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "weights", "sigma_b"),
+    [
+        ("relu tanh", ["relu", "tanh"], BOTH, list(SIGMA_B)),
+        ("relu --weights gaussian orthogonal --sigma-b 0 0.3", ["relu"], BOTH, [0, 0.3]),
+        ("--weights gaussian orthogonal --sigma-b 0 0.3 relu tanh", ["relu", "tanh"], BOTH, [0, 0.3]),
+        ("--sigma-b 0,0.3 --weights gaussian,orthogonal relu", ["relu"], BOTH, [0, 0.3]),
+        ("--weights gaussian --weights orthogonal --sigma-b 0 --sigma-b 0.3 relu", ["relu"], BOTH, [0, 0.3]),
+        ("--weights=orthogonal gaussian --sigma-b=0.3", ["gaussian"], ["orthogonal"], [0.3]),
+    ],
+)
+def test_lists_of_compare_leave_the_names_alone(monkeypatch, words, names, weights, sigma_b):
+    from jaxact._cli import _compare
+
+    seen = []
+    monkeypatch.setattr(_compare, "run", lambda options: seen.append(options) or 0)
+    assert main(["compare", *words.split()]) == 0
+    (options,) = seen
+    assert (options.names, options.weights, options.sigma_b) == (names, weights, sigma_b)
+
+
+@pytest.mark.parametrize("name", ["describe", "compare", "certify", "list"])
+def test_help_of_a_command_is_its_own(call, name):
+    status, out, err = call("help", name)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"usage: python -m jaxact {name} ")
+    assert out == call(name, "--help")[1]
+
+
 def test_signals_that_overflow_lose_everything():
     from jaxact._cli import _compare
 
@@ -251,6 +283,9 @@ def test_signals_that_overflow_lose_everything():
         (["describe", "relu", "--batch-size", "3"], "integer of at least 4, got '3'"),
         (["compare", "relu", "--depth", "1"], "integer of at least 2, got '1'"),
         (["compare", "relu", "--weights", "uniform"], "choose from"),
+        (["compare", "relu", "--weights", "gaussian,uniform"], "got 'uniform'"),
+        (["compare", "relu", "--sigma-b", "0,-1"], "finite, nonnegative number, got '-1'"),
+        (["help", "comprae"], "Did you mean `compare`?"),
         (["descrbe", "relu"], "Did you mean `describe`?"),
         (["frobnicate"], "The commands are describe, compare"),
         (["describe", "relu", "--plot", "relu.gif"], "writes .png, .svg, .html files, got 'relu.gif'"),
@@ -301,7 +336,7 @@ def test_help_is_printed_without_importing_jax():
     script = (
         "import sys; from jaxact.__main__ import main\n"
         "assert main([]) == 2\n"
-        "for words in (['--help'], ['describe', '--help'], ['compare', '--help'], ['help']):\n"
+        "for words in (['--help'], ['describe', '--help'], ['compare', '--help'], ['help'], ['help', 'certify']):\n"
         "    try: main(words)\n"
         "    except SystemExit as stop: assert stop.code == 0\n"
         "assert not {'jax', 'flax', 'numpy', 'rich'} & set(sys.modules), 'slow help'\n"
@@ -312,3 +347,4 @@ def test_help_is_printed_without_importing_jax():
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("python -m jaxact describe gelu") == 3
     assert "score, in decades, lower is better" in done.stdout
+    assert "the ladder, all in the Euclidean norm" in done.stdout

@@ -118,8 +118,10 @@ def _check_translation(
     point = point.reshape(np.shape(example))
     with jax.enable_x64(True):
         x = jnp.asarray(point, np.float64 if lowered.exact else jnp.result_type(example))
-        # Compiling at once is quicker for most; for a long chain of layers, one operation after the other is.
-        outputs = fn(x) if lowered.num_equations > 60 else jax.jit(lambda x: fn(x))(x)
+        # A program is compiled anew at every call, an operation once for its shapes: one after the other is quicker
+        # where they are few, and for a long chain of layers.
+        one_by_one = lowered.num_equations > 60 or lowered.num_operations <= 12
+        outputs = fn(x) if one_by_one else jax.jit(lambda x: fn(x))(x)
         leaves = [np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(outputs)]
     leaves = [leaf for leaf, depends in zip(leaves, lowered.depends, strict=True) if depends]
     if not leaves:

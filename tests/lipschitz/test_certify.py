@@ -287,3 +287,28 @@ def test_a_function_of_chance_is_not_certified():
     generator = np.random.default_rng(0)
     with pytest.raises(ValueError, match="translated"):
         certify(lambda x: x * generator.normal(), jnp.zeros(6))
+
+
+def test_a_repeated_certificate_of_a_chain_compiles_nothing():
+    def chain(x):
+        for kernel in W:
+            x = jnp.tanh(x @ kernel)
+        return x
+
+    compiled = []
+
+    def note(event, *_, **__):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    region = Ball(np.zeros(6), 0.1)
+    first = certify(chain, jnp.zeros(6), region=region)
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        again = certify(chain, jnp.zeros(6), region=region)
+        assert not compiled
+        jax.jit(lambda x: x + len(compiled))(1.0)
+        assert compiled  # the listener hears of compilations
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert again.value == first.value

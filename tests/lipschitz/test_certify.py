@@ -312,3 +312,14 @@ def test_a_repeated_certificate_of_a_chain_compiles_nothing():
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
     assert again.value == first.value
+
+
+def test_outputs_that_cancel_to_rounding_are_no_slip_of_the_translation():
+    center = np.linspace(-1, 1, 6)
+    turned = [np.linalg.qr(kernel)[0] for kernel in W[:2]]
+
+    def vanishing(x):
+        return jnp.tanh((x @ turned[0]) - center @ turned[0]) @ turned[1]
+
+    found = certify(vanishing, jnp.zeros(6), region=Ball(center, 0.1))
+    assert 1 <= found.value <= 1 + 1e-9  # the slope of tanh at 0

@@ -195,6 +195,8 @@ class Bench:
     def __init__(self, theirs: Theirs, repeats: int, clock: Callable[[], float]):
         import jax
 
+        import jaxact.lipschitz  # noqa: F401  scipy brings a BLAS of its own, which must be there to be limited
+
         jax.config.update("jax_enable_x64", True)
         threadpoolctl.threadpool_limits(1, user_api="blas")
         self.theirs, self.repeats, self.clock = theirs, repeats, clock

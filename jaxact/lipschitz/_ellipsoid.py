@@ -245,7 +245,7 @@ def _verify(
     """One pass with every inequality established; multipliers in closed form where none are given."""
     program = prepared.program
     intervals = Intervals(prepared, local)
-    nominal = None if local is None else _nominal_slopes(prepared, local)
+    nominal = None if local is None or not _parts(prepared) else _nominal_slopes(prepared, local)
     state: _Matrix | _Norms
     if prepared.starts_dense:
         state = _Matrix(np.eye(program.input_size) if start is None else start, 0).normalized()
@@ -514,6 +514,12 @@ def _inflated(
             T = T * (1 - min(back_off, 0.5))
             slack /= 4**6
     raise ArithmeticError("The inequality of an elementwise step could not be established in float64.")
+
+
+def _parts(prepared: Prepared) -> bool:
+    """Whether any nonlinearity leaves other variables in use: in a chain the closed form looks no step ahead."""
+    steps = zip(prepared.program.steps, prepared.layouts, strict=True)
+    return any(isinstance(step, Elementwise) and layout.used and layout.kept for step, layout in steps)
 
 
 def _nominal_slopes(prepared: Prepared, local: Local) -> dict[int, np.ndarray]:

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
+from scipy.linalg import lapack
 
 from jaxact.lipschitz._ellipsoid import bound
+from jaxact.lipschitz._norms import largest_eigenvalue
 from jaxact.lipschitz._program import Affine, Certificate, Dense, Elementwise, Program
 from jaxact.lipschitz._sdp import lipsdp
 
@@ -52,11 +54,12 @@ def upper_bound(
     up to what the solver and the search leave. All are upper bounds for all inputs. "product" is attained by linear
     chains whose singular vectors align and otherwise loose, exponentially in depth. The first three are traced and
     differentiable in the weights (where the largest singular values are simple), so that they may be a penalty in
-    training; they are computed in the weights' dtype, from sums of logarithms, and their rounding, about
-    eps sqrt(width) a layer, is not added. The last two run on the host in float64 and are proved with rounding
-    included; "lipsdp" needs `pip install jaxact[sdp]` and suits some hundred neurons. Up to width 128 "eclipse_fast"
-    finds s by all eigenvalues, above by power iteration (by all where |m| < 0.3 r), whose error makes T only another
-    feasible choice; were it not feasible the result would be NaN.
+    training; they are computed in the weights' dtype ("eclipse_fast" of concrete weights on the host in float64, with
+    nothing to compile), from sums of logarithms, and their rounding, about eps sqrt(width) a layer, is not added. The
+    last two run on the host in float64 and are proved with rounding included; "lipsdp" needs `pip install jaxact[sdp]`
+    and suits some hundred neurons. Traced, "eclipse_fast" finds s by all eigenvalues up to width 128, above by power
+    iteration (by all where |m| < 0.3 r), whose error makes T only another feasible choice; were it not feasible the
+    result would be NaN.
 
     Args:
         weights: kernels [in, out] from the input to the output (Flax's layout), or one array [layer, width,
@@ -105,6 +108,8 @@ def upper_bound(
             )
         return _rounded_up(certificate, dtype, log)
     if method == "eclipse_fast":
+        if not any(isinstance(each, jax.core.Tracer) for each in jax.tree.leaves((kernels, ranges))):
+            return _of_log(_eclipse_fast_on_host(kernels, ranges), dtype, log)
         log_bound = _eclipse_fast(kernels, ranges, dtype)
     else:
         if method == "product":
@@ -158,6 +163,12 @@ def chain_certificate(
         num_steps=num_steps,
         seconds=seconds,
     )
+
+
+def _of_log(log_bound: float, dtype: Any, log: bool) -> Array:
+    value = log_bound if log else math.exp(log_bound) if log_bound < 709 else math.inf
+    with np.errstate(over="ignore"):
+        return jnp.asarray(np.asarray(value).astype(dtype))
 
 
 def _rounded_up(certificate: Certificate, dtype: Any, log: bool) -> Array:
@@ -220,6 +231,60 @@ def _eclipse_fast(kernels: list[Array], ranges: list[tuple[Any, Any]], dtype: An
     M = last.T @ Q @ last
     largest = jnp.linalg.eigvalsh((M + M.T) / 2)[-1]
     return 0.5 * (log_square + jnp.log(jnp.maximum(largest, 0)))
+
+
+def _eclipse_fast_on_host(kernels: list[Array], ranges: list[tuple[Any, Any]]) -> float:
+    """The logarithm of the bound, in float64 by LAPACK: nothing to compile, and the largest eigenvalue alone."""
+    matrices = [np.asarray(kernel).astype(np.float64) for kernel in kernels]
+    log_square = 0.0
+    M = matrices[0].T @ matrices[0]
+    for W, (alpha, beta) in zip(matrices[1:], ranges, strict=True):
+        m, r = float(alpha) / 2 + float(beta) / 2, float(beta) / 2 - float(alpha) / 2
+        width, n = abs(m) + r, M.shape[0]
+        M, log_scale = _scaled_to_one(M)
+        log_square += log_scale
+        if width == 0 or log_square == -math.inf:
+            return -math.inf
+        if abs(m) <= 1e-9 * width:  # slopes in [-width, width] from here on, which include those given
+            M = width**2 * (W.T @ W)
+        elif abs(m) <= 2 * r:
+            # W^T Q W without Q: Q = m^2 V^2 (V - M)^{-1} + (r^2 - m^2) V I for V = 1 / T.
+            V = width / r
+            G = _solved(V, -M, W)
+            M = (m * V) ** 2 * (G.T @ G)
+            if alpha != 0:
+                M = M - float(alpha) * float(beta) * V * (W.T @ W)
+        else:
+            G = _solved(1.0, -r / width * M, M)
+            Q = m**2 * (M + r / width * (G.T @ G))
+            Q[np.diag_indices(n)] += r * width
+            M = W.T @ Q @ W
+    M, log_scale = _scaled_to_one(M)
+    return 0.5 * (log_square + log_scale)
+
+
+def _scaled_to_one(M: np.ndarray) -> tuple[np.ndarray, float]:
+    """M over its largest eigenvalue, whose logarithm is -inf if M = 0."""
+    n = M.shape[0]
+    scale = np.trace(M) / n
+    if not scale > 0:
+        return M, -math.inf
+    M = M / scale
+    if n == 1 or n > 384:
+        largest = largest_eigenvalue((M + M.T) / 2)
+    else:
+        largest = float(lapack.dsyevr(M, compute_v=0, range="I", il=n, iu=n, lower=1)[0][0])
+    return M / largest, math.log(scale) + math.log(largest)
+
+
+def _solved(shift: float, M: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """L^{-1} B for L L^T = shift I + M."""
+    A = M.copy()
+    A[np.diag_indices(A.shape[0])] += shift
+    factor, failed = lapack.dpotrf(A, lower=1, clean=0)
+    if failed:
+        raise ArithmeticError("The inequality of an activation could not be established in float64.")
+    return lapack.dtrtrs(factor, B, lower=1)[0]
 
 
 def _needs_all(width: int, m: Any, r: Any) -> bool:

@@ -69,6 +69,7 @@ class Lowered:
         depends: for each leaf of the function's output whether it depends on the input.
         exact: whether the function was traced in float64.
         num_equations: of its jaxpr, not counting those of loops and calls.
+        num_operations: how many of them differ in primitive or shapes.
     """
 
     program: Program
@@ -77,6 +78,7 @@ class Lowered:
     depends: tuple[bool, ...]
     exact: bool
     num_equations: int = 0
+    num_operations: int = 0
 
 
 def lower(fn: Callable[[Any], Any], example: Any) -> Lowered:
@@ -101,7 +103,12 @@ def lower(fn: Callable[[Any], Any], example: Any) -> Lowered:
         outputs = walker.walk(
             closed.jaxpr, [np.asarray(c) if is_plain(c) else c for c in closed.consts], [value]
         )
-        return replace(walker.finish(source, outputs, exact), num_equations=len(closed.jaxpr.eqns))
+        lowered = walker.finish(source, outputs, exact)
+    equations = closed.jaxpr.eqns
+    operations = {
+        (eqn.primitive.name, *(str(atom.aval) for atom in (*eqn.invars, *eqn.outvars))) for eqn in equations
+    }
+    return replace(lowered, num_equations=len(equations), num_operations=len(operations))
 
 
 def _traced(fn: Callable[[Any], Any], example: Any) -> tuple[Any, bool]:

@@ -287,3 +287,39 @@ def test_a_function_of_chance_is_not_certified():
     generator = np.random.default_rng(0)
     with pytest.raises(ValueError, match="translated"):
         certify(lambda x: x * generator.normal(), jnp.zeros(6))
+
+
+def test_a_repeated_certificate_of_a_chain_compiles_nothing():
+    def chain(x):
+        for kernel in W:
+            x = jnp.tanh(x @ kernel)
+        return x
+
+    compiled = []
+
+    def note(event, *_, **__):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    region = Ball(np.zeros(6), 0.1)
+    first = certify(chain, jnp.zeros(6), region=region)
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        again = certify(chain, jnp.zeros(6), region=region)
+        assert not compiled
+        jax.jit(lambda x: x + len(compiled))(1.0)
+        assert compiled  # the listener hears of compilations
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert again.value == first.value
+
+
+def test_outputs_that_cancel_to_rounding_are_no_slip_of_the_translation():
+    center = np.linspace(-1, 1, 6)
+    turned = [np.linalg.qr(kernel)[0] for kernel in W[:2]]
+
+    def vanishing(x):
+        return jnp.tanh((x @ turned[0]) - center @ turned[0]) @ turned[1]
+
+    found = certify(vanishing, jnp.zeros(6), region=Ball(center, 0.1))
+    assert 1 <= found.value <= 1 + 1e-9  # the slope of tanh at 0

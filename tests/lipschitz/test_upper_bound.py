@@ -134,6 +134,33 @@ def test_eclipse_fast_is_one_program_in_a_loop_and_differentiable():
         assert sizes[1] - sizes[0] <= 6 * 8  # a slice, a reshape and the stacking of each layer
 
 
+def test_eclipse_fast_of_concrete_weights_is_that_of_traced_ones_for_every_slope_range():
+    weights = [w / 2 for w in kernels((5, 9, 1, 7, 7, 4), 3)]
+
+    @jax.jit
+    def traced(weights, alpha, beta):
+        activation = SimpleNamespace(lipschitz=jnp.maximum(abs(alpha), abs(beta)), slope_range=(alpha, beta))
+        return lipschitz.upper_bound(weights, activation, method="eclipse_fast", log=True)
+
+    ranges = [
+        (0, 1),
+        (-1, 1),
+        (0.01, 1),
+        (0.9, 1),
+        (-0.13, 1.13),
+        (-1, 0.2),
+        (0.7, 0.7),
+        (0, 0),
+        (-1, 1 + 1e-12),
+    ]
+    for alpha, beta in ranges:
+        activation = SimpleNamespace(lipschitz=max(abs(alpha), abs(beta)), slope_range=(alpha, beta))
+        with jax.enable_x64(True):
+            expected = traced(weights, float(alpha), float(beta))
+            found = lipschitz.upper_bound(weights, activation, method="eclipse_fast", log=True)
+        np.testing.assert_allclose(found, expected, atol=1e-9, err_msg=str((alpha, beta)))
+
+
 def test_logs_survive_where_bounds_overflow():
     weights = [1e6 * np.eye(4, dtype=np.float32)] * 64
     for method in ("absolute", "eclipse_fast", "ellipsoid"):

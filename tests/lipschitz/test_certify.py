@@ -60,7 +60,7 @@ def attacker(fn, shape, *, num_pairs=2000, num_climbs=20):
 
 def jacobian_norm(fn, x):
     with jax.enable_x64(True):
-        return np.linalg.norm(np.asarray(jax.jacfwd(fn)(jnp.asarray(x))).reshape(-1, np.size(x)), 2)
+        return np.linalg.norm(np.asarray(jax.jit(jax.jacfwd(fn))(jnp.asarray(x))).reshape(-1, np.size(x)), 2)
 
 
 @pytest.mark.parametrize("name", _LIPSCHITZ)

@@ -38,23 +38,31 @@ def unrolled(stack, x, depth, activation=None):
 
 
 @pytest.mark.parametrize(("stage", "norm"), BLOCKS)
-@pytest.mark.parametrize("depth", [1, 3, MAX_DEPTH])
-def test_every_way_of_running_equals_the_unrolled_stages(stage, norm, depth):
-    stack, x = make(stage, norm), inputs()
-    expected, hidden = unrolled(stack, x, depth)
-    runs = {
-        "static": lambda s: s(x, depth),
-        "reverse": lambda s: s(x, jnp.int32(depth)),
-        "forward": lambda s: s(x, jnp.int32(depth), mode="forward"),
-    }
-    for run in runs.values():
-        chex.assert_trees_all_close(run(nnx.clone(stack)), expected, atol=1e-5)
-    for given in (depth, jnp.int32(depth)):
-        trace = nnx.clone(stack).trace(x, given)
-        chex.assert_shape([trace.hidden, trace.preactivation], (MAX_DEPTH, BATCH, WIDTH))
-        chex.assert_trees_all_close(trace.hidden[:depth], hidden, atol=1e-5)
-        chex.assert_trees_all_close(trace.output, expected, atol=1e-5)
-        assert not np.any(trace.hidden[depth:])
+def test_every_way_of_running_equals_the_unrolled_stages(stage, norm):
+    graphdef, state = nnx.split(make(stage, norm))
+    x = inputs()
+
+    def stack():
+        return nnx.merge(graphdef, state, copy=True)
+
+    @partial(jax.jit, static_argnums=0)
+    def with_static_depth(depth):
+        return stack()(x, depth), stack().trace(x, depth), unrolled(stack(), x, depth)
+
+    @jax.jit
+    def with_traced_depth(depth):
+        return stack()(x, depth), stack()(x, depth, mode="forward"), stack().trace(x, depth)
+
+    for depth in (1, 3, MAX_DEPTH):
+        static, static_trace, (expected, hidden) = with_static_depth(depth)
+        reverse, forward, trace = with_traced_depth(depth)
+        for output in (static, reverse, forward):
+            chex.assert_trees_all_close(output, expected, atol=1e-5)
+        for each in (static_trace, trace):
+            chex.assert_shape([each.hidden, each.preactivation], (MAX_DEPTH, BATCH, WIDTH))
+            chex.assert_trees_all_close(each.hidden[:depth], hidden, atol=1e-5)
+            chex.assert_trees_all_close(each.output, expected, atol=1e-5)
+            assert not np.any(each.hidden[depth:])
 
 
 @pytest.mark.parametrize(("stage", "norm"), BLOCKS)
@@ -79,11 +87,12 @@ def test_gradients_with_a_traced_depth_equal_those_of_the_unrolled_stages(stage,
             return x
 
         taps = jnp.zeros((MAX_DEPTH, BATCH, WIDTH))
-        for argument in range(3):
-            got = jax.jit(jax.grad(partial(loss, run=looped), argument))(params, x, taps)
-            expected = jax.grad(partial(loss, run=reference), argument)(params, x, taps)
-            chex.assert_tree_all_finite(got)
-            chex.assert_trees_all_close(got, expected, rtol=1e-11, atol=1e-12)
+        got, expected = (
+            jax.jit(jax.grad(partial(loss, run=run), (0, 1, 2)))(params, x, taps)
+            for run in (looped, reference)
+        )
+        chex.assert_tree_all_finite(got)
+        chex.assert_trees_all_close(got, expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -151,9 +160,9 @@ def test_members_vmapped_equal_members_alone():
         return jax.value_and_grad(lambda x: jnp.sum(stack(x, depth) ** 2))(x)
 
     keys = jax.random.split(jax.random.key(3), 2)
-    together = jax.vmap(value_and_gradient)(keys)
+    together, run = jax.jit(jax.vmap(value_and_gradient))(keys), jax.jit(value_and_gradient)
     for index in range(2):
-        alone = value_and_gradient(keys[index])
+        alone = run(keys[index])
         chex.assert_trees_all_close(
             jax.tree.map(lambda a, i=index: a[i], together), alone, rtol=1e-5, atol=1e-5
         )

@@ -130,7 +130,7 @@ def test_ctrl_c_of_the_whole_group_ends_the_run_in_order(start, tmp_path):
 
 
 def test_a_run_with_nothing_left_to_measure_is_made_whole(start, tmp_path):
-    process = start("--workers", "2", "--depths", "2")
+    process = start("--workers", "0", "--depths", "2")
     process.communicate(timeout=SECONDS)
     (directory,) = tmp_path.glob("runs/*")
     (directory / "result.nc").unlink()

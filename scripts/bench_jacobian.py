@@ -77,11 +77,13 @@ def compare_ten_largest(width: int = 3072, depth: int = 8, repeats: int = 2) -> 
     as one writes it. Both are compiled first; the dense way runs once, for it takes long.
     """
     key_w, key_x = jax.random.split(jax.random.key(0))
-    weights = jax.random.normal(key_w, (depth, width, width)) / np.sqrt(width)
+    weights = [
+        jax.random.normal(key, (width, width)) / np.sqrt(width) for key in jax.random.split(key_w, depth)
+    ]
     x = jax.random.normal(key_x, (width,))
 
     def measure(num: int | None, repeats: int) -> tuple[np.ndarray, float]:
-        def values(weights: jax.Array, x: jax.Array) -> jax.Array:
+        def values(weights: list[jax.Array], x: jax.Array) -> jax.Array:
             def network(x: jax.Array) -> jax.Array:
                 for w in weights:
                     x = jnp.tanh(x @ w)

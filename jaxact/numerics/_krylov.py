@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-_NUM_BLOCKS = 4  # blocks in the Krylov space between restarts; below 3 restarts dominate, above 6 memory does
+# Blocks in the Krylov space between restarts. At the large end the space stops growing once it is good enough.
+_NUM_BLOCKS = 14
 _NUM_BLOCKS_TRAILING = 32  # the small end is crowded: too few blocks and the iteration stands still
 _MAX_RESTARTS = 100
 
@@ -45,14 +46,16 @@ def leading_singular_triplets(
     shape: tuple[int, int],
     num: int = 1,
     dtype: jnp.dtype | type = jnp.float32,
+    values_only: bool = False,
 ) -> SingularTriplets:
     """Compute the `num` largest singular values and vectors of A from v -> A v and u -> A^T u.
 
     Restarted block Krylov iteration with full reorthogonalisation and Rayleigh-Ritz on A itself, so nothing
     is squared (Golub & Kahan 1965; Musco & Musco 2015, algorithm 2, for why a block of `num` and a few more
     does not miss repeated values). An estimate: it stops once the residual ||A^T u - s v|| of every value is
-    below 0.3 sqrt(eps) s (1e-4 in float32) or at rounding level, or after 100 restarts; the error of an
-    isolated value is of the residual's square. Ritz values never exceed the true ones by more than rounding.
+    below 0.3 sqrt(eps) s (1e-4 in float32) or at rounding level, or after 100 restarts of up to 14 blocks; the
+    error of a value is of the residual's square over its gap, and `values_only` stops once that is below 1e-5 s in
+    float32. Ritz values never exceed the true ones by more than rounding.
     If A has few rows or columns it is formed and the result is exact. The starting block is pseudo-random and
     the same in every call.
 
@@ -62,6 +65,7 @@ def leading_singular_triplets(
         shape: (m, n), static.
         num: how many, 1 <= num <= min(m, n), static.
         dtype: float32 or float64: what the vectors are held in.
+        values_only: stop when the values are good, the vectors perhaps not yet. Static.
 
     Returns:
         `SingularTriplets`. A = 0 gives zeros with arbitrary unit vectors; NaN in A gives NaN.
@@ -73,11 +77,13 @@ def leading_singular_triplets(
         >>> triplets.values.round(2)
         Array([100.,  99.], dtype=float32)
     """
-    block = num + min(num + 1, 6)
+    block = num + min(num + 1, 4)
     if min(shape) <= _NUM_BLOCKS * block:
         left, values, right = _dense(matvec, rmatvec, shape, dtype)
         return SingularTriplets(values[:num], left[:num], right[:num])
-    space, scale = _block_krylov(matvec, rmatvec, shape, num, block, _NUM_BLOCKS, dtype, leading=True)
+    space, scale = _block_krylov(
+        matvec, rmatvec, shape, num, block, _NUM_BLOCKS, dtype, leading=True, values_only=values_only
+    )
     return SingularTriplets(space.values[:num] * scale, space.left[:num], space.right[:num])
 
 
@@ -125,7 +131,7 @@ def trailing_singular_triplets(
     space, scale = _block_krylov(
         matvec, rmatvec, shape, num, block, _NUM_BLOCKS_TRAILING, dtype, leading=False
     )
-    values = jnp.where(_wrong(space, num, leading=False), jnp.nan, space.values[:num] * scale)
+    values = jnp.where(_wrong(space, num, by_gap=True), jnp.nan, space.values[:num] * scale)
     return SingularTriplets(values[::-1], space.left[:num][::-1], space.right[:num][::-1])
 
 
@@ -221,6 +227,7 @@ def _block_krylov(
     dtype: jnp.dtype | type,
     *,
     leading: bool,
+    values_only: bool = True,
 ) -> tuple[_Space, Array]:
     """The Ritz triplets at one end, the outermost first, of A over the scale returned with them."""
     m, n = shape
@@ -244,37 +251,55 @@ def _block_krylov(
         return _Space(values, left, right, mix @ image, pulled, residual, largest, restarts)
 
     def unfinished(space: _Space) -> Array:
-        return _wrong(space, num, leading=leading).any() & (space.restarts < _MAX_RESTARTS)
+        return _wrong(space, num, by_gap=values_only).any() & (space.restarts < _MAX_RESTARTS)
 
     def restart(space: _Space) -> _Space:
-        basis = jnp.zeros((num_blocks * block, n), dtype).at[:block].set(space.right)
-        image = jnp.zeros((num_blocks * block, m), dtype).at[:block].set(space.image)
+        def unfinished(carry: tuple[Array, ...]) -> Array:
+            *_, count, is_good = carry
+            return ~is_good & (count < num_blocks)
 
-        def extend(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            basis, image, pulled = carry
+        def extend(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            basis, image, pulled, count, _ = carry
             new = _orthonormal(pulled, basis, noise)
             pushed = push(new)
-            basis = lax.dynamic_update_slice(basis, new, (j * block, 0))
-            image = lax.dynamic_update_slice(image, pushed, (j * block, 0))
-            return basis, image, pull(pushed / _or_one(jnp.abs(pushed).max()))
+            size = _or_one(jnp.abs(pushed).max())
+            basis = lax.dynamic_update_slice_in_dim(basis, new, count * block, 0)
+            image = lax.dynamic_update_slice_in_dim(image, pushed, count * block, 0)
+            pulled = pull(pushed / size)
+            is_good = looks_good(basis, image, pulled, size, count) if leading else jnp.bool_(False)
+            return basis, image, pulled, count + 1, is_good
 
-        basis, image, _ = lax.fori_loop(1, num_blocks, extend, (basis, image, space.pulled))
+        def looks_good(basis: Array, image: Array, pulled: Array, size: Array, count: Array) -> Array:
+            # A^T times the images of all blocks but the last lies in the space: residuals are what leaves it. From
+            # the Gram matrix, whose rounding does not matter to a test that the Ritz triplets themselves repeat.
+            squares, mix = jnp.linalg.eigh(image @ image.T)
+            values = jnp.sqrt(jnp.maximum(squares[: -block - 1 : -1], 0))
+            last = lax.dynamic_slice_in_dim(mix[:, : -block - 1 : -1], count * block, block)
+            leaving = size * (last.T @ (pulled - (pulled @ basis.T) @ basis))
+            residual = jnp.linalg.norm(leaving, axis=1) / _or_one(values)
+            found = space._replace(values=values, residual=residual, largest=values[0])
+            return ~_wrong(found, num, by_gap=values_only).any()
+
+        basis = jnp.zeros((num_blocks * block, n), dtype).at[:block].set(space.right)
+        image = jnp.zeros((num_blocks * block, m), dtype).at[:block].set(space.image)
+        start = basis, image, space.pulled, jnp.ones((), jnp.int32), jnp.bool_(False)
+        basis, image, *_ = lax.while_loop(unfinished, extend, start)
         return ritz(basis, image, space.restarts + 1)
 
     space = lax.while_loop(unfinished, restart, ritz(start, first / scale, jnp.zeros((), jnp.int32)))
     return space, scale
 
 
-def _wrong(space: _Space, num: int, *, leading: bool) -> Array:
+def _wrong(space: _Space, num: int, *, by_gap: bool) -> Array:
     """Which of the values are not yet good; those at rounding level are, and their residual says nothing."""
     eps = jnp.finfo(space.values.dtype).eps
     values, residual, rounding = space.values[:num], space.residual[:num], 30 * eps * space.largest
     wrong = (residual > 0.3 * eps**0.5 * values) & (residual > rounding) & (values > rounding)
-    if leading:
+    if not by_gap:
         return wrong
-    # The residual of a small s cannot fall below some eps largest^2 / s, but the relative error of s is of its
-    # square over the gap: (residual s)^2 / (gap of s^2) bounds the error of s^2 (Parlett 1998, theorem 11.7.1).
-    gap = space.values[-1] ** 2 - values**2
+    # The relative error of s is of the residual's square over the gap: (residual s)^2 / (gap of s^2) bounds the error
+    # of s^2 (Parlett 1998, theorem 11.7.1). And the residual of a small s cannot fall below some eps largest^2 / s.
+    gap = jnp.abs(space.values[-1] ** 2 - values**2)
     return wrong & ~(residual**2 <= 0.06 * eps**0.5 * gap)
 
 

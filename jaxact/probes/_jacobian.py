@@ -1,6 +1,7 @@
 """Input-output Jacobians of any JAX function, whole or by their singular values."""
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Literal, NamedTuple
 
@@ -129,7 +130,8 @@ def singular_values(
             f"`num` must lie between 1 and min(outputs, inputs) = {min(m, n)}, got {num}. "
             "Use num=None for all singular values."
         )
-    triplets = leading_singular_triplets if which == "largest" else trailing_singular_triplets
+    largest = partial(leading_singular_triplets, values_only=True)
+    triplets = largest if which == "largest" else trailing_singular_triplets
 
     def at(example: Array) -> Array:
         matvec, rmatvec, dtype = _products(f, example, output)

@@ -8,7 +8,7 @@ import pytest
 from jaxact.numerics import golub_kahan, leading_singular_triplets
 
 
-@pytest.mark.parametrize(("shape", "num"), [((90, 70), 3), ((4, 300), 2), ((50, 60), 50)])
+@pytest.mark.parametrize(("shape", "num"), [((120, 100), 3), ((4, 300), 2), ((50, 60), 50)])
 def test_triplets_satisfy_their_definition(shape, num):
     with jax.enable_x64(True):
         A = np.random.default_rng(0).normal(size=shape)

@@ -36,6 +36,12 @@ class Selected:
         """The choice's sup |f'|, a float32 scalar; exact up to its rounding."""
         return jnp.asarray([a.lipschitz for a in self.choices], jnp.float32)[self.index]
 
+    @property
+    def slope_range(self) -> tuple[jax.Array, jax.Array]:
+        """The choice's (inf f', sup f'), float32 scalars; exact up to their rounding."""
+        low, high = jnp.asarray([a.slope_range for a in self.choices], jnp.float32)[self.index]
+        return low, high
+
 
 def select(choices: Sequence[Activation], index: ArrayLike) -> Selected:
     """Choose one of several activations at run time.

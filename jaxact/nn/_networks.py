@@ -12,7 +12,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxact.nn._stack import Mode, Stack, Trace, lipschitz_of
+from jaxact.lipschitz._joint import ellipsoid_block, log_bound, normalized
+from jaxact.nn._stack import Mode, Stack, Trace, lipschitz_of, slopes_of
 from jaxact.nn._stages import (
     Elementwise,
     Plain,
@@ -20,6 +21,8 @@ from jaxact.nn._stages import (
     Stage,
     Weights,
     affine,
+    dense_matrix,
+    diagonal,
     make_activation,
     make_norm,
     norm_bound,
@@ -82,21 +85,55 @@ class _Network(nnx.Module):
         """One vector an input: the mean over spatial axes, where there are any."""
         return h.mean(axis=tuple(range(1, h.ndim - 1))) if h.ndim > 2 else h
 
-    def log_lipschitz(self, depth: ArrayLike | None = None, activation: Any = None) -> Float[Array, ""]:
-        """Natural log of the textbook's upper bound on the network's Lipschitz constant in the 2-norm.
+    def log_lipschitz(
+        self, depth: ArrayLike | None = None, activation: Any = None, *, method: str = "product"
+    ) -> Float[Array, ""]:
+        """Natural log of an upper bound on the network's Lipschitz constant in the 2-norm.
 
-        log K <= log ||W_in|| + sum_l log K_l + log(sup|f'| ||norm||) + log ||W_out||, with K_l from
-        `Stage.log_lipschitz`: (sup|f'|)^L prod ||W_l|| for plain stages, products of 1 + branch for residual
-        ones. Norms as at inference. A bound up to float rounding; mean pooling is counted as 1.
+        "product", the textbook's:
+
+            log K <= log ||W_in|| + sum_l log K_l + log(sup|f'| ||norm||) + log ||W_out||
+
+        with K_l from `Stage.log_lipschitz`: (sup|f'|)^L prod ||W_l|| for plain stages, products of 1 + branch for
+        residual ones. "ellipsoid": a matrix Q with dh dh^T <= Q |dx|^2 is carried from layer to layer in closed form
+        (`lipschitz.certify` without refinement, here traced), which knows that the directions that one layer stretches
+        are not those of the next; never more than the product. For dense networks with batch norm or none.
+
+        Both are bounds up to float rounding, differentiable in the parameters where depth is not traced. Norms are as
+        at inference; mean pooling is counted as 1.
 
         Args:
             depth: as in a call.
-            activation: replaces the network's own; anything with an attribute `lipschitz`.
+            activation: replaces the network's own; anything with an attribute `lipschitz`, and better `slope_range`.
+            method: "product" or "ellipsoid". Static.
+
+        Raises:
+            ValueError: an unknown method; for "ellipsoid" a convolution or a norm that is not linear at inference.
         """
+        if method not in ("product", "ellipsoid"):
+            raise ValueError(f'`method` must be "product" or "ellipsoid", got {method!r}.')
+        if method == "ellipsoid":
+            return self._log_ellipsoid(depth, activation or self.stack.stages.activation)
         total = jnp.log(operator_norm(self.embed)) + jnp.log(operator_norm(self.head))
         if self.stack.hidden_is_preactivation:
             total += jnp.log(lipschitz_of(activation or self.activation)) + jnp.log(norm_bound(self.norm))
         return total + self.stack.log_lipschitz(depth, activation)
+
+    def _log_ellipsoid(self, depth: ArrayLike | None, activation: Any) -> Float[Array, ""]:
+        given = slopes_of(activation)
+        is_bounded = jnp.isfinite(given[0]) & jnp.isfinite(given[1])
+        slopes = jnp.where(is_bounded, given[0], 0), jnp.where(is_bounded, given[1], 0)
+        first, last = dense_matrix(self.embed), dense_matrix(self.head)
+        state = normalized(first @ first.T, jnp.zeros(()))
+        Q, log_square = self.stack.ellipsoid(*state, slopes, depth)
+        if self.stack.hidden_is_preactivation:
+            norm = jnp.diag(diagonal(self.norm, self.embed))
+            Q, log_square = ellipsoid_block(
+                Q, log_square, skip=0.0, outer=last, inner=norm, slope_range=slopes
+            )
+        else:
+            Q = last @ Q @ last.T
+        return jnp.where(is_bounded, log_bound(Q, log_square), jnp.inf)
 
 
 class MLP(_Network):

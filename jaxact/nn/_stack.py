@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jaxact.lipschitz._joint import ellipsoid_block
 from jaxact.nn._stages import Elementwise, Stage, check_count
 
 Mode = Literal["reverse", "forward"]
@@ -138,6 +139,27 @@ class Stack(nnx.Module):
         each = jax.vmap(lambda s: nnx.merge(graphdef, s).log_lipschitz(lipschitz_of(f)))(state)
         depth = self.max_depth if depth is None else depth
         return jnp.sum(jnp.where(jnp.arange(self.max_depth) < depth, each, 0.0))
+
+    def ellipsoid(
+        self,
+        Q: Float[Array, "width width"],
+        log_square: Float[Array, ""],
+        slopes: tuple[ArrayLike, ArrayLike],
+        depth: ArrayLike | None = None,
+    ) -> tuple[Float[Array, "width width"], Float[Array, ""]]:
+        """Carry dh dh^T <= exp(log_square) Q |dx|^2 through the first `depth` stages; slopes of f in `slopes`.
+
+        See `lipschitz.upper_bound` and `MLP.log_lipschitz`. A traced depth has no reverse-mode derivative.
+        """
+        depth = self.max_depth if depth is None else depth
+        _check_depth(depth, self.max_depth)
+        graphdef, state = nnx.split(self.stages)
+
+        def through(index, carry):
+            skip, outer, inner = nnx.merge(graphdef, _row(state, index), copy=True).as_matrices()
+            return ellipsoid_block(*carry, skip=skip, outer=outer, inner=inner, slope_range=slopes)
+
+        return jax.lax.fori_loop(0, depth, through, (Q, log_square))
 
     def _run(self, x, depth, activation, mode, taps):
         """Output and the stages' inputs [max_depth, ...]; running statistics are updated in place."""
@@ -290,6 +312,12 @@ def lipschitz_of(activation: Any) -> ArrayLike:
             "Use one of jaxact.activations, or activations.from_callable."
         )
     return constant
+
+
+def slopes_of(activation: Any) -> tuple[ArrayLike, ArrayLike]:
+    """The range of f' of an activation that knows it, or what its Lipschitz constant says of it."""
+    constant = lipschitz_of(activation)
+    return getattr(activation, "slope_range", None) or (-jnp.asarray(constant), constant)
 
 
 def _row(tree, index):

@@ -90,6 +90,14 @@ class Stage(nnx.Module):
         """
         raise NotImplementedError
 
+    def as_matrices(self) -> tuple[float, Float[Array, "width hidden"], Float[Array, "hidden width"]]:
+        """(S, W, D) of a dense stage h' = S h + W f(D h) + b, a batch norm at inference folded in; for the ellipsoid.
+
+        Raises:
+            ValueError: a convolution, or a norm that is not diagonal at inference.
+        """
+        raise NotImplementedError
+
 
 class Plain(Stage):
     """A layer without a skip: h' = W f(norm(h)) + b. Carries the preactivation, the theory's quantity."""
@@ -104,6 +112,10 @@ class Plain(Stage):
         """log(sup|f'| ||W||_2 ||norm||), the norm's scale taken by its largest entry."""
         return jnp.log(lipschitz) + jnp.log(operator_norm(self.affine)) + jnp.log(norm_bound(self.norm))
 
+    def as_matrices(self):
+        """(0, W, norm)."""
+        return 0.0, dense_matrix(self.affine), jnp.diag(diagonal(self.norm, self.affine))
+
 
 class PreAct(Stage):
     """A pre-activation residual block (He et al. 2016b, Eq. 3): h' = h + W f(norm(h)) + b."""
@@ -117,6 +129,10 @@ class PreAct(Stage):
     def log_lipschitz(self, lipschitz):
         """log(1 + sup|f'| ||W||_2 ||norm||), the norm's scale taken by its largest entry."""
         return jnp.log1p(lipschitz * operator_norm(self.affine) * norm_bound(self.norm))
+
+    def as_matrices(self):
+        """(1, W, norm)."""
+        return 1.0, dense_matrix(self.affine), jnp.diag(diagonal(self.norm, self.affine))
 
 
 class PostAct(Stage):
@@ -141,6 +157,12 @@ class PostAct(Stage):
         else:
             branch = operator_norm(self.affine, output_scale=scale)
         return jnp.log(lipschitz) + jnp.log1p(branch)
+
+    def as_matrices(self):
+        """(0, I, I + norm W)."""
+        eye = jnp.eye(self.affine.kernel[...].shape[-1])
+        branch = diagonal(self.norm, self.affine)[:, None] * dense_matrix(self.affine)
+        return 0.0, eye, eye + branch
 
 
 def affine(
@@ -273,6 +295,30 @@ def _folded_scale(norm: nnx.Module | None) -> Float[Array, " width"] | None:
         return None
     scale = jax.lax.rsqrt(norm.var[...] + norm.epsilon)
     return scale if norm.scale is None else scale * norm.scale[...]
+
+
+def dense_matrix(layer: nnx.Linear | nnx.Conv) -> Float[Array, "out in"]:
+    """The matrix of a dense layer."""
+    kernel = layer.kernel[...]
+    if kernel.ndim != 2:
+        raise ValueError(
+            f"The layer must be dense for its ellipsoid, got a kernel of shape {kernel.shape}. "
+            'Use method="product", or lipschitz.certify.'
+        )
+    return kernel.T
+
+
+def diagonal(norm: nnx.Module | None, layer: nnx.Linear | nnx.Conv) -> Float[Array, " width"]:
+    """What a norm over the layer's features multiplies by at inference, if it is diagonal."""
+    if norm is None:
+        return jnp.ones(layer.kernel[...].shape[-1])
+    scale = _folded_scale(norm)
+    if scale is None:
+        raise ValueError(
+            f"The norm must be None or nnx.BatchNorm for an ellipsoid, got {type(norm).__name__}, which is not "
+            'linear at inference. Use method="product".'
+        )
+    return scale
 
 
 def norm_bound(norm: nnx.Module | None) -> Float[Array, ""]:

@@ -266,7 +266,7 @@ def _block_krylov(
             basis = lax.dynamic_update_slice_in_dim(basis, new, count * block, 0)
             image = lax.dynamic_update_slice_in_dim(image, pushed, count * block, 0)
             pulled = pull(pushed / size)
-            is_good = looks_good(basis, image, pulled, size, count) if leading else jnp.bool_(False)
+            is_good = looks_good(basis, image, pulled, size, count) if leading else jnp.zeros((), bool)
             return basis, image, pulled, count + 1, is_good
 
         def looks_good(basis: Array, image: Array, pulled: Array, size: Array, count: Array) -> Array:
@@ -282,7 +282,7 @@ def _block_krylov(
 
         basis = jnp.zeros((num_blocks * block, n), dtype).at[:block].set(space.right)
         image = jnp.zeros((num_blocks * block, m), dtype).at[:block].set(space.image)
-        start = basis, image, space.pulled, jnp.ones((), jnp.int32), jnp.bool_(False)
+        start: tuple[Array, ...] = (basis, image, space.pulled, jnp.ones((), jnp.int32), jnp.zeros((), bool))
         basis, image, *_ = lax.while_loop(unfinished, extend, start)
         return ritz(basis, image, space.restarts + 1)
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxact import activations, nn
+from jaxact import activations, lipschitz, nn
 
 BLOCKS = [(nn.Plain, None), (nn.PreAct, nnx.BatchNorm), (nn.PostAct, nnx.BatchNorm), (nn.PreAct, nnx.RMSNorm)]
 
@@ -121,6 +121,56 @@ def test_log_lipschitz_bounds_every_jacobian_norm_of_the_network(stage, norm):
     for depth in (4, jnp.int32(4)):
         assert np.log(norms.max()) <= float(model.log_lipschitz(depth)) + 1e-5
     assert float(model.log_lipschitz(2, activations.relu)) < float(model.log_lipschitz(4, activations.relu))
+
+
+@pytest.mark.parametrize("norm", [None, nnx.BatchNorm])
+@pytest.mark.parametrize("stage", [nn.Plain, nn.PreAct, nn.PostAct])
+def test_the_ellipsoid_lies_between_the_largest_slope_and_the_product(stage, norm):
+    for name in ("gelu", "abs"):
+        model = nn.MLP(
+            6, 16, 3, max_depth=8, activation=activations.parse(name), stage=stage, norm=norm,
+            sigma_w=1.2, rngs=nnx.Rngs(0),
+        )  # fmt: skip
+        model.eval()
+        if norm is not None:
+            norms = model.stack.stages.norm
+            norms.var[...] = jax.random.uniform(jax.random.key(2), norms.var[...].shape, minval=0.5, maxval=2)
+        x = jax.random.normal(jax.random.key(1), (20, 6))
+        slopes = jax.jit(jax.vmap(jax.jacrev(lambda x, model=model: model(x[None])[0])))(x)
+        product, ellipsoid = (
+            float(jax.jit(partial(model.log_lipschitz, method=m))()) for m in ("product", "ellipsoid")
+        )
+        assert np.log(np.linalg.norm(slopes, 2, (1, 2)).max()) <= ellipsoid <= product + 1e-5
+        certified = lipschitz.certify(lambda x, model=model: model(x), x[:1])
+        assert (
+            ellipsoid <= certified.log10 * np.log(10) + 1e-3
+        )  # that of a chain is looser: it looks ahead less
+    # Traced depth and activation give what a network of that depth has.
+    chosen = activations.select([activations.relu, activations.parse("abs")], 1)
+    at = jax.jit(lambda depth: model.log_lipschitz(depth, chosen, method="ellipsoid"))
+    np.testing.assert_allclose(at(8), ellipsoid, atol=1e-5)
+    assert float(at(3)) < ellipsoid
+
+
+def test_the_ellipsoid_knows_exact_cases():
+    rotations = nn.MLP(
+        16, 16, 16, max_depth=5, activation=activations.relu, weights="orthogonal", rngs=nnx.Rngs(0)
+    )
+    last = np.log(np.linalg.norm(rotations.head.kernel[...], 2))  # the one layer that is no rotation
+    np.testing.assert_allclose(rotations.log_lipschitz(method="ellipsoid"), last, atol=1e-5)
+    linear = nn.MLP(5, 9, 4, max_depth=4, activation=activations.identity, rngs=nnx.Rngs(1))
+    matrix = jax.jacobian(lambda x: linear(x[None])[0])(jnp.zeros(5))
+    np.testing.assert_allclose(
+        linear.log_lipschitz(method="ellipsoid"), np.log(np.linalg.norm(matrix, 2)), atol=1e-5
+    )
+    steep = nn.MLP(4, 8, 2, max_depth=2, activation=activations.parse("relu_squared"), rngs=nnx.Rngs(0))
+    assert steep.log_lipschitz(method="ellipsoid") == np.inf
+    with pytest.raises(ValueError, match=r"must be None or nnx\.BatchNorm"):
+        nn.MLP(
+            4, 8, 2, max_depth=2, activation=activations.relu, norm=nnx.LayerNorm, rngs=nnx.Rngs(0)
+        ).log_lipschitz(method="ellipsoid")
+    with pytest.raises(ValueError, match='`method` must be "product" or "ellipsoid"'):
+        steep.log_lipschitz(method="sdp")
 
 
 def test_log_lipschitz_of_a_plain_network_is_the_textbooks_product():

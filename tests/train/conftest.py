@@ -130,6 +130,9 @@ def depth_sweep(
         "jacobian_condition_number": variable((*cell_dims, *example), condition, "Jacobian condition number"),
         "jacobian_effective_rank": variable((*cell_dims, *example), np.exp(entropy), "effective rank"),
         "lipschitz_upper_log10": variable((*cell_dims, *phase), upper, "log10 of the upper bound"),
+        "lipschitz_ellipsoid_log10": variable(
+            (*cell_dims, *phase), 0.5 * (lower + upper), "log10 of the better upper bound"
+        ),
         "lipschitz_lower_log10": variable((*cell_dims, *phase), lower, "log10 of the lower bound"),
         "second_moment_theory": variable((*cell_dims, "layer"), theory, "second moment in theory"),
         "compile_seconds": variable(cell_dims[:3], np.full(shape[:3], 1.5), "compile time", "s"),

@@ -62,6 +62,8 @@ def test_measurements_are_finite_and_bounds_are_in_order(smoke):
         chex.assert_tree_all_finite(part.test_loss.where(alive, 0).values)
         gap = part.lipschitz_upper_log10 - part.lipschitz_lower_log10
         assert float(gap.min()) > -1e-5
+        assert float((part.lipschitz_ellipsoid_log10 - part.lipschitz_lower_log10).min()) > -1e-5
+        assert float((part.lipschitz_upper_log10 - part.lipschitz_ellipsoid_log10).min()) > -1e-5
         largest = part.jacobian_singular_values.isel(mode=0)
         np.testing.assert_allclose(largest, part.jacobian_largest, rtol=1e-6)
         assert part.sizes["layer"] == int(part.depth[0])

@@ -317,7 +317,10 @@ def test_findings_say_what_was_put_in(default_depth_sweep):
     text = " ".join(views.findings(default_depth_sweep))
     gap = default_depth_sweep["lipschitz_upper_log10"] - default_depth_sweep["lipschitz_lower_log10"]
     plain = float(gap.sel(block="plain", depth=64, phase="trained").median())
-    assert f"plain {plain:.1f}" in text
+    [bounds] = [finding for finding in views.findings(default_depth_sweep) if finding.startswith("Lipschitz")]
+    best, textbook = bounds.split("the textbook's product by:")
+    assert f"plain {plain:.1f}" in textbook
+    assert f"plain {plain / 2:.1f}" in best  # the fixture's ellipsoid lies half way
     assert re.search(r"measured over theory.*plain (1\.0\d|1|0\.99\d?) ", text)
     assert re.search(r"plain .* to singular \(relu\)", text)  # its Jacobian has exact zeros
 

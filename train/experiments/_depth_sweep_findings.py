@@ -248,8 +248,11 @@ def _conditioning(best: xr.Dataset) -> list[str]:
 
 
 def _lipschitz_gap(best: xr.Dataset) -> list[str]:
-    gap = (best["lipschitz_upper_log10"] - best["lipschitz_lower_log10"]).astype(float)
-    gap = cells.quiet(lambda: gap.where(np.isfinite(gap)).median("seed"))
+    lower = best["lipschitz_lower_log10"].astype(float)
+    gaps = {"best": cells.lipschitz_upper(best) - lower, "product": best["lipschitz_upper_log10"] - lower}
+    gaps = cells.quiet(
+        lambda: {name: gap.where(np.isfinite(gap)).median("seed") for name, gap in gaps.items()}
+    )
 
     def describe(_: str, names: list[str], orders: np.ndarray) -> str:
         least, most = int(np.argmin(orders)), int(np.argmax(orders))
@@ -259,12 +262,13 @@ def _lipschitz_gap(best: xr.Dataset) -> list[str]:
         return text
 
     for phase in ("trained", "initial"):
-        parts, depth = _by_block(_phase(gap, phase), describe)
-        if parts:
+        best_parts, depth = _by_block(_phase(gaps["best"], phase), describe)
+        product_parts, _ = _by_block(_phase(gaps["product"], phase), describe)
+        if best_parts:
             return [
-                f"Lipschitz bounds {cells.PHASES[phase]}, depth {depth}: the product bound exceeds the lower "
-                "bound by this many "
-                f"orders of magnitude (median over activations): {'; '.join(parts)}."
+                f"Lipschitz bounds {cells.PHASES[phase]}, depth {depth}: the best upper bound exceeds the lower bound "
+                f"by this many orders of magnitude (median over activations): {'; '.join(best_parts)}; the "
+                f"textbook's product by: {'; '.join(product_parts)}."
             ]
     return []
 
@@ -379,7 +383,8 @@ def _cells(best: xr.Dataset, members: xr.Dataset) -> pd.DataFrame:
         lambda: best["jacobian_condition_number"].astype(float).median(["seed", "example"])
     )
     rank = cells.quiet(lambda: best["jacobian_effective_rank"].astype(float).median(["seed", "example"]))
-    upper = cells.quiet(lambda: best["lipschitz_upper_log10"].astype(float).median("seed"))
+    upper = cells.quiet(lambda: cells.lipschitz_upper(best).median("seed"))
+    product = cells.quiet(lambda: best["lipschitz_upper_log10"].astype(float).median("seed"))
     lower = cells.quiet(lambda: best["lipschitz_lower_log10"].astype(float).median("seed"))
     columns: dict[str, xr.DataArray] = {
         "learning rate": best["learning_rate"].where(best["present"].any("seed")),
@@ -396,6 +401,7 @@ def _cells(best: xr.Dataset, members: xr.Dataset) -> pd.DataFrame:
         "effective rank, trained": _phase(rank, "trained"),
         "log10 Lipschitz \N{GREATER-THAN OR EQUAL TO}, trained": _phase(lower, "trained"),
         "log10 Lipschitz \N{LESS-THAN OR EQUAL TO}, trained": _phase(upper, "trained"),
+        "log10 textbook product, trained": _phase(product, "trained"),
     }
     plain = {name: column.drop_vars("learning_rate", errors="ignore") for name, column in columns.items()}
     frame = xr.Dataset(plain).to_dataframe(dim_order=list(cells.CELL)).reset_index()

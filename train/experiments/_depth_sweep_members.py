@@ -113,3 +113,12 @@ def resolution(values: xr.DataArray) -> float:
     """The log10 of the largest condition number that rounding lets one see: 1/eps of the numbers' type."""
     kind: Any = values.dtype if values.dtype.kind == "f" else np.dtype(float)
     return float(-np.log10(np.finfo(kind).eps))
+
+
+def lipschitz_upper(best: xr.Dataset) -> xr.DataArray:
+    """Log10 of the best upper bound: the ellipsoid's where there is one, unless rounding puts it above the product."""
+    product = best["lipschitz_upper_log10"].astype(float)
+    if "lipschitz_ellipsoid_log10" not in best:  # measured before there was one
+        return product
+    ellipsoid = best["lipschitz_ellipsoid_log10"].astype(float)
+    return xr.apply_ufunc(np.fmin, ellipsoid, product, keep_attrs=True)

@@ -48,6 +48,7 @@ class Programs:
         data = sweep.task.load().flat()
         stage, norm = split_block(block)
         self.has_batch_norm = norm == "bn"
+        self.is_linear = norm in ("", "bn")
         self.stage = stage
         self.max_depth = sweep.max_depth or max(sweep.depths)
         count = sweep.num_evaluate
@@ -211,10 +212,22 @@ class Programs:
         }
 
     def _upper_bound(self, state, data, depth, activation):
-        log_upper, _ = self.network.apply(
-            state.params, state.variables, depth, activation, method="log_lipschitz"
-        )
-        return {"lipschitz_upper_log10": log_upper / np.log(10.0)}
+        def log_bound(method: str) -> jax.Array:
+            bound, _ = self.network.apply(
+                state.params,
+                state.variables,
+                depth,
+                activation,
+                method=lambda network, *args: network.log_lipschitz(*args, method=method),
+            )
+            return bound / np.log(10.0)
+
+        product = log_bound("product")
+        return {
+            "lipschitz_upper_log10": product,
+            # Layer and RMS norms are not linear at inference: no ellipsoid for them.
+            "lipschitz_ellipsoid_log10": log_bound("ellipsoid") if self.is_linear else product * jnp.nan,
+        }
 
     def _lower_bound(self, state, data, depth, activation):
         # jit, so that the many places where the ascent calls the network share one trace

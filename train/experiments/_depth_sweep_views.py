@@ -276,10 +276,11 @@ def _condition_number(best: xr.Dataset) -> alt.FacetChart | None:
 
 def _lipschitz_bounds(best: xr.Dataset) -> alt.FacetChart | None:
     lower = draw.spread(best["lipschitz_lower_log10"], "seed")
-    upper = draw.spread(best["lipschitz_upper_log10"], "seed")
+    upper = draw.spread(cells.lipschitz_upper(best), "seed")
+    product = draw.spread(best["lipschitz_upper_log10"], "seed")
     parts = {
         f"{side}_{name}": ds[name]
-        for side, ds in (("lower", lower), ("upper", upper))
+        for side, ds in (("lower", lower), ("upper", upper), ("product", product))
         for name in ("value", "low", "high")
     }
     names = list(parts)
@@ -295,17 +296,21 @@ def _lipschitz_bounds(best: xr.Dataset) -> alt.FacetChart | None:
         x=_depth_axis(best),
         y=draw.Axis(title="Lipschitz constant", scale="decades"),
         x_field="depth",
-        bands=[("lower_value", "upper_value")],
+        bands=[("lower_value", "product_value"), ("lower_value", "upper_value")],
         bars=[("lower_low", "lower_high", "lower_value"), ("upper_low", "upper_high", "upper_value")],
         series="phase",
         column="block",
         row="activation",
-        calculate={f"{name}_text": draw.readout(name, edges) for name in ("lower_value", "upper_value")},
+        calculate={
+            f"{name}_text": draw.readout(name, edges)
+            for name in ("lower_value", "upper_value", "product_value")
+        },
         tooltip=_who(
             alt.Tooltip("phase:N", title="when"),
-            _text("upper_value_text", "at most (product bound)"),
+            _text("product_value_text", "at most (textbook product)"),
+            _text("upper_value_text", "at most (best bound)"),
             _text("lower_value_text", "at least (gradient ascent)"),
-            _number("gap", "gap, orders of magnitude", ".1f"),
+            _number("gap", "gap of the best, orders of magnitude", ".1f"),
         ),
     )
     return _close(
@@ -313,14 +318,15 @@ def _lipschitz_bounds(best: xr.Dataset) -> alt.FacetChart | None:
         best,
         title="Between which bounds does the network's Lipschitz constant lie?",
         subtitle=(
-            f"Lower bound by gradient ascent to the product upper bound: medians over {cells.seeds(best)}, "
-            "bars over seeds"
+            f"Dark: lower bound by gradient ascent to the best upper bound; pale: on to the textbook's product. "
+            f"Medians over {cells.seeds(best)}, bars over seeds"
         ),
         caption=(
-            "The true constant lies in the band. Its lower edge is the largest ||J(x)|| that was found, a "
-            "real sensitivity of the network; its upper edge is the textbook's product of norms. Where the "
-            "band is tall the product says little about the network. Nets that diverged have no value after "
-            "training; bounds beyond 1e-20 or 1e50 lie on the edge."
+            "The true constant lies in the dark band. Its lower edge is the largest ||J(x)|| that was found, a "
+            "real sensitivity of the network; its upper edge is an ellipsoid carried through the layers in closed "
+            "form, which knows which directions a layer stretches (for layer and RMS norms, the product). Where the "
+            "pale band is tall the textbook's product of norms says little about the network. Nets that diverged have "
+            "no value after training; bounds beyond 1e-20 or 1e50 lie on the edge."
         ),
     )
 

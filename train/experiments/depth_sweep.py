@@ -219,6 +219,11 @@ def result_variables(threshold: float) -> dict[str, tuple[tuple[str, ...], str, 
             "log10",
             "upper bound on the Lipschitz constant (textbook product)",
         ),
+        "lipschitz_ellipsoid_log10": (
+            ("phase",),
+            "log10",
+            "upper bound on the Lipschitz constant (running ellipsoid, closed form)",
+        ),
         "lipschitz_lower_log10": (
             ("phase",),
             "log10",

@@ -4,6 +4,7 @@ import importlib.util
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -126,6 +127,21 @@ def test_random_piecewise_linear_networks_are_exact_where_their_pieces_are_small
     ]
     assert (found <= np.array(exact) * (1 + 1e-9)).all()
     assert np.mean(found >= 0.99 * np.array(exact)) >= 0.95
+    for i, constant in enumerate(exact):
+        slope = SimpleNamespace(lipschitz=np.abs(slopes[i]).max(), slope_range=tuple(slopes[i]))
+        kernels = [w[i] for w in matrices]
+        bound = partial(lipschitz.upper_bound, kernels, slope)
+        with jax.enable_x64(True):
+            ladder = [float(bound(method=method)) for method in ("eclipse_fast", "product")]
+            if i % 10 == 0:
+                ladder = [
+                    float(bound(method="lipsdp")),
+                    float(bound(method="ellipsoid", num_steps=20)),
+                    *ladder,
+                ]
+            assert constant <= min(ladder) * (1 + 1e-9)
+            assert constant <= float(bound(method="absolute")) * (1 + 1e-9)
+        np.testing.assert_array_less(ladder[:-1], np.array(ladder[1:]) * (1 + 1e-6))
 
 
 def test_scales_and_random_starts_only_add():

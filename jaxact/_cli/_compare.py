@@ -189,7 +189,8 @@ def _moments(
     """Per layer q and chi, and of f there: squared Hermite coefficients, E f^2, q E f'^2."""
 
     def layer(q: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        return theory.variance_map(activation, q, sigma_w=sigma_w, sigma_b=sigma_b), q
+        image = theory.variance_map(activation, q, sigma_w=sigma_w, sigma_b=sigma_b)
+        return jnp.where(jnp.isinf(q), q, image), q  # has overflowed
 
     last, before = jax.lax.scan(layer, jnp.ones_like(sigma_w), None, length=depth)
     x, weights = gaussian_nodes(activation.breakpoints, jnp.zeros_like(before), before)
@@ -276,6 +277,8 @@ def _conditioning(
 ) -> tuple[float, float]:
     """The largest singular value over the rms one, and the share of zeros, at the middle layer's q."""
     middle = depth // 2
+    if not (q[middle] > 0 and chi[middle] > 0):  # vanished, in floating point too: no singular values are left
+        return math.nan, math.nan
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # of moments that are not asked for
             spectrum = theory.jacobian_spectrum(

@@ -177,7 +177,7 @@ def _at(activation, points, lengths, table, sigma_w, sigma_b):
     chi = w * jnp.sum(slope**2 * weights)
     chi_q = w * jnp.sum(x * value * slope * weights) / q
     # C(c) = b / q + sum_n series_n c^n
-    series = w / q * _hermite_coefficients(*_expansion_nodes(activation, points, q)) ** 2
+    series = w / q * hermite_coefficients(*_expansion_nodes(activation, points, q), _NUM_HERMITE) ** 2
     degrees = jnp.arange(_NUM_HERMITE, dtype=q.dtype)
     left_out = w * jnp.sum(value**2 * weights) / q - jnp.sum(series), chi - jnp.sum(degrees * series)
     c, chi_c = _fixed_correlation(series, b / q, chi, _power(*left_out))
@@ -336,15 +336,15 @@ def _expansion_nodes(activation, points, q):
     return z, weights, activation(deviation * z)
 
 
-def _hermite_coefficients(z, weights, value):
-    """E f(z) he_n(z) / sqrt(n!), [degree], with Hermite's polynomials he_n."""
+def hermite_coefficients(z, weights, value, num_degrees):
+    """E f(z) he_n(z) / sqrt(n!), [degree, *shape], with Hermite's polynomials he_n; nodes on the last axis."""
 
     def following(pair, n):
         before, now = pair  # each times the weights and the values: less to multiply
         after = (z * now - jnp.sqrt(n) * before) / jnp.sqrt(n + 1)
         return (now, after), jnp.sum(now, -1)
 
-    degrees = jnp.arange(_NUM_HERMITE, dtype=z.dtype)
+    degrees = jnp.arange(num_degrees, dtype=z.dtype)
     weighted = weights * value
     return jax.lax.scan(following, (jnp.zeros_like(z), weighted), degrees)[1]
 

@@ -275,7 +275,9 @@ def _conditioning(
 ) -> tuple[float, float]:
     """The largest singular value over the rms one, and the share of zeros, at the middle layer's q."""
     middle = depth // 2
-    if not (q[middle] > 0 and chi[middle] > 0):  # vanished, in floating point too: no singular values are left
+    if not (
+        q[middle] > 0 and chi[middle] > 0
+    ):  # vanished, in floating point too: no singular values are left
         return math.nan, math.nan
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # of moments that are not asked for

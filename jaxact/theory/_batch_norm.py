@@ -47,9 +47,10 @@ def batch_norm_gradient_growth(activation: Any, batch_size: int | None = None) -
     Yang, Pennington, Rao, Sohl-Dickstein & Schoenholz 2019, "A mean field theory of batch normalization", who have it
     by Gegenbauer series; for the identity (B - 2) / (B - 3), for relu at infinite batch pi / (pi - 1). Here by
     quadrature over the sphere in float64, whatever JAX's default precision: to about 1e-12 for functions as in
-    `jaxact.numerics.gaussian_expectation`; for batches above 100,000 interpolated in 1 / B, to the same. Exact at infinite width for the expected squared gradient of a batch whose
-    first layer sees all pairs of inputs alike (covariance a I + b 1 1^T). In batches below 6 the squared gradient
-    has no variance, and single networks stray far from the expectation. Runs on the host, inside a trace too.
+    `jaxact.numerics.gaussian_expectation`; for batches above 100,000 interpolated in 1 / B, to the same. Exact at
+    infinite width for the expected squared gradient of a batch whose first layer sees all pairs of inputs alike
+    (covariance a I + b 1 1^T). In batches below 6 the squared gradient has no variance, and single networks stray far
+    from the expectation. Runs on the host, inside a trace too.
 
     Args:
         activation: an `Activation`. Static.

@@ -69,7 +69,9 @@ def _second_moment(activation: Any, scales: Float[Array, " n"]) -> Float[Array, 
 
 
 def _no_gain(activation: Any, side: str, reach: float) -> str:
-    known = f" up to {reach:.6g}, beyond which the integral cannot be had," if reach < 0.99 * _RANGE[1] else ""
+    known = (
+        f" up to {reach:.6g}, beyond which the integral cannot be had," if reach < 0.99 * _RANGE[1] else ""
+    )
     return (
         f"`activation` must reach E f(sigma z)^2 = 1 at some sigma in [{_RANGE[0]:g}, {_RANGE[1]:g}], got "
         f"{getattr(activation, 'name', activation)}, which stays {side} 1. No weight scale{known} keeps its second "

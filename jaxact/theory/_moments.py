@@ -219,7 +219,10 @@ def _is_fast(far: np.ndarray, x: np.ndarray, steps: np.ndarray) -> bool:
     """
     for side in (-1, 1):
         near, away = far[x == side * _FAR[0]][0], far[x == side * _FAR[1]][0]
-        if not (math.isfinite(near) and math.isfinite(away)) or away > max(near, 1) * (_FAR[1] / _FAR[0]) ** 3:
+        if (
+            not (math.isfinite(near) and math.isfinite(away))
+            or away > max(near, 1) * (_FAR[1] / _FAR[0]) ** 3
+        ):
             return True
     if not np.isfinite(steps).all():
         return True
@@ -249,7 +252,7 @@ class _Rules:
         self.x = np.concatenate([x for x, _ in rules])
 
     def errors(self, value: np.ndarray, slope: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Relative, of the panels as they are: the greater of E f^2 and E f'^2, and that of E f'^4. 0 where not finite."""
+        """Relative errors of the panels as they are, 0 where not finite: the greater of E f^2 and E f'^2; of E f'^4."""
         cuts = np.cumsum([each.size for each in self.weights])[:-1]
         with np.errstate(all="ignore"):
             squares, slopes, fourth = (
@@ -315,8 +318,8 @@ def refuse_nan(activation: Any, *results: Any) -> None:
 def _not_resolved(activation: Any) -> str:
     limit = resolution(activation)
     return (
-        f"`activation` must be smooth on the scale of the Gaussian, got {getattr(activation, 'name', activation)}, whose "
-        f"squares quadrature resolves up to a standard deviation of {limit.deviation:g} (fourth powers up to "
+        f"`activation` must be smooth on the scale of the Gaussian, got {getattr(activation, 'name', activation)}, "
+        f"whose squares quadrature resolves up to a standard deviation of {limit.deviation:g} (fourth powers up to "
         f"{limit.deviation_of_fourth:g}) and a mean of {limit.mean:g}. Use a smaller variance, or state all its "
         "breakpoints."
     )

@@ -420,8 +420,8 @@ def critical_point(
         sigma_w^2 = 1 / E f'(sqrt(q) z)^2,   sigma_b^2 = q - E f(sqrt(q) z)^2 / E f'(sqrt(q) z)^2
 
     and an array of them gives the whole edge as a curve. Given sigma_b (0 if neither is given) the smallest such q
-    from 1e-24 to 1e24 is sought (Schoenholz et al. 2017, section 3; Hayou et al. 2019). In float64 whatever JAX's default precision; to
-    about 1e-13. Runs on the host.
+    from 1e-24 to 1e24 is sought (Schoenholz et al. 2017, section 3; Hayou et al. 2019). In float64 whatever JAX's
+    default precision; to about 1e-13. Runs on the host.
 
     Args:
         activation: an `Activation`. Static.

@@ -52,7 +52,9 @@ def gaussian(sigma_w: float = 1.0) -> Initializer:
         An initialiser of kernels [*receptive, in, out].
 
     Raises:
-        ValueError: sigma_w is negative or not finite; when called, a shape with fewer than two axes.
+        TypeError: sigma_w is no real number.
+        ValueError: sigma_w is negative or not finite; when called, a shape with fewer than two axes, or a dtype of
+            integers.
 
     Example:
         >>> gaussian(2.0)(jax.random.key(0), (3, 3, 16, 32)).shape
@@ -82,7 +84,9 @@ def orthogonal(sigma_w: float = 1.0) -> Initializer:
         An initialiser of kernels [*receptive, in, out].
 
     Raises:
-        ValueError: sigma_w is negative or not finite; when called, a shape with fewer than two axes.
+        TypeError: sigma_w is no real number.
+        ValueError: sigma_w is negative or not finite; when called, a shape with fewer than two axes, or a dtype of
+            integers.
 
     Example:
         >>> W = orthogonal(2.0)(jax.random.key(0), (8, 4))
@@ -110,8 +114,9 @@ def delta_orthogonal(sigma_w: float = 1.0) -> Initializer:
         An initialiser of kernels [*receptive, in, out].
 
     Raises:
-        ValueError: sigma_w is negative or not finite; when called, a shape with fewer than three axes, or with
-            out < in, where no isometry exists.
+        TypeError: sigma_w is no real number.
+        ValueError: sigma_w is negative or not finite; when called, a shape with fewer than three axes, with an empty
+            receptive axis, or with out < in, where no isometry exists; or a dtype of integers.
 
     Example:
         >>> W = delta_orthogonal()(jax.random.key(0), (3, 4, 4))
@@ -596,7 +601,7 @@ def _critical(activation: Any, sigma_b: float | None, q_star: float | None) -> t
 def _scale(name: str, value: Any) -> float:
     try:
         is_number = np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number)
-    except TypeError:  # of a tracer, or a ragged list
+    except (TypeError, ValueError):  # of a tracer, or a ragged list
         is_number = False
     if not is_number or np.iscomplexobj(value):
         raise TypeError(f"`{name}` must be one real number, got {value!r}. Make an initialiser for each.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import math
 import os
@@ -17,6 +18,7 @@ from jaxact._cli._output import InputError
 
 _DEFAULT_SIGMA_B = 0.05**0.5
 _LAWS = ("gaussian", "orthogonal")
+_MOST_DIGITS = 400
 
 
 class _Command(NamedTuple):
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `python -m jaxact`; by default those of this process.
 
     Returns:
-        0 if done; 2 for bad input, with one message on stderr, or without arguments, after help.
+        0 if done; 2 for bad input, with one message on stderr, or without arguments, after help; 1 if what is found
+        cannot be written.
 
     Raises:
         SystemExit: after `--help`.
@@ -73,12 +76,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_command(arguments[0])
         options = parser.parse_args(_join_lists(arguments))
         module, _, name = _COMMANDS[options.command].function.partition(":")
-        return getattr(importlib.import_module(module), name)(options)
+        status = getattr(importlib.import_module(module), name)(options)
+        sys.stdout.flush()  # here, where a full disk can be reported
+        return status
     except InputError as error:
         return _fail(str(error))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # a disk that is full or broken
+            raise
+        _silence_stdout()
+        _fail(f"nothing can be written: {error.strerror}")
+        return 1
+
+
+def _silence_stdout() -> None:
+    """What is still in the buffer would raise again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -169,7 +185,7 @@ NaN is null, infinities are the strings "inf" and "-inf".
 def _compare_options(parser: argparse.ArgumentParser) -> None:
     _add_names(parser)
     parser.add_argument(
-        "--depth", type=_depth, default=64, metavar="L", help="number of layers, at least 2; default: 64"
+        "--depth", type=_depth, default=64, metavar="L", help="number of layers, 2 to 10000; default: 64"
     )
     parser.add_argument(
         "--sigma-b",
@@ -397,12 +413,16 @@ def _batch(text: str) -> int:
 
 
 def _depth(text: str) -> int:
-    return _integer(text, "a depth", 2)
+    return _integer(text, "a depth", 2, 10_000)
 
 
-def _integer(text: str, what: str, least: int) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{what} must be an integer of at least {least}, got {text!r}")
+def _integer(text: str, what: str, least: int, most: int | None = None) -> int:
+    # Python reads no more than 4300 digits.
+    is_integer = text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+    if not is_integer or int(text) < least or (most is not None and int(text) > most):
+        rule = f"of at least {least}" if most is None else f"of at least {least} and at most {most}"
+        got = repr(text) if len(text) <= _MOST_DIGITS else f"{len(text)} characters"
+        raise argparse.ArgumentTypeError(f"{what} must be an integer {rule}, got {got}")
     return int(text)
 
 

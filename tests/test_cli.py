@@ -348,3 +348,36 @@ def test_help_is_printed_without_importing_jax():
     assert done.stdout.count("python -m jaxact describe gelu") == 3
     assert "score, in decades, lower is better" in done.stdout
     assert "the ladder, all in the Euclidean norm" in done.stdout
+
+
+def test_signals_that_vanish_in_floating_point_have_no_singular_values():
+    from jaxact._cli import _compare
+
+    rows, missing = _compare.predict(
+        activations.relu_squared, depth=16, sigma_b=(1e200,), weights=("gaussian",)
+    )
+    row = the(rows, "relu_squared", "pytorch", "gaussian")
+    assert row["q_end"] == 0
+    assert row["largest_over_rms"] is None
+    assert row["score"] == math.inf
+    assert row["why"] == "Signals shrink (0x the variance); gradients vanish altogether."
+    assert any("`sigma_b` = 1e+200 has no critical point" in each["reason"] for each in missing)
+
+
+@pytest.mark.parametrize("depth", ["10001", "9" * 23, "9" * 5000])
+def test_depths_that_no_memory_holds_are_refused(call, depth):
+    status, out, err = call("compare", "relu", "--depth", depth)
+    assert (status, out) == (2, "")
+    assert "integer of at least 2 and at most 10000, got" in err
+    assert len(err) < 300
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_reported_in_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxact", "list", "--json"],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "error: nothing can be written: No space left on device\n"

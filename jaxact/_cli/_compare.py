@@ -15,6 +15,7 @@ from jaxact import theory
 from jaxact._cli._output import console, for_each, parse_activations, plain, print_json, short
 from jaxact.activations import Activation
 from jaxact.numerics import gaussian_nodes
+from jaxact.theory._phase import hermite_coefficients
 
 SCORE = (
     "decades lost over the depth, lower is better: gradient_decades (|log10 of a gradient norm's growth|) + "
@@ -28,6 +29,7 @@ _AT_CRITICALITY = 1e-6
 _SAME_SCALE = 1e-9
 _KEPT = 0.3  # decades of a squared gradient, a factor 2, that count as no change
 _NUM_HERMITE = 512
+_LAYERS = 64  # expanded at once
 _HABITS = {"lecun": 1.0, "pytorch": 3**-0.5}
 
 
@@ -189,28 +191,25 @@ def _moments(
     """Per layer q and chi, and of f there: squared Hermite coefficients, E f^2, q E f'^2."""
 
     def layer(q: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        return theory.variance_map(activation, q, sigma_w=sigma_w, sigma_b=sigma_b), q
+        image = theory.variance_map(activation, q, sigma_w=sigma_w, sigma_b=sigma_b)
+        return jnp.where(jnp.isinf(q), q, image), q  # has overflowed
 
     last, before = jax.lax.scan(layer, jnp.ones_like(sigma_w), None, length=depth)
-    x, weights = gaussian_nodes(activation.breakpoints, jnp.zeros_like(before), before)
-    value, slope = activation.value_and_slope(x)
-    z = x / jnp.sqrt(before)[..., None]
 
-    def coefficient(
-        pair: tuple[jax.Array, jax.Array], n: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        this, previous = pair
-        following = (z * this - jnp.sqrt(n) * previous) / jnp.sqrt(n + 1)
-        return (following, this), jnp.sum(this * value * weights, -1) ** 2
+    def expansion(q: jax.Array) -> tuple[jax.Array, ...]:
+        x, weights = gaussian_nodes(activation.breakpoints, jnp.zeros_like(q), q)
+        value, slope = activation.value_and_slope(x)
+        z = x / jnp.sqrt(q)[..., None]
+        series = hermite_coefficients(z, weights, value, _NUM_HERMITE) ** 2
+        return jnp.moveaxis(series, 0, -1), jnp.sum(value**2 * weights, -1), jnp.sum(slope**2 * weights, -1)
 
-    start = jnp.ones_like(z), jnp.zeros_like(z)
-    _, series = jax.lax.scan(coefficient, start, jnp.arange(_NUM_HERMITE, dtype=z.dtype))
-    squares = jnp.sum(slope**2 * weights, -1)
+    # Some layers at a time: their nodes would not fit into memory together.
+    series, second_moment, squares = jax.lax.map(expansion, before, batch_size=_LAYERS)
     return (
         jnp.concatenate([before, last[None]]),
         sigma_w**2 * squares,
-        jnp.moveaxis(series, 0, -1),
-        jnp.sum(value**2 * weights, -1),
+        series,
+        second_moment,
         before * squares,
     )
 
@@ -276,6 +275,10 @@ def _conditioning(
 ) -> tuple[float, float]:
     """The largest singular value over the rms one, and the share of zeros, at the middle layer's q."""
     middle = depth // 2
+    if not (
+        q[middle] > 0 and chi[middle] > 0
+    ):  # vanished, in floating point too: no singular values are left
+        return math.nan, math.nan
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # of moments that are not asked for
             spectrum = theory.jacobian_spectrum(

@@ -8,7 +8,12 @@ from jaxact.numerics._krylov import (
     leading_singular_triplets,
     trailing_singular_triplets,
 )
-from jaxact.numerics._quadrature import expectation_with_tails, gaussian_expectation, gaussian_nodes
+from jaxact.numerics._quadrature import (
+    expectation_with_tails,
+    gaussian_expectation,
+    gaussian_nodes,
+    gaussian_nodes_on_host,
+)
 
 __all__ = [
     "KINK_ENDS",
@@ -18,6 +23,7 @@ __all__ = [
     "expectation_with_tails",
     "gaussian_expectation",
     "gaussian_nodes",
+    "gaussian_nodes_on_host",
     "golub_kahan",
     "leading_singular_triplets",
     "trailing_singular_triplets",

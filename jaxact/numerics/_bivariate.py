@@ -41,7 +41,8 @@ def bivariate_expectation(
     Args:
         g: elementwise. Static.
         h: elementwise. Static.
-        correlation: in [-1, 1]; may be traced. A traced value outside gives NaN.
+        correlation: in [-1, 1]; may be traced. A traced value outside gives NaN, as does a mean or a variance that is
+            none.
         mean: of both variables, or a pair (mean_u, mean_v); broadcast against `correlation`; may be traced.
         variance: nonnegative, of both variables or a pair; may be traced. A variable without variance is independent.
         kinks: where g, and where h, or a derivative of it jumps; static floats.
@@ -99,7 +100,11 @@ def bivariate_expectation(
             is_wide=is_wide,
         )
         total = expectation_with_tails if is_wide else lambda values, weights: jnp.sum(values * weights, -1)
-        return total(g(u) * total(h(v), weights_v), weights_u)
+        value = total(g(u) * total(h(v), weights_v), weights_u)
+        # A v that is no Gaussian could be lost where it hangs on u alone.
+        return jnp.where(jnp.isfinite(mean_v) & jnp.isfinite(variance_v) & (variance_v >= 0), value, jnp.nan)
 
+    if not numbers[0].size:
+        return jnp.zeros(numbers[0].shape, dtype)
     flat = jax.lax.map(one, tuple(each.reshape(-1) for each in numbers))
     return flat.reshape(numbers[0].shape)

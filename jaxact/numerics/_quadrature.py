@@ -41,8 +41,8 @@ def gaussian_expectation(
     Args:
         g: elementwise; called on one array [*shape, nodes]. Static.
         kinks: where g or a derivative of g jumps, in g's argument; static floats, or a traced 1-D array.
-        mean: real, broadcast against `variance`; may be traced.
-        variance: nonnegative; may be traced. A negative or NaN traced value gives NaN.
+        mean: real, broadcast against `variance`; may be traced. A traced value that is not finite gives NaN.
+        variance: nonnegative; may be traced. A traced value that is negative or not finite gives NaN.
         is_wide: integrate over +-37 standard deviations (13 in float32) instead of 10, for a g that grows faster than
             a power; NaN where g times the density is not below rounding there, as for exp(x^2). Static.
 
@@ -101,7 +101,8 @@ def gaussian_nodes(
     For several functions of the same variable. Arguments, accuracy and errors as in `gaussian_expectation`.
 
     Returns:
-        (x, weights), both [*shape, nodes]; the weights sum to 1.
+        (x, weights), both [*shape, nodes]; the weights sum to 1, and are NaN where a traced number is none of a
+        Gaussian.
 
     Example:
         >>> x, weights = gaussian_nodes((), 1.0, 4.0)
@@ -116,6 +117,8 @@ def gaussian_nodes(
         )
     dtype = jnp.promote_types(jnp.result_type(mean, variance, float), jnp.float32)
     mean, variance = jnp.broadcast_arrays(jnp.asarray(mean, dtype), jnp.asarray(variance, dtype))
+    is_gaussian = jnp.isfinite(mean) & jnp.isfinite(variance) & (variance >= 0)
+    mean, variance = jnp.where(is_gaussian, mean, 0), jnp.where(is_gaussian, variance, 1)
     spread = variance > 0
     deviation = jnp.sqrt(jnp.where(spread, variance, 1))
     parts = (-_GRADED, [0.0], _GRADED, jnp.atleast_1d(jnp.asarray(kinks, dtype)))
@@ -128,9 +131,34 @@ def gaussian_nodes(
     centre, half = (ends[..., 1:] + ends[..., :-1]) / 2, (ends[..., 1:] - ends[..., :-1]) / 2
     z = centre[..., None] + half[..., None] * jnp.asarray(_NODES, dtype)
     weights = half[..., None] * jnp.asarray(_WEIGHTS, dtype) * jnp.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    z, weights = (a.reshape(*mean.shape, -1) for a in (z, weights))
-    scale = jnp.where(spread, deviation, jnp.where(variance == 0, 0, jnp.nan))
-    return mean[..., None] + scale[..., None] * z, weights
+    # By its size: -1 stands for nothing in an empty array.
+    z, weights = (a.reshape(*mean.shape, a.shape[-2] * a.shape[-1]) for a in (z, weights))
+    x = mean[..., None] + jnp.where(spread, deviation, 0)[..., None] * z
+    # In the weights, not in x alone: an indicator, or a constant, makes a number of NaN.
+    return x, weights * jnp.where(is_gaussian, 1, jnp.nan)[..., None]
+
+
+def gaussian_nodes_on_host(
+    kinks: Sequence[float], mean: float, deviation: float, *, is_halved: bool = False
+) -> tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, " nodes"]]:
+    """Place the nodes of `gaussian_nodes` for one Gaussian by numpy, panels without width left out.
+
+    With `is_halved` every panel is two: how far the sums of both differ is the error of the first.
+
+    Example:
+        >>> (x, weights), (y, halved) = (gaussian_nodes_on_host((), 0, 1, is_halved=each) for each in (False, True))
+        >>> bool(abs(weights @ x**2 - halved @ y**2) < 1e-14), bool(abs(weights @ np.sin(40 * x) ** 2 - 0.5) > 1e-3)
+        (True, True)
+    """
+    splits = np.concatenate([-_GRADED, [0.0], _GRADED, np.asarray(kinks, float)])
+    inside = np.clip((splits - mean) / deviation, -_REACH, _REACH)
+    ends = np.unique(np.concatenate([np.linspace(-_REACH, _REACH, int(2 * _REACH) + 1), inside]))
+    if is_halved:
+        ends = np.sort(np.concatenate([ends, (ends[1:] + ends[:-1]) / 2]))
+    half = np.diff(ends)[:, None] / 2
+    z = (ends[1:] + ends[:-1])[:, None] / 2 + half * _NODES
+    weights = half * _WEIGHTS * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    return mean + deviation * z.reshape(-1), weights.reshape(-1)
 
 
 def _check_finite(name: str, value: ArrayLike) -> None:

@@ -1,14 +1,14 @@
 """How fast gradients grow in a deep plain network with batch normalisation."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
 from jaxact.numerics import gaussian_nodes
-from jaxact.theory._moments import breakpoints, refuse_fast_growth, value_and_slope
+from jaxact.theory._moments import breakpoints, refuse_fast_growth, refuse_unresolved, value_and_slope
 
 # Batches from which a normalised unit's law over the sphere has a finite mean of 1 / variance.
 _MIN_BATCH = 4
@@ -16,6 +16,10 @@ _REACH = 10.0  # coordinates have standard deviation 1 and tails below a Gaussia
 _PANEL_ENDS = np.linspace(-_REACH, _REACH, 11)
 # Panels that shrink towards 0 resolve what an activation does there on a scale of its own.
 _GRADED = 4.0 ** np.arange(-3, 2)
+# Beyond this batch, where rounding grows with it, from the limit and two batches: the growth is analytic in 1 / B.
+_LARGE_BATCH = 100_000
+_ROUNDING = 64 * np.finfo(float).eps  # of f: what varies by less is constant
+_JUMP = 1e-6  # of f: more than quadrature misses
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 
@@ -43,9 +47,10 @@ def batch_norm_gradient_growth(activation: Any, batch_size: int | None = None) -
     Yang, Pennington, Rao, Sohl-Dickstein & Schoenholz 2019, "A mean field theory of batch normalization", who have it
     by Gegenbauer series; for the identity (B - 2) / (B - 3), for relu at infinite batch pi / (pi - 1). Here by
     quadrature over the sphere in float64, whatever JAX's default precision: to about 1e-12 for functions as in
-    `jaxact.numerics.gaussian_expectation`. Exact at infinite width for the expected squared gradient of a batch whose
-    first layer sees all pairs of inputs alike (covariance a I + b 1 1^T). In batches below 6 the squared gradient
-    has no variance, and single networks stray far from the expectation. Runs on the host, inside a trace too.
+    `jaxact.numerics.gaussian_expectation`; for batches above 100,000 interpolated in 1 / B, to the same. Exact at
+    infinite width for the expected squared gradient of a batch whose first layer sees all pairs of inputs alike
+    (covariance a I + b 1 1^T). In batches below 6 the squared gradient has no variance, and single networks stray far
+    from the expectation. Runs on the host, inside a trace too.
 
     Args:
         activation: an `Activation`. Static.
@@ -57,7 +62,9 @@ def batch_norm_gradient_growth(activation: Any, batch_size: int | None = None) -
     Raises:
         TypeError: `activation` does not know its kinks and derivative.
         ValueError: `batch_size` is no integer from 4 on (of 3 examples 1 / s^2 has an infinite mean, and of 2 BN
-            leaves only signs, without a gradient), or f is constant where its inputs lie.
+            leaves only signs, without a gradient); f is constant to rounding where its inputs lie, jumps (its
+            gradient then knows nothing of how f varies, and the bound above fails) or oscillates too fast (see
+            `moments`).
 
     Example:
         >>> from jaxact import activations
@@ -77,34 +84,73 @@ def batch_norm_gradient_growth(activation: Any, batch_size: int | None = None) -
             f"`batch_size` must be None or an integer of at least {_MIN_BATCH}, got {batch_size!r}. With 3 examples "
             "1 / variance has an infinite mean, with 2 batch norm leaves only signs."
         )
+    refuse_unresolved(activation, 1.0)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         if batch_size is None:
-            variance, slopes = _on_the_line(activation)
-        else:
-            variance, slopes = _on_the_sphere(activation, int(batch_size))
-    if not variance > 0:
+            return _growth(activation, None)
+        if batch_size <= _LARGE_BATCH:
+            return _growth(activation, int(batch_size))
+        x = _LARGE_BATCH / int(batch_size)
+        limit, far, near = (_growth(activation, size) for size in (None, _LARGE_BATCH, _LARGE_BATCH // 2))
+        return limit * (1 - x) * (2 - x) / 2 + far * x * (2 - x) - near * x * (1 - x) / 2
+
+
+def _growth(activation: Any, batch: int | None) -> float:
+    found = _on_the_line(activation) if batch is None else _on_the_sphere(activation, batch)
+    name = getattr(activation, "name", activation)
+    if not found.variance > found.second_moment * _ROUNDING**2:
         raise ValueError(
-            f"`activation` must vary over its inputs, got {getattr(activation, 'name', activation)}, which is "
-            "constant there: batch norm divides by its variance, 0."
+            f"`activation` must vary over its inputs, got {name}, which is constant there: batch norm divides by its "
+            "variance, 0."
         )
-    return slopes / variance
+    if abs(found.jumps) > _JUMP * (found.variance + found.squared_slope) ** 0.5:
+        raise ValueError(
+            f"`activation` must not jump, got {name}, whose slope does not add up to what it rises. "
+            "Use a continuous one; if it is, state its derivative rightly."
+        )
+    return found.squared_slope / found.variance
 
 
-def _on_the_line(activation: Any) -> tuple[float, float]:
-    """(Var f(z), E f'(z)^2)."""
+class _Growth(NamedTuple):
+    """What the growth is made of.
+
+    Attributes:
+        variance: its denominator.
+        squared_slope: its numerator.
+        second_moment: E f^2, on which the variance's rounding depends.
+        jumps: the sum of f's jumps, each times a density: what integration by parts lacks.
+    """
+
+    variance: float
+    squared_slope: float
+    second_moment: float
+    jumps: float
+
+
+def _on_the_line(activation: Any) -> _Growth:
+    """Of an infinite batch: Var f(z), E f'(z)^2; by parts E z f(z) = E f'(z) (Stein)."""
     x, weights = (np.asarray(each) for each in gaussian_nodes(breakpoints(activation), 0.0, 1.0))
     f, slope = value_and_slope(activation, x)
-    return float(weights @ (f - weights @ f) ** 2), float(weights @ slope**2)
+    second_moment = float(weights @ f**2)
+    f = f - weights @ f
+    jumps = weights @ (x * f) - weights @ slope
+    return _Growth(float(weights @ f**2), float(weights @ slope**2), second_moment, float(jumps))
 
 
-def _on_the_sphere(activation: Any, batch: int) -> tuple[float, float]:
-    """(E f(x_1)^2 - E f(x_1) f(x_2), B T / ((B - 1) (B - 3)))."""
+def _on_the_sphere(activation: Any, batch: int) -> _Growth:
+    """Of a batch: E f(x_1)^2 - E f(x_1) f(x_2), B T / ((B - 1) (B - 3)).
+
+    By parts (1 - 1/n) E x f(x) = E (1 - x^2/n) f'(x): x has the density (1 - x^2/n)^((n-3)/2).
+    """
     points = np.asarray(breakpoints(activation), float)
     x, weights, y, weights_y = _pair_nodes(points, batch - 1)
     f, slope = value_and_slope(activation, x)
     f_y, slope_y = value_and_slope(activation, y)
     centre = weights @ f  # differences of products lose nothing once the mean is gone
+    second_moment = float(weights @ f**2)
     f, f_y = f - centre, f_y - centre
+    n = batch - 1
+    jumps = float((1 - 1 / n) * (weights @ (x * f)) - weights @ ((1 - x**2 / n) * slope))
 
     def square(g: np.ndarray) -> float:
         return float(weights @ g**2)
@@ -116,7 +162,7 @@ def _on_the_sphere(activation: Any, batch: int) -> tuple[float, float]:
     trace = (batch - 2 + 1 / batch) * square(slope) + (1 - 1 / batch) * (
         product(slope, slope_y) - square(x * slope) + product(x * slope, y * slope_y)
     )
-    return variance, batch * trace / ((batch - 1) * (batch - 3))
+    return _Growth(variance, batch * trace / ((batch - 1) * (batch - 3)), second_moment, jumps)
 
 
 def _pair_nodes(points: Float[np.ndarray, " kinks"], n: int) -> tuple[np.ndarray, ...]:

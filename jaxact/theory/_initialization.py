@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxact.numerics import gaussian_expectation
-from jaxact.theory._moments import breakpoints, grows_fast
+from jaxact.theory._moments import breakpoints, grows_fast, nan_unless_resolved
 
 _RANGE = (1e-4, 1e4)
 _NUM_POINTS = 129
@@ -34,7 +34,8 @@ def gain(activation: Any) -> float:
 
     Raises:
         TypeError: `activation` does not know its kinks and derivative.
-        ValueError: no scale does it: f too flat (tanh, sigmoid, sin) or too large at 0.
+        ValueError: no scale does it: f too flat (tanh, sigmoid, sin) or too large at 0; or none where the integral can
+            be had: a tail may outgrow the Gaussian first.
 
     Example:
         >>> from jaxact import activations
@@ -47,10 +48,12 @@ def gain(activation: Any) -> float:
         for _ in range(_NUM_ROUNDS):
             scales = np.geomspace(low, high, _NUM_POINTS)
             moments = np.asarray(_second_moment(activation, scales))
-            above = ~(moments < 1)  # a tail that outgrows the Gaussian makes NaN, at large scales
-            (crossings,) = np.nonzero(above[1:] != above[:-1])
+            # A tail that outgrows the Gaussian makes NaN, at large scales; whether it does at 1, nobody knows.
+            above, is_known = moments >= 1, np.isfinite(moments)
+            (crossings,) = np.nonzero((above[1:] != above[:-1]) & is_known[1:] & is_known[:-1])
             if not crossings.size:
-                raise ValueError(_no_gain(activation, "above" if above[0] else "below"))
+                reach = float(scales[is_known].max(initial=low))
+                raise ValueError(_no_gain(activation, "above" if above[0] else "below", reach))
             low, high = scales[crossings[0]], scales[crossings[0] + 1]
     return float((low + high) / 2)
 
@@ -62,12 +65,16 @@ def _second_moment(activation: Any, scales: Float[Array, " n"]) -> Float[Array, 
         kinks=breakpoints(activation),
         variance=scales**2,
         is_wide=grows_fast(activation),
+    ) * nan_unless_resolved(activation, scales**2)
+
+
+def _no_gain(activation: Any, side: str, reach: float) -> str:
+    known = (
+        f" up to {reach:.6g}, beyond which the integral cannot be had," if reach < 0.99 * _RANGE[1] else ""
     )
-
-
-def _no_gain(activation: Any, side: str) -> str:
     return (
         f"`activation` must reach E f(sigma z)^2 = 1 at some sigma in [{_RANGE[0]:g}, {_RANGE[1]:g}], got "
-        f"{getattr(activation, 'name', activation)}, which stays {side} 1. No weight scale keeps its second moment at "
-        "1: scale its output, or take the edge of chaos from jaxact.theory.critical_point(activation, sigma_b=...)."
+        f"{getattr(activation, 'name', activation)}, which stays {side} 1. No weight scale{known} keeps its second "
+        "moment at 1: scale its output, or take the edge of chaos from "
+        "jaxact.theory.critical_point(activation, sigma_b=...)."
     )

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import bivariate_expectation, gaussian_expectation
-from jaxact.theory._moments import breakpoints, grows_fast, refuse_nan
+from jaxact.theory._moments import breakpoints, grows_fast, nan_unless_resolved, refuse_nan
 
 
 def variance_map(
@@ -39,7 +39,8 @@ def variance_map(
 
     Raises:
         TypeError: `activation` does not know its kinks and derivative.
-        ValueError: a concrete number is negative or not finite.
+        ValueError: a concrete number is negative or not finite, or f oscillates too fast for this q, as sin from q =
+            1024 on at the latest (see `moments`; where traced: NaN).
 
     Example:
         >>> from jaxact import activations
@@ -53,7 +54,7 @@ def variance_map(
         kinks=breakpoints(activation),
         variance=q,
         is_wide=grows_fast(activation),
-    )
+    ) * nan_unless_resolved(activation, q)
     refuse_nan(activation, second_moment)
     return jnp.square(sigma_w) * second_moment + jnp.square(sigma_b)
 
@@ -88,7 +89,7 @@ def correlation_map(
 
     Raises:
         TypeError: `activation` does not know its kinks and derivative.
-        ValueError: a concrete number is negative, not finite, or no correlation.
+        ValueError: a concrete number is negative, not finite, or no correlation, or as `variance_map`.
 
     Example:
         >>> from jaxact import activations
@@ -131,6 +132,9 @@ def trajectory(
 
         q_{l+1} = V(q_l),   c_{l+1} = C(c_l; q_l)
 
+    In float32 correlations stall near 1 - c = 6e-5 on their way to 1: what the inner integrals round off, some 1e-6 of
+    1, is then as much as a layer moves them. Ask for float64 where that matters.
+
     Args:
         activation: an `Activation`. Static.
         depth: number of layers, at least 1. Static.
@@ -144,24 +148,25 @@ def trajectory(
 
     Raises:
         TypeError: as `correlation_map`.
-        ValueError: as `correlation_map`, or `depth` is not a positive integer.
+        ValueError: as `correlation_map`, or `depth` is not a positive integer below 2^31.
 
     Example:
         >>> from jaxact import activations
         >>> trajectory(activations.relu, 2, sigma_w=2.0**0.5).q.round(4).tolist()
         [1.0, 1.0, 1.0]
     """
-    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
-        raise ValueError(f"`depth` must be a positive integer, got {depth!r}.")
+    depth = check_count("depth", depth)
     check_nonnegative(q=q, sigma_w=sigma_w, sigma_b=sigma_b)
     _check_correlation(c)
     dtype = jnp.promote_types(jnp.result_type(c, q, sigma_w, sigma_b, float), jnp.float32)
     start = jnp.broadcast_arrays(*(jnp.asarray(each, dtype) for each in (q, c, sigma_w, sigma_b)))
+    start[0] = nan_unless_scale(start[0])
 
     def layer(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         q, c = state
         scales = {"sigma_w": start[2], "sigma_b": start[3]}
         length, c = variance_map(activation, q, **scales), correlation_map(activation, c, q=q, **scales)
+        length = jnp.where(jnp.isinf(q), q, length)  # has overflowed
         c = jnp.where(
             jnp.abs(c) > 1, jnp.sign(c), c
         )  # against rounding; `clip` would halve the derivative at 1
@@ -181,6 +186,17 @@ def check_nonnegative(**numbers: Any) -> None:
             values = np.asarray(value)
             if not (np.isfinite(values) & (values >= 0)).all():
                 raise ValueError(f"`{name}` must be finite and nonnegative, got {value}.")
+
+
+def check_count(name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
+    """Return a count, of numpy's too, as a Python int."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        got = (
+            repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "one of more than 20 digits"
+        )
+        rule = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise ValueError(f"`{name}` must be {rule}, at most {most}, got {got}.")
+    return int(value)
 
 
 def nan_unless_scale(sigma: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:

@@ -11,11 +11,11 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import KINK_ENDS, expectation_with_tails, gaussian_expectation, gaussian_nodes
 from jaxact.theory._maps import check_nonnegative, nan_unless_scale
-from jaxact.theory._moments import breakpoints, grows_fast, refuse_nan
+from jaxact.theory._moments import breakpoints, grows_fast, nan_unless_resolved, refuse_nan, resolution
 
 # V is tabulated here once for all sigmas: E f(sqrt(q) z)^2 depends on q alone.
-_LENGTHS = np.geomspace(1e-12, 1e12, 481)
-_START = 240  # the index of q = 1, an input of unit length
+_LENGTHS = np.geomspace(1e-24, 1e24, 961)
+_START = 480  # the index of q = 1, an input of unit length
 _TINY = 1e-30  # stands for q = 0 where slopes are taken: one side of a kink at 0 after the other
 # Between two lengths E f(sqrt(q) z)^2 is interpolated by a polynomial in log q through so many of the table: it is
 # analytic where |Im log q| < pi / 2, which makes the error about 1e-10.
@@ -30,6 +30,8 @@ _EXPANSION_ENDS = np.linspace(-9.0, 9.0, 13)
 _GRADED = np.concatenate([-(4.0 ** np.arange(6, -3, -1)), 4.0 ** np.arange(-2, 7)])
 _FEW_NODES, _FEW_WEIGHTS = np.polynomial.legendre.leggauss(12)
 _CHUNK = 64  # points of a grid at once: their nodes stay in the cache
+# V(q) is q to a power far out; from this power and this share of q on it grows for ever.
+_LINEAR, _ALL = 1 - 1e-3, 1 - 1e-6
 _AT_CRITICALITY = 1e-6  # |chi - 1| below which a point counts as critical
 
 
@@ -58,7 +60,7 @@ class MeanField(NamedTuple):
         """A string, or an array of strings, made on the host.
 
         "ordered" (chi < 1), "critical" or "chaotic" (chi > 1); "unbounded" where q_star is infinite, "undefined" where
-        a scale was traced and is none.
+        it is NaN: a scale was traced and is none, or the fixed point cannot be had.
         """
         chi = np.asarray(self.chi)
         names = np.where(chi > 1, "chaotic", "ordered")
@@ -75,7 +77,7 @@ def mean_field(
 
     Fixed points of V(q) = sigma_w^2 E f(sqrt(q) z)^2 + sigma_b^2 and, at that q, of the correlation map C(c); their
     slopes give the depth scales (Poole et al. 2016; Schoenholz et al. 2017, "Deep information propagation"). q_star is
-    the first fixed point on the way from q = 1 (unit inputs), found on a table of V over 24 decades and by
+    the first fixed point on the way from q = 1 (unit inputs), found on a table of V from q = 1e-24 to 1e24 and by
     Newton's method: to about 1e-13 / |1 - V'(q_star)| relative in float64. It is 1 where all q are fixed (relu at
     sigma_w = sqrt(2)).
     c_star is the root of C's Hermite expansion to degree 95 or, where that leaves out more than 1e-9 of C'(c_star) as
@@ -93,7 +95,9 @@ def mean_field(
 
     Raises:
         TypeError: `activation` does not know its kinks and derivative.
-        ValueError: a concrete scale is negative or not finite.
+        ValueError: a concrete scale is negative or not finite; or, where everything is concrete, q_star cannot be had:
+            it lies beyond 1e24, or where f oscillates too fast for quadrature (see `moments`; sin beyond q = 256, a
+            sigma_w of 22). Where traced: NaN.
 
     Example:
         >>> from jaxact import activations
@@ -105,7 +109,28 @@ def mean_field(
     breakpoints(activation)
     dtype = jnp.promote_types(jnp.result_type(sigma_w, sigma_b, float), jnp.float32)
     sigma_w, sigma_b = jnp.broadcast_arrays(jnp.asarray(sigma_w, dtype), jnp.asarray(sigma_b, dtype))
-    return _mean_field(activation, nan_unless_scale(sigma_w), nan_unless_scale(sigma_b))
+    found = _mean_field(activation, nan_unless_scale(sigma_w), nan_unless_scale(sigma_b))
+    _refuse_unknown(activation, sigma_w, sigma_b, found.q_star)
+    return found
+
+
+def _refuse_unknown(activation, sigma_w, sigma_b, q_star):
+    if isinstance(q_star, jax.core.Tracer) or not np.isnan(np.asarray(q_star)).any():
+        return
+    place = np.unravel_index(np.argmax(np.isnan(np.asarray(q_star))), np.shape(q_star))
+    raise ValueError(
+        f"`sigma_w` and `sigma_b` must lead to a fixed point in {_searched(activation)}, got "
+        f"{np.asarray(sigma_w)[place]:g} and {np.asarray(sigma_b)[place]:g} for "
+        f"{getattr(activation, 'name', activation)}. Give smaller ones; under jit such points are NaN."
+    )
+
+
+def _searched(activation):
+    """Where fixed points are looked for, in words."""
+    deviation = resolution(activation).deviation
+    if math.isinf(deviation):
+        return f"q = {_LENGTHS[0]:g} to {_LENGTHS[-1]:g}"
+    return f"q = {_LENGTHS[0]:g} to {deviation**2:g}, beyond which it oscillates too fast for quadrature"
 
 
 @partial(jax.jit, static_argnums=0)  # so that a call outside any trace compiles once for an activation
@@ -115,7 +140,9 @@ def _mean_field(activation: Any, sigma_w: Array, sigma_b: Array) -> MeanField:
     table = gaussian_expectation(
         lambda x: activation(x) ** 2, kinks=points, variance=lengths, is_wide=grows_fast(activation)
     )
-    table = jnp.where(jnp.isnan(table), jnp.inf, table)  # a tail that outgrows the Gaussian
+    if grows_fast(activation):
+        table = jnp.where(jnp.isnan(table), jnp.inf, table)  # a tail that outgrows the Gaussian
+    table = table * nan_unless_resolved(activation, lengths)
 
     def one(scales: tuple[Array, Array]) -> tuple[MeanField, Array, Array]:
         return _at(activation, points, lengths, table, *scales)
@@ -129,9 +156,15 @@ def _mean_field(activation: Any, sigma_w: Array, sigma_b: Array) -> MeanField:
 def _at(activation, points, lengths, table, sigma_w, sigma_b):
     """`MeanField` at one point."""
     w, b = sigma_w**2, sigma_b**2
-    low, high, is_fixed, vanishes, diverges = _bracket(lengths, w * table + b - lengths)
-    start = jax.lax.stop_gradient(_root(lengths, w * table + b - lengths, low))
-    start = jnp.where(is_fixed, 1, jnp.where(vanishes, _TINY, start))
+    excess = w * table + b - lengths
+    low, high, is_fixed, falls, rises = _bracket(lengths, excess)
+    is_known, diverges = _beyond(lengths, w * table, excess, is_fixed, rises)
+    vanishes = falls & (b == 0)
+    # Below the table V is a straight line from b.
+    low, high = jnp.where(falls, 0, low), jnp.where(falls, lengths[0], high)
+    below = b / jnp.maximum(1 - w * table[0] / lengths[0], jnp.finfo(b.dtype).eps)
+    start = jnp.where(falls, jnp.minimum(below, lengths[0]), _root(lengths, excess, low))
+    start = jax.lax.stop_gradient(jnp.where(is_fixed, 1, jnp.where(vanishes, _TINY, start)))
     # One step of Newton's method from a root: it takes off the table's error, and its derivative is the root's.
     x, weights = gaussian_nodes(points, jnp.zeros_like(start), start, is_wide=grows_fast(activation))
     value, slope = activation(x), activation.derivative(x)
@@ -144,14 +177,15 @@ def _at(activation, points, lengths, table, sigma_w, sigma_b):
     chi = w * jnp.sum(slope**2 * weights)
     chi_q = w * jnp.sum(x * value * slope * weights) / q
     # C(c) = b / q + sum_n series_n c^n
-    series = w / q * _hermite_coefficients(*_expansion_nodes(activation, points, q)) ** 2
+    series = w / q * hermite_coefficients(*_expansion_nodes(activation, points, q), _NUM_HERMITE) ** 2
     degrees = jnp.arange(_NUM_HERMITE, dtype=q.dtype)
     left_out = w * jnp.sum(value**2 * weights) / q - jnp.sum(series), chi - jnp.sum(degrees * series)
     c, chi_c = _fixed_correlation(series, b / q, chi, _power(*left_out))
     is_rough = (c < 1) & (left_out[1] * c**_NUM_HERMITE > _LEFT_OUT) & ~diverges
-    nan = jnp.where(diverges, jnp.nan, 0) + 0 * (sigma_w + sigma_b)  # NaN where a scale is
+    none = jnp.where(is_known, 0, jnp.nan) + 0 * (sigma_w + sigma_b)  # NaN where a scale is
+    nan = jnp.where(diverges, jnp.nan, 0) + none
     found = MeanField(
-        q_star=jnp.where(diverges, jnp.inf, jnp.where(vanishes, 0, q)) + 0 * (sigma_w + sigma_b),
+        q_star=jnp.where(diverges, jnp.inf, jnp.where(vanishes, 0, q)) + none,
         chi=chi + nan,
         c_star=c + nan,
         xi_q=_depth_scale(jnp.abs(chi_q)) + nan,
@@ -164,7 +198,9 @@ def _at(activation, points, lengths, table, sigma_w, sigma_b):
 def _refined(activation, points, given):
     """The point with c_star found by quadrature where the expansion converges too slowly."""
     sigma_w, sigma_b, found, series, is_rough = given
-    w, offset, q = sigma_w**2, sigma_b**2 / found.q_star, found.q_star
+    # Not 0 / 0, whose derivative would be NaN even where nothing is refined.
+    q = jnp.where(found.q_star > 0, found.q_star, 1)
+    w, offset = sigma_w**2, sigma_b**2 / q
 
     def map_and_slope(c):
         value, slope = _products_near_one(activation, points, c, q)
@@ -233,28 +269,40 @@ def _panels(fixed, moving):
 
 
 def _bracket(lengths, excess):
-    """Where V(q) - q changes its sign first on the way from q = 1, and whether it never does."""
+    """Where V(q) - q changes its sign first on the way from q = 1; whether it does nowhere below or above."""
     at_start = excess[_START]
     size = lengths * 64 * jnp.finfo(lengths.dtype).eps
     around = slice(_START - 1, _START + 2)  # one alone may be a fixed point like others, even a repelling one
     is_fixed = (jnp.abs(excess[around]) <= size[around]).all()
     index = jnp.arange(len(lengths))
-    above = (index > _START) & (excess <= 0)
-    below = (index < _START) & (excess >= 0)
+    # Not by rounding: with slopes of 1 (relu at sigma_w = sqrt(2), tanh at 1) it decides nothing.
+    above = (index > _START) & (excess <= -size)
+    below = (index < _START) & (excess >= size)
     up = jnp.argmax(above)
     down = len(lengths) - 1 - jnp.argmax(below[::-1])
     grows = at_start > 0
     left = jnp.where(grows, up - 1, down)
     left = jnp.clip(left, 0, len(lengths) - 2)
-    diverges = grows & ~above.any() & ~is_fixed
-    vanishes = ~grows & ~below.any() & ~is_fixed
-    return lengths[left], lengths[left + 1], is_fixed, vanishes, diverges
+    rises = grows & ~above.any() & ~is_fixed
+    falls = ~grows & ~below.any() & ~is_fixed
+    return lengths[left], lengths[left + 1], is_fixed, falls, rises
+
+
+def _beyond(lengths, image, excess, is_fixed, rises):
+    """Whether a signal's end is known, and whether it is infinite, where V(q) > q up to the last length."""
+    decade = 20
+    power = (jnp.log(image[-1]) - jnp.log(image[-1 - decade])) / jnp.log(lengths[-1] / lengths[-1 - decade])
+    outgrows = jnp.isinf(image[-1]) | ((power > _LINEAR) & (image[-1] > _ALL * lengths[-1]))
+    diverges = rises & outgrows
+    return ~jnp.isnan(excess[_START]) & (~rises | diverges), diverges
 
 
 def _root(lengths, excess, low):
     """The root between `low` and the next length, by bisection on the table's interpolant in log q."""
     index = jnp.searchsorted(lengths, low)
-    first = jnp.clip(index - _NUM_NEIGHBOURS // 2 + 1, 0, len(lengths) - _NUM_NEIGHBOURS)
+    # Where V ends, from one side: Newton's method takes off what that costs.
+    size = jnp.sum(jnp.cumprod(jnp.isfinite(excess)))
+    first = jnp.clip(index - _NUM_NEIGHBOURS // 2 + 1, 0, jnp.maximum(size - _NUM_NEIGHBOURS, 0))
     near = jax.lax.dynamic_slice(excess, (first,), (_NUM_NEIGHBOURS,))
     places = jnp.arange(_NUM_NEIGHBOURS, dtype=lengths.dtype)
     signs = jnp.asarray([(-1.0) ** k * math.comb(_NUM_NEIGHBOURS - 1, k) for k in range(_NUM_NEIGHBOURS)])
@@ -288,15 +336,15 @@ def _expansion_nodes(activation, points, q):
     return z, weights, activation(deviation * z)
 
 
-def _hermite_coefficients(z, weights, value):
-    """E f(z) he_n(z) / sqrt(n!), [degree], with Hermite's polynomials he_n."""
+def hermite_coefficients(z, weights, value, num_degrees):
+    """E f(z) he_n(z) / sqrt(n!), [degree, *shape], with Hermite's polynomials he_n; nodes on the last axis."""
 
     def following(pair, n):
         before, now = pair  # each times the weights and the values: less to multiply
         after = (z * now - jnp.sqrt(n) * before) / jnp.sqrt(n + 1)
         return (now, after), jnp.sum(now, -1)
 
-    degrees = jnp.arange(_NUM_HERMITE, dtype=z.dtype)
+    degrees = jnp.arange(num_degrees, dtype=z.dtype)
     weighted = weights * value
     return jax.lax.scan(following, (jnp.zeros_like(z), weighted), degrees)[1]
 
@@ -372,8 +420,8 @@ def critical_point(
         sigma_w^2 = 1 / E f'(sqrt(q) z)^2,   sigma_b^2 = q - E f(sqrt(q) z)^2 / E f'(sqrt(q) z)^2
 
     and an array of them gives the whole edge as a curve. Given sigma_b (0 if neither is given) the smallest such q
-    is sought (Schoenholz et al. 2017, section 3; Hayou et al. 2019). In float64 whatever JAX's default precision; to
-    about 1e-13. Runs on the host.
+    from 1e-24 to 1e24 is sought (Schoenholz et al. 2017, section 3; Hayou et al. 2019). In float64 whatever JAX's
+    default precision; to about 1e-13. Runs on the host.
 
     Args:
         activation: an `Activation`. Static.
@@ -386,7 +434,8 @@ def critical_point(
 
     Raises:
         TypeError: `activation` does not know its kinks and derivative, or both sigma_b and q_star are given.
-        ValueError: there is no critical point with this sigma_b, or a q_star needs a negative sigma_b^2.
+        ValueError: there is no critical point with this sigma_b where f can be integrated (sin: below q = 256, see
+            `moments`), f is not integrable at a q_star, or a q_star needs a negative sigma_b^2.
 
     Example:
         >>> from jaxact import activations
@@ -415,22 +464,30 @@ def critical_point(
     length = _critical_length(activation, target)
     if length is None:
         raise ValueError(
-            f"`sigma_b` = {target:g} has no critical point for {name}: chi = 1 at a fixed point needs another bias. "
-            "Give q_star instead."
+            f"`sigma_b` = {target:g} has no critical point for {name} in {_searched(activation)}: chi = 1 at a fixed "
+            "point there needs another bias. Give q_star instead."
         )
     weight, _ = _critical_scales(activation, np.array([length or _SMALL]))
     return CriticalPoint(np.sqrt(weight[0]), np.float64(target), np.float64(length))
 
 
+_HUGE = 1e150  # its square is finite
+_NUM_GRID = 481
 _SMALL = 1e-20  # a length at which small signals show their limit
 
 
 def _critical_length(activation: Any, sigma_b: float) -> float | None:
     """The smallest q whose critical bias is `sigma_b`; 1 if all are, 0 if only the limit is, None if none is."""
-    low, high, found = 1e-12, 1e12, None
-    for _ in range(9):
-        grid = np.geomspace(low, high, 481)
-        excess = _critical_scales(activation, grid)[1] - sigma_b**2
+    low, high, found = float(_LENGTHS[0]), float(_LENGTHS[-1]), None
+    bias = sigma_b * sigma_b if sigma_b < _HUGE else math.inf
+    for count in (2, *[1] * 8):
+        # In pieces of one shape: one compiled program.
+        grid = np.geomspace(low, high, count * (_NUM_GRID - 1) + 1)
+        pieces = [
+            _critical_scales(activation, grid[first : first + _NUM_GRID])[1]
+            for first in range(0, grid.size - 1, _NUM_GRID - 1)
+        ]
+        excess = np.concatenate([pieces[0], *(each[1:] for each in pieces[1:])]) - bias
         is_zero = np.abs(excess) <= 1e-13 * grid
         if found is None and is_zero.all():
             return 1.0
@@ -464,4 +521,5 @@ def _second_moments(activation: Any, q: Array) -> tuple[Array, ...]:
     values = activation(x) ** 2, activation.derivative(x) ** 2
     if is_wide:
         return tuple(expectation_with_tails(each, weights) for each in values)
-    return tuple(jnp.sum(each * weights, -1) for each in values)
+    known = nan_unless_resolved(activation, q)
+    return tuple(jnp.sum(each * weights, -1) * known for each in values)

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxact.numerics import gaussian_nodes
-from jaxact.theory._moments import breakpoints, refuse_fast_growth, value_and_slope
+from jaxact.theory._maps import check_count
+from jaxact.theory._moments import breakpoints, refuse_fast_growth, refuse_unresolved, value_and_slope
 
 Order = Literal["pre", "post"]
 Norm = Literal["batch", "layer", "rms"]
@@ -117,7 +118,8 @@ def residual_trajectory(
 
     Raises:
         TypeError: `activation` does not know its kinks and derivative.
-        ValueError: an argument is out of its range, the second moment leaves float64's range, or in a
+        ValueError: an argument is out of its range, the second moment leaves float64's range, f oscillates too fast
+            (see `moments`), or in a
             post-activation network the branch is 0 or below about 1/250 of the states' spread.
 
     Example:
@@ -128,8 +130,7 @@ def residual_trajectory(
     """
     breakpoints(activation)  # a clear error before jit asks for a hash
     refuse_fast_growth(activation)
-    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
-        raise ValueError(f"`depth` must be a positive integer, got {depth!r}.")
+    depth = check_count("depth", depth)
     if order not in ("pre", "post"):
         raise ValueError(f'`order` must be "pre" or "post", got {order!r}.')
     if norm not in (None, "batch", "layer", "rms"):
@@ -222,6 +223,7 @@ class _Moments(NamedTuple):
 
 def _moments(activation: Any, q: float) -> _Moments:
     """Of f(z) and f'(z), z ~ N(0, q); unlike `moments`, nothing large is compiled anew for every f."""
+    refuse_unresolved(activation, q)
     u, weights = (np.asarray(each) for each in _gaussian_nodes(np.array(breakpoints(activation), float), q))
     value, slope = _in_chunks(activation, u)
     return _Moments(
@@ -317,6 +319,7 @@ def _first_law(q: float, c: float, common: np.ndarray, resolution: float) -> _La
 
 def _next_law(activation: Any, law: _Law, step: float, resolution: float) -> _Law:
     """The law after one block whose branch is N(0, step^2)."""
+    refuse_unresolved(activation, (_PANEL * resolution) ** 2)  # panels as wide as a standard deviation there
     keep = law.mass * (1 + law.h**2 / (law.mass @ law.h**2)) > _NEGLIGIBLE
     h = law.h[keep]
     low, high = h.min() - _REACH * step, h.max() + _REACH * step

@@ -14,12 +14,15 @@ from scipy.optimize import brentq
 
 from jaxact.activations import Activation, Interval, leaky_relu
 from jaxact.numerics import gaussian_nodes
-from jaxact.theory._moments import breakpoints, refuse_fast_growth
+from jaxact.theory._maps import check_count
+from jaxact.theory._moments import breakpoints, nan_unless_resolved, refuse_fast_growth
 
 # Where solutions are looked for: input scales b, and shifts c close together around 0, where activations bend.
 _SCALES = np.geomspace(1e-3, 50, 48)
 _SHIFTS = 20 * np.sinh(np.linspace(-6, 6, 48)) / math.sinh(6)
+_DEEPEST = 10**6
 _CHUNK = 64  # points evaluated by one call of the one compiled program
+_LARGE = 700.0  # its exponential is finite
 _NUM_LAST_RESORTS = 6
 _NUM_STEPS = 14
 _KURTOSIS = 30  # of what is not linear in phi, at most; a parabola has 15
@@ -69,7 +72,7 @@ def shape(
 
     Args:
         activation: an `Activation`, the user's own included. Static.
-        depth: number of nonlinear layers in a chain; a positive integer.
+        depth: number of nonlinear layers in a chain; from 1 to a million.
         method: "dks" or "tat".
         zeta: for "dks", the network's slope C_f'(1); above 1.
         tau: for "tat" on all but rectifiers, the network's curvature C_f''(1); positive.
@@ -94,8 +97,7 @@ def shape(
     """
     points = breakpoints(activation)
     refuse_fast_growth(activation)
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-        raise ValueError(f"`depth` must be a positive integer, got {depth!r}.")
+    depth = check_count("depth", depth, most=_DEEPEST)
     if method not in ("dks", "tat"):
         raise ValueError(f'`method` must be "dks" or "tat", got {method!r}.')
     kinks = tuple(getattr(activation, "kinks", points))
@@ -251,7 +253,8 @@ def _tailored_rectifier(depth: int, method: str, target: float) -> AffineTransfo
 
     if method == "dks":
         t = -math.pi * math.expm1(-math.log(target) / depth)
-        reached = (1 - 1 / math.pi) ** -depth
+        log_reached = -depth * math.log1p(-1 / math.pi)
+        reached = math.exp(log_reached) if log_reached < _LARGE else math.inf
     else:
         reached = excess(1.0) + target
         t = brentq(excess, 0.0, 1.0, xtol=1e-15, rtol=1e-15) if reached >= target else math.inf
@@ -387,7 +390,7 @@ def _statistics_of(activation: Any, needs_curvature: bool, scale: Array, shift: 
     scale = scale[:, None]
     z = (x - shift[:, None]) / scale
     g, slope = activation(x), activation.derivative(x) * scale
-    mean = jnp.sum(g * weights, -1)
+    mean = jnp.sum(g * weights, -1) * nan_unless_resolved(activation, scale[:, 0] ** 2, shift, power=4)
     centred = g - mean[:, None]
     curvature = jnp.zeros_like(x)
     if needs_curvature:

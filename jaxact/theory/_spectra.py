@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import gaussian_nodes
-from jaxact.theory._maps import check_nonnegative
-from jaxact.theory._moments import breakpoints, refuse_fast_growth
+from jaxact.theory._maps import check_count, check_nonnegative
+from jaxact.theory._moments import breakpoints, refuse_fast_growth, refuse_unresolved
 from jaxact.theory._phase import mean_field
 
 _TINY = 1e-30  # stands for q = 0: slopes at a kink at 0 are one side's as often as the other's
@@ -155,7 +155,7 @@ def jacobian_spectrum(
     Raises:
         TypeError: `activation` does not know its kinks and derivative.
         ValueError: a number is out of range; `weights` is unknown; the signal grows for ever, so that there is no
-            fixed point, and no q is given; or all slopes or weights are 0.
+            fixed point, and no q is given; f oscillates too fast (see `moments`); or all slopes or weights are 0.
         FloatingPointError: the equation was not solved to 1e-6 somewhere.
 
     Example:
@@ -167,8 +167,10 @@ def jacobian_spectrum(
     breakpoints(activation)
     refuse_fast_growth(activation)
     gaussian = _check(depth, weights, num_points, log_eigenvalues, sigma_w=sigma_w, sigma_b=sigma_b, q=q)
+    depth = int(depth)
     length = _fixed_point(activation, sigma_w, sigma_b) if q is None else float(q)
-    law = _law(activation, int(depth), gaussian, float(sigma_w), max(length, _TINY))
+    refuse_unresolved(activation, length, power=4)
+    law = _law(activation, depth, gaussian, float(sigma_w), max(length, _TINY))
     locations, masses = _atoms(law)
     low, high = _edges(law, activation)
     if log_eigenvalues is not None:
@@ -208,9 +210,8 @@ class _Law(NamedTuple):
 
 def _check(depth, weights, num_points, log_eigenvalues, *, sigma_w, sigma_b, q) -> bool:
     """Refuse bad input; return whether the weights are Gaussian."""
-    for name, count, least in (("depth", depth, 1), ("num_points", num_points, 2)):
-        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
-            raise ValueError(f"`{name}` must be an integer of at least {least}, got {count!r}.")
+    check_count("depth", depth)
+    check_count("num_points", num_points, 2)
     if weights not in ("gaussian", "orthogonal"):
         raise ValueError(f'`weights` must be "gaussian" or "orthogonal", got {weights!r}.')
     for name, value in (("sigma_w", sigma_w), ("sigma_b", sigma_b), ("q", 0.0 if q is None else q)):
@@ -229,6 +230,11 @@ def _check(depth, weights, num_points, log_eigenvalues, *, sigma_w, sigma_b, q) 
 def _fixed_point(activation: Any, sigma_w: float, sigma_b: float) -> float:
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         found = float(_fixed_length(activation, float(sigma_w), float(sigma_b)))
+    if math.isnan(found):
+        raise ValueError(
+            f"`sigma_w` = {sigma_w:g} and `sigma_b` = {sigma_b:g} have no fixed point of the variance map where "
+            f"{getattr(activation, 'name', activation)} can be integrated. Give q."
+        )
     if not math.isfinite(found):
         raise ValueError(
             f"`sigma_w` and `sigma_b` must have a fixed point of the variance map, got {sigma_w} and {sigma_b}, where "
@@ -407,7 +413,7 @@ def _quantile_bound(law: _Law, p: float) -> float:
 
 def _evaluate(law: _Law, locations, masses, x) -> tuple[np.ndarray, np.ndarray]:
     """Density of the bulk with respect to log x, and its part of the cdf."""
-    if 1 - masses.sum() < _NEGLIGIBLE:
+    if 1 - masses.sum() < _NEGLIGIBLE or not x.size:
         return np.zeros_like(x), np.zeros_like(x)
     if law.cells is not None:
         return _evaluate_cells(law.cells, 1 - masses.sum(), x)

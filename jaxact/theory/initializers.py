@@ -17,7 +17,7 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike
 
 from jaxact.theory._initialization import gain
-from jaxact.theory._maps import check_nonnegative
+from jaxact.theory._maps import check_count, check_nonnegative
 from jaxact.theory._phase import critical_point
 
 __all__ = [
@@ -52,7 +52,9 @@ def gaussian(sigma_w: float = 1.0) -> Initializer:
         An initialiser of kernels [*receptive, in, out].
 
     Raises:
-        ValueError: sigma_w is negative or not finite; when called, a shape with fewer than two axes.
+        TypeError: sigma_w is no real number.
+        ValueError: sigma_w is negative or not finite; when called, a shape with fewer than two axes, or a dtype of
+            integers.
 
     Example:
         >>> gaussian(2.0)(jax.random.key(0), (3, 3, 16, 32)).shape
@@ -82,7 +84,9 @@ def orthogonal(sigma_w: float = 1.0) -> Initializer:
         An initialiser of kernels [*receptive, in, out].
 
     Raises:
-        ValueError: sigma_w is negative or not finite; when called, a shape with fewer than two axes.
+        TypeError: sigma_w is no real number.
+        ValueError: sigma_w is negative or not finite; when called, a shape with fewer than two axes, or a dtype of
+            integers.
 
     Example:
         >>> W = orthogonal(2.0)(jax.random.key(0), (8, 4))
@@ -110,8 +114,9 @@ def delta_orthogonal(sigma_w: float = 1.0) -> Initializer:
         An initialiser of kernels [*receptive, in, out].
 
     Raises:
-        ValueError: sigma_w is negative or not finite; when called, a shape with fewer than three axes, or with
-            out < in, where no isometry exists.
+        TypeError: sigma_w is no real number.
+        ValueError: sigma_w is negative or not finite; when called, a shape with fewer than three axes, with an empty
+            receptive axis, or with out < in, where no isometry exists; or a dtype of integers.
 
     Example:
         >>> W = delta_orthogonal()(jax.random.key(0), (3, 4, 4))
@@ -327,8 +332,8 @@ def fixup(num_blocks: int, num_layers_per_branch: int, *, base: Initializer | No
         >>> init.inner == scaled(gaussian(2**0.5), 1 / 8)
         True
     """
-    _check_count("num_blocks", num_blocks, 1)
-    _check_count("num_layers_per_branch", num_layers_per_branch, 2)
+    num_blocks = check_count("num_blocks", num_blocks)
+    num_layers_per_branch = check_count("num_layers_per_branch", num_layers_per_branch, 2)
     factor = float(num_blocks) ** (-1 / (2 * num_layers_per_branch - 2))
     return Branch(scaled(gaussian(2**0.5) if base is None else base, factor), _Constant(0.0))
 
@@ -356,7 +361,7 @@ def skip_init(num_blocks: int | None = None) -> Initializer:
     """
     if num_blocks is None:
         return _Constant(0.0)
-    _check_count("num_blocks", num_blocks, 1)
+    num_blocks = check_count("num_blocks", num_blocks)
     return _Constant(num_blocks**-0.5)
 
 
@@ -423,7 +428,7 @@ def lsuv(
     for name, value in (("target", target), ("tol", tol)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"`{name}` must be positive and finite, got {value}.")
-    _check_count("max_steps", max_steps, 1)
+    max_steps = check_count("max_steps", max_steps)
     leaves, structure = jax.tree.flatten(params)
     chosen = _chosen(kernels, structure)
     shapes = _shapes(jax.eval_shape(variances, params), [leaves[i] for i in chosen])
@@ -515,9 +520,9 @@ class _DeltaOrthogonal:
     sigma_w: float
 
     def __call__(self, key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
-        if len(shape) < 3 or shape[-1] < shape[-2]:
+        if len(shape) < 3 or shape[-1] < shape[-2] or 0 in shape[:-2]:
             raise ValueError(
-                f"`shape` must be [*receptive, in, out] with a receptive axis and out >= in, got {tuple(shape)}. "
+                f"`shape` must be [*receptive, in, out] with receptive axes of taps and out >= in, got {tuple(shape)}. "
                 "Use orthogonal for a dense layer or one that narrows."
             )
         centre = tuple((size - 1) // 2 for size in shape[:-2])
@@ -579,7 +584,10 @@ def _fan_in(shape: Sequence[int]) -> int:
 
 
 def _floating(dtype: Any) -> Any:
-    return jnp.result_type(float) if dtype is None else dtype
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(f"`dtype` must be a floating one, got {jnp.dtype(dtype)}: integers would all be 0.")
+    return dtype
 
 
 def _critical(activation: Any, sigma_b: float | None, q_star: float | None) -> tuple[float, float]:
@@ -591,10 +599,11 @@ def _critical(activation: Any, sigma_b: float | None, q_star: float | None) -> t
 
 
 def _scale(name: str, value: Any) -> float:
+    try:
+        is_number = np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number)
+    except (TypeError, ValueError):  # of a tracer, or a ragged list
+        is_number = False
+    if not is_number or np.iscomplexobj(value):
+        raise TypeError(f"`{name}` must be one real number, got {value!r}. Make an initialiser for each.")
     check_nonnegative(**{name: value})
     return float(value)
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")

@@ -134,3 +134,23 @@ def test_variables_of_other_means_and_variances_agree_with_monte_carlo_and_momen
 def test_fast_growth_is_integrated_further_out():
     found = numerics.bivariate_expectation(jnp.exp, jnp.exp, correlation=0.5, variance=9.0, is_wide=True)
     np.testing.assert_allclose(found, np.exp(9 * 1.5), rtol=1e-12)  # E e^{u+v} = e^{Var(u + v) / 2}
+
+
+def test_what_is_traced_and_no_gaussian_gives_nan_for_constants_too():
+    @jax.jit
+    def total(c, mean_u, mean_v, variance_u, variance_v):
+        return numerics.bivariate_expectation(
+            jnp.ones_like,
+            jnp.ones_like,
+            correlation=c,
+            mean=(mean_u, mean_v),
+            variance=(variance_u, variance_v),
+        )
+
+    c = np.array([0.5, 1.0, 0.5, 0.5, 1.0, 0.0, 2.0])
+    mean_u, mean_v = np.array([0, np.nan, 0, 0, 0, 0, 0.0]), np.array([0, 0, np.inf, 0, 0, 0, 0.0])
+    variance_u, variance_v = np.array([1, 1, 1, -1, 1, np.inf, 1.0]), np.array([1, 1, 1, 1, -1, 1, 1.0])
+    found = total(c, mean_u, mean_v, variance_u, variance_v)
+    np.testing.assert_allclose(found[0], 1, rtol=1e-12)
+    assert np.isnan(found[1:]).all()
+    assert numerics.bivariate_expectation(jnp.sin, jnp.sin, correlation=np.ones((0, 2))).shape == (0, 2)

@@ -111,3 +111,28 @@ def test_bad_input_is_refused_by_name_and_nan_under_jit():
         numerics.gaussian_expectation(lambda x: jnp.stack([x, x]))
     assert np.isnan(expect(square, variance=-1.0))
     assert np.isnan(expect(square, variance=np.nan))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"variance": -1.0}, {"variance": np.inf}, {"mean": np.nan}, {"mean": np.inf}]
+)
+def test_what_is_traced_and_no_gaussian_makes_nan_of_indicators_and_constants_too(bad):
+    for g in (step, jnp.ones_like):
+        assert np.isnan(expect(g, **bad))
+
+
+def test_nothing_has_no_expectations():
+    assert numerics.gaussian_expectation(square, variance=np.ones((3, 0))).shape == (3, 0)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (-3.0, 20.0), (7.0, 0.01)])
+def test_nodes_on_the_host_are_those_of_the_device(mean, deviation):
+    with jax.enable_x64(True):
+        x, weights = numerics.gaussian_nodes((0.3,), mean, deviation**2)
+        is_there = np.asarray(weights) > 0
+        for is_halved in (False, True):
+            y, masses = numerics.gaussian_nodes_on_host((0.3,), mean, deviation, is_halved=is_halved)
+            np.testing.assert_allclose(masses @ y**2, mean**2 + deviation**2, rtol=1e-13)
+        y, masses = numerics.gaussian_nodes_on_host((0.3,), mean, deviation)
+        np.testing.assert_allclose(y, np.asarray(x)[is_there], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(masses, np.asarray(weights)[is_there], rtol=1e-12)

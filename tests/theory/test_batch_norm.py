@@ -145,3 +145,26 @@ def test_bad_activations_are_refused():
             batch_norm_gradient_growth(jnp.tanh, batch_size)
         with pytest.raises(ValueError, match="must vary over its inputs"):
             batch_norm_gradient_growth(Constant(), batch_size)
+
+
+@pytest.mark.parametrize("batch", [10**5, 10**5 + 1, 10**6, 10**8, 10**18, 10**400])
+def test_large_batches_go_over_into_the_limit(batch):
+    exact = 1 + 1 / (batch - 3) if batch < 10**300 else 1.0  # of the identity
+    assert batch_norm_gradient_growth(activations.identity, batch) == pytest.approx(exact, abs=2e-12)
+    limit = math.pi / (math.pi - 1)
+    excess = batch_norm_gradient_growth(activations.relu, batch) - limit
+    at = batch_norm_gradient_growth(activations.relu, 10**4) - limit  # falls as 1 / batch
+    assert excess == pytest.approx(at * (10**4 / batch), rel=1e-3, abs=1e-12)
+
+
+@pytest.mark.parametrize("batch", [None, 4, 64])
+def test_constants_and_jumps_are_refused(batch):
+    flat = {"range": (0, 1), "slope_range": (0, 0), "derivative": jnp.zeros_like}
+    third = activations.Activation(name="third", fn=lambda x: jnp.full_like(x, 1 / 3), **flat)
+    step = activations.Activation(
+        name="step", fn=lambda x: jnp.where(x > 0.1, 1.0, 0.0), kinks=(0.1,), **flat
+    )
+    with pytest.raises(ValueError, match="must vary over its inputs, got third"):
+        batch_norm_gradient_growth(third, batch)
+    with pytest.raises(ValueError, match="must not jump, got step"):
+        batch_norm_gradient_growth(step, batch)

@@ -363,3 +363,28 @@ def test_bad_input_is_refused():
         initializers.scaled(jax.nn.initializers.ones, float("inf"))
     with pytest.raises(TypeError, match="`initializer` must be callable"):
         initializers.scaled(0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "factory", [initializers.gaussian, initializers.orthogonal, initializers.delta_orthogonal]
+)
+def test_scales_and_dtypes_that_are_none_are_refused(factory):
+    for sigma_w in (None, "a", np.ones(2), 1j, [[1.0], [1.0, 2.0]]):
+        with pytest.raises(TypeError, match="`sigma_w` must be one real number"):
+            factory(sigma_w)
+    assert factory(np.float32(2)) == factory(2.0)
+    with pytest.raises(ValueError, match="`dtype` must be a floating one, got int32"):
+        factory()(KEY, (3, 4, 4), jnp.int32)
+
+
+def test_a_convolution_without_taps_is_refused():
+    with pytest.raises(ValueError, match=r"`shape` must be .*, got \(0, 4, 4\)"):
+        initializers.delta_orthogonal()(KEY, (0, 4, 4))
+
+
+def test_counts_may_be_numpys_and_not_beyond_all_floats():
+    assert initializers.fixup(np.int64(64), np.int32(2)) == initializers.fixup(64, 2)
+    assert initializers.skip_init(np.int64(4)) == initializers.skip_init(4)
+    for make in (lambda: initializers.fixup(10**400, 2), lambda: initializers.skip_init(10**400)):
+        with pytest.raises(ValueError, match="`num_blocks` must be a positive integer, at most"):
+            make()

@@ -144,3 +144,27 @@ def test_correlation_map_and_slope_are_exact_up_to_the_edge(q):
                 mapped, (sigma_w**2 * product + sigma_b**2) / scale, rtol=0, atol=1e-12
             )
             np.testing.assert_allclose(slope, sigma_w**2 * steep / scale, rtol=0, atol=1e-12)
+
+
+def test_what_is_traced_and_no_length_gives_nan_for_constants_too():
+    constant = activations.from_callable(lambda x: 0.1 + 0 * x, name="constant")
+    bad = np.array([-1.0, np.inf, np.nan])
+    assert np.isnan(jax.jit(lambda q: theory.variance_map(constant, q, sigma_w=1.0))(bad)).all()
+    assert np.isnan(jax.jit(lambda q: theory.trajectory(constant, 1, q=q, sigma_w=1.0).q)(bad)).all()
+
+
+def test_what_has_overflowed_stays_infinite():
+    found = theory.trajectory(activations.relu, 2, q=1e20, sigma_w=1e30)
+    assert found.q.tolist()[1:] == [np.inf, np.inf]
+
+
+def test_nothing_is_mapped_to_nothing():
+    empty = np.ones((0, 2))
+    assert theory.variance_map(activations.tanh, empty, sigma_w=1.0).shape == (0, 2)
+    assert theory.correlation_map(activations.tanh, empty, sigma_w=1.0).shape == (0, 2)
+
+
+@pytest.mark.parametrize("depth", [10**20, 10**400, 0, True, 2.0])
+def test_depths_that_no_loop_has_are_refused(depth):
+    with pytest.raises(ValueError, match="`depth` must be a positive integer, at most 2147483647, got"):
+        theory.trajectory(activations.relu, depth, sigma_w=1.0)

@@ -138,3 +138,63 @@ def test_a_fresh_activation_is_looked_at_under_vmap_too():
     variances = jnp.array([0.5, 2.0])
     found = jax.vmap(lambda v: theory.moments(fresh, 0.0, v).slope)(variances)
     np.testing.assert_allclose(found, theory.moments(fresh, 0.0, variances).slope, rtol=1e-6)
+
+
+def test_what_is_traced_and_no_gaussian_gives_nan_in_every_field():
+    found = jax.jit(lambda m, v: theory.moments(activations.relu, m, v))(
+        np.array([0.0, np.nan, 0.0, np.inf]), np.array([-1.0, 1.0, np.inf, 1.0])
+    )
+    for field in found:
+        assert np.isnan(field).all()
+
+
+def test_sin_is_right_or_refused_however_wide_the_gaussian():
+    deviations = 2.0 ** np.arange(-3, 12)
+    q = deviations**2
+    with jax.enable_x64(True):
+        found = jax.jit(lambda v: theory.moments(activations.sin, variance=v))(q)
+        truth = {
+            "second_moment": (1 - np.exp(-2 * q)) / 2,
+            "slope_second_moment": (1 + np.exp(-2 * q)) / 2,
+            "slope_fourth_moment": (3 + 4 * np.exp(-2 * q) + np.exp(-8 * q)) / 8,
+        }
+        for name, largest in (("second_moment", 16), ("slope_second_moment", 16), ("slope_fourth_moment", 8)):
+            value, is_known = getattr(found, name), deviations <= largest
+            np.testing.assert_allclose(value[is_known], truth[name][is_known], rtol=1e-8, err_msg=name)
+            assert np.isnan(value[~is_known]).all()
+        for q in (1024.0, 1e6):
+            with pytest.raises(
+                ValueError, match=r"got sin, whose squares .* up to a standard deviation of 16"
+            ):
+                theory.moments(activations.sin, variance=q)
+        fast = activations.from_callable(lambda x: jnp.sin(30 * x), name="fast")
+        for predict in (theory.moments, theory.batch_norm_gradient_growth):
+            with pytest.raises(
+                ValueError, match=r"got fast, whose squares .* up to a standard deviation of 0.5"
+            ):
+                predict(fast)
+
+
+def test_nothing_else_of_the_zoo_is_refused_or_grows_fast():
+    from jaxact.theory import _moments
+
+    for name in MEMBERS:
+        look = _moments._looked_at(activations.parse(name))
+        assert not look.grows_fast
+        if name not in ("sin", "cos"):
+            assert set(look.resolution) == {np.inf}
+
+
+def test_a_clipped_exponential_is_integrated_as_far_as_it_counts():
+    clipped = activations.from_callable(lambda x: jnp.exp(jnp.minimum(x, 40.0)), name="clipped")
+    with jax.enable_x64(True), mp.workdps(30):
+        for q in (4.0, 16.0):
+            s = mp.sqrt(q)
+            # E exp(2 min(x, 40)), by completing the square.
+            truth = mp.exp(2 * q) * mp.ncdf((40 - 2 * q) / s) + mp.exp(80) * mp.ncdf(-40 / s)
+            found = theory.variance_map(clipped, q, sigma_w=1.0)
+            np.testing.assert_allclose(float(found), float(truth), rtol=1e-12)
+
+
+def test_nothing_has_no_moments():
+    assert theory.moments(activations.tanh, variance=np.ones((2, 0))).mean.shape == (2, 0)

@@ -232,3 +232,84 @@ def test_activations_without_integrals_are_refused_by_every_prediction():
     assert theory.mean_field(explosive, sigma_w=1.0).phase == "unbounded"
     with pytest.raises(ValueError, match="`c` must be a correlation"):
         theory.trajectory(TANH, 1, c=2.0, sigma_w=1.0)
+
+
+SIN = activations.sin
+
+
+def test_lengths_of_sin_are_right_or_refused():
+    scales = np.array([5.0, 20.0, 22.0, 60.0, 300.0])
+    found = jax.jit(lambda w: theory.mean_field(SIN, sigma_w=w))(scales)
+    # q = w^2 (1 - e^{-2 q}) / 2, chi = w^2 (1 + e^{-2 q}) / 2
+    np.testing.assert_allclose(found.q_star[:3], scales[:3] ** 2 / 2, rtol=1e-9)
+    np.testing.assert_allclose(found.chi[:3], scales[:3] ** 2 / 2, rtol=1e-9)
+    for field in found:
+        assert np.isnan(field[3:]).all()
+    assert found.phase.tolist() == [*["chaotic"] * 3, *["undefined"] * 2]
+    with pytest.raises(
+        ValueError, match=r"q = 1e-24 to 256, beyond which it oscillates .*, got 60 and 0 for sin"
+    ):
+        theory.mean_field(SIN, sigma_w=60.0)
+    # chi = 1: w^2 = 2 / (1 + e^{-2 q}), at which b^2 = q - tanh(q)
+    edge = theory.critical_point(SIN, sigma_b=3.0)
+    np.testing.assert_allclose(edge.q_star - np.tanh(edge.q_star), 9.0, rtol=1e-10)
+    with pytest.raises(
+        ValueError, match=r"`sigma_b` = 100 has no critical point for sin in q = 1e-24 to 256, beyond"
+    ):
+        theory.critical_point(SIN, sigma_b=100.0)
+    with pytest.raises(ValueError, match="got sin, whose squares"):
+        theory.critical_point(SIN, q_star=np.array([1.0, 1e4]))
+
+
+def test_very_long_and_very_short_signals_have_fixed_points():
+    found = jax.jit(lambda w, b: theory.mean_field(TANH, sigma_w=w, sigma_b=b))(
+        np.array([1e7, 0.5, 0.5, 1e13, 0.5]), np.array([0.0, 1e-8, 1e-14, 0.0, 1e13])
+    )
+    # tanh^2 is 1 but for |x| of a few: E tanh(s z)^2 = 1 - 2 / (sqrt(2 pi) s); for short ones q = b^2 / (1 - w^2).
+    np.testing.assert_allclose(found.q_star[0], 1e14 - 1e7 * 2 / np.sqrt(2 * np.pi), rtol=1e-12)
+    np.testing.assert_allclose(found.q_star[1:3], np.array([1e-16, 1e-28]) / 0.75, rtol=1e-12)
+    assert np.isnan(found.q_star[3:]).all()
+    relu = jax.jit(lambda w, b: theory.mean_field(activations.relu, sigma_w=w, sigma_b=b).q_star)(
+        np.array([1.0, 2.0**0.5, 2.0**0.5, 1.0]), np.array([1e7, 1e-3, 1e-9, 1e13])
+    )
+    np.testing.assert_allclose(relu, [2e14, np.inf, np.inf, np.nan], rtol=1e-12)
+    with pytest.raises(
+        ValueError, match=r"must lead to a fixed point in q = 1e-24 to 1e\+24, got 1e\+13 and 0 for tanh"
+    ):
+        theory.mean_field(TANH, sigma_w=np.array([1.0, 1e13]))
+
+
+def test_biases_of_any_size_have_their_edge_or_none():
+    edge = theory.critical_point(TANH, sigma_b=1e7)
+    at = theory.critical_point(TANH, q_star=edge.q_star)
+    np.testing.assert_allclose([at.sigma_w, at.sigma_b], [edge.sigma_w, 1e7], rtol=1e-10)
+    with pytest.raises(
+        ValueError, match=r"`sigma_b` = 1e\+200 has no critical point for tanh in q = 1e-24 to 1e\+24"
+    ):
+        theory.critical_point(TANH, sigma_b=1e200)
+
+
+def test_depth_scales_of_vanishing_signals_are_differentiable():
+    def scale(w):
+        found = theory.mean_field(TANH, sigma_w=w)
+        return jnp.stack([found.xi_c, found.c_star, found.q_star])
+
+    # xi_c = -1 / log(w^2)
+    slope = 2 / (0.5 * np.log(0.25) ** 2)
+    np.testing.assert_allclose(jax.jit(jax.jacrev(scale))(0.5), [slope, 0, 0], rtol=1e-12)
+
+
+def test_what_is_nan_far_out_is_not_unbounded():
+    root = activations.Activation(
+        name="root", fn=lambda x: 0.1 * jnp.sqrt(x + 20), derivative=lambda x: 0.05 / jnp.sqrt(x + 20),
+        range=(0, np.inf), slope_range=(0, np.inf),
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match="must be a number everywhere, got root, whose activation is NaN at x = -100"
+    ):
+        theory.mean_field(root, sigma_w=1.0)
+
+
+def test_no_points_have_no_limits():
+    assert theory.mean_field(TANH, sigma_w=np.ones((0, 2))).c_star.shape == (0, 2)
+    assert theory.critical_point(TANH, q_star=np.ones(0)).sigma_w.shape == (0,)

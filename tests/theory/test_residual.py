@@ -219,3 +219,9 @@ def test_bad_arguments_are_refused_by_name():
     for order in ("pre", "post"):
         with pytest.raises(ValueError, match=r"`depth` must end before .* at block"):
             residual_trajectory(RELU, 200, order=order, sigma_w=1e3)
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_what_oscillates_too_fast_is_refused(order):
+    with pytest.raises(ValueError, match="got sin, whose squares"):
+        residual_trajectory(activations.sin, 2, order=order, sigma_w=60.0)

@@ -217,3 +217,14 @@ def test_what_cannot_be_shaped_is_refused():
         shape(tanh, 0)
     with pytest.raises(TypeError, match="from_callable"):
         shape(np.tanh, 8)
+
+
+def test_deep_rectifiers_and_counts_of_numpy():
+    # C'(1) = E f'^2 of the shaped relu, depth times its logarithm.
+    phi = shape(activations.relu, 2000)
+    slopes = np.asarray(phi.derivative(np.array([-1.0, 1.0])), float)
+    assert 2000 * np.log((slopes**2).mean()) == pytest.approx(np.log(1.5), rel=1e-3)
+    assert shape(activations.relu, np.int64(50)) == shape(activations.relu, 50)
+    for depth in (10**7, 10**400):
+        with pytest.raises(ValueError, match="`depth` must be a positive integer, at most 1000000"):
+            shape(activations.relu, depth)

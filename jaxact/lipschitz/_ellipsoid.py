@@ -211,7 +211,7 @@ def _locate(prepared: Prepared, region: Region) -> Local:
             "Give its arrays the shape of one input."
         )
     radius *= 1 + 1e-15 * math.sqrt(program.input_size)
-    local = Local(radius, evaluate(program, center, output_only=False), outward((lower, upper)), {})
+    local = Local(radius, evaluate(program, center, output_only=False), outward(lower, upper), {})
     halfwidths = np.maximum(upper - center, center - lower)
     if isinstance(region, Box) and prepared.starts_dense and np.ptp(halfwidths) > 0:
         scales = halfwidths**2 * (np.count_nonzero(halfwidths) * (1 + 1e-14))

@@ -194,6 +194,7 @@ class Elementwise:
         is_function: v_out is a function of v_source alone, so that |v_out - v_out(x0)| follows from the slopes.
         label: what to call it in reports.
         reads: further variables whose intervals or values are used.
+        formula: f itself as a `jaxact.lipschitz._formula.Expr`, if it is one: the search then reads slopes off a table.
     """
 
     out: int
@@ -205,6 +206,7 @@ class Elementwise:
     is_function: bool = True
     label: str = ""
     reads: tuple[int, ...] = ()
+    formula: Any = None
 
     @property
     def sources(self) -> tuple[int, ...]:

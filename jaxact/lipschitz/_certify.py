@@ -88,18 +88,6 @@ def certify(
             tolerance=tolerance,
             memory_limit=memory_limit,
         )
-        if region is not None and lowered.restricted is None and num_steps > 0:
-            # What holds everywhere holds there as well, and intervals of a large region may be worth nothing. The
-            # engine itself compares with the closed form only.
-            everywhere = bound(
-                lowered.program,
-                num_steps=num_steps,
-                seconds=seconds,
-                tolerance=tolerance,
-                memory_limit=memory_limit,
-            )
-            if everywhere.log10 < found.log10:
-                found = replace(everywhere, region=region, method=f"{everywhere.method}, over all inputs")
     return replace(
         found, assumptions=(*lowered.assumptions, *found.assumptions), seconds=time.perf_counter() - started
     )

@@ -42,10 +42,11 @@ class Expr:
         is_bool: whether it is a predicate.
     """
 
-    __slots__ = ("__weakref__", "affine", "args", "is_bool", "op", "param")
+    __slots__ = ("__weakref__", "affine", "args", "is_bool", "key", "op", "param")
 
     def __init__(self, op: str, args: tuple[Expr, ...], param: Any, affine: Any, is_bool: bool):
         self.op, self.args, self.param, self.affine, self.is_bool = op, args, param, affine, is_bool
+        self.key: Any = None  # a place for what is found of its structure
 
     @property
     def is_constant(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxact.lipschitz._formula import Expr, evaluate, num_entries
 from jaxact.lipschitz._program import Bounds
-from jaxact.lipschitz._slopes import _compiled, _Key, slope_range
+from jaxact.lipschitz._slopes import _compiled, _Key, _key, slope_range
 
 _FINE = np.linspace(0, 16, 4097)[1:]
 _COARSE = 16 * np.exp(np.linspace(0, math.log(2.0**40), 2001))[1:]
@@ -20,7 +20,7 @@ class Table:
     """The slope and value of one function on a grid, with their extremes over any stretch of it."""
 
     def __init__(self, expr: Expr):
-        compiled = _compiled(_Key(expr))
+        compiled = _compiled(_key(expr))
         grid = [-_COARSE, -_FINE, -_SMALL, np.zeros(1), _SMALL, _FINE, _COARSE]
         kinks = np.array([float(t) for t in compiled.switches if np.isfinite(t)])
         for kink in kinks:
@@ -88,7 +88,7 @@ def table(expr: Expr | None) -> Table | None:
     """The table of a formula, if it has one: where constants differ between entries there is none."""
     if expr is None or num_entries(expr) is not None:
         return None
-    return _tabulated(_Key(expr))
+    return _tabulated(_key(expr))
 
 
 @lru_cache(maxsize=32)

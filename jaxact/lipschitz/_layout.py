@@ -22,6 +22,7 @@ from jaxact.lipschitz._program import (
     Linear,
     Operator,
     Program,
+    matvec,
 )
 
 FLOOR = 1e-30  # beside a diagonal of mean 1: a coordinate that nothing moves would make a matrix singular
@@ -212,7 +213,7 @@ class Intervals:
                 spread = absolute_product(operator, np.stack([half, np.abs(middle) + half], 1))
                 if spread is None:
                     return -infinite, infinite
-                center = center + np.asarray(operator.matmul(middle[:, None]))[:, 0]
+                center = center + matvec(operator, middle)
                 width += spread[:, 0]
                 magnitude += spread[:, 1]
             slack = 4 * (sum(self.program.sizes[s] for s, _ in step.terms) + 8) * UNIT * magnitude

@@ -294,7 +294,7 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
         if isinstance(step, Affine):
             result = np.zeros(step.size) if step.offset is None else np.array(step.offset, np.float64)
             for source, operator in step.terms:
-                result = result + _matvec(operator, values[source])
+                result = result + matvec(operator, values[source])
         elif step.value is None:
             raise ValueError(
                 f"Step {step.label or step.out} has no `value`: the program can only be bounded globally."
@@ -307,7 +307,8 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
     return values[program.output] if output_only else values
 
 
-def _matvec(operator: Operator, v: np.ndarray) -> np.ndarray:
+def matvec(operator: Operator, v: np.ndarray) -> np.ndarray:
+    """A v for v [in], in float64 whatever jax is set to."""
     if isinstance(operator, Linear):
         with jax.enable_x64(True):
             return np.asarray(operator.fn(jnp.asarray(v)), np.float64)

@@ -29,6 +29,8 @@ from jaxact.lipschitz._program import Affine, Bounds, Diagonal, Elementwise, Ide
 #: Q = exp(log) X, X of mean diagonal 1; by norms the logarithms of the norms, and 0
 _State: TypeAlias = tuple[np.ndarray, float]
 _Pull: TypeAlias = Callable[[_State], _State]  # from the gradient of what a step made to that of what it read
+# Gradients shrink by orders of magnitude within the first steps, where 0.9 and 0.999 overshoot for a long time.
+_MOMENTUM, _MEMORY = 0.6, 0.95
 _HELD = 8  # passes for which slopes that are in no table are extrapolated before they are found anew
 
 
@@ -60,9 +62,10 @@ def refine(
             if number > num_steps or stalled or time.perf_counter() > deadline:
                 break
             gradient = search.backward(trace)
-            first = 0.9 * first + 0.1 * gradient
-            second = 0.999 * second + 0.001 * gradient**2
-            step = first / (1 - 0.9**number) / (np.sqrt(second / (1 - 0.999**number)) + 1e-12)
+            first = _MOMENTUM * first + (1 - _MOMENTUM) * gradient
+            second = _MEMORY * second + (1 - _MEMORY) * gradient**2
+            scale = np.sqrt(second / (1 - _MEMORY**number)) + 1e-12
+            step = first / (1 - _MOMENTUM**number) / scale
             rate = learning_rate * 0.5 * (1 + math.cos(math.pi * (number - 1) / num_steps))
             parameters = parameters - rate * step
     return found, history

@@ -100,7 +100,8 @@ def bound(
         program: from the input, variable 0, to its output.
         region: a `Ball` or `Box` of the shape of the input, flattened or not; None for all inputs.
         num_steps: of refinement; 0 leaves the closed form.
-        seconds: stop refining after so long; the steps under way and the final check still follow.
+        seconds: stop refining after so long, over the region and all inputs together; the steps under way and the final
+            check still follow.
         tolerance: stop refining once 20 steps have lowered log K by less.
         memory_limit: the largest number of rows of Q.
         learning_rate: of Adam at the first step; falls to 0 along a cosine.

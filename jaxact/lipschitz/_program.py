@@ -380,9 +380,10 @@ class Certificate:
         certified: whether it is proved, rounding included, under `assumptions`; False marks an estimate.
         assumptions: what the proof takes for granted, in words.
         factors: (label, natural logarithm of the growth of the bound in this step), in order: where the bound is lost.
-            Their sum is that of `value`.
+            Their sum is that of `value`. Labels say the step's sizes and, from a function, the line that it is on.
         seconds: wall clock, compilation included.
-        history: the bound's natural logarithm at the start and after each refinement step.
+        history: the bound's natural logarithm at the start and after each refinement step, not proved; within a region
+            with slopes read off tables.
     """
 
     value: float

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import math
 import pkgutil
+import re
 import sys
 import time
 import traceback
@@ -519,7 +520,7 @@ def ladder(
             "region": _region_facts(region),
             "seed": seed,
             "ladder": [{name: each for name, each in row.items() if name != "factors"} for row in rows],
-            "layers": _layers(fn, rows, region),
+            "layers": _layers(rows),
             "lower": lower["value"],
             "upper": best["value"],
             "log10_ratio": log_ratio,
@@ -796,38 +797,27 @@ def _number(row: dict[str, Any]) -> str:
     return short(row["value"]) if math.isfinite(float(row["value"])) else f"10^{float(row['log10']):.1f}"
 
 
-def _layers(
-    fn: OneExample, rows: Sequence[dict[str, Any]], region: Ball | Box | None
-) -> list[dict[str, Any]]:
+def _layers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """How much each step lets each bound grow, log10, with the number of entries that it maps."""
     columns: dict[str, dict[str, float]] = {}
     for row in rows:  # the region's rows come first
         if row["factors"] and row["name"] not in columns:
             columns[row["name"]] = {label: log / math.log(10) for label, log in row["factors"]}
     order = list(dict.fromkeys(label for column in columns.values() for label in column))
-    sizes = _sizes(fn) if order else {}
     return [
         {
             "step": label,
-            "sizes": sizes.get(label),
+            "sizes": _sizes(label),
             "log10_factors": {name: column.get(label) for name, column in columns.items()},
         }
         for label in order
     ]
 
 
-def _sizes(fn: OneExample) -> dict[str, list[int]]:
-    """Entries in and out of every step, by its name in `Certificate.factors`, which does not tell."""
-    from jaxact.lipschitz._walk import lower
-
-    program = lower(fn.call, jnp.zeros(fn.shape, jnp.float32)).program
-    return {
-        step.label or f"{type(step).__name__.lower()} {step.out}": [
-            sum(program.sizes[source] for source in step.sources),
-            step.size,
-        ]
-        for step in program.steps
-    }
+def _sizes(label: str) -> list[int] | None:
+    """Entries in and out of a step, by its name in `Certificate.factors`."""
+    found = re.search(r": (\d+)(?: -> (\d+))?", label)
+    return None if found is None else [int(found[1]), int(found[2] or found[1])]
 
 
 # --- In print -----------------------------------------------------------------------------------------------
@@ -934,7 +924,6 @@ def _print_layers(found: dict[str, Any], screen: Any) -> None:
     names = list(layers[0]["log10_factors"])
     table = Table(title="where the bound is lost: what each step multiplies it by", title_justify="left")
     table.add_column("step")
-    table.add_column("entries")
     for name in names:
         table.add_column(name, justify="right")
     shown = sorted(range(len(layers)), key=lambda i: -(layers[i]["log10_factors"][names[0]] or 0))[
@@ -944,10 +933,10 @@ def _print_layers(found: dict[str, Any], screen: Any) -> None:
         layer = layers[index]
         factors = [layer["log10_factors"][name] for name in names]
         cells = ["-" if each is None else short(_power(float(each)), 4) for each in factors]
-        table.add_row(*(Text(cell) for cell in (layer["step"], _entries(layer), *cells)))
+        table.add_row(*(Text(cell) for cell in (layer["step"], *cells)))
     table.add_section()
     totals = [sum(float(layer["log10_factors"][name] or 0) for layer in layers) for name in names]
-    table.add_row("all", "", *(short(_power(total), 4) for total in totals))
+    table.add_row("all", *(short(_power(total), 4) for total in totals))
     screen.print()
     screen.print(table)
     if len(layers) > _MOST_LAYERS:
@@ -955,10 +944,3 @@ def _print_layers(found: dict[str, Any], screen: Any) -> None:
             f"the {_MOST_LAYERS} of {len(layers)} steps with the largest factors; --json has all",
             markup=False,
         )
-
-
-def _entries(layer: dict[str, Any]) -> str:
-    if layer["sizes"] is None:
-        return ""
-    before, after = layer["sizes"]
-    return f"{before} -> {after}" if layer["step"].startswith("affine") else str(after)

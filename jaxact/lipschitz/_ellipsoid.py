@@ -100,7 +100,8 @@ def bound(
         program: from the input, variable 0, to its output.
         region: a `Ball` or `Box` of the shape of the input, flattened or not; None for all inputs.
         num_steps: of refinement; 0 leaves the closed form.
-        seconds: stop refining after so long; the steps under way and the final check still follow.
+        seconds: stop refining after so long, over the region and all inputs together; the steps under way and the final
+            check still follow.
         tolerance: stop refining once 20 steps have lowered log K by less.
         memory_limit: the largest number of rows of Q.
         learning_rate: of Adam at the first step; falls to 0 along a cosine.
@@ -132,28 +133,30 @@ def bound(
 def _bound(
     prepared, region, num_steps, seconds, tolerance, memory_limit, learning_rate, started
 ) -> Certificate:
+    deadline = math.inf if seconds is None else started + seconds
+    search = functools.partial(
+        _searched,
+        prepared,
+        num_steps=num_steps,
+        deadline=deadline,
+        tolerance=tolerance,
+        learning_rate=learning_rate,
+    )
     local = None if region is None else _locate(prepared, region)
-    checked = _verify(prepared, local, None)
-    history = [checked.log]
-    method = "closed form"
-    if num_steps > 0 and checked.searchable and checked.log > -math.inf:
-        deadline = math.inf if seconds is None else started + seconds
-        multipliers, history = refine(
-            prepared, local, checked.multipliers, num_steps, deadline, tolerance, learning_rate
-        )
-        method = f"ellipsoid, {len(history) - 1} steps"
-        if multipliers is not None:
-            refined = _verify(prepared, local, multipliers)
-            if refined.log < checked.log:
-                checked = refined
+    checked, history, method = search(local, _verify(prepared, local, None))
     assumptions = ["the slope ranges of the elementwise steps hold"]
     if region is not None:
         assumptions.append(
             f"values at the centre are right to {CENTER_ERROR:g} of the largest entry of their variable"
         )
-        everywhere = _global(prepared)
-        if everywhere is not None and everywhere.log < checked.log:
-            checked, method = everywhere, "closed form, over all inputs"
+        # What holds everywhere holds there as well, and intervals of a large region may be worth nothing. With the
+        # best multipliers the region's bound is never the larger one: its slopes lie within those over all inputs, so
+        # that q' = (y - a'z)(b'z - y) >= 0 implies q >= 0, hence q - t q' >= 0 for some t >= 0 (S-lemma), and t T
+        # proves there what T proves everywhere. So only where the region's fell short, all inputs are searched.
+        everywhere = _global(prepared, checked.log)
+        if everywhere is not None:
+            checked, history, method = search(None, everywhere)
+            method += ", over all inputs"
     if prepared.by_norms:
         assumptions.append("norms of operators are the bounds that they state")
         method += f", by norms where more than {memory_limit} entries are in use"
@@ -168,6 +171,28 @@ def _bound(
         seconds=time.perf_counter() - started,
         history=tuple(history),
     )
+
+
+def _searched(
+    prepared: Prepared,
+    local: Local | None,
+    checked: _Checked,
+    num_steps: int,
+    deadline: float,
+    tolerance: float | None,
+    learning_rate: float,
+) -> tuple[_Checked, list[float], str]:
+    """The closed form, or what the search makes of it where that is proved to be lower."""
+    if num_steps == 0 or not checked.searchable or checked.log == -math.inf:
+        return checked, [checked.log], "closed form"
+    multipliers, history = refine(
+        prepared, local, checked.multipliers, num_steps, deadline, tolerance, learning_rate
+    )
+    if multipliers is not None:
+        refined = _verify(prepared, local, multipliers)
+        if refined.log < checked.log:
+            checked = refined
+    return checked, history, f"ellipsoid, {len(history) - 1} steps"
 
 
 def _one_thread(prepared: Prepared) -> contextlib.AbstractContextManager:
@@ -211,7 +236,7 @@ def _locate(prepared: Prepared, region: Region) -> Local:
             "Give its arrays the shape of one input."
         )
     radius *= 1 + 1e-15 * math.sqrt(program.input_size)
-    local = Local(radius, evaluate(program, center, output_only=False), outward((lower, upper)), {})
+    local = Local(radius, evaluate(program, center, output_only=False), outward(lower, upper), {})
     halfwidths = np.maximum(upper - center, center - lower)
     if isinstance(region, Box) and prepared.starts_dense and np.ptp(halfwidths) > 0:
         scales = halfwidths**2 * (np.count_nonzero(halfwidths) * (1 + 1e-14))
@@ -229,11 +254,15 @@ class _Checked(NamedTuple):
     searchable: bool  # whether any multiplier is free
 
 
-def _global(prepared: Prepared) -> _Checked | None:
+def _global(prepared: Prepared, log: float) -> _Checked | None:
+    """The closed form over all inputs where it is below `log`, which is found before anything is proved."""
     try:
-        return _verify(prepared, None, None)
+        if _verify(prepared, None, None, proved=False).log >= log:
+            return None
+        found = _verify(prepared, None, None)
     except ValueError:
         return None  # bounded in the region only
+    return found if found.log < log else None
 
 
 def _verify(
@@ -241,8 +270,12 @@ def _verify(
     local: Local | None,
     multipliers: Mapping[int, Multipliers] | None,
     start: np.ndarray | None = None,
+    proved: bool = True,
 ) -> _Checked:
-    """One pass with every inequality established; multipliers in closed form where none are given."""
+    """One pass with every inequality established; multipliers in closed form where none are given.
+
+    Without `proved` a quick estimate of what the pass would find, without `factors`.
+    """
     program = prepared.program
     intervals = Intervals(prepared, local)
     nominal = None if local is None or not _parts(prepared) else _nominal_slopes(prepared, local)
@@ -253,6 +286,7 @@ def _verify(
         state = _Norms((1.0,), 0)
     factors, used = [], {}
     level = state.log()
+    largest: float | None = None  # eigenvalue of Q, where a step has just found it
     for index, step in enumerate(program.steps):
         layout = prepared.layouts[index]
         if not layout.used:
@@ -276,18 +310,26 @@ def _verify(
                     given = multipliers[index]
                     T = np.where(r > 0, given.T * math.exp(state.exponent * math.log(2) - given.log), 0.0)
                 if ((r > 0) & (T <= 0)).any():
-                    T = np.where((r > 0) & (T <= 0), _closed_form(prepared, index, state.X, m, r, nominal), T)
+                    closed = _closed_form(prepared, index, state.X, m, r, nominal, largest)
+                    T = np.where((r > 0) & (T <= 0), closed, T)
                 exponent = state.exponent
-                state, T = _elementwise(state, layout, m, r, T)
+                state, T = _elementwise(state, layout, m, r, T, proved)
                 used[index] = Multipliers(T, exponent * math.log(2))
         if local is not None:
             intervals.add(index, local.radius * state.radii(step.size))
         else:
             intervals.add(index, None)
-        reached = state.log()
+        largest = None
+        if not proved:
+            continue
+        if isinstance(state, _Matrix):
+            largest = largest_eigenvalue(state.X)
+        reached = state.log(largest)
         if math.isfinite(reached) and math.isfinite(level):
             factors.append((label(program, index), reached - level))
         level = reached
+    if not proved:
+        return _Checked(math.nan, state.log(), (), {}, {}, False)
     value, log = state.norm()
     if factors and math.isfinite(log):
         factors[-1] = (factors[-1][0], factors[-1][1] + log - level)
@@ -312,9 +354,9 @@ class _Matrix(NamedTuple):
         shift = 2 * round(math.log2(mean) / 2)
         return _Matrix(np.ldexp(self.X, -shift), self.exponent + shift)  # a power of 2: exact
 
-    def log(self) -> float:
-        """Log K, not proved: for reports."""
-        largest = largest_eigenvalue(self.X)
+    def log(self, largest: float | None = None) -> float:
+        """Log K, not proved: for reports; of the largest eigenvalue of X if that is known."""
+        largest = largest_eigenvalue(self.X) if largest is None else largest
         return 0.5 * (math.log(largest) + self.exponent * math.log(2)) if largest > 0 else -math.inf
 
     def radii(self, size: int) -> np.ndarray:
@@ -347,7 +389,7 @@ class _Norms(NamedTuple):
         shift = math.frexp(largest)[1] if largest > 0 else 0
         return _Norms(tuple(math.ldexp(k, -shift) for k in self.k), self.exponent + shift)
 
-    def log(self) -> float:
+    def log(self, _: float | None = None) -> float:
         total = math.hypot(*self.k)
         return math.log(total) + self.exponent * math.log(2) if total > 0 else -math.inf
 
@@ -447,7 +489,7 @@ def _elementwise_norms(state: _Norms, layout: Layout, m: np.ndarray, r: np.ndarr
 
 
 def _elementwise(
-    state: _Matrix, layout: Layout, m: np.ndarray, r: np.ndarray, T: np.ndarray
+    state: _Matrix, layout: Layout, m: np.ndarray, r: np.ndarray, T: np.ndarray, proved: bool
 ) -> tuple[_Matrix, np.ndarray]:
     X, z = state.X, layout.rows(layout.sources[0])
     kept = layout.kept_rows()
@@ -459,7 +501,7 @@ def _elementwise(
     rows = np.concatenate([kept, at[heard]])
     XP = X[np.ix_(rows, rows)]
     if (T > 0).any():
-        XP, T = _inflated(X, XP, rows, at, T)
+        XP, T = _inflated(X, XP, rows, at, T, proved)
     scale = np.concatenate([np.ones(k), m[heard]])
     places = np.concatenate([np.arange(k), k + heard])
     Y = np.zeros((k + n,) * 2)
@@ -473,7 +515,7 @@ def _elementwise(
 
 
 def _inflated(
-    X: np.ndarray, XP: np.ndarray, rows: np.ndarray, at: np.ndarray, T: np.ndarray
+    X: np.ndarray, XP: np.ndarray, rows: np.ndarray, at: np.ndarray, T: np.ndarray, proved: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """X + X E^T (V - E X E^T)^{-1} E X on `rows`, enlarged until proved; and 1/V, reduced where V was infeasible."""
     N = rows.size
@@ -494,6 +536,8 @@ def _inflated(
         half = scipy.linalg.solve_triangular(factor, root[:, None] * C, lower=True, check_finite=False)
         added = half.T @ half
         added = added / 2 + added.T / 2
+        if not proved:
+            return XP + added, T
         added[np.diag_indices(N)] += slack * (np.diag(added) + np.diag(XP)) + FLOOR
         # In units of V: [[D, C^T root], [root C, 1 - root X root]] >= 0 has the same Schur complement.
         M = np.empty((N + active.size,) * 2)
@@ -544,15 +588,18 @@ def _closed_form(
     m: np.ndarray,
     r: np.ndarray,
     nominal: Mapping[int, np.ndarray] | None,
+    largest: float | None,
 ) -> np.ndarray:
-    """1/V = 1 / (s (1 + t / r)); 0 where r = 0."""
+    """1/V = 1 / (s (1 + t / r)); 0 where r = 0. `largest` is the largest eigenvalue of X if that is known."""
     layout = prepared.layouts[index]
     z = layout.rows(layout.sources[0])
     active = r > 0
     T = np.zeros_like(r)
     if not active.any():
         return T
-    s = max(largest_eigenvalue(X[z, z][np.ix_(active, active)]), FLOOR)
+    if largest is None or not active.all() or active.size < X.shape[0]:
+        largest = largest_eigenvalue(X[z, z][np.ix_(active, active)])
+    s = max(largest, FLOOR)
     t = np.full(r.shape, _meeting_ratio(prepared, index, X, m, r, s, nominal)) if layout.kept else np.abs(m)
     t = np.maximum(t, 1e-10 * r)
     T[active] = r[active] / (s * (r[active] + t[active]))

@@ -42,10 +42,11 @@ class Expr:
         is_bool: whether it is a predicate.
     """
 
-    __slots__ = ("__weakref__", "affine", "args", "is_bool", "op", "param")
+    __slots__ = ("__weakref__", "affine", "args", "is_bool", "key", "op", "param")
 
     def __init__(self, op: str, args: tuple[Expr, ...], param: Any, affine: Any, is_bool: bool):
         self.op, self.args, self.param, self.affine, self.is_bool = op, args, param, affine, is_bool
+        self.key: Any = None  # a place for what is found of its structure
 
     @property
     def is_constant(self) -> bool:
@@ -73,7 +74,7 @@ def constant(value: Any) -> Expr:
     values = np.asarray(value)
     is_bool = values.dtype == np.bool_
     values = values if is_bool else values.astype(np.float64)
-    if values.size and (values == values.reshape(-1)[0]).all():
+    if values.size and ((values == values.reshape(-1)[0]).all() or (not is_bool and np.isnan(values).all())):
         scalar = values.reshape(-1)[0].item()
         return _node("const", (), scalar, affine=(0.0, scalar), is_bool=is_bool, key=(scalar, is_bool))
     wrapped = _Constants(values.reshape(-1))
@@ -248,7 +249,7 @@ def _power(params: Any, u: Expr) -> Expr:
 def _pow(_: Any, u: Expr, v: Expr) -> Expr:
     if v.is_constant and not isinstance(v.param, _Constants):
         y = float(v.param)
-        if y == int(y) and abs(y) < 64:
+        if abs(y) < 64 and y == int(y):
             return _power({"y": int(y)}, u)
         if u.is_constant:
             return constant(np.power(u.value, y))
@@ -369,6 +370,8 @@ def _convert(params: Any, u: Expr) -> Expr:
         return u if u.is_bool else _compare("ne")({}, u, constant(0.0))
     if u.is_bool:
         return _select({}, u, constant(0.0), constant(1.0))
+    if jax.numpy.issubdtype(dtype, jax.numpy.complexfloating):
+        raise UnsupportedError("the conversion of `convert_element_type` to complex numbers is not known")
     if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
         raise UnsupportedError("the rounding of `convert_element_type` to integers has no slope")
     return u
@@ -618,6 +621,24 @@ def num_entries(expr: Expr) -> int | None:
             if isinstance(each, _Constants):
                 return each.values.size
     return None
+
+
+def is_finite(expr: Expr) -> bool:
+    """Whether its constants are: no NaN but as a case of a `where`, and no inf in sums, products and powers."""
+    for node in nodes(expr):
+        if node.op == "affine" and not (
+            np.isfinite(node.affine[0]).all() and not np.isnan(node.affine[1]).any()
+        ):
+            return False
+        if node.op == "pow" and not math.isfinite(node.param):
+            return False
+        for arg in node.args:
+            if not arg.is_constant or arg.is_bool or node.op == "select_n":
+                continue
+            values = np.asarray(arg.value)
+            if np.isnan(values).any() or (node.op in ("add", "mul") and not np.isfinite(values).all()):
+                return False
+    return True
 
 
 def evaluate_node(node: Expr, x: np.ndarray, args: list[Any]) -> Any:

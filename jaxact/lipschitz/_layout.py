@@ -22,6 +22,7 @@ from jaxact.lipschitz._program import (
     Linear,
     Operator,
     Program,
+    matvec,
 )
 
 FLOOR = 1e-30  # beside a diagonal of mean 1: a coordinate that nothing moves would make a matrix singular
@@ -126,7 +127,11 @@ class _Written(Dense):
 
 def label(program: Program, index: int) -> str:
     step = program.steps[index]
-    return step.label or f"{type(step).__name__.lower()} {step.out}"
+    if step.label:
+        return step.label
+    if isinstance(step, Affine):
+        return f"affine {step.out}: {sum(program.sizes[v] for v in step.sources)} -> {step.size}"
+    return f"elementwise {step.out}: {step.size}"
 
 
 class Local(NamedTuple):
@@ -145,8 +150,16 @@ class Multipliers(NamedTuple):
     log: float
 
 
-def outward(bounds: Bounds) -> Bounds:
-    return np.nextafter(bounds[0], -np.inf), np.nextafter(bounds[1], np.inf)
+def outward(lower: np.ndarray, upper: np.ndarray) -> Bounds:
+    """Rounded outward; unbounded where an infinity that a mask adds made them NaN."""
+    lower, upper = np.nextafter(lower, -np.inf), np.nextafter(upper, np.inf)
+    return np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper)
+
+
+def _spread(center: np.ndarray, radii: np.ndarray | float) -> Bounds:
+    radii = radii * (1 + 4 * UNIT)
+    with np.errstate(invalid="ignore"):
+        return outward(center - radii, center + radii)
 
 
 def _intersected(first: Bounds, second: Bounds) -> Bounds:
@@ -180,8 +193,8 @@ class Intervals:
     def around(self, variable: int, radii: np.ndarray | float) -> Bounds:
         assert self.local is not None
         center = self.local.values[variable]
-        slack = CENTER_ERROR * np.max(np.abs(center), initial=0.0)
-        return outward((center - radii - slack, center + radii + slack))
+        slack = CENTER_ERROR * np.max(np.abs(center), initial=0.0, where=np.isfinite(center))
+        return _spread(center, radii + slack)
 
     def _by_arithmetic(self, index: int) -> Bounds:
         step = self.program.steps[index]
@@ -200,11 +213,11 @@ class Intervals:
                 spread = absolute_product(operator, np.stack([half, np.abs(middle) + half], 1))
                 if spread is None:
                     return -infinite, infinite
-                center = center + np.asarray(operator.matmul(middle[:, None]))[:, 0]
+                center = center + matvec(operator, middle)
                 width += spread[:, 0]
                 magnitude += spread[:, 1]
             slack = 4 * (sum(self.program.sizes[s] for s, _ in step.terms) + 8) * UNIT * magnitude
-            return outward((center - width - slack, center + width + slack))
+            return _spread(center, width + slack)
         if step.range is not None:
             lower, upper = (
                 np.broadcast_to(np.asarray(end, np.float64), (step.size,)) for end in step.range(self.found)
@@ -221,8 +234,8 @@ class Intervals:
             rise = np.maximum(np.maximum(beta * up, -alpha * down), 0)
             fall = np.maximum(np.maximum(-alpha * up, beta * down), 0)
         rise, fall = (np.where(np.isnan(w), np.inf, w * (1 + 1e-14)) for w in (rise, fall))
-        slack = CENTER_ERROR * np.max(np.abs(value), initial=0.0)
-        return outward((value - fall - slack, value + rise + slack))
+        slack = CENTER_ERROR * np.max(np.abs(value), initial=0.0, where=np.isfinite(value))
+        return outward(value - fall - slack, value + rise + slack)
 
 
 def absolute_product(operator: Operator, X: np.ndarray) -> np.ndarray | None:

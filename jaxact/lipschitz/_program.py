@@ -194,6 +194,7 @@ class Elementwise:
         is_function: v_out is a function of v_source alone, so that |v_out - v_out(x0)| follows from the slopes.
         label: what to call it in reports.
         reads: further variables whose intervals or values are used.
+        formula: f itself as a `jaxact.lipschitz._formula.Expr`, if it is one: the search then reads slopes off a table.
     """
 
     out: int
@@ -205,6 +206,7 @@ class Elementwise:
     is_function: bool = True
     label: str = ""
     reads: tuple[int, ...] = ()
+    formula: Any = None
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -292,7 +294,7 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
         if isinstance(step, Affine):
             result = np.zeros(step.size) if step.offset is None else np.array(step.offset, np.float64)
             for source, operator in step.terms:
-                result = result + _matvec(operator, values[source])
+                result = result + matvec(operator, values[source])
         elif step.value is None:
             raise ValueError(
                 f"Step {step.label or step.out} has no `value`: the program can only be bounded globally."
@@ -305,7 +307,8 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
     return values[program.output] if output_only else values
 
 
-def _matvec(operator: Operator, v: np.ndarray) -> np.ndarray:
+def matvec(operator: Operator, v: np.ndarray) -> np.ndarray:
+    """A v for v [in], in float64 whatever jax is set to."""
     if isinstance(operator, Linear):
         with jax.enable_x64(True):
             return np.asarray(operator.fn(jnp.asarray(v)), np.float64)
@@ -377,9 +380,10 @@ class Certificate:
         certified: whether it is proved, rounding included, under `assumptions`; False marks an estimate.
         assumptions: what the proof takes for granted, in words.
         factors: (label, natural logarithm of the growth of the bound in this step), in order: where the bound is lost.
-            Their sum is that of `value`.
+            Their sum is that of `value`. Labels say the step's sizes and, from a function, the line that it is on.
         seconds: wall clock, compilation included.
-        history: the bound's natural logarithm at the start and after each refinement step.
+        history: the bound's natural logarithm at the start and after each refinement step, not proved; within a region
+            with slopes read off tables.
     """
 
     value: float

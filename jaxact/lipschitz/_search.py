@@ -1,18 +1,19 @@
-"""The search for multipliers that lower the bound of a program: gradient descent over a tape of compiled steps."""
+"""The search for multipliers that lower the bound of a program: gradient descent over a tape of its steps."""
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
+import scipy.linalg
+import scipy.special
 
+from jaxact.lipschitz import _tables
 from jaxact.lipschitz._layout import (
     FLOOR,
     Intervals,
@@ -23,7 +24,14 @@ from jaxact.lipschitz._layout import (
     centered,
     slopes_of,
 )
-from jaxact.lipschitz._program import Affine, Elementwise
+from jaxact.lipschitz._program import Affine, Bounds, Diagonal, Elementwise, Identity, Linear, Operator
+
+#: Q = exp(log) X, X of mean diagonal 1; by norms the logarithms of the norms, and 0
+_State: TypeAlias = tuple[np.ndarray, float]
+_Pull: TypeAlias = Callable[[_State], _State]  # from the gradient of what a step made to that of what it read
+# Gradients shrink by orders of magnitude within the first steps, where 0.9 and 0.999 overshoot for a long time.
+_MOMENTUM, _MEMORY = 0.6, 0.95
+_HELD = 8  # passes for which slopes that are in no table are extrapolated before they are found anew
 
 
 def refine(
@@ -35,8 +43,8 @@ def refine(
     tolerance: float | None,
     learning_rate: float,
 ) -> tuple[dict[int, Multipliers] | None, list[float]]:
-    """Adam on log-multipliers over a tape of compiled steps: what is compiled does not grow with depth."""
-    with jax.enable_x64(True):
+    """Adam on log-multipliers. What it takes for slopes may be approximate: only what is proved later counts."""
+    with np.errstate(all="ignore"):
         search = _Search(prepared, local)
         parameters = search.parameters(start)
         first, second = np.zeros_like(parameters), np.zeros_like(parameters)
@@ -54,9 +62,10 @@ def refine(
             if number > num_steps or stalled or time.perf_counter() > deadline:
                 break
             gradient = search.backward(trace)
-            first = 0.9 * first + 0.1 * gradient
-            second = 0.999 * second + 0.001 * gradient**2
-            step = first / (1 - 0.9**number) / (np.sqrt(second / (1 - 0.999**number)) + 1e-12)
+            first = _MOMENTUM * first + (1 - _MOMENTUM) * gradient
+            second = _MEMORY * second + (1 - _MEMORY) * gradient**2
+            scale = np.sqrt(second / (1 - _MEMORY**number)) + 1e-12
+            step = first / (1 - _MOMENTUM**number) / scale
             rate = learning_rate * 0.5 * (1 + math.cos(math.pi * (number - 1) / num_steps))
             parameters = parameters - rate * step
     return found, history
@@ -65,11 +74,20 @@ def refine(
 class _Trace(NamedTuple):
     """What one forward pass of the search keeps for the way back."""
 
-    inputs: list[Any]
-    extras: list[Any]
+    pulls: list[_Pull]
     log: float
-    pull: Any
+    pull: _State
     multipliers: dict[int, Multipliers]
+
+
+class _Changing(NamedTuple):
+    """Slopes m +- r of a step, and how they change with the radius of its source's interval."""
+
+    m: np.ndarray
+    r: np.ndarray
+    dm: np.ndarray
+    dr: np.ndarray
+    radii: np.ndarray
 
 
 class _Search:
@@ -78,31 +96,39 @@ class _Search:
     def __init__(self, prepared: Prepared, local: Local | None):
         self.prepared, self.local = prepared, local
         self.steps = prepared.program.steps
-        self.operators: dict[int, Any] = {}
+        self.operators: dict[int, tuple[Operator, ...]] = {}
+        self.log_norms: dict[int, np.ndarray] = {}
+        # For each term the position of its source among the variables in use.
+        self.terms: dict[int, tuple[int, ...]] = {}
         for index, step in enumerate(self.steps):
             if not isinstance(step, Affine) or not prepared.layouts[index].used:
                 continue
+            self.terms[index] = tuple(prepared.before[index].index(source) for source, _ in step.terms)
             if prepared.dense[index]:
-                self.operators[index] = jax.tree.map(jnp.asarray, tuple(op for _, op in step.terms))
+                self.operators[index] = tuple(operator for _, operator in step.terms)
             else:
                 norms = [prepared.norm(index, term) for term in range(len(step.terms))]
-                self.operators[index] = jnp.log(jnp.asarray(norms))
-        # For each term the position of its source among the variables in use.
-        self.terms = {
-            index: tuple(prepared.before[index].index(source) for source, _ in step.terms)
-            for index, step in enumerate(self.steps)
-            if index in self.operators and isinstance(step, Affine)
-        }
+                self.log_norms[index] = np.log(norms)
         self.slices: dict[int, slice] = {}
-        if local is None:
-            infinite = Intervals(prepared, None)
-            for index in range(len(self.steps)):
-                infinite.add(index, None)
-            self.fixed = {
-                index: centered(slopes_of(prepared.program, index, infinite.found))
-                for index, step in enumerate(self.steps)
-                if isinstance(step, Elementwise) and prepared.layouts[index].used
-            }
+        self.gradient = np.zeros(0)
+        self.held: dict[int, tuple[int, _Changing]] = {}
+        self.passes = 0
+        self.tables: dict[int, _tables.Table] = {}
+        if local is not None:
+            for index, step in enumerate(self.steps):
+                found = _tables.table(step.formula) if isinstance(step, Elementwise) else None
+                if found is not None:
+                    self.tables[index] = found
+            return
+        infinite = Intervals(prepared, None)
+        for index in range(len(self.steps)):
+            infinite.add(index, None)
+        self.fixed = {}
+        for index, step in enumerate(self.steps):
+            if isinstance(step, Elementwise) and prepared.layouts[index].used:
+                zero = np.zeros(step.size)
+                m, r = centered(slopes_of(prepared.program, index, infinite.found))
+                self.fixed[index] = _Changing(m, r, zero, zero, zero)
 
     def parameters(self, multipliers: Mapping[int, Multipliers]) -> np.ndarray:
         """Where the search starts: log w for every neuron of a step, and the logit v."""
@@ -119,247 +145,352 @@ class _Search:
 
     def forward(self, parameters: np.ndarray, power: float) -> _Trace:
         prepared, local = self.prepared, self.local
-        program = prepared.program
-        intervals = Intervals(prepared, local)
-        state = (
-            (jnp.eye(program.input_size), jnp.zeros(()))
-            if prepared.starts_dense
-            else (jnp.zeros(1), jnp.zeros(()))
-        )
+        self.passes += 1
+        intervals = _Read(prepared, local, self.tables)
         dense = prepared.starts_dense
-        inputs: list[Any] = []
-        extras: list[Any] = []
+        state: _State = (np.eye(prepared.program.input_size) if dense else np.zeros(1), 0.0)
+        pulls: list[_Pull] = []
         used: dict[int, Multipliers] = {}
-        function: Any
         for index, step in enumerate(self.steps):
             layout = prepared.layouts[index]
             if not layout.used:
                 continue
             if dense != prepared.dense[index]:
-                function = _to_norms if dense else _to_matrix
-                inputs.append((function, layout, state, ()))
-                extras.append(None)
-                state = _forward(function, layout, state, ())
+                state, pull = (_to_norms if dense else _to_matrix)(layout, state)
+                pulls.append(pull)
                 dense = prepared.dense[index]
             if isinstance(step, Affine):
                 terms = layout._replace(sources=self.terms[index])
-                function = _affine_step if dense else _affine_norms_step
-                arguments = (self.operators[index],)
-                inputs.append((function, terms, state, arguments))
-                extras.append(None)
-                state = _forward(function, terms, state, arguments)
+                if dense:
+                    state, pull = _affine_step(terms, state, self.operators[index])
+                else:
+                    state, pull = _affine_norms_step(terms, state, self.log_norms[index])
             elif not dense:
-                m, r = (
-                    self.fixed[index]
-                    if local is None
-                    else centered(slopes_of(program, index, intervals.found))
-                )
-                inputs.append(
-                    (_elementwise_norms_step, layout, state, (np.log(np.max(np.abs(m) + r) + 1e-300),))
-                )
-                extras.append(None)
-                state = _forward(*inputs[-1])
+                m, r = self.fixed[index][:2] if local is None else centered(self._slopes(index, intervals))
+                log_slope = math.log(np.max(np.abs(m) + r) + 1e-300)
+                state, pull = _elementwise_norms_step(layout, state, log_slope)
             else:
-                slopes = self._changing_slopes(index, intervals, state, layout)
                 where = self.slices.get(index)
                 own = np.zeros(step.size + 1) if where is None else parameters[where]
-                if np.isnan(own[-1]):
-                    own[:-1] += (
-                        float(state[1]) - self.start[index].log
-                    )  # from the scale of Q there to the one here
-                arguments, T = self._arguments(own, slopes, state, layout)
-                if where is not None:
-                    parameters[where] = np.asarray(arguments[0])
-                used[index] = Multipliers(np.asarray(T), float(state[1]))
-                inputs.append((_elementwise_step, layout, state, arguments))
-                extras.append(where)
-                state = _forward(*inputs[-1])
-            if local is None:
-                continue
-            intervals.add(index, local.radius * np.asarray(_radii(state, step.size, dense)))
-        log, pull = _last(dense, state, power)
-        return _Trace(inputs, extras, float(log), pull, used)
+                if np.isnan(own[-1]):  # from the scale of Q there to the one here
+                    own[:-1] += state[1] - self.start[index].log
+                slopes = self._changing_slopes(index, intervals, state, layout)
+                found = self._elementwise(layout, state, own, slopes, where)
+                if found is None:
+                    return _Trace([], math.nan, state, {})
+                used[index] = Multipliers(found[0], state[1])
+                state, pull = found[1:]
+            pulls.append(pull)
+            if local is not None:
+                intervals.add(index, local.radius * _radii(state, step.size, dense))
+        log, last = _last(dense, state, power)
+        return _Trace(pulls, log, last, used)
 
-    def _arguments(self, own: np.ndarray, slopes: tuple, state: Any, layout: Layout) -> tuple[tuple, Any]:
-        own, vector, T = _scaled_multipliers(layout, state[0], own, slopes[1] > 0)
-        return (own, *slopes, vector), T
+    def backward(self, trace: _Trace) -> np.ndarray:
+        self.gradient = np.zeros(max(where.stop for where in self.slices.values()))
+        pulled = trace.pull
+        for pull in reversed(trace.pulls):
+            pulled = pull(pulled)
+        return np.where(np.isfinite(self.gradient), self.gradient, 0.0)
 
-    def _changing_slopes(self, index: int, intervals: Intervals, state: Any, layout: Layout) -> tuple:
-        """(m, r, dm, dr, radii, R): slopes and, by a difference, how they change with the radius of the interval."""
+    def _elementwise(
+        self, layout: Layout, state: _State, own: np.ndarray, slopes: _Changing, where: slice | None
+    ) -> tuple[np.ndarray, _State, _Pull] | None:
+        """1/V, the step and its pull; None where the inequality cannot be factored. Writes to `own`."""
+        X, log = state
+        m, r, dm, dr, radii = slopes
+        z = layout.rows(layout.sources[0])
+        kept = layout.kept_rows()
+        rows = np.concatenate([kept, np.arange(z.start, z.stop)])
+        block, N, k = X[z, z], X.shape[0], kept.size
+        diagonal = np.diag(block)
+        moves = (radii > 0) & (diagonal > 0)
+        R = 0.0 if self.local is None else self.local.radius
+        now = R * _size(log) * np.sqrt(np.where(moves, diagonal, 0.0))
+        change = np.where(moves, now - radii, 0.0)
+        active = r > 0
+        m, r = m + dm * change, np.where(active, np.maximum(r + dr * change, 1e-3 * r), 0.0)
+        # 1/V = sigmoid(v) w / lambda_max(w^1/2 Q_z w^1/2)
+        np.clip(own[:-1], -300, 300, out=own[:-1])
+        root = np.where(active, np.exp(0.5 * own[:-1]), 0.0)
+        B = root[:, None] * block * root
+        largest, vector = _leading(B)
+        if np.isnan(own[-1]):
+            own[-1] = scipy.special.logit(min(max(largest, 1e-12), 1 - 1e-9))
+        sigma = scipy.special.expit(own[-1])
+        share = sigma / largest
+        T = share * root**2
+        scaled = math.sqrt(share) * root
+        matrix = -share * B
+        matrix[np.diag_indices_from(matrix)] += 1
+        factor, failed = scipy.linalg.lapack.dpotrf(matrix, lower=1)
+        if failed:
+            return None
+        C = X[z][:, rows]
+        K = scaled[:, None] * scipy.linalg.lapack.dpotrs(factor, scaled[:, None] * C, lower=1)[0]
+        P = X[np.ix_(rows, rows)] + C.T @ K
+        scale = np.concatenate([np.ones(k), m])
+        V = np.where(active, 1 / np.where(active, T, 1.0), 0.0)
+        PS = P * scale
+        Y = scale[:, None] * PS
+        places = np.arange(k, rows.size)
+        Y[places, places] += r**2 * V
+        made, unscaled = _normalized(Y, log)
+
+        def pull(pulled: _State) -> _State:
+            g, g_log = unscaled(pulled)
+            along = np.diag(g)[k:]
+            g_P = scale[:, None] * g * scale
+            g_m = 2 * np.einsum("ij,ij->i", g[k:], PS[k:])
+            KG = K @ g_P
+            # One after the other: the source may be among the kept.
+            side = np.zeros((z.stop - z.start, N))
+            side[:, kept] += g_P[k:, :k] + KG[:, :k]
+            side[:, z] += g_P[k:, k:] / 2 + KG[:, k:]
+            g_X = np.zeros((N, N))
+            g_X[np.ix_(kept, kept)] += g_P[:k, :k]
+            g_X[z] += side
+            g_X[:, z] += side.T
+            inner = KG @ K.T
+            g_X[z, z] += inner
+            # Of log T: through V in the inverse, and in what is added to the diagonal.
+            t = V * (np.diag(inner) - along * r**2)
+            total = float(np.sum(t))
+            w = root * vector
+            g_X[z, z] -= (total / largest) * np.outer(w, w)
+            if where is not None:
+                self.gradient[where] = np.append(t - total * vector**2, total * (1 - sigma))
+            if moves.any():
+                g_now = np.where(moves, g_m * dm + 2 * along * r * V * dr, 0.0) * now
+                index = np.arange(z.start, z.stop)
+                g_X[index, index] += np.where(moves, g_now / (2 * np.where(moves, diagonal, 1.0)), 0.0)
+                g_log += 0.5 * float(np.sum(g_now))
+            return g_X, g_log
+
+        return T, made, pull
+
+    # --- Slopes within a region ---------------------------------------------------------------------------------------
+
+    def _slopes(self, index: int, intervals: _Read, times: int = 1, bounds: Bounds | None = None) -> Bounds:
+        """The slopes of a step, over other intervals [times * size] of its source if given."""
         step = self.steps[index]
         assert isinstance(step, Elementwise)
+        bounds = intervals.found[step.source] if bounds is None else bounds
+        if index in self.tables:
+            return self.tables[index].slopes(*bounds)
+        parts = zip(*(np.split(end, times) for end in bounds), strict=True)
+        found = [
+            slopes_of(self.prepared.program, index, {**intervals.found, step.source: part}) for part in parts
+        ]
+        return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
+
+    def _changing_slopes(self, index: int, intervals: _Read, state: _State, layout: Layout) -> _Changing:
         if self.local is None:
-            m, r = self.fixed[index]
-            zero = np.zeros(step.size)
-            return m, r, zero, zero, zero, 0.0
-        program, R = self.prepared.program, self.local.radius
-        m, r = centered(slopes_of(program, index, intervals.found))
+            return self.fixed[index]
+        step = self.steps[index]
+        assert isinstance(step, Elementwise)
         z = layout.rows(layout.sources[0])
-        radii = R * np.exp(0.5 * float(state[1])) * np.sqrt(np.maximum(np.diag(np.asarray(state[0]))[z], 0))
-        dm, dr = np.zeros(step.size), np.zeros(step.size)
-        definition = program.order[step.source]
+        radii = self.local.radius * _size(state[1]) * np.sqrt(np.maximum(np.diag(state[0])[z], 0))
+        if index in self.held:
+            since, held = self.held[index]
+            if self.passes - since < _HELD and (np.abs(radii - held.radii) <= 0.05 * held.radii).all():
+                return held
+        zero = np.zeros(step.size)
+        definition = self.prepared.program.order[step.source]
         defined = self.steps[definition] if definition >= 0 else None
-        if not isinstance(defined, Elementwise) or defined.is_function:
+        if isinstance(defined, Elementwise) and not defined.is_function:
+            found = _Changing(*centered(self._slopes(index, intervals)), zero, zero, radii)
+        else:
+            # How slopes change with the radius: by a difference, where the radius is what bounds the interval.
             change = 1e-4 * radii + 1e-300
             lower, upper = intervals.found[step.source]
             narrow = intervals.around(step.source, radii)
-            moved = (
-                np.where(narrow[0] <= lower + 1e-2 * change, lower - change, lower),
-                np.where(narrow[1] >= upper - 1e-2 * change, upper + change, upper),
+            low = np.where(narrow[0] <= lower + 1e-2 * change, lower - change, lower)
+            high = np.where(narrow[1] >= upper - 1e-2 * change, upper + change, upper)
+            bounds = np.concatenate([lower, low]), np.concatenate([upper, high])
+            (m, wider_m), (r, wider_r) = (
+                np.split(part, 2) for part in centered(self._slopes(index, intervals, 2, bounds))
             )
-            wider = centered(slopes_of(program, index, {**intervals.found, step.source: moved}))
-            dm, dr = (np.where(radii > 0, (w - v) / change, 0.0) for w, v in zip(wider, (m, r), strict=True))
+            dm, dr = (np.where(radii > 0, w / change, 0.0) for w in (wider_m - m, wider_r - r))
             # A jump of the slope is no derivative.
             steep = np.abs(dm) + np.abs(dr) > 1e2 * (np.abs(m) + r) / np.maximum(radii, 1e-300)
             dm, dr = np.where(steep, 0.0, dm), np.where(steep | (r == 0), 0.0, dr)
-        return m, r, dm, dr, radii, R
-
-    def backward(self, trace: _Trace) -> np.ndarray:
-        size = max(where.stop for where in self.slices.values())
-        gradient = np.zeros(size)
-        pulled = trace.pull
-        for (function, layout, state, arguments), where in zip(
-            reversed(trace.inputs), reversed(trace.extras), strict=True
-        ):
-            if where is None:
-                pulled = _backward(function, layout, state, arguments, pulled)
-            else:
-                pulled, own = _backward_own(function, layout, state, arguments, pulled)
-                gradient[where] = np.asarray(own)
-        return np.where(np.isfinite(gradient), gradient, 0.0)
+            found = _Changing(m, r, dm, dr, radii)
+        if index not in self.tables:
+            self.held[index] = self.passes, found
+        return found
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _forward(function, layout, state, arguments):
-    return function(layout, state, *arguments)
+class _Read(Intervals):
+    """Intervals with the values of elementwise steps read off tables."""
+
+    def __init__(self, prepared: Prepared, local: Local | None, tables: Mapping[int, _tables.Table]):
+        super().__init__(prepared, local)
+        self.tables = tables
+
+    def _by_arithmetic(self, index: int) -> Bounds:
+        if index not in self.tables:
+            return super()._by_arithmetic(index)
+        return self.tables[index].values(*self.found[self.program.steps[index].sources[0]])
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _backward(function, layout, state, arguments, cotangent):
-    return jax.vjp(lambda state: function(layout, state, *arguments), state)[1](cotangent)[0]
+# --- Steps and their pulls --------------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _backward_own(function, layout, state, arguments, cotangent):
-    def with_own(state, own):
-        return function(layout, state, own, *arguments[1:])
+def _normalized(Y: np.ndarray, log: float) -> tuple[_State, _Pull]:
+    n, mean = Y.shape[0], float(np.mean(np.diag(Y)))
+    mean = mean if mean > 0 else 1.0
+    X = Y / mean
+    X = (X + X.T) / 2
 
-    return jax.vjp(with_own, state, arguments[0])[1](cotangent)
+    def pull(pulled: _State) -> _State:
+        g, g_log = pulled
+        g = g / mean
+        g[np.diag_indices(n)] += (g_log - float(np.vdot(pulled[0], X))) / (n * mean)
+        return g, g_log
+
+    return (X, log + math.log(mean)), pull
 
 
-def _normalized(Y: Any, log: Any) -> tuple[Any, Any]:
-    mean = jnp.trace(Y) / Y.shape[0]
-    mean = jnp.where(mean > 0, mean, 1.0)
-    return Y / mean, log + jnp.log(mean)
-
-
-def _affine_step(layout: Layout, state: Any, operators: tuple) -> Any:
+def _affine_step(layout: Layout, state: _State, operators: tuple[Operator, ...]) -> tuple[_State, _Pull]:
     X, log = state
     kept = layout.kept_rows()
     places = [layout.rows(position) for position in layout.sources]
-    rows = sum(op.matmul(X[place]) for op, place in zip(operators, places, strict=True))
-    corner = sum(op.matmul(rows[:, place].T) for op, place in zip(operators, places, strict=True))
-    if kept.size:
-        side = rows[:, kept]
-        corner = jnp.block([[X[np.ix_(kept, kept)], side.T], [side, corner]])
-    return _normalized((corner + corner.T) / 2, log)
+    pairs = list(zip(operators, places, strict=True))
+    rows = functools.reduce(np.add, [_times(op, X[place]) for op, place in pairs])
+    corner = functools.reduce(np.add, [_times(op, rows[:, place].T) for op, place in pairs])
+    k, n = kept.size, corner.shape[0]
+    Y = corner
+    if k:
+        Y = np.empty((k + n, k + n))
+        Y[:k, :k], Y[k:, k:] = X[np.ix_(kept, kept)], corner
+        Y[k:, :k] = rows[:, kept]
+        Y[:k, k:] = Y[k:, :k].T
+    made, unscaled = _normalized(Y, log)
+
+    def pull(pulled: _State) -> _State:
+        g, g_log = unscaled(pulled)
+        g_rows = np.zeros((n, X.shape[0]))
+        for op, place in pairs:
+            g_rows[:, place] += _transposed_times(op, g[k:, k:]).T
+        g_rows[:, kept] += 2 * g[k:, :k]
+        g_X = np.zeros_like(X)
+        for op, place in pairs:
+            g_X[place] += _transposed_times(op, g_rows)
+        g_X = (g_X + g_X.T) / 2
+        if k:
+            g_X[np.ix_(kept, kept)] += g[:k, :k]
+        return g_X, g_log
+
+    return made, pull
 
 
-def _source_block(layout: Layout, X: Any, own: Any, mask: Any) -> tuple[Any, Any]:
-    """w^1/2 and w^1/2 Q_z w^1/2."""
-    root = jnp.where(mask, jnp.exp(0.5 * own[:-1]), 0.0)
-    z = layout.rows(layout.sources[0])
-    return root, root[:, None] * X[z, z] * root
+def _times(operator: Operator, X: np.ndarray) -> np.ndarray:
+    if isinstance(operator, Linear):
+        with jax.enable_x64(True):
+            return np.asarray(_product(operator, X))
+    return operator.matmul(X)
 
 
-@partial(jax.jit, static_argnums=0)
-def _scaled_multipliers(layout: Layout, X: Any, own: Any, mask: Any) -> tuple[Any, Any, Any]:
-    """The leading eigenvector of w^1/2 Q_z w^1/2, and 1/V; a logit of NaN becomes the one that leaves 1/V = w."""
-    root, B = _source_block(layout, X, own, mask)
-    values, vectors = jnp.linalg.eigh(B)
-    largest = jnp.maximum(values[-1], FLOOR)
-    share = jnp.clip(largest, 1e-12, 1 - 1e-9)
-    logit = jnp.where(jnp.isnan(own[-1]), jnp.log(share) - jnp.log1p(-share), own[-1])
-    own = jnp.concatenate([jnp.clip(own[:-1], -300, 300), logit[None]])
-    return own, vectors[:, -1], jax.nn.sigmoid(logit) * root**2 / largest
+def _transposed_times(operator: Operator, X: np.ndarray) -> np.ndarray:
+    match operator:
+        case Identity() | Diagonal():
+            return operator.matmul(X)
+        case Linear():
+            with jax.enable_x64(True):
+                return np.asarray(_transposed_product(operator, X))
+    return operator.matrix.T @ X
 
 
-def _elementwise_step(
-    layout: Layout, state: Any, own: Any, m: Any, r: Any, dm: Any, dr: Any, radii: Any, R: Any, vector: Any
-) -> Any:
-    X, log = state
-    z = layout.rows(layout.sources[0])
-    diagonal = jnp.diagonal(X)[z]
-    now = R * jnp.exp(0.5 * log) * jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    change = jnp.where(diagonal > 0, now - radii, 0.0)
-    active = r > 0
-    m = m + dm * change
-    r = jnp.where(active, r + dr * change, 0.0)
-    root, B = _source_block(layout, X, own, active)
-    # The eigenvector may be held fixed: its change has no effect to first order.
-    largest = jnp.maximum(vector @ B @ vector, FLOOR)
-    share = jax.nn.sigmoid(own[-1]) / largest
-    kept = layout.kept_rows()
-    rows = np.concatenate([kept, np.arange(z.start, z.stop)])
-    factor = jnp.linalg.cholesky(jnp.eye(B.shape[0]) - share * B)
-    C = jnp.sqrt(share) * root[:, None] * X[z][:, rows]
-    half = lax.linalg.triangular_solve(factor, C, left_side=True, lower=True)
-    inflated = X[np.ix_(rows, rows)] + half.T @ half
-    scale = jnp.concatenate([jnp.ones(kept.size), m])
-    noise = jnp.where(active, jnp.square(r) / jnp.where(active, share * jnp.square(root), 1.0), 0.0)
-    Y = scale[:, None] * inflated * scale
-    Y = Y + jnp.diag(jnp.concatenate([jnp.zeros(kept.size), noise]))
-    return _normalized((Y + Y.T) / 2, log)
+@jax.jit
+def _product(operator: Linear, X: Any) -> Any:
+    return operator.matmul(X)
 
 
-@partial(jax.jit, static_argnums=0)
-def _last(dense: bool, state: Any, power: Any) -> tuple[Any, Any]:
+@jax.jit
+def _transposed_product(operator: Linear, X: Any) -> Any:
+    return jax.vmap(operator.transpose, in_axes=1, out_axes=1)(X)
+
+
+def _leading(B: np.ndarray) -> tuple[float, np.ndarray]:
+    """The largest eigenvalue and its vector, which may be held fixed: its change has no effect to first order."""
+    n = B.shape[0]
+    if not np.isfinite(B).all():
+        return math.nan, np.full(n, math.nan)
+    values, vectors = scipy.linalg.eigh(B, subset_by_index=[n - 1, n - 1], check_finite=False)
+    return max(float(values[-1]), FLOOR), vectors[:, -1]
+
+
+def _last(dense: bool, state: _State, power: float) -> tuple[float, _State]:
     """Log K, and the gradient of the smoother log (sum_i lambda_i^p)^(1/2p), with respect to the last state."""
     first, log = state
     if not dense:
-        return first[-1], (jnp.zeros_like(first).at[-1].set(1.0), jnp.zeros(()))
-    values, vectors = jnp.linalg.eigh(first)
-    shares = jnp.maximum(values, 0.0) / jnp.maximum(values[-1], FLOOR)
-    weights = shares**power / jnp.sum(shares**power)
-    pull = 0.5 * (vectors * (weights / jnp.maximum(values, FLOOR))) @ vectors.T
-    return 0.5 * (jnp.log(values[-1]) + log), (pull, jnp.full((), 0.5))
+        return float(first[-1]), (np.eye(first.size)[-1], 0.0)
+    if not np.isfinite(first).all():
+        return math.nan, state
+    values, vectors = np.linalg.eigh(first)
+    shares = np.maximum(values, 0.0) / max(values[-1], FLOOR)
+    weights = shares**power / np.sum(shares**power)
+    pull = 0.5 * (vectors * (weights / np.maximum(values, FLOOR))) @ vectors.T
+    return 0.5 * (math.log(max(values[-1], FLOOR)) + log), (pull, 0.5)
 
 
-def _to_norms(layout: Layout, state: Any) -> Any:
+def _to_norms(layout: Layout, state: _State) -> tuple[_State, _Pull]:
     X, log = state
-    norms = []
-    for position in range(len(layout.sizes)):
-        block = X[layout.rows(position), layout.rows(position)]
-        leading = jnp.linalg.eigh(lax.stop_gradient(block))[1][:, -1]
-        norms.append(0.5 * (jnp.log(jnp.maximum(leading @ block @ leading, FLOOR)) + log))
-    return jnp.stack(norms), jnp.zeros(())
+    places = [layout.rows(position) for position in range(len(layout.sizes))]
+    found = [_leading(X[place, place]) for place in places]
+    norms = np.array([0.5 * (math.log(value) + log) for value, _ in found])
+
+    def pull(pulled: _State) -> _State:
+        g_X = np.zeros_like(X)
+        for place, (value, vector), g in zip(places, found, pulled[0], strict=True):
+            g_X[place, place] = 0.5 * g / value * np.outer(vector, vector)
+        return g_X, 0.5 * float(np.sum(pulled[0]))
+
+    return (norms, 0.0), pull
 
 
-def _to_matrix(layout: Layout, state: Any) -> Any:
-    norms, _ = state
-    total = jax.nn.logsumexp(norms)
-    squares = norms + total
-    top = jnp.max(squares)
-    diagonal = jnp.concatenate([jnp.full(n, jnp.exp(squares[i] - top)) for i, n in enumerate(layout.sizes)])
-    return _normalized(jnp.diag(diagonal), top)
+def _to_matrix(layout: Layout, state: _State) -> tuple[_State, _Pull]:
+    norms = state[0]
+    squares = norms + scipy.special.logsumexp(norms)
+    owner = np.repeat(np.arange(norms.size), layout.sizes)
+    mean = float(scipy.special.logsumexp(squares[owner])) - math.log(owner.size)
+    diagonal = np.exp(squares[owner] - mean)
+    shares = np.bincount(owner, diagonal, norms.size) / owner.size
+
+    def pull(pulled: _State) -> _State:
+        own = np.bincount(owner, np.diag(pulled[0]) * diagonal, norms.size)
+        g_squares = own + shares * (pulled[1] - float(np.sum(own)))
+        return g_squares + scipy.special.softmax(norms) * float(np.sum(g_squares)), 0.0
+
+    return (np.diag(diagonal), mean), pull
 
 
-def _affine_norms_step(layout: Layout, state: Any, log_norms: Any) -> Any:
-    norms, zero = state
-    total = jax.nn.logsumexp(log_norms + norms[np.array(layout.sources)])
-    return jnp.concatenate([norms[np.array(layout.kept, int)], total[None]]), zero
+def _affine_norms_step(layout: Layout, state: _State, log_norms: np.ndarray) -> tuple[_State, _Pull]:
+    norms = state[0]
+    kept, sources = np.array(layout.kept, int), np.array(layout.sources)
+    terms = log_norms + norms[sources]
+    made = np.append(norms[kept], scipy.special.logsumexp(terms))
+
+    def pull(pulled: _State) -> _State:
+        g = np.zeros_like(norms)
+        g[kept] += pulled[0][:-1]
+        np.add.at(g, sources, pulled[0][-1] * scipy.special.softmax(terms))
+        return g, 0.0
+
+    return (made, 0.0), pull
 
 
-def _elementwise_norms_step(layout: Layout, state: Any, log_slope: Any) -> Any:
-    norms, zero = state
-    return jnp.concatenate(
-        [norms[np.array(layout.kept, int)], norms[layout.sources[0]][None] + log_slope]
-    ), zero
+def _elementwise_norms_step(layout: Layout, state: _State, log_slope: float) -> tuple[_State, _Pull]:
+    return _affine_norms_step(layout, state, np.array([log_slope]))
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _radii(state: Any, size: int, dense: bool) -> Any:
+def _radii(state: _State, size: int, dense: bool) -> np.ndarray:
     first, log = state
     if not dense:
-        return jnp.full(size, jnp.exp(first[-1]))
-    return jnp.exp(0.5 * log) * jnp.sqrt(jnp.maximum(jnp.diagonal(first)[-size:], 0.0))
+        return np.full(size, np.exp(first[-1]))
+    return _size(log) * np.sqrt(np.maximum(np.diag(first)[-size:], 0.0))
+
+
+def _size(log: float) -> float:
+    return math.exp(min(0.5 * log, 700.0))

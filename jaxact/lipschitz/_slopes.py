@@ -80,14 +80,14 @@ def slope_range(
     -0.099839 1.099839
     """
     if lower is None or upper is None:
-        return _whole_line(_Key(expr), 1e-8 if tolerance is None else tolerance)
+        return _whole_line(_key(expr), 1e-8 if tolerance is None else tolerance)
     lower, upper = np.broadcast_arrays(np.asarray(lower, np.float64), np.asarray(upper, np.float64))
     if not (np.isfinite(lower) & np.isfinite(upper)).any():
-        whole = _whole_line(_Key(expr), 1e-8)
+        whole = _whole_line(_key(expr), 1e-8)
         return SlopeRange(
             np.broadcast_to(whole.lower, lower.shape), np.broadcast_to(whole.upper, lower.shape)
         )
-    compiled = _compiled(_Key(expr))
+    compiled = _compiled(_key(expr))
     shape = lower.shape
     lower, upper = (
         np.clip(lower.reshape(-1), -LARGEST, LARGEST),
@@ -103,7 +103,7 @@ def value_range(expr: Expr, lower: Any, upper: Any) -> Interval:
     lower, upper = np.broadcast_arrays(np.asarray(lower, np.float64), np.asarray(upper, np.float64))
     shape = lower.shape
     low, high = lower.reshape(-1), upper.reshape(-1)
-    compiled = _compiled(_Key(expr))
+    compiled = _compiled(_key(expr))
     with np.errstate(all="ignore"):
         near_low, near_high = np.clip(low, -LARGEST, LARGEST), np.clip(high, -LARGEST, LARGEST)
         a, b, index = compiled.panels(near_low, near_high, pieces=4)
@@ -269,6 +269,12 @@ class _Key:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self.parts == other.parts
+
+
+def _key(expr: Expr) -> _Key:
+    if expr.key is None:
+        expr.key = _Key(expr)
+    return expr.key
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from jaxact.lipschitz._formula import Expr, UnsupportedError
 from jaxact.lipschitz._host import BATCHED, computed, in_float64, is_plain
 from jaxact.lipschitz._lazy import (
     Lin,
+    _below,
     affine_step,
     elementwise_step,
     needed_for,
@@ -31,7 +32,8 @@ from jaxact.lipschitz._lazy import (
     softmax_step,
     used,
 )
-from jaxact.lipschitz._program import Affine, Identity, Program, Step
+from jaxact.lipschitz._program import Affine, Elementwise, Identity, Program, Step
+from jaxact.lipschitz._source import Place, called, place
 
 #: primitive -> which operands it is jointly linear in, the others being constant; None: all
 _LINEAR: dict[str, tuple[int, ...] | None] = {
@@ -55,6 +57,7 @@ _LINEAR: dict[str, tuple[int, ...] | None] = {
 _MOVES = ("broadcast_in_dim", "rev", "slice", "transpose")
 _RESHAPES = ("reshape", "squeeze", "expand_dims")
 _PASSED_ON = ("sharding_constraint", "optimization_barrier", "mesh_cast", "pvary")
+_PRODUCTS = ("dot_general", "conv_general_dilated")
 _LOOPS = ("scan", "while", "cond")
 
 
@@ -131,6 +134,7 @@ class _Value:
     root: Lin
     expr: Expr
     shape: tuple[int, ...]
+    place: Place | None = None  # of the last operation of the formula
 
     @property
     def size(self) -> int:
@@ -163,8 +167,9 @@ class _Walker:
     lins: list[Lin] = field(default_factory=list)
     linear_of: dict[tuple[int, int], Lin] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list)  # formulas whose ids are keys
-    places: dict[int, tuple[str, str]] = field(default_factory=dict)  # formula -> primitive, source line
-    lines: list[str] = field(default_factory=list)  # of the calls that the walk is inside of
+    places: dict[int, Place] = field(default_factory=dict)  # formula -> where it was first written
+    made_at: dict[Lin, tuple[Any, Place | None]] = field(default_factory=dict)  # -> equation, call around it
+    calls: list[Place] = field(default_factory=list)  # that the walk is inside of
 
     # --- The walk -----------------------------------------------------------------------------------------------------
 
@@ -197,30 +202,41 @@ class _Walker:
         if constant and (inner is None or name in _LOOPS or len(inner[0].eqns) > 32):
             return computed(eqn, operands)
         if name in _LOOPS:
-            with self._inside(eqn):
+            with self._inside(eqn, None):
                 return getattr(self, f"_{name}")(eqn, operands)
         if inner is not None and name not in _formula.ELEMENTWISE and name not in _LINEAR:
-            with self._inside(eqn):
+            with self._inside(eqn, inner[0]):
                 return self.walk(inner[0], list(inner[1]), operands)
         failed = next((operand for operand in operands if isinstance(operand, _Failed)), None)
         if failed is not None:
             return [failed] * len(eqn.outvars)
+        count = len(self.lins)
         try:
             return self._results(eqn, operands)
         except UnsupportedError as error:
-            return [_Failed(_unknown(str(error), name, self._line(eqn)))] * len(eqn.outvars)
+            return [self._failed(str(error), eqn)] * len(eqn.outvars)
+        finally:
+            for lin in self.lins[count:]:
+                self.made_at.setdefault(lin, (eqn, self._call))
 
     @contextmanager
-    def _inside(self, eqn: Any) -> Iterator[None]:
-        self.lines.append(self._line(eqn))
+    def _inside(self, eqn: Any, body: Any) -> Iterator[None]:
+        self.calls.append(called(eqn, body, self._call))
         try:
             yield
         finally:
-            self.lines.pop()
+            self.calls.pop()
 
-    def _line(self, eqn: Any) -> str:
-        """Where the user wrote it; inside of jax's own functions, where they were called."""
-        return _line(eqn) or (self.lines[-1] if self.lines else "unknown line")
+    @property
+    def _call(self) -> Place | None:
+        return self.calls[-1] if self.calls else None
+
+    def _place(self, eqn: Any) -> Place:
+        """Where the user wrote it; inside of a library's function, where that was called."""
+        return place(eqn, self._call)
+
+    def _failed(self, reason: str, eqn: Any) -> _Failed:
+        return _Failed(_unknown(reason, eqn.primitive.name, self._place(eqn).line))
 
     def _results(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         name, shape = eqn.primitive.name, tuple(eqn.outvars[0].aval.shape)
@@ -228,7 +244,7 @@ class _Walker:
             return operands
         if name in _RESHAPES or (name == "broadcast_in_dim" and operands[0].size == math.prod(shape)):
             value = operands[0]
-            return [_Value(value.root, value.expr, shape)]
+            return [replace(value, shape=shape)]
         if name in _MOVES:
             index = np.arange(operands[0].size).reshape(1, *operands[0].shape)
             return [self._moved(operands[0], BATCHED[name](eqn.params, [0], index)[0])]
@@ -240,7 +256,7 @@ class _Walker:
             return [self._reduced(operands[0], eqn)]
         if name in ("reduce_window_max", "reduce_window_min"):
             return [self._pooled(operands[0], eqn)]
-        if name in ("dot_general", "conv_general_dilated"):
+        if name in _PRODUCTS:
             if not (_is_constant(operands[0]) or _is_constant(operands[1])):
                 if name == "dot_general":
                     return [self._contracted(operands[0], operands[1], eqn)]
@@ -296,10 +312,15 @@ class _Walker:
             return np.broadcast_to(
                 np.asarray(expr.value).reshape(shape if np.ndim(expr.value) else ()), shape
             )
+        where = self._noted(expr, eqn)
+        return _Value(root, expr, shape, where)
+
+    def _noted(self, expr: Expr, eqn: Any) -> Place:
+        where = self._place(eqn)
         if id(expr) not in self.places:
-            self.places[id(expr)] = (eqn.primitive.name, self._line(eqn))
+            self.places[id(expr)] = where._replace(name=eqn.primitive.name)
             self.kept.append(expr)
-        return _Value(root, expr, shape)
+        return where
 
     def _rescaled(self, name: str, value: _Value, c: Expr, shape: tuple[int, ...]) -> _Value:
         """A sum x + c or product c x with an array c: a new linear map, that remembers what it is a formula of."""
@@ -363,9 +384,7 @@ class _Walker:
 
     def _inverse(self, eqn: Any, value: _Value, shape: tuple[int, ...]) -> Any:
         expr = _formula.apply("div", [_formula.constant(1.0), value.expr])
-        self.places.setdefault(id(expr), (eqn.primitive.name, self._line(eqn)))
-        self.kept.append(expr)
-        return _Value(value.root, expr, shape)
+        return _Value(value.root, expr, shape, self._noted(expr, eqn))
 
     def _sum(self, u: Any, v: Any, sign: float, shape: tuple[int, ...]) -> _Value:
         first, second = self.linear(u), self.linear(v)
@@ -387,9 +406,8 @@ class _Walker:
         sign = 1.0 if name == "max" else -1.0
         difference = self._sum(u, v, -1.0, shape) if name == "max" else self._sum(v, u, -1.0, shape)
         expr = _formula.apply("max", [difference.expr, _formula.constant(0.0)])
-        self.places.setdefault(id(expr), (name, self._line(eqn)))
-        self.kept.append(expr)
-        return self._sum(v, _Value(difference.root, expr, shape), sign, shape)
+        where = self._noted(expr, eqn)
+        return self._sum(v, _Value(difference.root, expr, shape, where), sign, shape)
 
     def _product(self, u: _Value, v: _Value, eqn: Any, shape: tuple[int, ...]) -> _Value:
         """The product, by u' v' - u v = v' (u' - u) + u (v' - v): bounded where u and v are."""
@@ -405,7 +423,7 @@ class _Walker:
             where=_refusal(
                 "the slope of a product of two variables is unbounded over all inputs",
                 eqn.primitive.name,
-                self._line(eqn),
+                self._place(eqn).line,
             ),
         )
         return _Value(self._made(lin), _formula.variable(), shape)
@@ -439,20 +457,22 @@ class _Walker:
                         origin=(value.root, expr),
                     )
                 )
+            if value.place is not None:
+                self.made_at[lin] = (None, value.place)
             self.linear_of[key] = lin
         return self.linear_of[key]
 
     def _spread(self, value: _Value, shape: tuple[int, ...]) -> _Value:
         """Broadcast as numpy does; entries in their order need no map."""
         if value.size == math.prod(shape):
-            return _Value(value.root, value.expr, shape)
+            return replace(value, shape=shape)
         return self._moved(value, np.broadcast_to(np.arange(value.size).reshape(value.shape), shape))
 
     def _moved(self, value: _Value, index: np.ndarray) -> _Value:
         """The entries `index` of the flattened value; a predicate stays one."""
         if value.expr.is_bool:
             root, flat = self._taken(value.root, index), index.reshape(-1)
-            return _Value(root, _formula.reindex(value.expr, lambda c: c[flat]), index.shape)
+            return _Value(root, _formula.reindex(value.expr, lambda c: c[flat]), index.shape, value.place)
         return self._indexed(value, index)
 
     def _indexed(self, value: _Value, index: np.ndarray) -> _Value:
@@ -476,7 +496,7 @@ class _Walker:
         shape = tuple(eqn.outvars[0].aval.shape)
         dependent = [i for i in range(len(operands)) if not _is_constant(operands[i])]
         shapes = [tuple(operands[i].shape) for i in dependent]
-        is_product = eqn.primitive.name in ("dot_general", "conv_general_dilated")
+        is_product = eqn.primitive.name in _PRODUCTS
         constants: list[Any] = []
         for i, operand in enumerate(operands):
             if i in dependent:
@@ -724,7 +744,7 @@ class _Walker:
         if params["reverse"]:
             collected.reverse()
         avals = [atom.aval for atom in eqn.outvars[num_carry:]]
-        line = self._line(eqn)
+        line = self._place(eqn).line
 
         def stacked_outputs(k: int, aval: Any) -> Callable[[], Any]:
             return lambda: self._stacked([row[k] for row in collected], aval, line)
@@ -746,7 +766,7 @@ class _Walker:
         try:
             return self._indexed(stacked, index)
         except UnsupportedError as error:
-            return _Failed(_unknown(str(error), "scan", self.lines[-1]))
+            return _Failed(_unknown(str(error), "scan", self.calls[-1].line))
 
     def _stacked(self, rows: list[Any], aval: Any, line: str) -> Any:
         rows = [row.force() if isinstance(row, _Deferred) else row for row in rows]
@@ -773,7 +793,7 @@ class _Walker:
                 return [go_on] * len(carry)
             if not _is_constant(go_on):
                 message = "the number of turns of a loop depends on the input"
-                return [_Failed(_unknown(message, "while", self._line(eqn)))] * len(carry)
+                return [self._failed(message, eqn)] * len(carry)
             if not np.asarray(go_on):
                 return carry
             carry = self.walk_lazily(params["body_jaxpr"], [*body_consts, *carry])
@@ -786,7 +806,7 @@ class _Walker:
             return [which] * len(eqn.outvars)
         if not _is_constant(which):
             message = "which branch runs depends on the input: write it as jnp.where"
-            return [_Failed(_unknown(message, "cond", self._line(eqn)))] * len(eqn.outvars)
+            return [self._failed(message, eqn)] * len(eqn.outvars)
         branches = eqn.params["branches"]
         return self.walk_lazily(branches[int(np.clip(int(which), 0, len(branches) - 1))], args)
 
@@ -797,40 +817,59 @@ class _Walker:
         for output in outputs:
             if isinstance(output, _Failed):
                 raise ValueError(output.message)
-        dependent = [output for output in outputs if not _is_constant(output)]
+        for output in outputs:
+            if _is_constant(output) and not _is_finite(output):
+                raise ValueError(
+                    "`fn` must have finite outputs, got NaN or inf in one that does not depend on the input. "
+                    "Load finite weights, or leave that output out."
+                )
+        depends = tuple(not _is_constant(output) and output.size > 0 for output in outputs)
         try:
-            result = self._output(source, dependent)
+            result = self._output(
+                source, [output for output, does in zip(outputs, depends, strict=True) if does]
+            )
         except UnsupportedError as error:
-            raise ValueError(f"The output cannot be bounded: {error}.") from None
+            raise ValueError(f"The output cannot be bounded: {error}. Leave it out.") from None
         result.cut()
         needed = needed_for(result)
         numbers: dict[Lin, int] = {source: 0}
         steps: list[Step] = []
         fresh = itertools.count(1)
         restricted: str | None = None
+        lin_of: dict[int, Lin] = {}
         for lin in self.lins:
             if lin not in needed or lin is source:
                 continue
+            made: list[Step] = []
             if lin.kind == "op":
                 out = next(fresh)
-                steps.append(affine_step(lin, out, numbers))
+                made.append(affine_step(lin, out, numbers))
             elif lin.kind == "product":
                 made, out = product_steps(lin, fresh, numbers)
-                steps += made
                 restricted = restricted or lin.where
             elif lin.kind in ("weights", "softmax"):
                 out = next(fresh)
-                steps.append(softmax_step(lin, out, numbers))
+                made.append(softmax_step(lin, out, numbers))
             else:
                 out = next(fresh)
-                steps.append(elementwise_step(lin, out, numbers))
+                made.append(replace(elementwise_step(lin, out, numbers), formula=lin.data))
                 if restricted is None:
                     restricted = self._unbounded(lin.data)
             numbers[lin] = out
+            lin_of |= {step.out: lin for step in made}
+            steps += made
         if result is source:
             steps.append(Affine(1, ((0, Identity(source.size)),), source.size))
             numbers[result] = 1
-        program = Program(source.size, used(steps, numbers[result]), numbers[result])
+        kept = used(steps, numbers[result])
+        sizes = {0: source.size} | {step.out: step.size for step in kept}
+        program = Program(
+            source.size,
+            tuple(self._labelled(step, lin_of.get(step.out), sizes) for step in kept),
+            numbers[result],
+        )
+        for step in program.steps:
+            _check_finite(step, step.out == program.output)
         assumptions = [
             "the function is meant in exact arithmetic, with its parameters as they are",
             f"no intermediate value exceeds {_slopes.LARGEST:.1e}",
@@ -842,8 +881,33 @@ class _Walker:
             assumptions.append(
                 "it could not be traced in float64: what it computes from parameters alone is rounded"
             )
-        depends = tuple(not _is_constant(output) for output in outputs)
         return Lowered(program, tuple(assumptions), restricted, depends, exact)
+
+    def _labelled(self, step: Step, lin: Lin | None, sizes: dict[int, int]) -> Step:
+        """Named by what it does, its sizes and where the user wrote it."""
+        where = self._made_where(lin)
+        name = "affine"
+        if isinstance(step, Elementwise):
+            assert lin is not None
+            name = {"weights": "logsumexp", "softmax": "softmax", "product": "product"}.get(
+                lin.kind, where.name if where is not None else "elementwise"
+            )
+        entries = f"{sum(sizes[v] for v in step.sources)} -> " if isinstance(step, Affine) else ""
+        short = f" ({where.short})" if where is not None and where.short else ""
+        return replace(step, label=f"{name} {step.out}: {entries}{step.size}{short}")
+
+    def _made_where(self, lin: Lin | None) -> Place | None:
+        """Where a map was written: of what it is composed of, its last product with weights."""
+        if lin is None:
+            return None
+        parts = [part for part in reversed(_below(lin)) if part is lin or not part.is_leaf]
+        found = [self.made_at[part] for part in parts if part in self.made_at]
+        if not found:
+            return None
+        eqn, around = next(
+            (each for each in found if each[0] is not None and each[0].primitive.name in _PRODUCTS), found[0]
+        )
+        return around if eqn is None else place(eqn, around)
 
     def _output(self, source: Lin, outputs: list[_Value]) -> Lin:
         lins = [self.linear(output) for output in outputs]
@@ -866,13 +930,14 @@ class _Walker:
         if np.isfinite(found.lower).all() and np.isfinite(found.upper).all():
             return None
         for node in _formula.nodes(expr):
-            place = self.places.get(id(node))
-            if place is None or node.is_bool or node.is_constant:
+            where = self.places.get(id(node))
+            if where is None or node.is_bool or node.is_constant:
                 continue
             part = _slopes.slope_range(node)
             if not (np.isfinite(part.lower).all() and np.isfinite(part.upper).all()):
-                return _refusal("no slope bound over all inputs was found", *place)
-        return _refusal("no slope bound over all inputs was found", *self.places.get(id(expr), ("?", "?")))
+                return _refusal("no slope bound over all inputs was found", *where[:2])
+        where = self.places.get(id(expr), Place("?", "?", ""))
+        return _refusal("no slope bound over all inputs was found", *where[:2])
 
 
 def _is_constant(value: Any) -> bool:
@@ -888,18 +953,27 @@ def _constant_expr(value: Any, shape: tuple[int, ...]) -> Expr:
     return _formula.constant(np.broadcast_to(values, shape).reshape(-1).copy())
 
 
+def _is_finite(values: Any) -> bool:
+    values = np.asarray(values)
+    return values.dtype.kind not in "fc" or bool(np.isfinite(values).all())
+
+
+def _check_finite(step: Step, is_output: bool) -> None:
+    """Refuse NaN, and infinities but for those that a mask adds on the way or a maximum starts from."""
+    if isinstance(step, Affine):
+        offset = np.zeros(0) if step.offset is None else step.offset
+        bad = not np.isfinite(offset).all() if is_output else np.isnan(offset).any()
+    else:
+        bad = step.formula is not None and not _formula.is_finite(step.formula)
+    if bad:
+        raise ValueError(
+            f"`fn` cannot be certified: it must have finite weights and constants, got NaN or inf in {step.label}. "
+            "A diverged network has no Lipschitz bound: load finite weights."
+        )
+
+
 def _shaped(values: Any, shape: tuple[int, ...]) -> Any:
     return values.reshape(shape) if isinstance(values, np.ndarray) and values.ndim else values
-
-
-def _line(eqn: Any) -> str:
-    try:
-        from jax._src import source_info_util
-
-        line = source_info_util.summarize(eqn.source_info)
-    except (ImportError, AttributeError):  # not part of jax's public interface
-        return ""
-    return "" if line.startswith("<unknown") or not line.strip() else line
 
 
 def _refusal(reason: str, primitive: str, line: str) -> str:

@@ -323,3 +323,72 @@ def test_outputs_that_cancel_to_rounding_are_no_slip_of_the_translation():
 
     found = certify(vanishing, jnp.zeros(6), region=Ball(center, 0.1))
     assert 1 <= found.value <= 1 + 1e-9  # the slope of tanh at 0
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x * jnp.nan,
+        lambda x: x + jnp.inf,
+        lambda x: x / 0,
+        lambda x: jnp.maximum(x, jnp.nan),
+        lambda x: jnp.tanh(jnp.inf * x),
+        lambda x: jnp.tanh(x) + jnp.array([1, jnp.nan, 2]),
+        lambda x: x**jnp.nan,
+        lambda x: (x, jnp.full(2, jnp.inf)),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_with_the_remedy(fn):
+    for region in (None, Ball(np.full(3, 0.5), 0.1)):
+        with pytest.raises(ValueError, match=r"finite.*(?s:NaN or inf).*finite weights"):
+            certify(fn, jnp.zeros(3), region=region)
+
+
+def test_outputs_that_do_not_move_count_for_nothing():
+    for fn in (
+        lambda x: 0 * x,
+        lambda x: jnp.ones(2),
+        lambda x: 1.0,
+        lambda x: x[:0],
+        lambda x: (),
+        lambda x: jnp.arange(3),
+        lambda x: x - x,
+    ):
+        assert certify(fn, jnp.zeros(3)).value == 0
+    whole = certify(lambda x: {"a": 3 * x, "b": (4 * x, x[:0], jnp.arange(2), None)}, jnp.zeros(3)).value
+    assert 5 <= whole <= 5 * (1 + 1e-9)
+
+
+def test_a_mask_of_minus_infinity_leaves_the_rest_as_it_is():
+    mask = jnp.array([0, -jnp.inf, 0])
+    masked = lambda x: jax.nn.softmax(jnp.tanh(x) + mask)  # noqa: E731
+    without = lambda x: jax.nn.softmax(jnp.tanh(x[jnp.array([0, 2])]))  # noqa: E731
+    region = Ball(np.full(3, 0.2), 0.1)
+    for where in (None, region):
+        assert certify(masked, jnp.zeros(3), region=where).value >= jacobian_norm(without, np.full(3, 0.2))
+
+
+def test_factors_name_sizes_and_the_lines_of_the_model():
+    def fn(x):
+        for kernel in W[:2]:
+            x = jax.nn.relu(x @ kernel)
+        return jax.nn.gelu(x @ W[2]) @ W[3][:, :2]
+
+    first = fn.__code__.co_firstlineno
+    loop, last = f"(test_certify.py:{first + 2})", f"(test_certify.py:{first + 3})"
+    assert [label for label, _ in certify(fn, jnp.zeros(6)).factors] == [
+        f"affine 1: 6 -> 6 {loop}",
+        f"relu 2: 6 {loop}",
+        f"affine 3: 6 -> 6 {loop}",
+        f"relu 4: 6 {loop}",
+        f"affine 5: 6 -> 6 {last}",
+        f"gelu 6: 6 {last}",
+        f"affine 7: 6 -> 2 {last}",
+    ]
+
+
+def test_a_function_traced_before_is_named_where_it_is_called_now():
+    earlier = certify(lambda x: jax.nn.silu(x), jnp.zeros(5)).factors
+    later = certify(lambda x: jax.nn.silu(x), jnp.zeros(5)).factors
+    lines = [int(factors[0][0].rstrip(")").split(":")[-1]) for factors in (earlier, later)]
+    assert lines[1] == lines[0] + 1

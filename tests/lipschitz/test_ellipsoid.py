@@ -356,3 +356,99 @@ def test_results_do_not_depend_on_the_default_precision():
     low = bound(program, num_steps=5).value
     with jax.enable_x64(True):
         assert bound(program, num_steps=5).value == low
+
+
+def test_norms_alone_are_sound_on_residual_blocks_and_say_so():
+    program = residual(5, 6, name="tanh")
+    found = bound(program, memory_limit=5)
+    matrices = [step.terms[1][1].matrix for step in program.steps[1::2]]
+    jacobians = [np.eye(6)]
+    for x in np.random.default_rng(1).normal(size=(200, 6)):
+        total = np.eye(6)
+        for W in matrices:
+            total, x = (np.eye(6) + W * (1 - np.tanh(x) ** 2)) @ total, x + W @ np.tanh(x)
+        jacobians.append(total)
+    steepest = np.linalg.norm(jacobians, 2, axis=(1, 2)).max()
+    assert steepest <= bound(program).value <= found.value
+    np.testing.assert_allclose(found.value, np.prod([1 + np.linalg.norm(W, 2) for W in matrices]), rtol=1e-9)
+    assert "by norms where more than 5 entries are in use" in found.method
+    assert any("norms of operators" in assumption for assumption in found.assumptions)
+
+
+def test_intervals_through_products_alone_keep_float64(monkeypatch):
+    monkeypatch.setattr("jaxact.lipschitz._layout._MATERIALIZE", 0)
+    rng = np.random.default_rng(4)
+    weights = [rng.normal(size=(4, 4)) for _ in range(2)]
+    center = 1e3 * rng.normal(size=4)
+    offset = -weights[0] @ center + 1e-3 * rng.normal(size=4)  # cancels: float32 would lose what is left
+
+    def program(wrap):
+        first = Affine(1, ((0, wrap(weights[0])),), 4, offset=offset)
+        return Program(4, (first, elementwise(2, 1, 4, "tanh"), Affine(3, ((2, wrap(weights[1])),), 4)), 3)
+
+    def by_products(W):
+        return Linear(
+            lambda v: jnp.asarray(W) @ v,
+            lambda u: u @ W,
+            W.shape,
+            np.inf,
+            lambda v: jnp.asarray(np.abs(W)) @ v,
+        )
+
+    region = Ball(center, 0.2)
+    expected = bound(program(Dense), region=region).value
+    np.testing.assert_allclose(bound(program(by_products), region=region).value, expected, rtol=1e-9)
+    searched = [bound(program(wrap), region=region, num_steps=5).value for wrap in (Dense, by_products)]
+    np.testing.assert_allclose(*searched, rtol=1e-9)
+
+
+def test_the_search_descends_along_its_gradient():
+    from jaxact.lipschitz import _ellipsoid, _search
+    from jaxact.lipschitz._layout import prepare
+
+    rng = np.random.default_rng(7)
+    # What a step reads stays in use beside what it makes; and norms alone in between.
+    steps = (
+        elementwise(1, 0, 4, "tanh"),
+        Affine(2, ((0, Identity(4)), (1, Dense(rng.normal(size=(4, 4))))), 4),
+        elementwise(3, 2, 4, "relu"),
+        Affine(4, ((2, Diagonal(rng.normal(size=4))), (3, Dense(rng.normal(size=(4, 4))))), 4),
+        elementwise(5, 4, 4, "tanh"),
+        Affine(6, ((5, Dense(rng.normal(size=(9, 4)))),), 9),
+        elementwise(7, 6, 9, "relu"),
+        Affine(8, ((7, Dense(rng.normal(size=(3, 9)))),), 3),
+    )
+    for limit, first_to_last in ((100, 8), (9, 8), (9, 5)):
+        program = Program(4, steps[:first_to_last], first_to_last)
+        prepared = prepare(program, limit)
+        search = _search._Search(prepared, None)
+        start = search.parameters(_ellipsoid._verify(prepared, None, None).multipliers)
+        search.forward(start, 2.0)
+        point = start + 0.1 * rng.normal(size=start.size)
+        gradient = search.backward(search.forward(point, 1e5))
+        for along in rng.normal(size=(3, start.size)):
+            ends = [search.forward(point + step * along, 1e5).log for step in (1e-5, -1e-5)]
+            np.testing.assert_allclose(gradient @ along, (ends[0] - ends[1]) / 2e-5, rtol=1e-5, atol=1e-8)
+
+
+def test_one_budget_of_time_covers_the_region_and_all_inputs(monkeypatch):
+    from jaxact.lipschitz import _ellipsoid
+
+    program, center = chain((4, 8, 8, 8, 3), name="tanh"), np.full(4, 0.3)
+    searches = []
+    refine = _ellipsoid.refine
+
+    def noted(prepared, local, *others):
+        searches.append((local is not None, others[2]))
+        return refine(prepared, local, *others)
+
+    monkeypatch.setattr(_ellipsoid, "refine", noted)
+    near = bound(program, region=Ball(center, 0.1), num_steps=20, seconds=60)
+    assert [here for here, _ in searches] == [True]  # all inputs are not searched in vain
+    searches.clear()
+    # Intervals of these tell nothing, and a box has a worse start: all inputs may be searched as well.
+    far = bound(program, region=Ball(center, 1e6), num_steps=20, seconds=60)
+    assert len({deadline for _, deadline in searches}) == 1
+    everywhere = bound(program, num_steps=20)
+    assert near.value < everywhere.value
+    assert far.value <= everywhere.value * (1 + 1e-3)

@@ -8,10 +8,9 @@ From a checkout:
 
 Cost: 105 cells of 9 members; about 4 minutes and 2 GB on two CPU cores from nothing compiled.
 Expect: plain networks of every activation stop training between depth 8 and 64; pre-activation blocks with batch norm
-train at all depths with all activations; post-activation blocks lose some of them at 64. At depth 64
-the textbook's product bound on the Lipschitz constant lies 32 decades above what an ascent finds in plain networks, 17 in
-pre-activation and 13 in post-activation ones (medians over activations); an ellipsoid in closed form lies 25, 5 and 6
-above.
+train at all depths with all activations; post-activation blocks lose some of them at 64. At depth 64 the
+textbook's product bound on the Lipschitz constant lies 32 decades above what an ascent finds in plain networks, 17 in
+pre-activation and 13 in post-activation ones (medians over activations); an ellipsoid in closed form 25, 5 and 6.
 """
 
 from jaxact import activations

@@ -22,7 +22,7 @@ try:
 except ImportError:  # comes with scikit-learn
     threadpoolctl = None
 
-_ALL_BUT_SINGULAR = 1e-6  # of r: the least |m| for which V is chosen
+_LEAST = 1e-6  # t: below, V - M would be all but singular
 _LARGE = 1e60  # mean of the diagonal of Q from which on it is scaled, and its inverse
 _LANCZOS = 384  # width from which on the largest eigenvalue comes from an iteration
 
@@ -167,10 +167,14 @@ def within(layers: Sequence[Layer], region: Region) -> float:
     """The logarithm of the closed form in a region, an upper bound with rounding included.
 
     Q with dh dh^T <= Q |dx|^2 is carried from I on, as by `_ellipsoid.bound`: M = W^T Q W, every preactivation within
-    R sqrt(M_ii) of its value at the centre, which bounds its slopes to m +- r, and with V = s (1 + |m| / r), s the
-    largest eigenvalue of M among the neurons with r > 0,
+    R sqrt(M_ii) of its value at the centre, which bounds its slopes to m +- r, and
 
         Q' = diag(m) (M + M V^{-1/2} B^{-1} V^{-1/2} M) diag(m) + diag(r^2 V),   B = I - V^{-1/2} M V^{-1/2}
+        V = s (1 + t) / r,   s = lambda_max(r^1/2 M r^1/2),   t^2 = sum m^2 M_ii / (max(r) sum r M_ii)
+
+    with V infinite where r = 0, and t the geometric mean of what it is over all neurons and over those with r > 0. Of
+    equal slopes that is t = |m| / r and "eclipse_fast"; of others any V > M is valid, and this one, the noise r^2 V of
+    a neuron growing as r and not as r^2, gave bounds up to 7 times lower than V = s (1 + |m| / r) in nets of 30 layers.
 
     Rounding: B = L L^T - E with ||E|| <= gamma_n ||L||_F^2 by Cholesky (Higham 2002, theorem 10.3) and the computed X
     of L^-1 with a residual, on one side or the other, of gamma_n ||L||_F ||X||_F at most (section 14.2), so that B^-1
@@ -359,20 +363,29 @@ def _through(M: Matrix, m: np.ndarray, r: np.ndarray) -> Matrix:
         Q = m[:, None] * M * m
         Q.flat[:: n + 1] += 8 * UNIT * float(Q.trace())
         return Q
+    diagonal, squares = M.diagonal(), m * m
+    heard = float(squares @ diagonal)
     if a == n:
-        rows, square, middles, widths = M, M, np.abs(m), r
+        widths, root = r, np.sqrt(r)
+        rows = root[:, None] * M
+        S = rows * root
+        varying = heard
     else:
-        rows, middles, widths = M[active], np.abs(m[active]), r[active]
-        square = rows[:, active]
-    s = max(_largest(square), 1e-16 * float(M.trace()) / n)
-    T = widths / (s * (widths + np.maximum(middles, _ALL_BUT_SINGULAR * widths)))
-    back_off, gamma = 0.0, (a + 8) * UNIT * (1 + 1e-6)
+        widths = r[active]
+        root = np.sqrt(widths)
+        rows = root[:, None] * M[active]
+        S = rows.take(active, 1) * root
+        varying = float(squares[active] @ diagonal[active])
+    noise = float(S.trace())
+    s = max(_largest(S), 1e-16 * noise)
+    # Of uniform m and r it is |m| / r. Between what all neurons carry and what those carry that add to the noise.
+    t = max((heard * varying) ** 0.25 / math.sqrt(float(widths.max()) * noise), _LEAST)
+    inverse = 1 / (s * (1 + t))
+    back_off, gamma = 0.0, (a + 12) * UNIT * (1 + 1e-6)
     for _ in range(40):
-        root = np.sqrt(T)
-        C = root[:, None] * rows
-        B = (C if a == n else C[:, active]) * -root
+        B = S * -inverse
         B.flat[:: a + 1] += 1.0
-        L, failed = lapack.dpotrf(B, 1)
+        L, failed = lapack.dpotrf(B.T, 1, 1, 1)  # symmetric: transposed it is in Fortran's order
         if not failed:
             X, failed = lapack.dtrtri(L, 1)
         if not failed:
@@ -382,24 +395,26 @@ def _through(M: Matrix, m: np.ndarray, r: np.ndarray) -> Matrix:
             if residual < 0.1 and lost < 0.25:
                 break
         back_off = max(4 * back_off, 1e-12)
-        T = T * (1 - min(back_off, 0.5))
+        inverse *= 1 - min(back_off, 0.5)
     else:
         raise ArithmeticError("The inequality of an activation could not be established in float64.")
-    H = X @ C
+    rows *= math.sqrt(inverse)
+    H = X @ rows
     P = H.T @ H
     of_H = float(np.vdot(H, H))
-    error = (3 * residual + 2 * gamma) * math.sqrt(of_X * float(np.vdot(C, C)))
+    error = (3 * residual + 2 * gamma) * math.sqrt(of_X * float(np.vdot(rows, rows)))
     error = (2 * math.sqrt(of_H) * error + error**2 + 2 * gamma * of_H) * (1 + 2 * lost)
     P *= 1 + 2 * lost
     P += M
     P *= m
     P *= m[:, None]
-    slack = (error * (1 + 8 * UNIT)) * np.square(m) + 32 * UNIT * float(P.trace())
-    noise = np.square(widths) / T * (1 + 16 * UNIT)
+    slack = squares * (error * (1 + 8 * UNIT))
+    slack += 32 * UNIT * float(P.trace())
+    added = widths * ((1 + 32 * UNIT) / inverse)
     if a == n:
-        slack += noise
+        slack += added
     else:
-        slack[active] += noise
+        slack[active] += added
     P.flat[:: n + 1] += slack
     return P
 

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from scipy.linalg import blas, lapack
 
 from jaxact.lipschitz._layout import CENTER_ERROR
-from jaxact.lipschitz._norms import UNIT, dense_norm, largest_eigenvalue
-from jaxact.lipschitz._panels import SlopeTable
-from jaxact.lipschitz._program import Ball, Region
+from jaxact.lipschitz._norms import UNIT, certified_largest, dense_norm, largest_eigenvalue
+from jaxact.lipschitz._panels import SAME, SlopeTable, centered
+from jaxact.lipschitz._program import Ball, Box, Region
 
 try:
     import threadpoolctl
@@ -23,7 +23,6 @@ except ImportError:  # comes with scikit-learn
     threadpoolctl = None
 
 _LEAST = 1e-6  # t: below, V - M would be all but singular
-_LARGE = 1e60  # mean of the diagonal of Q from which on it is scaled, and its inverse
 _LANCZOS = 384  # width from which on the largest eigenvalue comes from an iteration
 
 Matrix = Float[np.ndarray, "n n"]
@@ -71,7 +70,8 @@ def _everywhere_unscaled(kernels: Kernels, ranges: Sequence[tuple[float, float]]
         # W^T Q W without Q: Q = m^2 V^2 (V - M)^{-1} + (r^2 - m^2) V I, in units of (m V)^2.
         V = (abs(m) + r) / r * s
         A = np.negative(M)
-        A.flat[:: n + 1] += V
+        diagonal = _diagonal(A)
+        diagonal += V
         factor, failed = lapack.dpotrf(A.T, 1, 0, 1)  # symmetric: transposed it is in Fortran's order
         if failed:
             return None
@@ -117,11 +117,16 @@ def _largest(M: Matrix) -> float:
     n = M.shape[0]
     if n == 1:
         return float(M[0, 0])
-    if n <= 8:
+    if n <= 12:
         return float(lapack.dsyev(M, compute_v=0, lower=1)[0][-1])
     if n > _LANCZOS:
         return largest_eigenvalue((M + M.T) / 2)
     return float(lapack.dsyevr(M, compute_v=0, range="I", il=n, iu=n, lower=1)[0][0])
+
+
+def _at_least_largest(M: Matrix) -> float:
+    # LAPACK is right to some n eps; what an iteration finds may be another eigenvalue.
+    return _largest(M) * (1 + 1e-9) if M.shape[0] <= _LANCZOS else certified_largest((M + M.T) / 2)
 
 
 def _scaled_to_one(M: Matrix) -> tuple[Matrix, float]:
@@ -152,12 +157,14 @@ class Layer(NamedTuple):
 
     Attributes:
         kernel: [in, out], float64.
+        square: its sum of squares; inf if that overflows.
         bias: [out], or None for 0.
         table: of the activation; None after the last map.
         bounds: between which the activation's values lie.
     """
 
     kernel: np.ndarray
+    square: float
     bias: np.ndarray | None
     table: SlopeTable | None
     bounds: tuple[float, float] = (-math.inf, math.inf)
@@ -167,271 +174,239 @@ def within(layers: Sequence[Layer], region: Region) -> float:
     """The logarithm of the closed form in a region, an upper bound with rounding included.
 
     Q with dh dh^T <= Q |dx|^2 is carried from I on, as by `_ellipsoid.bound`: M = W^T Q W, every preactivation within
-    R sqrt(M_ii) of its value at the centre, which bounds its slopes to m +- r, and
+    R sqrt(M_ii) of its value at the centre, which bounds its slopes to m +- r, and with S = diag(r)^1/2 M diag(r)^1/2
 
-        Q' = diag(m) (M + M V^{-1/2} B^{-1} V^{-1/2} M) diag(m) + diag(r^2 V),   B = I - V^{-1/2} M V^{-1/2}
-        V = s (1 + t) / r,   s = lambda_max(r^1/2 M r^1/2),   t^2 = sum m^2 M_ii / (max(r) sum r M_ii)
+        Q' = diag(m) (M + M V^-1/2 B^-1 V^-1/2 M) diag(m) + diag(r^2 V),   B = I - V^-1/2 M V^-1/2
+        V = s (1 + t) / r,   s = lambda_max(S),   t^4 = sum m^2 M_ii  sum m^2 r M_ii / (R^3 (sum r M_ii)^2),  R = max r
 
-    with V infinite where r = 0, and t the geometric mean of what it is over all neurons and over those with r > 0. Of
-    equal slopes that is t = |m| / r and "eclipse_fast"; of others any V > M is valid, and this one, the noise r^2 V of
-    a neuron growing as r and not as r^2, gave bounds up to 7 times lower than V = s (1 + |m| / r) in nets of 30 layers.
+    so that B = I - S / (s (1 + t)). V is infinite where r = 0. Of equal slopes t = |m| / r, and this is "eclipse_fast";
+    of others any V > M is valid, and this one, the noise r^2 V of a neuron growing as r and not as r^2, gave bounds up
+    to 7 times lower than V = s (1 + |m| / r) in nets of 30 layers.
 
-    Rounding: B = L L^T - E with ||E|| <= gamma_n ||L||_F^2 by Cholesky (Higham 2002, theorem 10.3) and the computed X
-    of L^-1 with a residual, on one side or the other, of gamma_n ||L||_F ||X||_F at most (section 14.2), so that B^-1
-    <= (L L^T)^-1 / (1 - ||E|| ||L^-1||^2). What is left is added to the diagonal, as is 2 gamma_2n ||W||_F^2 tr Q for
-    the products with W: about 1e-12 a layer of width 16, 1e-8 at 128.
+    Rounding, for slopes m that may be off by `SAME`. s is trusted to 1e-9 of itself, four digits less than LAPACK
+    promises, so that B >= t / (1 + t) up to that; B's factor L has ||L||_F^2 = tr B and B = L L^T - E, ||E|| <= gamma_n
+    ||L||_F^2 (Higham 2002, theorem 10.3); triangular systems are solved to gamma_n ||L||_F in L (theorem 8.5); products
+    of matrices of entries |M_ij|^2 <= M_ii M_jj have traces for bounds. What these come to is added to the diagonal:
+    about 1e-12 a layer of width 16, 1e-9 at 128.
     """
     width = max(max(layer.kernel.shape) for layer in layers)
-    with one_thread(width), np.errstate(over="ignore"):
+    with one_thread(width):
         if isinstance(region, Ball):
-            center, radius = region.center.reshape(-1), region.radius
-            log = _pass(layers, center, radius).log
+            log = _pass(layers, region.center, region.radius)
         else:
-            center = region.lower.reshape(-1) / 2 + region.upper.reshape(-1) / 2
-            half = np.maximum(region.upper.reshape(-1) - center, center - region.lower.reshape(-1))
-            half = half * (1 + 4 * UNIT)
-            radius = float(np.linalg.norm(half)) * (1 + (half.size + 4) * UNIT)
-            known = None
-            if np.ptp(half) > 0:
-                # The ellipsoid sum_i (x_i - c_i)^2 / (n h_i^2) <= 1 holds the box as well, and other intervals.
-                scales = half**2 * (np.count_nonzero(half) * (1 + 1e-14))
-                known = _pass(layers, center, 1.0, half, np.diag(scales)).radii
-            log = _pass(layers, center, radius, half, known=known).log
+            log = _pass_in_box(layers, *_enclosing(region))
         ranges = [layer.table.whole for layer in layers if layer.table is not None]
         if all(math.isfinite(low) and math.isfinite(high) for low, high in ranges):
             # Its choice of V is no minimum: narrower slopes may make it worse.
-            if not log < everywhere([layer.kernel for layer in layers], ranges) - 1e-9:
-                log = min(log, _pass(layers, None, math.inf).log)
+            if not log < _everywhere_at_least(layers, ranges) - 1e-9:
+                if not log < everywhere([layer.kernel for layer in layers], ranges) - 1e-9:
+                    log = min(log, _pass(layers, None, math.inf))
     return log
 
 
 def product_within(layers: Sequence[Layer], region: Region) -> float:
     """The logarithm of the product of the norms and of the largest slopes within a region, rounding included."""
     if isinstance(region, Ball):
-        v, radius = region.center.reshape(-1), region.radius
+        v, radius = region.center, region.radius
     else:
-        v = region.lower.reshape(-1) / 2 + region.upper.reshape(-1) / 2
-        half = np.maximum(region.upper.reshape(-1) - v, v - region.lower.reshape(-1))
-        radius = float(np.linalg.norm(half)) * (1 + (half.size + 8) * UNIT)
+        v, _, radius = _enclosing(region)
     log = 0.0
     for layer in layers:
         norm = dense_norm(layer.kernel)
         if norm == 0:
             return -math.inf
         if layer.table is not None:
-            reach = radius * _exp(log)
             v = _applied(v, layer)
             columns = np.sqrt(np.square(layer.kernel).sum(0)) * (1 + (layer.kernel.shape[0] + 8) * UNIT)
-            alpha, beta = _slopes(layer.table, v, reach * columns)
-            steepest = float(np.maximum(np.abs(alpha), np.abs(beta)).max())
+            m, r = _slopes(layer.table, v, (_reach(radius, log) * columns))
+            steepest = float((np.abs(m) + r).max()) * (1 + 2 * SAME)
             if steepest == 0:
                 return -math.inf
-            log += math.log(steepest) + 4 * UNIT
+            log += math.log(steepest)
             v = layer.table.value(v)
         log += math.log(norm)
-        log += 4 * UNIT * (1 + abs(log))
+        log += 8 * UNIT * (1 + abs(log))
     return log
 
 
-class _Passed(NamedTuple):
-    log: float
-    radii: list[np.ndarray]
+def _enclosing(box: Box) -> tuple[np.ndarray, np.ndarray, float]:
+    """The middle of a box, how far its entries are from it, and how far its corners."""
+    center = box.lower / 2 + box.upper / 2
+    half = np.maximum(box.upper - center, center - box.lower) * (1 + 4 * UNIT)
+    return center, half, float(np.linalg.norm(half)) * (1 + (half.size + 4) * UNIT)
 
 
-def _exp(log: float) -> float:
-    return math.exp(log) * (1 + 1e-13 * (1 + abs(log))) if log < 700 else math.inf
+def _reach(radius: float, log: float) -> float:
+    """radius e^log, rounded up and finite: beyond 1e150 the slopes of all inputs count."""
+    if radius == 0 or log < -700:
+        return 0.0 if radius == 0 else radius * 1e-304
+    return min(radius * math.exp(min(log, 700)) * (1 + 1e-13 * (1 + abs(log))), 1e150)
 
 
 def _applied(v: np.ndarray, layer: Layer) -> np.ndarray:
     v = v @ layer.kernel
-    return v if layer.bias is None else v + layer.bias
+    if layer.bias is not None:
+        v += layer.bias
+    return v
 
 
 def _slopes(table: SlopeTable, v: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds on the slopes while |z - v| <= radii, and v is right to CENTER_ERROR."""
-    radii = radii * (1 + 8 * UNIT) + ((CENTER_ERROR + 8 * UNIT) * max(v.max(), -v.min()) + 1e-290)
-    lower, upper = table.range(v - radii, v + radii)
-    if not (lower.min() > -math.inf and upper.max() < math.inf):
-        raise ValueError(
-            "`activation` must have bounded slopes in the region, got "
-            f"[{lower.min()}, {upper.max()}]. Take a smaller region."
-        )
-    return lower, upper
+    """(m, r) while |z - v| <= radii, v being right to CENTER_ERROR of its largest entry."""
+    radii += (CENTER_ERROR + 8 * UNIT) * math.sqrt(v @ v) + 1e-290
+    m, r = table.middles(v - radii, v + radii)
+    if not math.isfinite(table.whole[1] - table.whole[0]) and not (np.isfinite(m) & np.isfinite(r)).all():
+        raise ValueError("`activation` must have bounded slopes in the region. Take a smaller one.")
+    return m, r
+
+
+def _everywhere_at_least(layers: Sequence[Layer], ranges: Sequence[tuple[float, float]]) -> float:
+    """At most the logarithm of the closed form everywhere, in a few products: from Q >= r (|m| + r) s I alone."""
+    log = 0.0
+    for index, layer in enumerate(layers):
+        W = layer.kernel
+        G = W.T @ W if W.shape[0] >= W.shape[1] else W @ W.T
+        largest = float(np.vdot(G, G)) / layer.square  # tr G^2 / tr G is at most the largest eigenvalue
+        if index:
+            m, r = sum(ranges[index - 1]) / 2, (ranges[index - 1][1] - ranges[index - 1][0]) / 2
+            largest *= r * (abs(m) + r)
+        if not 0 < largest < math.inf:
+            return -math.inf
+        log += math.log(largest)
+    return log / 2
+
+
+def _pass_in_box(layers: Sequence[Layer], center: np.ndarray, half: np.ndarray, radius: float) -> float:
+    known = None
+    if np.ptp(half) > 0:
+        # The ellipsoid sum_i (x_i - c_i)^2 / (n h_i^2) <= 1 holds the box as well, and gives other intervals.
+        scales = half**2 * (np.count_nonzero(half) * (1 + 1e-14))
+        known = []
+        _pass(layers, center, 1.0, half=half, start=np.diag(scales), found=known)
+    return _pass(layers, center, radius, half=half, known=known)
 
 
 def _pass(
     layers: Sequence[Layer],
     center: np.ndarray | None,
     radius: float,
+    *,
     half: np.ndarray | None = None,
     start: np.ndarray | None = None,
     known: list[np.ndarray] | None = None,
-) -> _Passed:
-    """From Q = I, or `start`, to the bound; over the whole line without a centre.
+    found: list[np.ndarray] | None = None,
+) -> float:
+    """From Q = I, or `start`, to the logarithm of the bound; over the whole line without a centre.
 
-    `half` is how far each input may be from the centre, `known` how far each preactivation may be.
+    `half` is how far each input may be from the centre, `known` how far each preactivation may be; `found` takes that.
     """
-    v, scale = center, 1.0  # Q is the matrix that is held, times scale^2
-    log_scale = 0.0
-    Q, kept, radii = start, None, []
-    reach = half  # of each hidden value, from its value at the centre
-    for index, layer in enumerate(layers):
-        W, table = layer.kernel, layer.table
-        heard = W if kept is None else W[kept]
-        if not 1e-120 < (largest := max(float(heard.max()), -float(heard.min()))) < 1e120:
+    v, log_scale = center, 0.0  # Q is the matrix that is held, times e^(2 log_scale)
+    Q, trace = start, 1.0 if start is None else float(start.trace())
+    away = half  # of each hidden value from its value at the centre
+    for index, (W, square, _, table, bounds) in enumerate(layers):
+        if not 1e-60 < square < 1e60:
+            largest = float(np.abs(W).max())
             if largest == 0:
-                return _Passed(-math.inf, radii)
+                return -math.inf
             shift = math.frexp(largest)[1]
-            heard, log_scale = np.ldexp(heard, -shift), log_scale + shift * math.log(2)
-            scale = _exp(log_scale)
-        M = _after(Q, heard)
-        n = M.shape[0]
-        trace = float(M.trace())
-        if trace == 0:
-            return _Passed(-math.inf, radii)
-        if not trace < math.inf:
-            raise ValueError(
-                "The bound must be finite, got NaN or inf. Look for weights near the largest float."
-            )
+            W = np.ldexp(W, -shift)  # a power of 2: exact
+            square, log_scale = float(np.vdot(W, W)), log_scale + shift * math.log(2)
+        # |error_ij| <= gamma_2n g_i g_j with g = |W|^T diag(Q)^1/2, and |g|^2 <= ||W||_F^2 tr Q.
+        error = (4 * W.shape[0] + 32) * UNIT * square * trace
+        if Q is None:
+            M = W.T @ W
+        else:
+            M = W.T @ (Q @ W)
+            M += M.T.copy()
+            M *= 0.5
         if table is None:
             break
+        diagonal = _diagonal(M)
+        diagonal += error
         if v is None:
-            alpha, beta = (np.full(n, end) for end in table.whole)
+            m, r = centered(*(np.full(diagonal.size, end) for end in table.whole))
         else:
-            v = _applied(v, layer)
-            far = (radius * scale if radius > 0 else 0.0) * np.sqrt(M.diagonal())
-            if reach is not None:
-                np.minimum(far, (reach @ np.abs(W)) * (1 + (W.shape[0] + 8) * UNIT), out=far)
+            v = _applied(v, layers[index])
+            radii = np.sqrt(diagonal)
+            radii *= _reach(radius, log_scale) * (1 + 8 * UNIT)
+            if away is not None:
+                by_arithmetic = away @ np.abs(layers[index].kernel)
+                np.minimum(radii, by_arithmetic * (1 + (W.shape[0] + 8) * UNIT), out=radii)
             if known is not None:
-                np.minimum(far, known[index], out=far)
-            radii.append(far)
-            alpha, beta = _slopes(table, v, far)
-        m = (alpha + beta) / 2
-        r = (beta - alpha) / 2
-        size = np.abs(m) + r
-        varies = alpha != beta
-        # Whatever the rounding, [m - r, m + r] has the slopes.
-        r = np.where(varies, r + 8 * UNIT * size, 0.0)
-        if v is not None:
-            v = table.value(v)
-            reach = size * far * (1 + 32 * UNIT) + CENTER_ERROR * max(v.max(), -v.min())
-            low, high = layer.bounds
-            if high - low < math.inf:
-                np.minimum(reach, np.maximum(high - v, v - low) * (1 + 1e-9), out=reach)
-        kept = None
-        if not size.all():  # neurons that are constant
-            kept = np.flatnonzero(size)
-            if kept.size == 0:
-                return _Passed(-math.inf, radii)
-            M, m, r = M[kept[:, None], kept], m[kept], r[kept]
-        Q = _through(M, m, r)
-        mean = float(Q.trace()) / Q.shape[0]
-        if not 1 / _LARGE < mean < _LARGE and 0 < mean < math.inf:
-            shift = round(math.log2(mean) / 2)
-            Q = np.ldexp(Q, -2 * shift)  # a power of 2: exact
+                np.minimum(radii, known[index], out=radii)
+            if found is not None:
+                found.append(radii.copy())
+            m, r = _slopes(table, v, radii)
+            last = layers[index + 1].table is None
+            if not last:
+                v = table.value(v)
+            if away is not None and not last:
+                away = (np.abs(m) + r) * radii * (1 + 2 * SAME) + CENTER_ERROR * np.abs(v).max()
+                if bounds[1] - bounds[0] < math.inf:
+                    np.minimum(away, np.maximum(bounds[1] - v, v - bounds[0]) * (1 + 1e-9), out=away)
+        Q = _through(M, diagonal, m, r)
+        trace = float(np.add.reduce(_diagonal(Q))) * (1 + Q.shape[0] * UNIT)
+        if not 1e-30 < trace < 1e30:
+            if not trace > 0:
+                return -math.inf
+            shift = round(math.log2(trace) / 2) if trace < math.inf else 0
+            Q, trace = np.ldexp(Q, -2 * shift), math.ldexp(trace, -2 * shift)
             log_scale += shift * math.log(2)
-            scale = _exp(log_scale)
-    log = 0.5 * math.log(_certified_largest(M)) + log_scale
-    return _Passed(log + 1e-15 * (1 + abs(log) + abs(log_scale)), radii)
+    level = _at_least_largest(M) + error
+    if not math.isfinite(level):
+        raise ValueError("The bound must be finite, got NaN or inf. Look for weights near the largest float.")
+    log = 0.5 * math.log(level) + log_scale if level > 0 else -math.inf
+    return log + 1e-14 * (1 + abs(log_scale)) if level > 0 else log
 
 
-def _after(Q: Matrix | None, W: np.ndarray) -> Matrix:
-    """W^T Q W, symmetric, enlarged by what may be rounded off."""
-    n, k = W.shape
-    square = float(np.vdot(W, W))
-    if Q is None:
-        M = W.T @ W
-        if not W.flags.c_contiguous:
-            M = (M + M.T) / 2
-        error = 2 * (n + 8) * UNIT * square
-    else:
-        M = W.T @ (Q @ W)
-        M = M + M.T
-        M *= 0.5
-        # |error_ij| <= gamma_2n g_i g_j with g = |W|^T diag(Q)^1/2, and |g|^2 <= ||W||_F^2 tr Q.
-        error = 2 * (2 * n + 16) * UNIT * square * float(Q.trace())
-    M.flat[:: k + 1] += error
-    return M
+def _diagonal(M: Matrix) -> np.ndarray:
+    """The diagonal, to be written to."""
+    if not M.flags.c_contiguous:
+        raise AssertionError("a copy of the diagonal would be written to")
+    return M.reshape(-1)[:: M.shape[0] + 1]
 
 
-def _through(M: Matrix, m: np.ndarray, r: np.ndarray) -> Matrix:
-    """Q after the activation, enlarged by what may be rounded off."""
-    n = m.size
-    active = np.flatnonzero(r)
-    a = active.size
-    if a == 0:
-        Q = m[:, None] * M * m
-        Q.flat[:: n + 1] += 8 * UNIT * float(Q.trace())
-        return Q
-    diagonal, squares = M.diagonal(), m * m
+def _through(M: Matrix, diagonal: np.ndarray, m: np.ndarray, r: np.ndarray) -> Matrix:
+    """Q after the activation, enlarged by what may be rounded off; M is overwritten."""
+    squares = m * m
     heard = float(squares @ diagonal)
-    if a == n:
-        widths, root = r, np.sqrt(r)
-        rows = root[:, None] * M
-        S = rows * root
-        varying = heard
-    else:
-        widths = r[active]
-        root = np.sqrt(widths)
-        rows = root[:, None] * M[active]
-        S = rows.take(active, 1) * root
-        varying = float(squares[active] @ diagonal[active])
-    noise = float(S.trace())
-    s = max(_largest(S), 1e-16 * noise)
-    # Of uniform m and r it is |m| / r. Between what all neurons carry and what those carry that add to the noise.
-    t = max((heard * varying) ** 0.25 / math.sqrt(float(widths.max()) * noise), _LEAST)
+    noise = float(r @ diagonal)
+    if noise == 0:
+        M *= m
+        M *= m[:, None]
+        diagonal += 8 * SAME * heard
+        return M
+    n, active = m.size, r.nonzero()[0]
+    a = active.size
+    root = np.sqrt(r if a == n else r[active])
+    rows = root[:, None] * (M if a == n else M[active])
+    S = (rows if a == n else rows.take(active, 1)) * root
+    s, widest = _at_least_largest(S), float(np.maximum.reduce(r))
+    squares *= r
+    varying = float(squares @ diagonal) / widest
+    t = max((heard * varying) ** 0.25 / math.sqrt(widest * noise), _LEAST)
+    s = max(s, 1e-16 * noise)
     inverse = 1 / (s * (1 + t))
-    back_off, gamma = 0.0, (a + 12) * UNIT * (1 + 1e-6)
-    for _ in range(40):
-        B = S * -inverse
-        B.flat[:: a + 1] += 1.0
-        L, failed = lapack.dpotrf(B.T, 1, 1, 1)  # symmetric: transposed it is in Fortran's order
-        if not failed:
-            X, failed = lapack.dtrtri(L, 1)
-        if not failed:
-            of_L, of_X = float(np.vdot(L, L)), float(np.vdot(X, X))
-            residual = 4 * gamma * math.sqrt(of_L * of_X)
-            lost = 4 * gamma * (of_L + a) * of_X
-            if residual < 0.1 and lost < 0.25:
-                break
-        back_off = max(4 * back_off, 1e-12)
-        inverse *= 1 - min(back_off, 0.5)
-    else:
+    S *= -inverse
+    B = _diagonal(S)
+    B += 1.0
+    L, failed = lapack.dpotrf(S.T, 1, 0, 1)  # symmetric: transposed it is in Fortran's order
+    if failed:
         raise ArithmeticError("The inequality of an activation could not be established in float64.")
-    rows *= math.sqrt(inverse)
-    H = X @ rows
+    H = blas.dtrsm(math.sqrt(inverse), L, rows, lower=1)
     P = H.T @ H
-    of_H = float(np.vdot(H, H))
-    error = (3 * residual + 2 * gamma) * math.sqrt(of_X * float(np.vdot(rows, rows)))
-    error = (2 * math.sqrt(of_H) * error + error**2 + 2 * gamma * of_H) * (1 + 2 * lost)
-    P *= 1 + 2 * lost
+    # In norm: 1 / B <= `worst`, P <= worst tr M, L^2 <= a.
+    worst, gamma, total = 1.01 * (1 + t) / t, (a + 16) * UNIT * 1.01, float(np.add.reduce(diagonal)) * 1.01
+    of_P = min(worst, 2 / t) * total
+    lost = 4 * gamma * a * worst
+    if not lost < 0.25:
+        raise ArithmeticError("The inequality of an activation could not be established in float64.")
+    solved = 2 * gamma * math.sqrt(a * worst) + 2 * gamma
+    error = (2 * lost + 3 * solved + 2 * gamma) * of_P
     P += M
     P *= m
     P *= m[:, None]
-    slack = squares * (error * (1 + 8 * UNIT))
-    slack += 32 * UNIT * float(P.trace())
-    added = widths * ((1 + 32 * UNIT) / inverse)
-    if a == n:
-        slack += added
-    else:
-        slack[active] += added
-    P.flat[:: n + 1] += slack
+    added = r * ((1 + 32 * UNIT) / inverse)
+    added += (error + 8 * SAME * (total + of_P)) * float(np.maximum.reduce(np.abs(m))) ** 2
+    of_Q = _diagonal(P)
+    of_Q += added
     return P
-
-
-def _certified_largest(M: Matrix) -> float:
-    """At least the largest eigenvalue, as `_norms.certified_largest`, in fewer calls."""
-    n = M.shape[0]
-    if n == 1:
-        return float(M[0, 0])
-    largest = max(_largest(M), float(M.diagonal().max()))
-    gamma = (n + 1) * UNIT / (1 - (n + 1) * UNIT)
-    delta, slack = n * gamma / (1 - gamma) + 8 * UNIT, 4 * n * n * UNIT
-    for _ in range(24):
-        level = largest * (1 + slack)
-        A = np.negative(M)
-        A.flat[:: n + 1] = (level - M.diagonal()) * (1 - delta)
-        if not lapack.dpotrf(A.T, 1, 0, 1)[1]:
-            return level
-        slack *= 4
-    return float(np.abs(M).sum(1).max()) * (1 + 4 * n * UNIT)

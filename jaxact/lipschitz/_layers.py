@@ -117,7 +117,7 @@ def upper_bound(
     if region is not None:
         return _within(weights, activation, method, biases, region, log)
     if method == "eclipse_fast" and (given := _on_host(weights)) is not None:
-        kernels, dtype = given
+        kernels, _, dtype = given
         ranges = _check_activations(activation, len(kernels) - 1)[1]
         if not any(isinstance(end, jax.core.Tracer) for pair in ranges for end in pair):
             with one_thread(max(map(len, kernels))):
@@ -205,7 +205,7 @@ def _within(weights: Any, activation: Any, method: str, biases: Any, region: Any
             "`weights` must be concrete with a region, which is bounded on the host. "
             "Under jit and grad leave out `region`."
         )
-    kernels, dtype = given
+    kernels, squares, dtype = given
     shape = region.center.shape if isinstance(region, Ball) else region.lower.shape
     if shape != kernels[0].shape[:1]:
         raise ValueError(
@@ -214,10 +214,10 @@ def _within(weights: Any, activation: Any, method: str, biases: Any, region: Any
     activations = _as_list(activation, len(kernels) - 1)
     offsets = _check_biases(biases, kernels)
     layers = [
-        Layer(kernel, offset, slope_table(each), _values(each))
-        for kernel, offset, each in zip(kernels, offsets, activations, strict=False)
+        Layer(kernel, square, offset, slope_table(each), _values(each))
+        for kernel, square, offset, each in zip(kernels, squares, offsets, activations, strict=False)
     ]
-    layers.append(Layer(kernels[-1], offsets[-1], None))
+    layers.append(Layer(kernels[-1], squares[-1], offsets[-1], None))
     bound = within if method == "eclipse_fast" else product_within
     return _of_log(bound(layers, region), dtype, log, outward=True)
 
@@ -249,7 +249,7 @@ def _check_biases(biases: Any, kernels: list[np.ndarray]) -> list[np.ndarray | N
                 f"`biases[{index}]` must have the shape {kernel.shape[1:]}, one number for each output of "
                 f"weights[{index}], got {bias.shape}."
             )
-        if not math.isfinite(np.abs(bias).max()):
+        if not math.isfinite(bias @ bias):
             raise ValueError(f"`biases[{index}]` must be finite, got NaN or inf.")
         offsets.append(bias)
     return offsets
@@ -398,12 +398,12 @@ def _spectral_norms(kernels: list[Array]) -> list[Float[Array, " equal"]]:
     return [jnp.linalg.svd(jnp.stack(group), compute_uv=False)[:, 0] for group in groups.values()]
 
 
-def _on_host(weights: Any) -> tuple[list[np.ndarray], Any] | None:
-    """Kernels in float64, and the result's dtype, in a tuple if it is to be a jax.Array; None where a check failed.
+def _on_host(weights: Any) -> tuple[list[np.ndarray], list[float], Any] | None:
+    """Kernels in float64, their sums of squares, and the result's dtype, in a tuple if it is to be a jax.Array; None where a check failed.
 
     In few calls: those of `_check_weights` cost as much as several layers.
     """
-    kernels, single, from_jax = [], True, False
+    kernels, squares, single, from_jax = [], [], True, False
     size = None
     if isinstance(weights, jax.Array):
         if isinstance(weights, jax.core.Tracer):
@@ -423,13 +423,15 @@ def _on_host(weights: Any) -> tuple[list[np.ndarray], Any] | None:
         if kernel.ndim != 2 or kernel.size == 0 or size not in (None, kernel.shape[0]):
             return None
         size = kernel.shape[1]
-        if not math.isfinite(np.vdot(kernel, kernel)) and not np.isfinite(kernel).all():
+        square = float(np.vdot(kernel, kernel))
+        if not math.isfinite(square) and not np.isfinite(kernel).all():
             return None
         kernels.append(kernel)
+        squares.append(square)
     if not kernels:
         return None
     dtype = np.float32 if single else np.float64
-    return kernels, (dtype,) if from_jax else dtype
+    return kernels, squares, (dtype,) if from_jax else dtype
 
 
 def _check_weights(weights: Any) -> list[Array]:

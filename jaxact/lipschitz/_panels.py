@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxact.lipschitz._formula import Expr, UnsupportedError, evaluate_node, from_function, nodes
+from jaxact.lipschitz._norms import UNIT
 from jaxact.lipschitz._slopes import LARGEST, _compiled, _jumps, _Key, slope_range
 
 _NEAR = 12.0  # panels of equal width up to here, growing ones beyond
@@ -18,6 +19,7 @@ _START = 2.0**-4  # their width at the start
 _FINE = 1e-6  # of a panel: what the range of f'' leaves open of f' inside, relative to the largest slope near 1
 _MOST = 2**15
 _ROUNDING = 2.0**-50
+SAME = 16 * UNIT
 _FAR = 2 * LARGEST
 
 
@@ -28,15 +30,39 @@ class SlopeTable:
     Attributes:
         whole: bounds on the slopes everywhere; infinite where there are none.
         value: f on float64 arrays, on the host.
-        range: ([size] lower ends, [size] upper ends) -> [size] bounds from below and from above on every difference
-            quotient inside; lower <= upper, either may be infinite.
-        note: what the bounds rest on, beside the formula.
+        tops: ([size] lower ends, [size] upper ends), finite -> [2, size] bounds from above on -q and on q for every
+            difference quotient q inside.
+        steps: for slopes that are constant between a few kinks, the same ends -> [size] m, r with all quotients within
+            m +- r; None for others.
     """
 
     whole: tuple[float, float]
     value: Callable[[np.ndarray], np.ndarray]
-    range: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-    note: str = ""
+    tops: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    steps: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+
+    def range(self, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds from below and from above on every difference quotient in intervals [size], which may be infinite."""
+        below, above = self.tops(np.maximum(lower, -_FAR), np.minimum(upper, _FAR))
+        return -below, above
+
+    def middles(self, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(m, r) with every difference quotient in finite intervals [size] within m +- r whatever the rounding.
+
+        Where r = 0 it is one number for all, m to a relative `SAME`.
+        """
+        if self.steps is not None:
+            return self.steps(lower, upper)
+        below, above = self.tops(lower, upper)
+        return centered(-below, above)
+
+
+def centered(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    m = (lower + upper) * 0.5
+    # Each difference is rounded relative to itself: r = 0 only where the ends are one number.
+    r = np.maximum(upper - m, m - lower)
+    r *= 1 + 4 * UNIT
+    return m, r
 
 
 def slope_table(activation: Any) -> SlopeTable:
@@ -48,17 +74,26 @@ def slope_table(activation: Any) -> SlopeTable:
 
         f'(x) in D + (x - e) C
 
-    from either end. That leaves 1e-6 at most panels. Slopes that are constant between a few kinks are exact. What is no
-    formula of known primitives has its stated `slope_range` for every interval, if it states one. Between two calls
-    nothing is computed but the look-up: 10 us for 16 intervals.
+    which leaves 1e-6 on most panels. Slopes that are constant between a few kinks are exact. What is no formula of
+    known primitives has its stated `slope_range` for every interval, if it states one.
 
     Raises:
         ValueError: neither a formula nor a `slope_range`.
     """
+    found = _LATEST.get(id(activation))
+    if found is not None and found[0] is activation:  # the hash of an activation takes as long as a small layer
+        return found[1]
     try:
-        return _remembered(activation)
-    except TypeError:  # unhashable
+        table = _remembered(activation)
+    except TypeError:  # unhashable: it may change
         return _made(activation)
+    if len(_LATEST) >= 256:
+        _LATEST.clear()
+    _LATEST[id(activation)] = activation, table
+    return table
+
+
+_LATEST: dict[int, tuple[Any, SlopeTable]] = {}
 
 
 @lru_cache(maxsize=256)
@@ -87,7 +122,7 @@ def _made(activation: Any) -> SlopeTable:
             return SlopeTable((-np.inf, np.inf), _evaluator(expr), _everywhere(-np.inf, np.inf))
         panels = _panels(compiled, whole)
         steps = _steps(panels)
-        return SlopeTable(whole, _evaluator(expr), steps or _lookup(panels, whole))
+        return SlopeTable(whole, _evaluator(expr), _lookup(panels, whole), steps)
 
 
 def _constant(activation: Any, whole: tuple[float, float]) -> SlopeTable:
@@ -97,23 +132,28 @@ def _constant(activation: Any, whole: tuple[float, float]) -> SlopeTable:
         with jax.enable_x64(True):
             return np.asarray(activation(jax.numpy.asarray(x)), np.float64)
 
-    return SlopeTable(whole, value, _everywhere(*whole), "slopes are within the activation's `slope_range`")
+    return SlopeTable(whole, value, _everywhere(*whole))
 
 
 def _everywhere(lower: float, upper: float) -> Callable:
-    return lambda a, b: (np.full(a.shape, lower), np.full(a.shape, upper))
+    return lambda a, b: np.repeat([[-lower], [upper]], a.size, 1)
 
 
 def _evaluator(expr: Expr) -> Callable[[np.ndarray], np.ndarray]:
     order = nodes(expr)
     place = {id(node): index for index, node in enumerate(order)}
     plan = [(node, [place[id(arg)] for arg in node.args]) for node in order]
+    simple = {node.op for node in order} <= {"var", "const", "maximum", "minimum", "abs", "tanh", "erf", "atan"}
 
     def value(x: np.ndarray) -> np.ndarray:
         done: list[Any] = []
-        with np.errstate(all="ignore"):
+        if simple:
             for node, args in plan:
                 done.append(evaluate_node(node, x, [done[i] for i in args]))
+        else:
+            with np.errstate(all="ignore"):
+                for node, args in plan:
+                    done.append(evaluate_node(node, x, [done[i] for i in args]))
         result = done[-1]
         return result if np.shape(result) == x.shape else np.full(x.shape, result)
 
@@ -125,12 +165,11 @@ def _evaluator(expr: Expr) -> Callable[[np.ndarray], np.ndarray]:
 
 @dataclass
 class _Panels:
-    """Ends, and bounds on -f' and f' (rows of [2, panels]) at the left end, the right end, of f'' and inside."""
+    """Ends, and bounds from above on -f' and f' [2, panels] at the left end and inside, and on -f'' and f''."""
 
     a: np.ndarray
     b: np.ndarray
     left: np.ndarray
-    right: np.ndarray
     bend: np.ndarray
     inside: np.ndarray
 
@@ -183,9 +222,9 @@ def _enclosed(compiled: Any, a: np.ndarray, b: np.ndarray, whole: tuple[float, f
     # The rounding of what is computed from them later is added beforehand.
     slack = _ROUNDING * (np.abs(inside).max(0) + np.abs(bend).max(0) * (b - a))
     slack = np.where(np.isfinite(slack), slack, 0.0)
-    left, right = (np.stack([-low[row], high[row]]) + slack for row in (1, 2))
-    left, right = (np.where(rough, inside, np.minimum(end, inside + slack)) for end in (left, right))
-    return _Panels(a, b, left, right, bend, inside)
+    left = np.stack([-low[1], high[1]]) + slack
+    left = np.where(rough, inside, np.minimum(left, inside + slack))
+    return _Panels(a, b, left, bend, inside)
 
 
 def _steps(panels: _Panels) -> Callable | None:
@@ -205,11 +244,13 @@ def _steps(panels: _Panels) -> Callable | None:
     for i in range(count):
         for j in range(count):
             table[:, i, j] = tops[:, min(i, j) : max(i, j) + 1].max(1)
-    lower, upper = -table[0], table[1]
+    m, r = centered(-table[0], table[1])
+    # On one piece every difference quotient is one number, known to a few ulp: `SAME` leaves these to whoever asks.
+    r[np.diag_indices(count)] *= np.diag(r) > SAME * np.abs(np.diag(m))
 
-    def between(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        place = kinks.searchsorted(a, "right"), kinks.searchsorted(b, "left")
-        return lower[place], upper[place]
+    def between(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        place = kinks.searchsorted(lower, "right"), kinks.searchsorted(upper, "left")
+        return m[place], r[place]
 
     return between
 
@@ -218,47 +259,40 @@ def _lookup(panels: _Panels, whole: tuple[float, float]) -> Callable:
     beyond = np.array([[-whole[0]], [whole[1]]])
     a = np.concatenate([[-_FAR], panels.a, [LARGEST]])
     b = np.concatenate([[-LARGEST], panels.b, [_FAR]])
-
-    def padded(part: np.ndarray, ends: Any = beyond) -> np.ndarray:
-        return np.concatenate([ends, part, ends], 1)
-
-    inside, nothing = padded(panels.inside), np.zeros((2, 1))
-    bend = padded(panels.bend, nothing)
-    # Rows: at the left end, at the right end, f'' to the right and to the left, the panel's own bounds, its ends.
-    rows = np.ascontiguousarray(  # so that a look-up copies nothing else
-        np.concatenate(
-            [padded(panels.left), padded(panels.right), bend, bend[::-1], inside, a[None], b[None]]
-        )
-    )
+    inside, left = (np.concatenate([beyond, part, beyond], 1) for part in (panels.inside, panels.left))
+    bend = np.concatenate([np.zeros((2, 1)), panels.bend, np.zeros((2, 1))], 1)
+    # Contiguous, so that a look-up copies nothing else.
+    rows = np.ascontiguousarray(np.concatenate([left, bend, inside, a[None], b[None]]))
+    size = a.size
     levels = [inside]
-    while 2 ** len(levels) <= inside.shape[1]:
+    while 2 ** len(levels) <= size:
         last, half = levels[-1], 2 ** (len(levels) - 1)
         shifted = np.concatenate([last[:, half:], np.full((2, half), -np.inf)], 1)
         levels.append(np.maximum(last, shifted))
-    spans = np.ascontiguousarray(np.stack(levels).transpose(0, 2, 1))  # [level, panel, 2]: over the 2^level panels from here on
-    logs = np.zeros(inside.shape[1] + 1, int)
-    logs[1:] = np.frexp(np.arange(1, logs.size))[1] - 1
+    levels.append(np.full((2, size + 2), -np.inf))  # of no panel
+    spans = np.ascontiguousarray(np.concatenate(levels, 1))  # over the 2^level panels from here on, level by level
+    # By the distance of the panels that hold the ends, from -1 on: which level, and how far before the last one.
+    level = np.full(size + 1, len(levels) - 1)
+    level[2:-1] = np.frexp(np.arange(1, size - 1))[1] - 1
+    reach = np.where(level < len(levels) - 1, 1 << level, 0)
+    ahead, behind = level * size + 1, level * size - reach
     cuts = a[1:].copy()
 
-    def between(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def between(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
         n = lower.size
-        lower, upper = np.maximum(lower, -_FAR), np.minimum(upper, _FAR)
         first, last = cuts.searchsorted(lower, "right"), cuts.searchsorted(upper, "left")
         G = rows.take(np.concatenate([first, last]), 1)
-        start, end = G[10], G[11]
+        start = G[6]
         x1 = np.concatenate([lower, np.maximum(lower, start[n:])])
-        x2 = np.concatenate([np.minimum(upper, end[:n]), upper])
-        ahead, back = G[4:6], G[6:8]
-        tops = G[0:2] + np.maximum(ahead * (x1 - start), ahead * (x2 - start))
-        np.minimum(tops, G[2:4] + np.maximum(back * (end - x1), back * (end - x2)), out=tops)
-        np.minimum(tops, G[8:10], out=tops)
+        x2 = np.concatenate([np.minimum(upper, G[7, :n]), upper])
+        x1 -= start
+        x2 -= start
+        tops = np.maximum(G[2:4] * x1, G[2:4] * x2)
+        tops += G[0:2]
+        np.minimum(tops, G[4:6], out=tops)
         top = np.maximum(tops[:, :n], tops[:, n:])
-        count = last - first - 1
-        if count.max() > 0:
-            wide = np.flatnonzero(count > 0)
-            level, start_at, stop_at = logs[count[wide]], first[wide] + 1, last[wide]
-            between_ = np.maximum(spans[level, start_at], spans[level, stop_at - (1 << level)])
-            top[:, wide] = np.maximum(top[:, wide], between_.T)
-        return -top[0], top[1]
+        apart = last - first
+        np.maximum(top, spans.take(ahead.take(apart) + first, 1), out=top)
+        return np.maximum(top, spans.take(behind.take(apart) + last, 1), out=top)
 
     return between

@@ -45,10 +45,18 @@ def _controller():
 # --- Everywhere -------------------------------------------------------------------------------------------------------
 
 
-def everywhere(kernels: Kernels, ranges: Sequence[tuple[float, float]]) -> float:
-    """The logarithm of "eclipse_fast", in float64 by LAPACK; its rounding is not added."""
+def everywhere(kernels: Kernels, squares: Sequence[float], ranges: Sequence[tuple[float, float]]) -> float:
+    """The logarithm of "eclipse_fast", in float64 by LAPACK; its rounding is not added.
+
+    `squares` are the kernels' sums of squares; one that is not finite or not normal has them scaled.
+    """
+    shifts = 0
+    if not 1e-60 < min(squares) <= max(squares) < 1e60:
+        exponents = [math.frexp(float(np.abs(kernel).max()))[1] for kernel in kernels]
+        kernels = [np.ldexp(kernel, -e) for kernel, e in zip(kernels, exponents, strict=True)]
+        shifts = sum(exponents)
     log = _everywhere_unscaled(kernels, ranges)
-    return _everywhere_scaled(kernels, ranges) if log is None else log
+    return (_everywhere_scaled(kernels, ranges) if log is None else log) + shifts * math.log(2)
 
 
 def _everywhere_unscaled(kernels: Kernels, ranges: Sequence[tuple[float, float]]) -> float | None:
@@ -196,11 +204,12 @@ def within(layers: Sequence[Layer], region: Region) -> float:
         else:
             log = _pass_in_box(layers, *_enclosing(region))
         ranges = [layer.table.whole for layer in layers if layer.table is not None]
-        if all(math.isfinite(low) and math.isfinite(high) for low, high in ranges):
-            # Its choice of V is no minimum: narrower slopes may make it worse.
-            if not log < _everywhere_at_least(layers, ranges) - 1e-9:
-                if not log < everywhere([layer.kernel for layer in layers], ranges) - 1e-9:
-                    log = min(log, _pass(layers, None, math.inf))
+        bounded = all(math.isfinite(low) and math.isfinite(high) for low, high in ranges)
+        # The choice of V is no minimum: narrower slopes may make it worse.
+        if bounded and not log < _everywhere_at_least(layers, ranges) - 1e-9:
+            kernels, squares = zip(*((layer.kernel, layer.square) for layer in layers), strict=True)
+            if not log < everywhere(kernels, squares, ranges) - 1e-9:
+                log = min(log, _pass(layers, None, math.inf))
     return log
 
 
@@ -237,10 +246,10 @@ def _enclosing(box: Box) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _reach(radius: float, log: float) -> float:
-    """radius e^log, rounded up and finite: beyond 1e150 the slopes of all inputs count."""
+    """Radius e^log, rounded up, and finite, which is no matter while values stay far below 1e290."""
     if radius == 0 or log < -700:
         return 0.0 if radius == 0 else radius * 1e-304
-    return min(radius * math.exp(min(log, 700)) * (1 + 1e-13 * (1 + abs(log))), 1e150)
+    return min(radius * math.exp(min(log, 700)) * (1 + 1e-13 * (1 + abs(log))), 1e290)
 
 
 def _applied(v: np.ndarray, layer: Layer) -> np.ndarray:
@@ -252,11 +261,17 @@ def _applied(v: np.ndarray, layer: Layer) -> np.ndarray:
 
 def _slopes(table: SlopeTable, v: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(m, r) while |z - v| <= radii, v being right to CENTER_ERROR of its largest entry."""
-    radii += (CENTER_ERROR + 8 * UNIT) * math.sqrt(v @ v) + 1e-290
-    m, r = table.middles(v - radii, v + radii)
-    if not math.isfinite(table.whole[1] - table.whole[0]) and not (np.isfinite(m) & np.isfinite(r)).all():
-        raise ValueError("`activation` must have bounded slopes in the region. Take a smaller one.")
-    return m, r
+    largest = float(np.maximum.reduce(np.abs(v)))
+    radii += (CENTER_ERROR + 8 * UNIT) * largest + 1e-290
+    lower, upper = v - radii, v + radii
+    if not math.isfinite(table.whole[1] - table.whole[0]):
+        alpha, beta = table.range(lower, upper)
+        if not (np.isfinite(alpha) & np.isfinite(beta)).all():
+            raise ValueError(
+                "`activation` must have bounded slopes in the region, got "
+                f"[{alpha.min()}, {beta.max()}]. Take a smaller region."
+            )
+    return table.middles(lower, upper)
 
 
 def _everywhere_at_least(layers: Sequence[Layer], ranges: Sequence[tuple[float, float]]) -> float:
@@ -264,6 +279,8 @@ def _everywhere_at_least(layers: Sequence[Layer], ranges: Sequence[tuple[float, 
     log = 0.0
     for index, layer in enumerate(layers):
         W = layer.kernel
+        if not 1e-60 < layer.square < 1e60:
+            return -math.inf
         G = W.T @ W if W.shape[0] >= W.shape[1] else W @ W.T
         largest = float(np.vdot(G, G)) / layer.square  # tr G^2 / tr G is at most the largest eigenvalue
         if index:
@@ -276,7 +293,7 @@ def _everywhere_at_least(layers: Sequence[Layer], ranges: Sequence[tuple[float, 
 
 
 def _pass_in_box(layers: Sequence[Layer], center: np.ndarray, half: np.ndarray, radius: float) -> float:
-    known = None
+    known: list[np.ndarray] | None = None
     if np.ptp(half) > 0:
         # The ellipsoid sum_i (x_i - c_i)^2 / (n h_i^2) <= 1 holds the box as well, and gives other intervals.
         scales = half**2 * (np.count_nonzero(half) * (1 + 1e-14))
@@ -381,10 +398,12 @@ def _through(M: Matrix, diagonal: np.ndarray, m: np.ndarray, r: np.ndarray) -> M
     rows = root[:, None] * (M if a == n else M[active])
     S = (rows if a == n else rows.take(active, 1)) * root
     s, widest = _at_least_largest(S), float(np.maximum.reduce(r))
+    s = max(s, 1e-16 * noise)
+    if heard == 0:  # nothing but noise, and any V >= M will do
+        return np.diag(r * (s * (1 + 8 * UNIT)))
     squares *= r
     varying = float(squares @ diagonal) / widest
     t = max((heard * varying) ** 0.25 / math.sqrt(widest * noise), _LEAST)
-    s = max(s, 1e-16 * noise)
     inverse = 1 / (s * (1 + t))
     S *= -inverse
     B = _diagonal(S)

@@ -117,12 +117,12 @@ def upper_bound(
     if region is not None:
         return _within(weights, activation, method, biases, region, log)
     if method == "eclipse_fast" and (given := _on_host(weights)) is not None:
-        kernels, _, dtype = given
-        ranges = _check_activations(activation, len(kernels) - 1)[1]
+        matrices, squares, dtype = given
+        ranges = _check_activations(activation, len(matrices) - 1)[1]
         if not any(isinstance(end, jax.core.Tracer) for pair in ranges for end in pair):
-            with one_thread(max(map(len, kernels))):
-                log_bound = everywhere(kernels, [(float(low), float(high)) for low, high in ranges])
-            return _of_log(log_bound, dtype, log)
+            with one_thread(max(map(len, matrices))):
+                found = everywhere(matrices, squares, [(float(low), float(high)) for low, high in ranges])
+            return _of_log(found, dtype, log)
     kernels = _check_weights(weights)
     constants, ranges = _check_activations(activation, len(kernels) - 1)
     dtype = jnp.result_type(jnp.float32, *kernels)
@@ -242,7 +242,9 @@ def _check_biases(biases: Any, kernels: list[np.ndarray]) -> list[np.ndarray | N
             offsets.append(None)
             continue
         if isinstance(bias, jax.core.Tracer):
-            raise ValueError(f"`biases[{index}]` must be concrete with a region. Under jit leave out `region`.")
+            raise ValueError(
+                f"`biases[{index}]` must be concrete with a region. Under jit leave out `region`."
+            )
         bias = np.asarray(bias, np.float64)
         if bias.shape != kernel.shape[1:]:
             raise ValueError(
@@ -399,7 +401,7 @@ def _spectral_norms(kernels: list[Array]) -> list[Float[Array, " equal"]]:
 
 
 def _on_host(weights: Any) -> tuple[list[np.ndarray], list[float], Any] | None:
-    """Kernels in float64, their sums of squares, and the result's dtype, in a tuple if it is to be a jax.Array; None where a check failed.
+    """Kernels in float64, sums of squares, the result's dtype (in a tuple for a jax.Array); None if a check failed.
 
     In few calls: those of `_check_weights` cost as much as several layers.
     """

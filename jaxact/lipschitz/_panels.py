@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from jaxact.lipschitz._formula import Expr, UnsupportedError, evaluate_node, from_function, nodes
 from jaxact.lipschitz._norms import UNIT
@@ -16,7 +15,9 @@ from jaxact.lipschitz._slopes import LARGEST, _compiled, _jumps, _Key, slope_ran
 
 _NEAR = 12.0  # panels of equal width up to here, growing ones beyond
 _START = 2.0**-4  # their width at the start
-_FINE = 1e-6  # of a panel: what the range of f'' leaves open of f' inside, relative to the largest slope near 1
+_FINE = (
+    1e-6  # of a panel: what the range of f'' leaves open of f' inside, relative to the largest slope near 1
+)
 _MOST = 2**15
 _ROUNDING = 2.0**-50
 SAME = 16 * UNIT
@@ -43,7 +44,7 @@ class SlopeTable:
 
     def range(self, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bounds from below and from above on every difference quotient in intervals [size], which may be infinite."""
-        below, above = self.tops(np.maximum(lower, -_FAR), np.minimum(upper, _FAR))
+        below, above = self.tops(np.clip(lower, -_FAR, _FAR), np.clip(upper, -_FAR, _FAR))
         return -below, above
 
     def middles(self, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +82,9 @@ def slope_table(activation: Any) -> SlopeTable:
         ValueError: neither a formula nor a `slope_range`.
     """
     found = _LATEST.get(id(activation))
-    if found is not None and found[0] is activation:  # the hash of an activation takes as long as a small layer
+    if (
+        found is not None and found[0] is activation
+    ):  # the hash of an activation takes as long as a small layer
         return found[1]
     try:
         table = _remembered(activation)
@@ -143,7 +146,16 @@ def _evaluator(expr: Expr) -> Callable[[np.ndarray], np.ndarray]:
     order = nodes(expr)
     place = {id(node): index for index, node in enumerate(order)}
     plan = [(node, [place[id(arg)] for arg in node.args]) for node in order]
-    simple = {node.op for node in order} <= {"var", "const", "maximum", "minimum", "abs", "tanh", "erf", "atan"}
+    simple = {node.op for node in order} <= {
+        "var",
+        "const",
+        "maximum",
+        "minimum",
+        "abs",
+        "tanh",
+        "erf",
+        "atan",
+    }
 
     def value(x: np.ndarray) -> np.ndarray:
         done: list[Any] = []
@@ -239,7 +251,8 @@ def _steps(panels: _Panels) -> Callable | None:
         return None
     kinks = panels.a[new][1:]
     tops = np.full((2, count), -np.inf)
-    np.maximum.at(tops, (slice(None), pieces), levels)
+    for side in range(2):
+        np.maximum.at(tops[side], pieces, levels[side])
     table = np.full((2, count, count), -np.inf)
     for i in range(count):
         for j in range(count):
@@ -270,7 +283,9 @@ def _lookup(panels: _Panels, whole: tuple[float, float]) -> Callable:
         shifted = np.concatenate([last[:, half:], np.full((2, half), -np.inf)], 1)
         levels.append(np.maximum(last, shifted))
     levels.append(np.full((2, size + 2), -np.inf))  # of no panel
-    spans = np.ascontiguousarray(np.concatenate(levels, 1))  # over the 2^level panels from here on, level by level
+    spans = np.ascontiguousarray(
+        np.concatenate(levels, 1)
+    )  # over the 2^level panels from here on, level by level
     # By the distance of the panels that hold the ends, from -1 on: which level, and how far before the last one.
     level = np.full(size + 1, len(levels) - 1)
     level[2:-1] = np.frexp(np.arange(1, size - 1))[1] - 1

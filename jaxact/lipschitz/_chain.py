@@ -198,7 +198,7 @@ def within(layers: Sequence[Layer], region: Region) -> float:
     about 1e-12 a layer of width 16, 1e-9 at 128.
     """
     width = max(max(layer.kernel.shape) for layer in layers)
-    with one_thread(width):
+    with one_thread(width), np.errstate(over="ignore", invalid="ignore"):
         if isinstance(region, Ball):
             log = _pass(layers, region.center, region.radius)
         else:
@@ -262,6 +262,10 @@ def _applied(v: np.ndarray, layer: Layer) -> np.ndarray:
 def _slopes(table: SlopeTable, v: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(m, r) while |z - v| <= radii, v being right to CENTER_ERROR of its largest entry."""
     largest = float(np.maximum.reduce(np.abs(v)))
+    if not largest < 1e250:
+        raise ValueError(
+            "The values at the region's centre must be finite. Look for weights near the largest float."
+        )
     radii += (CENTER_ERROR + 8 * UNIT) * largest + 1e-290
     lower, upper = v - radii, v + radii
     if not math.isfinite(table.whole[1] - table.whole[0]):

@@ -208,12 +208,14 @@ def test_scales_beyond_the_square_root_of_float64_and_zeros():
     weights, biases, center = chain((4, 8, 8, 3), 5)
     region = lipschitz.Ball(center, 0.1)
     plain = local(weights, None, activations.relu, region, log=True)
-    for factors in ((1e150, 1e-150, 1.0), (1e-200, 1e200, 1e-3), (1e200, 1e200, 1e200)):
+    for factors in ((1e150, 1e-150, 1.0), (1e-200, 1e200, 1e-3), (1e200, 1.0, 1e200)):
         scaled = [W * factor for W, factor in zip(weights, factors, strict=True)]
         shift = np.log(factors).sum()
         assert local(scaled, None, activations.relu, region, log=True) == pytest.approx(
             plain + shift, rel=1e-9
         )
+    with pytest.raises(ValueError, match="values at the region's centre"):
+        local([1e200 * W for W in weights], None, activations.relu, region)
     weights[1] = np.zeros((8, 8))
     for method in ("eclipse_fast", "product"):
         assert local(weights, biases, activations.relu, region, method) == 0

@@ -11,7 +11,7 @@ every neuron at the largest slope of its activation at the centre, where the Lip
 slope.
 
 A row is ok where one of ours is at most 1.001 times theirs and takes less time, a tenth of it against a closed form.
-What counts is a repeated call of either; our first, with its compilation, is printed beside it. Ours are certified:
+What counts is the quickest of repeated calls of either; our first, with its compilation, is printed beside it. Ours are certified:
 one that is not larger than theirs proves theirs. Where ours is larger a pair of inputs is searched that theirs does
 not hold for, and tried in PyTorch: "invalid". "unproved" is a number of theirs from slopes that are not those of the
 activation, where no pair was found: read from a model, every activation has slopes in [0, 1]; "told" are rows where
@@ -503,8 +503,7 @@ def _estimate(estimator: Any, net: Net, request: dict[str, Any]) -> tuple[float,
         except Exception as error:
             return math.nan, math.nan, f"refused: {error}"
         seconds = clock() - started
-        best = seconds if repeat <= 1 else min(best, seconds)  # the first one warms up
-        repeat += 1
+        best, repeat = min(best, seconds), repeat + 1
         if seconds > 0.5:
             break
     value = float(found[0] if isinstance(found, tuple) else found)

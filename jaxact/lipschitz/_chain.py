@@ -208,7 +208,7 @@ def within(layers: Sequence[Layer], region: Region) -> float:
         # The choice of V is no minimum: narrower slopes may make it worse.
         if bounded and not log < _everywhere_at_least(layers, ranges) - 1e-9:
             kernels, squares = zip(*((layer.kernel, layer.square) for layer in layers), strict=True)
-            if not log < everywhere(kernels, squares, ranges) - 1e-9:
+            if not log < everywhere(kernels, squares, ranges) + 1e-7:  # which has no slack for rounding
                 log = min(log, _pass(layers, None, math.inf))
     return log
 

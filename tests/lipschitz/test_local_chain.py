@@ -143,7 +143,7 @@ def test_no_pair_of_a_ball_stretches_more_and_no_jacobian(name, widths):
         apart = np.linalg.norm(inputs[::2] - inputs[1::2], axis=1)
         stretch = np.linalg.norm(outputs[::2] - outputs[1::2], axis=1) / apart
         assert max(stretch.max(), np.linalg.norm(jacobians, 2, (1, 2)).max()) <= found
-        assert found <= everywhere * (1 + 1e-8)
+        assert found <= everywhere * (1 + 2e-7)
         assert found >= 0.9 * last  # it grows with the ball, if not strictly
         last = found
         assert found <= local(weights, biases, activation, lipschitz.Ball(center, radius), "product") * 1.0001

@@ -11,12 +11,12 @@ every neuron at the largest slope of its activation at the centre, where the Lip
 slope.
 
 A row is ok where one of ours is at most 1.001 times theirs and takes less time, a tenth of it against a closed form.
-What counts is the quickest of repeated calls of either; our first, with its compilation, is printed beside it. Ours are certified:
-one that is not larger than theirs proves theirs. Where ours is larger a pair of inputs is searched that theirs does
-not hold for, and tried in PyTorch: "invalid". "unproved" is a number of theirs from slopes that are not those of the
-activation, where no pair was found: read from a model, every activation has slopes in [0, 1]; "told" are rows where
-it was given the true ones. Programs expected to take it longer than `--limit` are left out. It runs in a process of
-its own, everything in float64 and BLAS in one thread.
+What counts is the quickest of repeated calls of either; our first, with its compilation, is printed beside it. Ours
+are certified: one that is not larger than theirs proves theirs. Where ours is larger a pair of inputs is searched
+that theirs does not hold for, and tried in PyTorch: "invalid". "unproved" is a number of theirs from slopes that are
+not those of the activation, where no pair was found: read from a model, every activation has slopes in [0, 1]; "told"
+are rows where it was given the true ones. Programs expected to take it longer than `--limit` are left out. It runs in
+a process of its own, everything in float64 and BLAS in one thread.
 """
 
 from __future__ import annotations

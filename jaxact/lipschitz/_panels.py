@@ -114,7 +114,7 @@ def _made(activation: Any) -> SlopeTable:
                 f"`activation` must be an elementwise function of known primitives, got {activation!r}: {error}. "
                 "Give it an attribute `slope_range`, or leave out `region`."
             ) from error
-        return _constant(activation, tuple(map(float, stated)))
+        return _constant(activation, (float(stated[0]), float(stated[1])))
     found = slope_range(expr)
     whole = (float(found.lower), float(found.upper))
     if stated is not None and getattr(activation, "exact", False):  # known facts, a few ulp sharper

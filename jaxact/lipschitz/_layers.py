@@ -64,7 +64,7 @@ def upper_bound(
     result would be NaN.
 
     With `region` the bound holds for inputs within it: "product" with the largest slopes that occur there, and
-    "eclipse_fast" with a range of slopes for each neuron, from |z_i - z_i(x0)| <= R sqrt(M_ii), and interval arithmetic
+    "eclipse_fast" with a range of slopes for each neuron, from |z_i - z_i(x0)| <= R sqrt(M_ii), and from intervals
     in a box. As R -> 0 that tends to the norm of the Jacobian; it exceeds the bound for all inputs by 1e-7 at most. It
     is proved with rounding included, on the host in float64, and rounded up to the weights' dtype; taken for granted is that the
     layers' values at the centre are right to 1e-11 of the largest, LAPACK's largest eigenvalues to 1e-9, and for an

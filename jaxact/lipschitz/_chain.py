@@ -188,8 +188,9 @@ def within(layers: Sequence[Layer], region: Region) -> float:
         V = s (1 + t) / r,   s = lambda_max(S),   t^4 = sum m^2 M_ii  sum m^2 r M_ii / (R^3 (sum r M_ii)^2),  R = max r
 
     so that B = I - S / (s (1 + t)). V is infinite where r = 0. Of equal slopes t = |m| / r, and this is "eclipse_fast";
-    of others any V > M is valid, and this one, the noise r^2 V of a neuron growing as r and not as r^2, gave bounds up
-    to 7 times lower than V = s (1 + |m| / r) in nets of 30 layers.
+    of others any V > M is valid. This one was picked among some fifteen on He-scaled random nets of width 16 to 64 and
+    radii 0.01 to 1: beside V = s (1 + |m| / r) its bound was 6 times lower at best (relu, 30 layers) and 14 % higher at
+    worst (relu, radius 1).
 
     Rounding, for slopes m that may be off by `SAME`. s is trusted to 1e-9 of itself, four digits less than LAPACK
     promises, so that B >= t / (1 + t) up to that; B's factor L has ||L||_F^2 = tr B and B = L L^T - E, ||E|| <= gamma_n

@@ -53,7 +53,7 @@ def certify(
         region: a `Ball` or `Box` of the input's shape; None for all inputs. As it shrinks, the bound tends to the
             norm of the Jacobian.
         num_steps: refinement steps of the engine; 0 leaves its closed form. Within a region, and once more over all
-            inputs if the closed form there is below what the region gave.
+            inputs where the region may tell nothing: where the closed forms all but agree.
         seconds: stop refining after so long, one budget for all of it.
         tolerance: stop refining when 20 steps have lowered log K by less.
         memory_limit: the largest number of hidden values that the engine holds jointly; beyond, it goes on with norms.

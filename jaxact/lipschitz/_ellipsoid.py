@@ -52,6 +52,7 @@ try:
 except ImportError:  # comes with scikit-learn
     threadpoolctl = None
 
+_LITTLE = 0.1  # of log K
 _LOOKAHEAD = 24  # steps over which the closed form looks for the place where paths meet again
 
 
@@ -152,11 +153,16 @@ def _bound(
         # What holds everywhere holds there as well, and intervals of a large region may be worth nothing. With the
         # best multipliers the region's bound is never the larger one: its slopes lie within those over all inputs, so
         # that q' = (y - a'z)(b'z - y) >= 0 implies q >= 0, hence q - t q' >= 0 for some t >= 0 (S-lemma), and t T
-        # proves there what T proves everywhere. So only where the region's fell short, all inputs are searched.
-        everywhere = _global(prepared, checked.log)
+        # proves there what T proves everywhere. So all inputs are searched only where the region's bound fell short, or
+        # may have: where intervals told so little that the closed form is all but that of all inputs.
+        limit = checked.log
+        if num_steps > 0 and time.perf_counter() < deadline:
+            limit = max(limit, history[0] + _LITTLE)
+        everywhere = _global(prepared, limit)
         if everywhere is not None:
-            checked, history, method = search(None, everywhere)
-            method += ", over all inputs"
+            other, its_history, its_method = search(None, everywhere)
+            if other.log < checked.log:
+                checked, history, method = other, its_history, f"{its_method}, over all inputs"
     if prepared.by_norms:
         assumptions.append("norms of operators are the bounds that they state")
         method += f", by norms where more than {memory_limit} entries are in use"

@@ -194,7 +194,6 @@ class Elementwise:
         is_function: v_out is a function of v_source alone, so that |v_out - v_out(x0)| follows from the slopes.
         label: what to call it in reports.
         reads: further variables whose intervals or values are used.
-        formula: f itself as a `jaxact.lipschitz._formula.Expr`, if it is one: the search then reads slopes off a table.
     """
 
     out: int
@@ -206,7 +205,6 @@ class Elementwise:
     is_function: bool = True
     label: str = ""
     reads: tuple[int, ...] = ()
-    formula: Any = None
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -383,7 +381,7 @@ class Certificate:
             Their sum is that of `value`. Labels say the step's sizes and, from a function, the line that it is on.
         seconds: wall clock, compilation included.
         history: the bound's natural logarithm at the start and after each refinement step, not proved; within a region
-            with slopes read off tables.
+            with slopes extrapolated in most.
     """
 
     value: float

@@ -13,7 +13,6 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 
-from jaxact.lipschitz import _tables
 from jaxact.lipschitz._layout import (
     FLOOR,
     Intervals,
@@ -24,14 +23,17 @@ from jaxact.lipschitz._layout import (
     centered,
     slopes_of,
 )
-from jaxact.lipschitz._program import Affine, Bounds, Diagonal, Elementwise, Identity, Linear, Operator
+from jaxact.lipschitz._program import Affine, Diagonal, Elementwise, Identity, Linear, Operator
 
 #: Q = exp(log) X, X of mean diagonal 1; by norms the logarithms of the norms, and 0
 _State: TypeAlias = tuple[np.ndarray, float]
 _Pull: TypeAlias = Callable[[_State], _State]  # from the gradient of what a step made to that of what it read
 # Gradients shrink by orders of magnitude within the first steps, where 0.9 and 0.999 overshoot for a long time.
 _MOMENTUM, _MEMORY = 0.6, 0.95
-_HELD = 8  # passes for which slopes that are in no table are extrapolated before they are found anew
+_EARLY, _EVERY = (
+    6,
+    5,
+)  # within a region slopes are found anew in each of the first passes, then in every fifth
 
 
 def refine(
@@ -43,7 +45,11 @@ def refine(
     tolerance: float | None,
     learning_rate: float,
 ) -> tuple[dict[int, Multipliers] | None, list[float]]:
-    """Adam on log-multipliers. What it takes for slopes may be approximate: only what is proved later counts."""
+    """Adam on log-multipliers; what counts is what is proved later.
+
+    Within a region slopes change with the multipliers and take most of the time. Between two passes that find them anew
+    they are extrapolated, and what is found there is no candidate.
+    """
     with np.errstate(all="ignore"):
         search = _Search(prepared, local)
         parameters = search.parameters(start)
@@ -52,14 +58,15 @@ def refine(
         for number in range(1, num_steps + 2):
             # A smooth mean of the eigenvalues first, the largest in the end: at the optimum many are equal.
             power = 2 * 250 ** (number / (num_steps + 1))
-            trace = search.forward(parameters, power)
+            last = number > num_steps or time.perf_counter() > deadline
+            trace = search.forward(parameters, power, last or number <= _EARLY or number % _EVERY == 0)
             if not math.isfinite(trace.log):
                 break
             history.append(trace.log)
-            if trace.log < best:
+            if trace.anew and trace.log < best:
                 best, found = trace.log, trace.multipliers
             stalled = tolerance is not None and number > 20 and history[-21] - min(history[-20:]) < tolerance
-            if number > num_steps or stalled or time.perf_counter() > deadline:
+            if last or stalled:
                 break
             gradient = search.backward(trace)
             first = _MOMENTUM * first + (1 - _MOMENTUM) * gradient
@@ -78,6 +85,7 @@ class _Trace(NamedTuple):
     log: float
     pull: _State
     multipliers: dict[int, Multipliers]
+    anew: bool  # whether slopes were found for this very pass
 
 
 class _Changing(NamedTuple):
@@ -111,19 +119,12 @@ class _Search:
                 self.log_norms[index] = np.log(norms)
         self.slices: dict[int, slice] = {}
         self.gradient = np.zeros(0)
-        self.held: dict[int, tuple[int, _Changing]] = {}
-        self.passes = 0
-        self.tables: dict[int, _tables.Table] = {}
+        self.fixed: dict[int, _Changing] = {}  # slopes: of all inputs, or of the last pass that found them
         if local is not None:
-            for index, step in enumerate(self.steps):
-                found = _tables.table(step.formula) if isinstance(step, Elementwise) else None
-                if found is not None:
-                    self.tables[index] = found
             return
         infinite = Intervals(prepared, None)
         for index in range(len(self.steps)):
             infinite.add(index, None)
-        self.fixed = {}
         for index, step in enumerate(self.steps):
             if isinstance(step, Elementwise) and prepared.layouts[index].used:
                 zero = np.zeros(step.size)
@@ -143,10 +144,10 @@ class _Search:
             start += parts[-1].size
         return np.concatenate(parts)
 
-    def forward(self, parameters: np.ndarray, power: float) -> _Trace:
+    def forward(self, parameters: np.ndarray, power: float, anew: bool = True) -> _Trace:
         prepared, local = self.prepared, self.local
-        self.passes += 1
-        intervals = _Read(prepared, local, self.tables)
+        anew = anew or local is None
+        intervals = Intervals(prepared, local)
         dense = prepared.starts_dense
         state: _State = (np.eye(prepared.program.input_size) if dense else np.zeros(1), 0.0)
         pulls: list[_Pull] = []
@@ -166,7 +167,9 @@ class _Search:
                 else:
                     state, pull = _affine_norms_step(terms, state, self.log_norms[index])
             elif not dense:
-                m, r = self.fixed[index][:2] if local is None else centered(self._slopes(index, intervals))
+                if local is not None and anew:
+                    self.fixed[index] = self._unchanging(index, intervals)
+                m, r = self.fixed[index][:2]
                 log_slope = math.log(np.max(np.abs(m) + r) + 1e-300)
                 state, pull = _elementwise_norms_step(layout, state, log_slope)
             else:
@@ -174,17 +177,18 @@ class _Search:
                 own = np.zeros(step.size + 1) if where is None else parameters[where]
                 if np.isnan(own[-1]):  # from the scale of Q there to the one here
                     own[:-1] += state[1] - self.start[index].log
-                slopes = self._changing_slopes(index, intervals, state, layout)
-                found = self._elementwise(layout, state, own, slopes, where)
+                if local is not None and anew:
+                    self.fixed[index] = self._changing(index, intervals, state, layout)
+                found = self._elementwise(layout, state, own, self.fixed[index], where)
                 if found is None:
-                    return _Trace([], math.nan, state, {})
+                    return _Trace([], math.nan, state, {}, anew)
                 used[index] = Multipliers(found[0], state[1])
                 state, pull = found[1:]
             pulls.append(pull)
-            if local is not None:
+            if local is not None and anew:
                 intervals.add(index, local.radius * _radii(state, step.size, dense))
         log, last = _last(dense, state, power)
-        return _Trace(pulls, log, last, used)
+        return _Trace(pulls, log, last, used, anew)
 
     def backward(self, trace: _Trace) -> np.ndarray:
         self.gradient = np.zeros(max(where.stop for where in self.slices.values()))
@@ -207,6 +211,8 @@ class _Search:
         moves = (radii > 0) & (diagonal > 0)
         R = 0.0 if self.local is None else self.local.radius
         now = R * _size(log) * np.sqrt(np.where(moves, diagonal, 0.0))
+        # No extrapolating far off: differences of steep slopes would run away.
+        moves &= np.maximum(np.abs(dm), np.abs(dr)) * np.abs(now - radii) <= 0.2 * r
         change = np.where(moves, now - radii, 0.0)
         active = r > 0
         m, r = m + dm * change, np.where(active, np.maximum(r + dr * change, 1e-3 * r), 0.0)
@@ -271,67 +277,38 @@ class _Search:
 
     # --- Slopes within a region ---------------------------------------------------------------------------------------
 
-    def _slopes(self, index: int, intervals: _Read, times: int = 1, bounds: Bounds | None = None) -> Bounds:
-        """The slopes of a step, over other intervals [times * size] of its source if given."""
-        step = self.steps[index]
-        assert isinstance(step, Elementwise)
-        bounds = intervals.found[step.source] if bounds is None else bounds
-        if index in self.tables:
-            return self.tables[index].slopes(*bounds)
-        parts = zip(*(np.split(end, times) for end in bounds), strict=True)
-        found = [
-            slopes_of(self.prepared.program, index, {**intervals.found, step.source: part}) for part in parts
-        ]
-        return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
+    def _unchanging(self, index: int, intervals: Intervals) -> _Changing:
+        m, r = centered(slopes_of(self.prepared.program, index, intervals.found))
+        zero = np.zeros_like(m)
+        return _Changing(m, r, zero, zero, zero)
 
-    def _changing_slopes(self, index: int, intervals: _Read, state: _State, layout: Layout) -> _Changing:
-        if self.local is None:
-            return self.fixed[index]
-        step = self.steps[index]
+    def _changing(self, index: int, intervals: Intervals, state: _State, layout: Layout) -> _Changing:
+        assert self.local is not None
+        program, step = self.prepared.program, self.steps[index]
         assert isinstance(step, Elementwise)
+        definition = program.order[step.source]
+        defined = self.steps[definition] if definition >= 0 else None
+        found = self._unchanging(index, intervals)
+        if isinstance(defined, Elementwise) and not defined.is_function:
+            return found
+        # How slopes change with the radius: by a difference, where the radius is what bounds the interval.
         z = layout.rows(layout.sources[0])
         radii = self.local.radius * _size(state[1]) * np.sqrt(np.maximum(np.diag(state[0])[z], 0))
-        if index in self.held:
-            since, held = self.held[index]
-            if self.passes - since < _HELD and (np.abs(radii - held.radii) <= 0.05 * held.radii).all():
-                return held
-        zero = np.zeros(step.size)
-        definition = self.prepared.program.order[step.source]
-        defined = self.steps[definition] if definition >= 0 else None
-        if isinstance(defined, Elementwise) and not defined.is_function:
-            found = _Changing(*centered(self._slopes(index, intervals)), zero, zero, radii)
-        else:
-            # How slopes change with the radius: by a difference, where the radius is what bounds the interval.
-            change = 1e-4 * radii + 1e-300
-            lower, upper = intervals.found[step.source]
-            narrow = intervals.around(step.source, radii)
-            low = np.where(narrow[0] <= lower + 1e-2 * change, lower - change, lower)
-            high = np.where(narrow[1] >= upper - 1e-2 * change, upper + change, upper)
-            bounds = np.concatenate([lower, low]), np.concatenate([upper, high])
-            (m, wider_m), (r, wider_r) = (
-                np.split(part, 2) for part in centered(self._slopes(index, intervals, 2, bounds))
-            )
-            dm, dr = (np.where(radii > 0, w / change, 0.0) for w in (wider_m - m, wider_r - r))
-            # A jump of the slope is no derivative.
-            steep = np.abs(dm) + np.abs(dr) > 1e2 * (np.abs(m) + r) / np.maximum(radii, 1e-300)
-            dm, dr = np.where(steep, 0.0, dm), np.where(steep | (r == 0), 0.0, dr)
-            found = _Changing(m, r, dm, dr, radii)
-        if index not in self.tables:
-            self.held[index] = self.passes, found
-        return found
-
-
-class _Read(Intervals):
-    """Intervals with the values of elementwise steps read off tables."""
-
-    def __init__(self, prepared: Prepared, local: Local | None, tables: Mapping[int, _tables.Table]):
-        super().__init__(prepared, local)
-        self.tables = tables
-
-    def _by_arithmetic(self, index: int) -> Bounds:
-        if index not in self.tables:
-            return super()._by_arithmetic(index)
-        return self.tables[index].values(*self.found[self.program.steps[index].sources[0]])
+        change = 1e-4 * radii + 1e-300
+        lower, upper = intervals.found[step.source]
+        narrow = intervals.around(step.source, radii)
+        at_lower, at_upper = narrow[0] <= lower + 1e-2 * change, narrow[1] >= upper - 1e-2 * change
+        # Where slopes are one number, or as wide as can be, nothing is lost by taking them as they are.
+        if not ((found.r > 0) & (radii > 0) & (at_lower | at_upper)).any():
+            return found
+        moved = np.where(at_lower, lower - change, lower), np.where(at_upper, upper + change, upper)
+        m, r = found[:2]
+        wider = centered(slopes_of(program, index, {**intervals.found, step.source: moved}))
+        dm, dr = (np.where(radii > 0, (w - v) / change, 0.0) for w, v in zip(wider, (m, r), strict=True))
+        # A jump of the slope is no derivative.
+        steep = np.abs(dm) + np.abs(dr) > 1e2 * (np.abs(m) + r) / np.maximum(radii, 1e-300)
+        dm, dr = np.where(steep, 0.0, dm), np.where(steep | (r == 0), 0.0, dr)
+        return _Changing(m, r, dm, dr, radii)
 
 
 # --- Steps and their pulls --------------------------------------------------------------------------------------------

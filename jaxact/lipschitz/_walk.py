@@ -852,7 +852,7 @@ class _Walker:
                 made.append(softmax_step(lin, out, numbers))
             else:
                 out = next(fresh)
-                made.append(replace(elementwise_step(lin, out, numbers), formula=lin.data))
+                made.append(elementwise_step(lin, out, numbers))
                 if restricted is None:
                     restricted = self._unbounded(lin.data)
             numbers[lin] = out
@@ -869,7 +869,12 @@ class _Walker:
             numbers[result],
         )
         for step in program.steps:
-            _check_finite(step, step.out == program.output)
+            made_of = lin_of.get(step.out)
+            _check_finite(
+                step,
+                made_of.data if made_of is not None and made_of.kind == "elementwise" else None,
+                step.out == program.output,
+            )
         assumptions = [
             "the function is meant in exact arithmetic, with its parameters as they are",
             f"no intermediate value exceeds {_slopes.LARGEST:.1e}",
@@ -958,13 +963,13 @@ def _is_finite(values: Any) -> bool:
     return values.dtype.kind not in "fc" or bool(np.isfinite(values).all())
 
 
-def _check_finite(step: Step, is_output: bool) -> None:
+def _check_finite(step: Step, formula: Expr | None, is_output: bool) -> None:
     """Refuse NaN, and infinities but for those that a mask adds on the way or a maximum starts from."""
     if isinstance(step, Affine):
         offset = np.zeros(0) if step.offset is None else step.offset
         bad = not np.isfinite(offset).all() if is_output else np.isnan(offset).any()
     else:
-        bad = step.formula is not None and not _formula.is_finite(step.formula)
+        bad = formula is not None and not _formula.is_finite(formula)
     if bad:
         raise ValueError(
             f"`fn` cannot be certified: it must have finite weights and constants, got NaN or inf in {step.label}. "

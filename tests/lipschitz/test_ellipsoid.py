@@ -452,3 +452,12 @@ def test_one_budget_of_time_covers_the_region_and_all_inputs(monkeypatch):
     everywhere = bound(program, num_steps=20)
     assert near.value < everywhere.value
     assert far.value <= everywhere.value * (1 + 1e-3)
+
+
+def test_a_region_that_tells_nothing_costs_no_quality():
+    for name, seed in (("tanh", 0), ("relu", 1)):
+        program = chain((6,) * 7, name=name, seed=seed)
+        everywhere = bound(program, num_steps=60).value
+        for radius in (1.0, 10.0, 1e3):
+            found = bound(program, region=Ball(np.full(6, 0.3), radius), num_steps=60)
+            assert found.value <= everywhere * (1 + 1e-2)

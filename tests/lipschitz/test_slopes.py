@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxact import activations
-from jaxact.lipschitz import _formula, _tables
+from jaxact.lipschitz import _formula
 from jaxact.lipschitz._formula import UnsupportedError, evaluate, from_function
 from jaxact.lipschitz._slopes import slope_range, value_range
 
@@ -211,22 +211,3 @@ def test_entries_with_constants_of_their_own_are_bounded_one_by_one():
 def test_what_is_not_known_is_refused_by_name():
     with pytest.raises(UnsupportedError, match="erf_inv"):
         from_function(jax.scipy.special.erfinv)
-
-
-@pytest.mark.parametrize("fn", [jax.nn.relu, jnp.tanh, jax.nn.gelu, jax.nn.hard_swish, jnp.sin, jnp.square])
-def test_tables_agree_with_what_is_proved(fn):
-    found = _tables.table(from_function(fn))
-    rng = np.random.default_rng(0)
-    middle, half = rng.normal(size=400), 10 ** rng.uniform(-5, 0.5, size=400)
-    middle[:40] *= 1e-4
-    lower, upper = middle - half, middle + half
-    proved = slope_range(from_function(fn), lower, upper, tolerance=1e-6)
-    for quick, bound in zip(found.slopes(lower, upper), proved, strict=True):
-        np.testing.assert_allclose(quick, bound, atol=1e-5 * np.abs(proved).max())
-    # Values at many points of each interval
-    points = lower + (upper - lower) * np.linspace(0, 1, 501)[:, None]
-    with jax.enable_x64(True):
-        values = np.asarray(fn(jnp.asarray(points)))
-    least, most = found.values(lower, upper)
-    np.testing.assert_allclose(least, values.min(0), atol=1e-4)
-    np.testing.assert_allclose(most, values.max(0), atol=1e-4)

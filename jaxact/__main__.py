@@ -418,11 +418,12 @@ def _depth(text: str) -> int:
 
 def _integer(text: str, what: str, least: int, most: int | None = None) -> int:
     # Python reads no more than 4300 digits.
-    is_integer = text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
-    if not is_integer or int(text) < least or (most is not None and int(text) > most):
-        rule = f"of at least {least}" if most is None else f"of at least {least} and at most {most}"
-        got = repr(text) if len(text) <= _MOST_DIGITS else f"{len(text)} characters"
-        raise argparse.ArgumentTypeError(f"{what} must be an integer {rule}, got {got}")
+    is_long = len(text) > _MOST_DIGITS
+    got = f"{len(text)} characters" if is_long else repr(text)
+    if is_long or not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{what} must be an integer of at least {least}, got {got}")
+    if most is not None and int(text) > most:
+        raise argparse.ArgumentTypeError(f"{what} must be at most {most}, got {got}")
     return int(text)
 
 

@@ -177,8 +177,8 @@ def _at(activation, points, lengths, table, sigma_w, sigma_b):
     chi = w * jnp.sum(slope**2 * weights)
     chi_q = w * jnp.sum(x * value * slope * weights) / q
     # C(c) = b / q + sum_n series_n c^n
-    z, z_weights, z_value = _expansion_nodes(activation, points, q)
-    series = w / q * hermite_coefficients(z, z_weights, z_value, _NUM_HERMITE) ** 2
+    z, mass, at_z = _expansion_nodes(activation, points, q)
+    series = w / q * hermite_coefficients(z, mass, at_z, _NUM_HERMITE) ** 2
     degrees = jnp.arange(_NUM_HERMITE, dtype=q.dtype)
     left_out = w * jnp.sum(value**2 * weights) / q - jnp.sum(series), chi - jnp.sum(degrees * series)
     c, chi_c = _fixed_correlation(series, b / q, chi, _power(*left_out))

@@ -170,7 +170,7 @@ def jacobian_spectrum(
     depth = int(depth)
     length = _fixed_point(activation, sigma_w, sigma_b) if q is None else float(q)
     refuse_unresolved(activation, length, power=4)
-    law = _law(activation, depth, gaussian, float(sigma_w), max(length, _TINY))
+    law = _law(activation, depth, gaussian, float(sigma_w), length or _TINY)
     locations, masses = _atoms(law)
     low, high = _edges(law, activation)
     if log_eigenvalues is not None:

@@ -353,15 +353,12 @@ def test_help_is_printed_without_importing_jax():
 def test_signals_that_vanish_in_floating_point_have_no_singular_values():
     from jaxact._cli import _compare
 
-    rows, missing = _compare.predict(
-        activations.relu_squared, depth=16, sigma_b=(1e200,), weights=("gaussian",)
-    )
-    row = the(rows, "relu_squared", "pytorch", "gaussian")
-    assert row["q_end"] == 0
-    assert row["largest_over_rms"] is None
-    assert row["score"] == math.inf
+    q, gone = np.array([1.0, 0.0, 0.0]), dict.fromkeys(theory.MeanField._fields, 0.0)
+    c, chi = np.array([[0.0, 0.9], [np.nan, np.nan], [np.nan, np.nan]]), np.array([0.5, 0.0])
+    start = _compare.Start(("pytorch",), 3**-0.5, 0.0, True)
+    row = _compare._row(activations.relu_squared, start, "gaussian", gone, q, c, chi)
+    assert (row["q_end"], row["largest_over_rms"], row["score"]) == (0, None, math.inf)
     assert row["why"] == "Signals shrink (0x the variance); gradients vanish altogether."
-    assert any("`sigma_b` = 1e+200 has no critical point" in each["reason"] for each in missing)
 
 
 @pytest.mark.parametrize("depth", ["10001", "9" * 23, "9" * 5000])

@@ -222,7 +222,7 @@ def test_what_cannot_be_shaped_is_refused():
 def test_deep_rectifiers_and_counts_of_numpy():
     # C'(1) = E f'^2 of the shaped relu, depth times its logarithm.
     phi = shape(activations.relu, 2000)
-    slopes = np.asarray(phi.derivative(np.array([-1.0, 1.0])), float)
+    slopes = np.asarray(phi.derivative(jnp.array([-1.0, 1.0])), float)
     assert 2000 * np.log((slopes**2).mean()) == pytest.approx(np.log(1.5), rel=1e-3)
     assert shape(activations.relu, np.int64(50)) == shape(activations.relu, 50)
     for depth in (10**7, 10**400):

@@ -77,7 +77,9 @@ def upper_bound(
             width] of equal ones; concrete, or traced for the first three methods without a region.
         activation: the phi between two layers, one for all or a sequence of len(weights) - 1. Anything with
             an attribute `lipschitz` = sup|phi'|, a float or a traced scalar, and a `slope_range` = (alpha, beta);
-            without the latter it is taken as (-lipschitz, lipschitz). With a region, a JAX function.
+            without the latter it is taken as (-lipschitz, lipschitz). With a region, a JAX function. Without one the
+            result is as good as what is stated: an estimate for an `Activation` whose `exact` is False; `certify`
+            bounds slopes from the formula instead.
         method: see above.
         log: return the natural logarithm, for depths whose bound exceeds the dtype's range.
         num_steps: of "ellipsoid".

@@ -190,12 +190,12 @@ def check_nonnegative(**numbers: Any) -> None:
 
 def check_count(name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
     """Return a count, of numpy's too, as a Python int."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
-        got = (
-            repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "one of more than 20 digits"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+    if value > most:  # Python prints no more than 4300 digits
+        raise ValueError(
+            f"`{name}` must be at most {most}, got {f'{value}' if value < 10**20 else 'more than 1e20'}."
         )
-        rule = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise ValueError(f"`{name}` must be {rule}, at most {most}, got {got}.")
     return int(value)
 
 

@@ -97,6 +97,8 @@ def shape(
     """
     points = breakpoints(activation)
     refuse_fast_growth(activation)
+    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
+        raise ValueError(f"`depth` must be a positive integer, got {depth!r}.")
     depth = check_count("depth", depth, most=_DEEPEST)
     if method not in ("dks", "tat"):
         raise ValueError(f'`method` must be "dks" or "tat", got {method!r}.')

@@ -372,35 +372,32 @@ def _near_one(c: float) -> str:
     return f"{c:.3f}" if c < 0.9995 else "1" if c > 1 - 1e-12 else f"1 - {1 - c:.0e}"
 
 
+_WIDE = 130  # columns of a terminal in which scales and fixed points stand beside the rest; --json has them always
+
+
 def _print(rows: list[dict[str, Any]], missing: list[dict[str, Any]], depth: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    screen = console()
+    is_wide = screen.width >= _WIDE
     title = f"decades lost over {depth} layers: the score, lower is better"
     table = Table(title=title, title_justify="left")
+    if not is_wide:
+        table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
     for name in ("", "activation", "initialisation", "weights"):
         table.add_column(name)
-    for name in (
-        "sigma_w",
-        "sigma_b",
-        "q*",
-        "chi",
-        "xi_c",
-        "xi_grad",
-        "gradient",
-        "inputs",
-        "condition",
-        "score",
-    ):
+    scales = ("sigma_w", "sigma_b", "q*", "chi", "xi_c", "xi_grad") if is_wide else ()
+    decades = ("gradient", "inputs", "condition") if is_wide else ("grad", "inputs", "cond")
+    for name in (*scales, *decades, "score"):
         table.add_column(name, justify="right")
     for row in rows:
-        numbers = [row[name] for name in ("sigma_w", "sigma_b", "q_star", "chi", "xi_c", "xi_gradient")]
-        decades = [row[f"{name}_decades"] for name in ("gradient", "input", "conditioning")]
+        names = ("sigma_w", "sigma_b", "q_star", "chi", "xi_c", "xi_gradient")[: len(scales)]
+        lost = [row[f"{name}_decades"] for name in ("gradient", "input", "conditioning")]
         cells = [str(row["rank"]), row["activation"], row["initialisation"], row["weights"]]
-        cells += [_cell(number, ".4g") for number in numbers]
-        cells += [_cell(number, ".2f") for number in (*decades, row["score"])]
+        cells += [_cell(row[name], ".4g") for name in names]
+        cells += [_cell(number, ".2f") for number in (*lost, row["score"])]
         table.add_row(*(Text(cell) for cell in cells))
-    screen = console()
     screen.print(table)
     for row in rows:
         start = f"{row['initialisation']}, {row['weights']}"

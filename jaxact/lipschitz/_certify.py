@@ -123,11 +123,13 @@ def _check_translation(
     offsets = [step.offset for step in lowered.program.steps if isinstance(step, Affine)]
     parts = [np.max(np.abs(part), initial=0.0) for part in (*values.values(), *offsets) if part is not None]
     allowed = (1e-6 * scale + 1e-12 * max(parts)) if lowered.exact else (1e-2 * scale + 1e-5 * max(parts))
+    if lowered.narrowest is not None:
+        allowed = max(allowed, 8 * float(jnp.finfo(lowered.narrowest).eps) * (scale + max(parts)))
     if np.isfinite(scale) and not np.max(np.abs(theirs - ours)) <= allowed:
         raise ValueError(
             "`fn` could not be translated: what was made of its jaxpr gives other outputs than fn itself, by "
             f"{np.max(np.abs(theirs - ours)):g} where the largest is {scale:g}. Does it depend on a state or on "
-            "chance? If not, please report it."
+            "chance, or magnify its own rounding (then try it in float64)? If not, please report it."
         )
 
 

@@ -377,6 +377,12 @@ def _convert(params: Any, u: Expr) -> Expr:
     return u
 
 
+def _reduce_precision(params: Any, u: Expr) -> Expr:
+    if params["mantissa_bits"] < 23:
+        raise UnsupportedError("the rounding of `reduce_precision` has no slope")
+    return u
+
+
 def _same(_: Any, u: Expr) -> Expr:
     return u
 
@@ -569,7 +575,7 @@ _BUILDERS: dict[str, Callable[..., Expr]] = {
     "select_n": _select,
     "is_finite": _finite,
     "convert_element_type": _convert,
-    "reduce_precision": _same,
+    "reduce_precision": _reduce_precision,
     "copy": _same,
     "copy_p": _same,
     "stop_gradient": _same,

@@ -261,7 +261,7 @@ def slopes_of(program: Program, index: int, intervals: Mapping[int, Bounds]) -> 
     if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
         raise ValueError(
             f"Step {label(program, index)} must have bounded slopes, got [{alpha.min()}, {beta.max()}]. "
-            "No bound holds for all inputs: pass `region=`."
+            "No bound holds for all these inputs: pass `region=`, or a smaller one."
         )
     if (alpha > beta).any():
         raise ValueError(f"Step {label(program, index)} must have slopes with lower <= upper.")

@@ -73,6 +73,7 @@ class Lowered:
         exact: whether the function was traced in float64.
         num_equations: of its jaxpr, not counting those of loops and calls.
         num_operations: how many of them differ in primitive or shapes.
+        narrowest: the floating dtype with the fewest bits that it converts wider numbers to, or None.
     """
 
     program: Program
@@ -82,6 +83,7 @@ class Lowered:
     exact: bool
     num_equations: int = 0
     num_operations: int = 0
+    narrowest: Any = None
 
 
 def lower(fn: Callable[[Any], Any], example: Any) -> Lowered:
@@ -111,7 +113,25 @@ def lower(fn: Callable[[Any], Any], example: Any) -> Lowered:
     operations = {
         (eqn.primitive.name, *(str(atom.aval) for atom in (*eqn.invars, *eqn.outvars))) for eqn in equations
     }
-    return replace(lowered, num_equations=len(equations), num_operations=len(operations))
+    narrowest = min(_narrowed(closed.jaxpr), key=lambda dtype: jnp.finfo(dtype).nmant, default=None)
+    if narrowest is not None:
+        rounding = f"conversions to {narrowest} and other narrow dtypes count as no rounding"
+        lowered = replace(lowered, assumptions=(*lowered.assumptions, rounding))
+    return replace(lowered, num_equations=len(equations), num_operations=len(operations), narrowest=narrowest)
+
+
+def _narrowed(jaxpr: Any) -> Iterator[Any]:
+    """The floating dtypes that wider floating numbers are converted to, in calls and loops too."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "convert_element_type":
+            pair = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
+            is_floating = all(jnp.issubdtype(dtype, jnp.floating) for dtype in pair)
+            if is_floating and jnp.finfo(pair[1]).nmant < jnp.finfo(pair[0]).nmant:
+                yield np.dtype(pair[1])
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _narrowed(inner)
 
 
 def _traced(fn: Callable[[Any], Any], example: Any) -> tuple[Any, bool]:
@@ -558,8 +578,8 @@ class _Walker:
         full = (*batch, *frees[0], *frees[1], *summed)
         u_index = np.arange(u.size).reshape(u.shape).transpose(*u_batch, *u_free, *u_sum)
         v_index = np.arange(v.size).reshape(v.shape).transpose(*v_batch, *v_free, *v_sum)
-        u_index = u_index.reshape(*batch, *frees[0], *[1] * len(frees[1]), *summed)
-        v_index = v_index.reshape(*batch, *[1] * len(frees[0]), *frees[1], *summed)
+        u_index = u_index.reshape((*batch, *frees[0], *[1] * len(frees[1]), *summed))
+        v_index = v_index.reshape((*batch, *[1] * len(frees[0]), *frees[1], *summed))
         left = self._indexed(u, np.ascontiguousarray(np.broadcast_to(u_index, full)))
         right = self._indexed(v, np.ascontiguousarray(np.broadcast_to(v_index, full)))
         products = self.linear(self._product(left, right, eqn, full))
@@ -567,7 +587,7 @@ class _Walker:
         total = Lin(
             shape,
             (products,),
-            lambda mode, x: x.reshape(*shape, terms).sum(-1),
+            lambda mode, x: x.reshape((*shape, terms)).sum(-1),
             host=lambda mode, x: x.reshape(-1, *shape, terms).sum(-1),
         )
         return _Value(self._made(total), _formula.variable(), shape)
@@ -878,7 +898,8 @@ class _Walker:
         assumptions = [
             "the function is meant in exact arithmetic, with its parameters as they are",
             f"no intermediate value exceeds {_slopes.LARGEST:.1e}",
-            "branches that agree to rounding where a `where` switches are continuous there",
+            "it is defined and finite at every input in question",
+            "branches that agree to 1e-13 of their size where a `where` switches are continuous there",
             "numpy's and scipy's elementary functions are right to 8 ulp",
             "what follows from parameters alone, composed linear maps too, is right to rounding in float64",
         ]

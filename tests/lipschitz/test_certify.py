@@ -392,3 +392,21 @@ def test_a_function_traced_before_is_named_where_it_is_called_now():
     later = certify(lambda x: jax.nn.silu(x), jnp.zeros(5)).factors
     lines = [int(factors[0][0].rstrip(")").split(":")[-1]) for factors in (earlier, later)]
     assert lines[1] == lines[0] + 1
+
+
+def test_roundings_are_named_or_refused():
+    halved = lambda x: 3 * x.astype(jnp.bfloat16).astype(x.dtype)  # noqa: E731
+    for region in (None, Ball(jnp.zeros(2), 1.0)):
+        found = certify(halved, jnp.zeros(2), region=region)
+        np.testing.assert_allclose(found.value, 3, rtol=1e-12)
+        assert any("conversions to bfloat16" in each for each in found.assumptions)
+    assert not any("conversions" in each for each in certify(jnp.tanh, jnp.zeros(2)).assumptions)
+    with pytest.raises(ValueError, match="rounding of `reduce_precision` has no slope"):
+        certify(lambda x: jax.lax.reduce_precision(x, 5, 2), jnp.zeros(2))
+
+
+def test_a_product_of_three_vectors_summed_to_a_number_is_bounded_in_a_ball():
+    cubed = lambda x: jnp.einsum("i,j,k->", x, x, x)  # noqa: E731
+    found = certify(cubed, jnp.zeros(3), region=Ball(jnp.ones(3), 0.1))
+    steepest = 3 * (3 + 0.1 * 3**0.5) ** 2 * 3**0.5  # of (sum x)^3
+    assert steepest * (1 - 1e-9) <= found.value < 3 * steepest

@@ -42,7 +42,12 @@ def ellipsoid_block(
     A = m * outer @ inner
     if skip:
         A = A + skip * jnp.eye(A.shape[0], dtype=Q.dtype)
-    s, carried, noise = (largest_eigenvalue(M) for M in (DQ @ inner.T, A @ Q @ A.T, outer @ outer.T))
+    # One after the other: XLA on CPUs has been seen to wait for ever for decompositions started side by side.
+    s = largest_eigenvalue(DQ @ inner.T)
+    Q_then, s = lax.optimization_barrier((Q, s))
+    carried = largest_eigenvalue(A @ Q_then @ A.T)
+    outer_then, carried = lax.optimization_barrier((outer, carried))
+    noise = largest_eigenvalue(outer_then @ outer_then.T)
     moves = (s > 0) & (noise > 0)
     t = jnp.sqrt(carried / jnp.where(moves, s * noise, 1))
     V_over_s = 1 + jnp.maximum(t / jnp.where(r > 0, r, 1), _LEAST)

@@ -42,16 +42,15 @@ def ellipsoid_block(
     A = m * outer @ inner
     if skip:
         A = A + skip * jnp.eye(A.shape[0], dtype=Q.dtype)
-    # One after the other: XLA on CPUs has been seen to wait for ever for decompositions started side by side.
+    # Each divided by the one before, and so found one after the other: jaxlib (0.10.2) works through a vmapped
+    # decomposition on the threads that wait for others, and side by side they would wait for ever.
     s = largest_eigenvalue(DQ @ inner.T)
-    Q_then, s = lax.optimization_barrier((Q, s))
-    carried = largest_eigenvalue(A @ Q_then @ A.T)
-    outer_then, carried = lax.optimization_barrier((outer, carried))
-    noise = largest_eigenvalue(outer_then @ outer_then.T)
+    carried = largest_eigenvalue(A @ (Q / _or_one(s)) @ A.T)  # ||A Q^1/2||^2 / s
+    noise = largest_eigenvalue(outer @ (outer.T / _or_one(carried)))
     moves = (s > 0) & (noise > 0)
-    t = jnp.sqrt(carried / jnp.where(moves, s * noise, 1))
+    t = jnp.where(carried > 0, lax.rsqrt(_or_one(noise)), 0)
     V_over_s = 1 + jnp.maximum(t / jnp.where(r > 0, r, 1), _LEAST)
-    share = jnp.where(moves & (r > 0), 1 / (V_over_s * jnp.where(moves, s, 1)), 0)  # 1 / V
+    share = jnp.where(moves & (r > 0), 1 / (V_over_s * _or_one(s)), 0)  # 1 / V
     if not skip:  # with m = 0 nothing but the noise is left, whose V may be s itself
         V_over_s, share = jnp.where(m == 0, 1, V_over_s), jnp.where(m == 0, 0, share)
     factor = jnp.linalg.cholesky(jnp.eye(DQ.shape[0], dtype=Q.dtype) - share * (DQ @ inner.T))
@@ -78,3 +77,7 @@ def largest_eigenvalue(M: Float[Array, "n n"]) -> Float[Array, ""]:
 def log_bound(Q: Float[Array, "n n"], log_square: Float[Array, ""]) -> Float[Array, ""]:
     """The logarithm of K = sqrt lambda_max."""
     return 0.5 * (jnp.log(largest_eigenvalue(Q)) + log_square)
+
+
+def _or_one(value: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.where(value > 0, value, 1)

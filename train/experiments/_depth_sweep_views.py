@@ -324,8 +324,7 @@ def _lipschitz_bounds(best: xr.Dataset) -> alt.FacetChart | None:
         caption=(
             "The true constant lies in the dark band. Its lower edge is the largest ||J(x)|| that was found, a "
             "real sensitivity of the network; its upper edge is an ellipsoid carried through the layers in closed "
-            "form, which knows which directions a layer stretches (the product for layer and "
-            "RMS norms and widths above 64). Where the "
+            "form, which knows which directions a layer stretches (for layer and RMS norms, the product). Where the "
             "pale band is tall the textbook's product of norms says little about the network. Nets that diverged have "
             "no value after training; bounds beyond 1e-20 or 1e50 lie on the edge."
         ),

@@ -37,14 +37,6 @@ class _Command(NamedTuple):
     details: str = ""
 
 
-class _Extend(argparse.Action):
-    """Collects what a repeated option is given; the first replaces the default."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        given = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, values if given is self.default else [*given, *values])
-
-
 class _Parser(argparse.ArgumentParser):
     """Reports in the manner of all other errors."""
 
@@ -74,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = [*arguments[1:2], "--help"]
     try:
         _check_command(arguments[0])
-        options = parser.parse_args(_join_lists(arguments))
+        options = parser.parse_args(arguments)
         module, _, name = _COMMANDS[options.command].function.partition(":")
         status = getattr(importlib.import_module(module), name)(options)
         sys.stdout.flush()  # here, where a full disk can be reported
@@ -130,23 +122,6 @@ def _check_command(word: str) -> None:
     raise InputError(f"there is no command {word!r}. {meant}")
 
 
-def _join_lists(arguments: Sequence[str]) -> list[str]:
-    """`--weights gaussian orthogonal relu` as `--weights=gaussian,orthogonal relu`.
-
-    What follows an option that takes a list belongs to it for as long as it can: argparse would take the names too.
-    """
-    belongs = _LISTS.get(arguments[0], {})
-    joined: list[str] = []
-    waiting = list(arguments)
-    while waiting:
-        word = waiting.pop(0)
-        values = []
-        while word in belongs and waiting and belongs[word](waiting[0]):
-            values.append(waiting.pop(0))
-        joined.append(f"{word}={','.join(values)}" if values else word)
-    return joined
-
-
 def _describe_options(parser: argparse.ArgumentParser) -> None:
     _add_names(parser)
     parser.add_argument(
@@ -190,19 +165,17 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sigma-b",
         type=_scales,
-        action=_Extend,
         default=[0.0, _DEFAULT_SIGMA_B],
         metavar="S[,S]",
-        help="bias scales of the critical initialisations, 0,0.3 or the option again; "
+        help="bias scales of the critical initialisations, separated by commas; "
         "default: 0 and sqrt(0.05) = 0.2236",
     )
     parser.add_argument(
         "--weights",
         type=_laws,
-        action=_Extend,
         default=list(_LAWS),
         metavar="LAW[,LAW]",
-        help="laws of the weights: gaussian, orthogonal or gaussian,orthogonal, or the option again; default: both",
+        help="laws of the weights: gaussian, orthogonal, or gaussian,orthogonal; default: both",
     )
     _add_json(parser)
 
@@ -432,15 +405,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
-
-
-#: By command, the options that take a list and what can be a value of theirs.
-_LISTS: dict[str, dict[str, Callable[[str], bool]]] = {
-    "compare": {
-        "--sigma-b": lambda word: not math.isnan(_number(word.split(",")[0])),
-        "--weights": lambda word: word.split(",")[0] in _LAWS,
-    }
-}
 
 
 def _fail(message: str) -> int:

@@ -232,10 +232,9 @@ BOTH = ["gaussian", "orthogonal"]
     ("words", "names", "weights", "sigma_b"),
     [
         ("relu tanh", ["relu", "tanh"], BOTH, list(SIGMA_B)),
-        ("relu --weights gaussian orthogonal --sigma-b 0 0.3", ["relu"], BOTH, [0, 0.3]),
-        ("--weights gaussian orthogonal --sigma-b 0 0.3 relu tanh", ["relu", "tanh"], BOTH, [0, 0.3]),
+        ("relu --weights gaussian,orthogonal --sigma-b 0,0.3", ["relu"], BOTH, [0, 0.3]),
         ("--sigma-b 0,0.3 --weights gaussian,orthogonal relu", ["relu"], BOTH, [0, 0.3]),
-        ("--weights gaussian --weights orthogonal --sigma-b 0 --sigma-b 0.3 relu", ["relu"], BOTH, [0, 0.3]),
+        ("--weights orthogonal relu tanh", ["relu", "tanh"], ["orthogonal"], [0, 0.05**0.5]),
         ("--weights=orthogonal gaussian --sigma-b=0.3", ["gaussian"], ["orthogonal"], [0.3]),
     ],
 )

@@ -39,8 +39,8 @@ def parse_activations(texts: "Sequence[str]") -> "list[Activation]":
     return list(dict.fromkeys(found))
 
 
-def for_each(work: "Callable[[Activation], Found]", items: "Sequence[Activation]") -> "list[Found]":
-    """Map over activations, one after the other, and say on a terminal which one is at work."""
+def for_each(work: "Callable[[Any], Found]", items: "Sequence[Any]") -> "list[Found]":
+    """Map over items with a name, one after the other, and say on a terminal which one is at work."""
     if not sys.stderr.isatty():
         return [work(item) for item in items]
     from rich.console import Console

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,33 +11,15 @@ from jaxtyping import Float
 from scipy.linalg import blas, lapack
 
 from jaxact.lipschitz._layout import CENTER_ERROR
-from jaxact.lipschitz._norms import UNIT, certified_largest, dense_norm, largest_eigenvalue
+from jaxact.lipschitz._norms import UNIT, certified_largest, dense_norm, largest_eigenvalue, one_thread
 from jaxact.lipschitz._panels import SAME, SlopeTable, centered
 from jaxact.lipschitz._program import Ball, Box, Region
-
-try:
-    import threadpoolctl
-except ImportError:  # comes with scikit-learn
-    threadpoolctl = None
 
 _LEAST = 1e-6  # t: below, V - M would be all but singular
 _LANCZOS = 384  # width from which on the largest eigenvalue comes from an iteration
 
 Matrix = Float[np.ndarray, "n n"]
 Kernels = Sequence[Float[np.ndarray, "in out"]]
-
-
-def one_thread(width: int) -> contextlib.AbstractContextManager:
-    """Small factorisations in one thread: on busy cores OpenBLAS waits for its threads, a hundred times as long."""
-    # Up to 48 it starts none, from 256 on they are worth it.
-    if not 48 < width <= 256 or threadpoolctl is None:
-        return contextlib.nullcontext()
-    return _controller().limit(limits=1, user_api="blas")
-
-
-@lru_cache(maxsize=1)
-def _controller():
-    return threadpoolctl.ThreadpoolController()  # looks through all libraries, 2 ms
 
 
 # --- Everywhere -------------------------------------------------------------------------------------------------------

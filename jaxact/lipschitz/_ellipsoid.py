@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import time
@@ -29,7 +28,7 @@ from jaxact.lipschitz._layout import (
     prepare,
     slopes_of,
 )
-from jaxact.lipschitz._norms import UNIT, certified_largest, is_positive, largest_eigenvalue
+from jaxact.lipschitz._norms import UNIT, certified_largest, is_positive, largest_eigenvalue, one_thread
 from jaxact.lipschitz._program import (
     Affine,
     Ball,
@@ -46,11 +45,6 @@ from jaxact.lipschitz._program import (
     evaluate,
 )
 from jaxact.lipschitz._search import refine
-
-try:
-    import threadpoolctl
-except ImportError:  # comes with scikit-learn
-    threadpoolctl = None
 
 _LITTLE = 0.1  # of log K
 _LOOKAHEAD = 24  # steps over which the closed form looks for the place where paths meet again
@@ -127,7 +121,7 @@ def bound(
     started = time.perf_counter()
     _check_options(num_steps, seconds, tolerance, memory_limit, learning_rate)
     prepared = prepare(program, memory_limit)
-    with _one_thread(prepared):
+    with one_thread(max((sum(layout.sizes) for layout in prepared.layouts), default=0)):
         return _bound(prepared, region, num_steps, seconds, tolerance, memory_limit, learning_rate, started)
 
 
@@ -199,14 +193,6 @@ def _searched(
         if refined.log < checked.log:
             checked = refined
     return checked, history, f"ellipsoid, {len(history) - 1} steps"
-
-
-def _one_thread(prepared: Prepared) -> contextlib.AbstractContextManager:
-    """Small factorisations in one thread: on busy cores OpenBLAS waits for its threads, a hundred times as long."""
-    rows = max((sum(layout.sizes) for layout in prepared.layouts), default=0)
-    if rows > 256 or threadpoolctl is None:
-        return contextlib.nullcontext()
-    return threadpoolctl.threadpool_limits(limits=1, user_api="blas")
 
 
 def _check_options(num_steps, seconds, tolerance, memory_limit, learning_rate) -> None:

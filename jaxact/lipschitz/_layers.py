@@ -12,8 +12,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.lipschitz._chain import Layer, everywhere, one_thread, product_within, within
+from jaxact.lipschitz._chain import Layer, everywhere, product_within, within
 from jaxact.lipschitz._ellipsoid import bound
+from jaxact.lipschitz._norms import one_thread
 from jaxact.lipschitz._panels import slope_table
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Dense, Elementwise, Program, Region
 from jaxact.lipschitz._sdp import lipsdp
@@ -89,8 +90,7 @@ def upper_bound(
         region: a `Ball` or `Box` of inputs [in], for "product" and "eclipse_fast"; None for all inputs.
 
     Returns:
-        A scalar in the weights' dtype, at least float32: the bound, or its logarithm (-inf for a bound of 0). A NumPy
-        scalar where the weights are NumPy arrays and nothing is computed by JAX ("eclipse_fast", and in a region).
+        A scalar in the weights' dtype, at least float32: the bound, or its logarithm (-inf for a bound of 0).
 
     Raises:
         TypeError: a weight is not real floating-point, or an activation has no `lipschitz`.
@@ -125,7 +125,7 @@ def upper_bound(
         if not any(isinstance(end, jax.core.Tracer) for pair in ranges for end in pair):
             with one_thread(max(map(len, matrices))):
                 found = everywhere(matrices, squares, [(float(low), float(high)) for low, high in ranges])
-            return _of_log(found, dtype, log)
+            return _rounded(_exp(found, log), dtype, outward=False)
     kernels = _check_weights(weights)
     constants, ranges = _check_activations(activation, len(kernels) - 1)
     dtype = jnp.result_type(jnp.float32, *kernels)
@@ -135,7 +135,8 @@ def upper_bound(
             raise ValueError(
                 f"`method` 'lipsdp' found no bound: {certificate.assumptions[-1]}. Use 'ellipsoid'."
             )
-        return _rounded_up(certificate, dtype, log)
+        value = certificate.log10 * math.log(10) if log else certificate.value
+        return _rounded(value, dtype, outward=True)
     if method == "eclipse_fast":
         log_bound = _eclipse_fast(kernels, ranges, dtype)
     else:
@@ -222,7 +223,7 @@ def _within(weights: Any, activation: Any, method: str, biases: Any, region: Any
     ]
     layers.append(Layer(kernels[-1], squares[-1], offsets[-1], None))
     bound = within if method == "eclipse_fast" else product_within
-    return _of_log(bound(layers, region), dtype, log, outward=True)
+    return _rounded(_exp(bound(layers, region), log), dtype, outward=True)
 
 
 def _values(activation: Any) -> tuple[float, float]:
@@ -260,27 +261,18 @@ def _check_biases(biases: Any, kernels: list[np.ndarray]) -> list[np.ndarray | N
     return offsets
 
 
-def _of_log(log_bound: float, dtype: Any, log: bool, *, outward: bool = False) -> Any:
-    value = log_bound if log else math.exp(log_bound) if log_bound < 709 else math.inf
+def _exp(log_bound: float, log: bool) -> float:
+    return log_bound if log else math.exp(log_bound) if log_bound < 709 else math.inf
+
+
+def _rounded(value: float, dtype: Any, *, outward: bool) -> Array:
+    """In `dtype`; `outward`: not below a value that is itself right to two roundings."""
     if outward and math.isfinite(value):
         value += 4e-16 * abs(value)
-    if dtype == np.float64:
-        return np.float64(value)
-    if dtype == np.float32:
-        with np.errstate(over="ignore"):
-            rounded = np.float32(value)
-        return np.nextafter(rounded, np.float32(np.inf)) if outward and rounded < value else rounded
-    (canonical,) = dtype  # of a jax.Array
-    return jnp.asarray(_of_log(log_bound, np.dtype(canonical), log, outward=outward), canonical)
-
-
-def _rounded_up(certificate: Certificate, dtype: Any, log: bool) -> Array:
-    exact = certificate.log10 * math.log(10) if log else certificate.value
-    if log and math.isfinite(exact):
-        exact += 4e-16 * abs(exact)
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
     with np.errstate(over="ignore"):
-        rounded = np.asarray(exact).astype(dtype)
-    if rounded < exact:
+        rounded = np.asarray(value).astype(dtype)
+    if outward and rounded < value:
         rounded = np.nextafter(rounded, np.asarray(np.inf, dtype))
     return jnp.asarray(rounded)
 
@@ -295,37 +287,25 @@ def _absolute(kernels: list[Array], dtype: Any) -> Array:
 
 
 def _eclipse_fast(kernels: list[Array], ranges: list[tuple[Any, Any]], dtype: Any) -> Array:
-    state: tuple[Array | None, Array] = (
-        None,
-        jnp.zeros((), dtype),
-    )  # Q, None for I, and the log of its scale
-    numbers: dict[float, Array] = {}
-
-    def number(value: Any) -> Array:
-        # Each transfer of a number costs as much as a small layer: layers share them.
-        if not isinstance(value, float):
-            return jnp.asarray(value, dtype)
-        if value not in numbers:
-            numbers[value] = jnp.asarray(value, dtype)
-        return numbers[value]
-
+    """Of traced weights or slopes; what is concrete is bounded on the host."""
+    # Q, None for I, and the log of its scale
+    state: tuple[Array | None, Array] = None, jnp.zeros((), dtype)
     hidden = []
     for kernel, (alpha, beta) in zip(kernels, ranges, strict=False):
         m, r = alpha / 2 + beta / 2, beta / 2 - alpha / 2
-        hidden.append((kernel, number(m), number(r), _needs_all(kernel.shape[1], m, r)))
-    traced = any(isinstance(kernel, jax.core.Tracer) for kernel in kernels)
-    # Equal layers in one loop while tracing: unrolled, each would compile its own. Concrete ones share a program.
-    for (_, exact), run in groupby(hidden, key=lambda layer: (layer[0].shape, layer[3])):
+        is_exact = _needs_all(kernel.shape[1], m, r)
+        hidden.append((kernel.astype(dtype), jnp.asarray(m, dtype), jnp.asarray(r, dtype), is_exact))
+    # Equal layers in one loop: unrolled, each would compile its own.
+    for (_, is_exact), run in groupby(hidden, key=lambda layer: (layer[0].shape, layer[3])):
         layers = [layer[:3] for layer in run]
         if state[0] is None:
-            state = _first_layer(layers[0][0], state[1], *layers[0][1:], exact)
-            layers = layers[1:]
-        if traced and len(layers) > 1:
-            stacked = [jnp.stack(parts) for parts in zip(*layers, strict=True)]
-            state, _ = lax.scan(partial(_scanned, exact), state, stacked)
-            continue
-        for layer in layers:
-            state = _layer(*state, *layer, exact)
+            first, m, r = layers.pop(0)
+            state = _through(first.T @ first, state[1], m, r, is_exact)
+        step = partial(_scanned, is_exact)
+        if len(layers) == 1:  # perhaps not square, unlike equal ones that follow each other
+            state, _ = step(state, layers[0])
+        elif layers:
+            state, _ = lax.scan(step, state, [jnp.stack(parts) for parts in zip(*layers, strict=True)])
     Q, log_square = state
     last = kernels[-1].astype(dtype)
     if Q is None:
@@ -342,22 +322,9 @@ def _needs_all(width: int, m: Any, r: Any) -> bool:
     return bool(abs(m) < 0.3 * r)
 
 
-def _scanned(exact: bool, state: Any, layer: Any) -> tuple[Any, None]:
-    return _layer(*state, *layer, exact), None
-
-
-@partial(jax.jit, static_argnums=4)
-def _first_layer(kernel: Array, log_square: Array, m: Array, r: Array, exact: bool) -> tuple[Array, Array]:
-    W = kernel.astype(m.dtype)
-    return _through(W.T @ W, log_square, m, r, exact)
-
-
-@partial(jax.jit, static_argnums=5)
-def _layer(
-    Q: Array, log_square: Array, kernel: Array, m: Array, r: Array, exact: bool
-) -> tuple[Array, Array]:
-    W = kernel.astype(Q.dtype)
-    return _through(W.T @ Q @ W, log_square, m, r, exact)
+def _scanned(is_exact: bool, state: Any, layer: Any) -> tuple[Any, None]:
+    (Q, log_square), (W, m, r) = state, layer
+    return _through(W.T @ Q @ W, log_square, m, r, is_exact), None
 
 
 def _through(M: Array, log_square: Array, m: Array, r: Array, exact: bool) -> tuple[Array, Array]:
@@ -404,21 +371,21 @@ def _spectral_norms(kernels: list[Array]) -> list[Float[Array, " equal"]]:
 
 
 def _on_host(weights: Any) -> tuple[list[np.ndarray], list[float], Any] | None:
-    """Kernels in float64, sums of squares, the result's dtype (in a tuple for a jax.Array); None if a check failed.
+    """Kernels in float64, sums of squares, the result's dtype; None if they are traced or a check failed.
 
     In few calls: those of `_check_weights` cost as much as several layers.
     """
-    kernels, squares, single, from_jax = [], [], True, False
+    kernels, squares, single = [], [], True
     size = None
     if isinstance(weights, jax.Array):
         if isinstance(weights, jax.core.Tracer):
             return None
-        from_jax, weights = True, np.asarray(weights)
+        weights = np.asarray(weights)
     for kernel in weights:
         if not isinstance(kernel, np.ndarray):
             if not isinstance(kernel, jax.Array) or isinstance(kernel, jax.core.Tracer):
                 return None
-            from_jax, kernel = True, np.asarray(kernel)
+            kernel = np.asarray(kernel)
         if kernel.dtype != np.float64:
             if not jnp.issubdtype(kernel.dtype, jnp.floating):
                 return None
@@ -435,8 +402,7 @@ def _on_host(weights: Any) -> tuple[list[np.ndarray], list[float], Any] | None:
         squares.append(square)
     if not kernels:
         return None
-    dtype = np.float32 if single else np.float64
-    return kernels, squares, (dtype,) if from_jax else dtype
+    return kernels, squares, np.float32 if single else np.float64
 
 
 def _check_weights(weights: Any) -> list[Array]:

@@ -1,7 +1,9 @@
 """Upper bounds on the spectral norms of dense and convolutional layers."""
 
+import contextlib
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -10,6 +12,11 @@ import numpy as np
 import scipy.sparse.linalg
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
+
+try:
+    import threadpoolctl
+except ImportError:  # comes with scikit-learn
+    threadpoolctl = None
 
 UNIT = 2.0**-53  # the unit roundoff of float64
 
@@ -369,3 +376,16 @@ def is_positive(M: np.ndarray) -> bool:
     except np.linalg.LinAlgError:
         return False
     return True
+
+
+def one_thread(width: int) -> contextlib.AbstractContextManager:
+    """Small factorisations in one thread: on busy cores OpenBLAS waits for its threads, a hundred times as long."""
+    # Up to 48 it starts none, from 256 on they are worth it.
+    if not 48 < width <= 256 or threadpoolctl is None:
+        return contextlib.nullcontext()
+    return _controller().limit(limits=1, user_api="blas")
+
+
+@lru_cache(maxsize=1)
+def _controller():
+    return threadpoolctl.ThreadpoolController()  # looks through all libraries, 2 ms

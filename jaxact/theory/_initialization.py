@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxact.numerics import gaussian_expectation
-from jaxact.theory._moments import breakpoints, grows_fast, nan_unless_resolved
+from jaxact.theory._integrable import breakpoints, grows_fast, nan_unless_resolved
 
 _RANGE = (1e-4, 1e4)
 _NUM_POINTS = 129

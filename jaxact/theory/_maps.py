@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import bivariate_expectation, gaussian_expectation
-from jaxact.theory._moments import breakpoints, grows_fast, nan_unless_resolved, refuse_nan
+from jaxact.theory._integrable import breakpoints, grows_fast, nan_unless_resolved, refuse_nan
 
 
 def variance_map(

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import KINK_ENDS, expectation_with_tails, gaussian_expectation, gaussian_nodes
+from jaxact.theory._integrable import breakpoints, grows_fast, nan_unless_resolved, refuse_nan, resolution
 from jaxact.theory._maps import check_nonnegative, nan_unless_scale
-from jaxact.theory._moments import breakpoints, grows_fast, nan_unless_resolved, refuse_nan, resolution
 
 # V is tabulated here once for all sigmas: E f(sqrt(q) z)^2 depends on q alone.
 _LENGTHS = np.geomspace(1e-24, 1e24, 961)

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxact.numerics import gaussian_nodes
+from jaxact.theory._integrable import breakpoints, refuse_fast_growth, refuse_unresolved, value_and_slope
 from jaxact.theory._maps import check_count
-from jaxact.theory._moments import breakpoints, refuse_fast_growth, refuse_unresolved, value_and_slope
 
 Order = Literal["pre", "post"]
 Norm = Literal["batch", "layer", "rms"]

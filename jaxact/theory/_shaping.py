@@ -14,8 +14,8 @@ from scipy.optimize import brentq
 
 from jaxact.activations import Activation, Interval, leaky_relu
 from jaxact.numerics import gaussian_nodes
+from jaxact.theory._integrable import breakpoints, nan_unless_resolved, refuse_fast_growth
 from jaxact.theory._maps import check_count
-from jaxact.theory._moments import breakpoints, nan_unless_resolved, refuse_fast_growth
 
 # Where solutions are looked for: input scales b, and shifts c close together around 0, where activations bend.
 _SCALES = np.geomspace(1e-3, 50, 48)

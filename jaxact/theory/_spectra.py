@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import gaussian_nodes
+from jaxact.theory._integrable import breakpoints, refuse_fast_growth, refuse_unresolved
 from jaxact.theory._maps import check_count, check_nonnegative
-from jaxact.theory._moments import breakpoints, refuse_fast_growth, refuse_unresolved
 from jaxact.theory._phase import mean_field
 
 _TINY = 1e-30  # stands for q = 0: slopes at a kink at 0 are one side's as often as the other's

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,8 +17,6 @@ from train.experiments import _fields as fields
 from train.tasks import Digits, FromText
 
 if TYPE_CHECKING:
-    import altair as alt
-    import pandas as pd
     import xarray as xr
 
 APPROACHES = ("unconstrained", "penalty", "spectral", "orthogonal")
@@ -157,20 +155,9 @@ class CertifiedAccuracy:
         }
         return results.labelled(variables, coords, COORDINATES)
 
-    @staticmethod
-    def figures(result: xr.Dataset) -> Mapping[str, alt.Chart | alt.FacetChart]:
-        """Draw the figures from a stored result."""
-        return views.figures(result)
-
-    @staticmethod
-    def findings(result: xr.Dataset) -> Sequence[str]:
-        """Say what a stored result shows."""
-        return views.findings(result)
-
-    @staticmethod
-    def tables(result: xr.Dataset) -> Mapping[str, pd.DataFrame]:
-        """Tabulate a stored result."""
-        return views.tables(result)
+    figures = staticmethod(views.figures)
+    findings = staticmethod(views.findings)
+    tables = staticmethod(views.tables)
 
 
 COORDINATES = {

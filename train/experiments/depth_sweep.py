@@ -18,8 +18,6 @@ from train.experiments import _fields as fields
 from train.tasks import Digits, FromText
 
 if TYPE_CHECKING:
-    import altair as alt
-    import pandas as pd
     import xarray as xr
 
 STAGES = ("plain", "pre_activation", "post_activation")
@@ -159,20 +157,9 @@ class DepthSweep:
             variables[name] = ((*shared, *dims), values, {"units": units, "long_name": long_name})
         return results.labelled(variables, coords, COORDINATES)
 
-    @staticmethod
-    def figures(result: xr.Dataset) -> Mapping[str, alt.Chart | alt.FacetChart]:
-        """Draw the figures from a stored result."""
-        return views.figures(result)
-
-    @staticmethod
-    def findings(result: xr.Dataset) -> Sequence[str]:
-        """Say what a stored result shows."""
-        return views.findings(result)
-
-    @staticmethod
-    def tables(result: xr.Dataset) -> Mapping[str, pd.DataFrame]:
-        """Tabulate a stored result."""
-        return views.tables(result)
+    figures = staticmethod(views.figures)
+    findings = staticmethod(views.findings)
+    tables = staticmethod(views.tables)
 
 
 COORDINATES = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,8 +18,6 @@ from train.experiments import _phase_diagram_views as views
 from train.tasks import Digits, FromText
 
 if TYPE_CHECKING:
-    import altair as alt
-    import pandas as pd
     import xarray as xr
 
 
@@ -153,20 +151,9 @@ class PhaseDiagram:
             variables[name] = (dims, values, {"units": units, "long_name": long_name})
         return results.labelled(variables, coords, COORDINATES)
 
-    @staticmethod
-    def figures(result: xr.Dataset) -> Mapping[str, alt.FacetChart]:
-        """Draw the figures from a stored result."""
-        return views.figures(result)
-
-    @staticmethod
-    def findings(result: xr.Dataset) -> Sequence[str]:
-        """Say what a stored result shows."""
-        return words.findings(result)
-
-    @staticmethod
-    def tables(result: xr.Dataset) -> Mapping[str, pd.DataFrame]:
-        """Tabulate a stored result."""
-        return words.tables(result)
+    figures = staticmethod(views.figures)
+    findings = staticmethod(words.findings)
+    tables = staticmethod(words.tables)
 
 
 THEORY = ("q_star", "chi", "c_star", "xi_c", "xi_gradient")

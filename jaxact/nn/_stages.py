@@ -19,9 +19,10 @@ Weights = Literal["gaussian", "orthogonal"]
 class Stage(nnx.Module):
     """One step h -> h' of a deep network: an affine map W, an activation f and, if asked, a norm.
 
-    A subclass says in `__call__` how the three are put together, in `preactivation` what f is applied to, and
-    in `log_lipschitz` what the textbook's bound makes of it; it is then a block that `Stack`, `MLP` and
-    `ResNet` take. h is [batch, width] for a dense stage and [batch, *space, width] for a convolutional one.
+    A subclass says in `__call__` how the three are put together, in `preactivation` what f is applied to, in
+    `log_lipschitz` what the textbook's bound makes of it and, for the ellipsoid's, in `as_matrices` what it is as
+    matrices; it is then a block that `Stack`, `MLP` and `ResNet` take. h is [batch, width] for a dense stage and
+    [batch, *space, width] for a convolutional one.
 
     Attributes:
         affine: `nnx.Linear`, or `nnx.Conv` where a kernel size was given.

@@ -12,7 +12,8 @@ from jaxact import activations
 from train import config, results
 from train.experiments import _depth_sweep_members as members
 from train.experiments import _depth_sweep_programs as programs
-from train.experiments.depth_sweep import DepthSweep, split_block
+from train.experiments._blocks import split_block
+from train.experiments.depth_sweep import DepthSweep
 from train.tasks import Digits
 
 CONFIG = Path(__file__).parents[2] / "configs" / "depth_sweep.py"

@@ -14,21 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from jaxact import fit, lipschitz, nn, probes, theory
 from jaxact.activations import Activation, select
 from train import devices
 from train.experiment import Progress
-from train.experiments.depth_sweep import split_block
+from train.experiments._blocks import CALIBRATION, NORMS, STAGES, split_block
 
 if TYPE_CHECKING:
     from train.experiments.depth_sweep import DepthSweep
-
-_STAGES = {"plain": nn.Plain, "pre_activation": nn.PreAct, "post_activation": nn.PostAct}
-# Momentum 0.9, because with flax's 0.99 a run of a few hundred steps would end on its starting statistics.
-_NORMS = {"": None, "bn": partial(nnx.BatchNorm, momentum=0.9), "ln": nnx.LayerNorm, "rms": nnx.RMSNorm}
-_CALIBRATION = 256  # training examples that set the batch norms' statistics before the first step
 
 
 @functools.lru_cache(maxsize=4)
@@ -63,7 +57,7 @@ class Programs:
                 "train_part": (data.train_inputs[:count], data.train_labels[:count]),
                 "test": (data.test_inputs[:count], data.test_labels[:count]),
                 "probes": data.test_inputs[: sweep.num_probes],
-                "calibration": data.train_inputs[:_CALIBRATION],
+                "calibration": data.train_inputs[:CALIBRATION],
                 "gradient": (data.train_inputs[: sweep.batch_size], data.train_labels[: sweep.batch_size]),
             },
             None
@@ -78,8 +72,8 @@ class Programs:
                 data.num_classes,
                 max_depth=self.max_depth,
                 activation=sweep.activations[0],
-                stage=_STAGES[stage],
-                norm=_NORMS[norm],
+                stage=STAGES[stage],
+                norm=NORMS[norm],
                 sigma_b=sweep.sigma_b,
             )
         )

@@ -12,21 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from jaxact import fit, lipschitz, nn, theory
 from jaxact.activations import Activation, select
 from jaxact.lipschitz import Ball, certify
 from train.experiment import Cell, Progress
-from train.experiments.depth_sweep import split_block
+from train.experiments._blocks import CALIBRATION, NORMS, STAGES, split_block
 
 if TYPE_CHECKING:
     from train.experiments.lipschitz_depth import LipschitzDepth
-
-_STAGES = {"plain": nn.Plain, "pre_activation": nn.PreAct, "post_activation": nn.PostAct}
-# Momentum 0.9, because with flax's 0.99 a run of a few hundred steps would end on its starting statistics.
-_NORMS = {"": None, "bn": partial(nnx.BatchNorm, momentum=0.9)}
-_CALIBRATION = 256  # training examples that set the batch norms' statistics before the first step
 
 
 def run(study: LipschitzDepth, cell: Cell, progress: Progress) -> dict[str, np.ndarray]:
@@ -74,8 +68,8 @@ class _Programs:
                 data.num_classes,
                 max_depth=max(study.depths),
                 activation=study.activations[0],
-                stage=_STAGES[stage],
-                norm=_NORMS[norm],
+                stage=STAGES[stage],
+                norm=NORMS[norm],
             )
         )
         self.optimizer = optax.sgd(study.learning_rate, momentum=study.momentum)
@@ -142,7 +136,7 @@ class _Programs:
         key_init, key_data = jax.random.split(key)
         params, variables = self.network.init(key_init, sigma_w=sigma_w)
         if self.has_norm:
-            inputs = data.train_inputs[:_CALIBRATION]
+            inputs = data.train_inputs[:CALIBRATION]
             _, variables = self.network.apply(
                 params, variables, inputs, depth, activation, method=nn.calibrate
             )

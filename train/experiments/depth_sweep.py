@@ -15,13 +15,11 @@ from train import results
 from train.experiment import Cell, Progress
 from train.experiments import _depth_sweep_views as views
 from train.experiments import _fields as fields
+from train.experiments._blocks import split_block
 from train.tasks import Digits, FromText
 
 if TYPE_CHECKING:
     import xarray as xr
-
-STAGES = ("plain", "pre_activation", "post_activation")
-NORMS = ("", "bn", "ln", "rms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,23 +227,6 @@ def result_variables(threshold: float) -> dict[str, tuple[tuple[str, ...], str, 
         "weight_gradient_norm": (by_layer, "1", "norm of dL/dW of the layer"),
         "hidden_gradient_norm": (by_layer, "1", "norm of dL/dh of the layer"),
     }
-
-
-def split_block(block: str) -> tuple[str, str]:
-    """Split "pre_activation-bn" into its stage and norm.
-
-    Raises:
-        ValueError: if either is unknown; names the closest block.
-    """
-    import difflib
-
-    stage, _, norm = block.partition("-")
-    if stage in STAGES and norm in NORMS and (norm or "-" not in block):
-        return stage, norm
-    known = [f"{stage}-{norm}".rstrip("-") for stage in STAGES for norm in NORMS]
-    close = difflib.get_close_matches(block, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"`blocks` must be among {', '.join(known)}, got {block!r}.{hint}")
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,7 @@ from train import results
 from train.experiment import Cell, Progress
 from train.experiments import _fields as fields
 from train.experiments import _lipschitz_depth_views as views
-from train.experiments.depth_sweep import split_block
+from train.experiments._blocks import split_block
 from train.tasks import Digits, FromText
 
 if TYPE_CHECKING:

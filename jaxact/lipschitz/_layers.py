@@ -90,7 +90,8 @@ def upper_bound(
         region: a `Ball` or `Box` of inputs [in], for "product" and "eclipse_fast"; None for all inputs.
 
     Returns:
-        A scalar in the weights' dtype, at least float32: the bound, or its logarithm (-inf for a bound of 0).
+        A scalar in the weights' dtype, at least float32: the bound, or its logarithm (-inf for a bound of 0). A NumPy
+        scalar where a method runs on the host and all weights are NumPy arrays.
 
     Raises:
         TypeError: a weight is not real floating-point, or an activation has no `lipschitz`.
@@ -125,7 +126,7 @@ def upper_bound(
         if not any(isinstance(end, jax.core.Tracer) for pair in ranges for end in pair):
             with one_thread(max(map(len, matrices))):
                 found = everywhere(matrices, squares, [(float(low), float(high)) for low, high in ranges])
-            return _rounded(_exp(found, log), dtype, outward=False)
+            return _rounded(_exp(found, log), weights, dtype, outward=False)
     kernels = _check_weights(weights)
     constants, ranges = _check_activations(activation, len(kernels) - 1)
     dtype = jnp.result_type(jnp.float32, *kernels)
@@ -136,7 +137,7 @@ def upper_bound(
                 f"`method` 'lipsdp' found no bound: {certificate.assumptions[-1]}. Use 'ellipsoid'."
             )
         value = certificate.log10 * math.log(10) if log else certificate.value
-        return _rounded(value, dtype, outward=True)
+        return _rounded(value, weights, dtype, outward=True)
     if method == "eclipse_fast":
         log_bound = _eclipse_fast(kernels, ranges, dtype)
     else:
@@ -223,7 +224,7 @@ def _within(weights: Any, activation: Any, method: str, biases: Any, region: Any
     ]
     layers.append(Layer(kernels[-1], squares[-1], offsets[-1], None))
     bound = within if method == "eclipse_fast" else product_within
-    return _rounded(_exp(bound(layers, region), log), dtype, outward=True)
+    return _rounded(_exp(bound(layers, region), log), weights, dtype, outward=True)
 
 
 def _values(activation: Any) -> tuple[float, float]:
@@ -265,16 +266,20 @@ def _exp(log_bound: float, log: bool) -> float:
     return log_bound if log else math.exp(log_bound) if log_bound < 709 else math.inf
 
 
-def _rounded(value: float, dtype: Any, *, outward: bool) -> Array:
+def _rounded(value: float, weights: Any, dtype: Any, *, outward: bool) -> Any:
     """In `dtype`; `outward`: not below a value that is itself right to two roundings."""
     if outward and math.isfinite(value):
         value += 4e-16 * abs(value)
-    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    # To make an array of JAX takes as long as to bound a small chain.
+    of_numpy = isinstance(weights, np.ndarray) or all(isinstance(kernel, np.ndarray) for kernel in weights)
+    if of_numpy and dtype == np.float64:
+        return np.float64(value)
+    dtype = np.dtype(dtype if of_numpy else jax.dtypes.canonicalize_dtype(dtype))
     with np.errstate(over="ignore"):
-        rounded = np.asarray(value).astype(dtype)
+        rounded = dtype.type(value)
     if outward and rounded < value:
-        rounded = np.nextafter(rounded, np.asarray(np.inf, dtype))
-    return jnp.asarray(rounded)
+        rounded = np.nextafter(rounded, dtype.type(np.inf))
+    return rounded if of_numpy else jnp.asarray(rounded)
 
 
 def _absolute(kernels: list[Array], dtype: Any) -> Array:

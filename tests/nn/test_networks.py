@@ -152,6 +152,28 @@ def test_the_ellipsoid_lies_between_the_largest_slope_and_the_product(stage, nor
     assert float(at(3)) < ellipsoid
 
 
+@pytest.mark.parametrize("stage", [nn.Plain, nn.PreAct])
+def test_the_ellipsoid_has_the_gradient_of_finite_differences(stage):
+    with jax.enable_x64(True):
+        model = nn.MLP(
+            4, 6, 3, max_depth=3, activation=activations.gelu, stage=stage, norm=nnx.BatchNorm,
+            sigma_w=1.2, rngs=nnx.Rngs(0),
+        )  # fmt: skip
+        model.eval()
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+        directions = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
+
+        @jax.jit
+        def along(t):
+            moved = jax.tree.map(lambda leaf, direction: leaf + t * direction, params, directions)
+            return nnx.merge(graphdef, moved, rest).log_lipschitz(method="ellipsoid")
+
+        slope = float(jax.jit(jax.grad(along))(0.0))
+        h = 1e-5
+        assert slope == pytest.approx(float(along(h) - along(-h)) / (2 * h), rel=1e-6)
+
+
 def test_the_ellipsoid_knows_exact_cases():
     rotations = nn.MLP(
         16, 16, 16, max_depth=5, activation=activations.relu, weights="orthogonal", rngs=nnx.Rngs(0)

@@ -18,6 +18,7 @@ from jaxact._cli._output import InputError
 
 _DEFAULT_SIGMA_B = 0.05**0.5
 _LAWS = ("gaussian", "orthogonal")
+_SHAPINGS = ("dks", "tat")
 _MOST_DIGITS = 400
 
 
@@ -172,10 +173,17 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights",
-        type=_laws,
+        type=_some_of(_LAWS),
         default=list(_LAWS),
         metavar="LAW[,LAW]",
         help="laws of the weights: gaussian, orthogonal, or gaussian,orthogonal; default: both",
+    )
+    parser.add_argument(
+        "--shaping",
+        type=_some_of(_SHAPINGS),
+        default=[],
+        metavar="METHOD[,METHOD]",
+        help="dks, tat, or dks,tat: compare each activation shaped for this depth as well; default: neither",
     )
     _add_json(parser)
 
@@ -186,6 +194,7 @@ initialisations (sigma_w^2 = fan_in times the weights' variance):
   critical             theory.critical_point at each --sigma-b
   lecun, pytorch       sigma_w = 1 and 1 / sqrt(3), no bias; Gaussian weights only. The law of independent
                        weights does not matter at infinite width, and PyTorch's bias is negligible there
+  dks, tat             with --shaping: theory.shape, the activation between affine maps; sigma_w = 1, no bias
 
 score, in decades, lower is better: what a plain network of L layers at infinite width loses,
   gradient     |log10 of the growth of a gradient's norm over all layers|, starting at second moment 1 of the
@@ -348,12 +357,15 @@ def _scales(text: str) -> list[float]:
     return [_scale(part) for part in text.split(",")]
 
 
-def _laws(text: str) -> list[str]:
-    laws = text.split(",")
-    for law in laws:
-        if law not in _LAWS:
-            raise argparse.ArgumentTypeError(f"choose from {', '.join(_LAWS)}, got {law!r}")
-    return laws
+def _some_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        chosen = text.split(",")
+        for each in chosen:
+            if each not in choices:
+                raise argparse.ArgumentTypeError(f"choose from {', '.join(choices)}, got {each!r}")
+        return chosen
+
+    return parse
 
 
 def _shape(text: str) -> tuple[int, ...]:

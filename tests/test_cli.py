@@ -248,6 +248,28 @@ def test_lists_of_compare_leave_the_names_alone(monkeypatch, words, names, weigh
     assert (options.names, options.weights, options.sigma_b) == (names, weights, sigma_b)
 
 
+def test_shaped_activations_are_compared_as_what_the_shaping_makes_of_them():
+    from jaxact._cli import _compare
+
+    rows, missing = _compare.predict(
+        activations.relu, depth=32, sigma_b=(0.0,), weights=("gaussian",), shaping=("dks", "tat")
+    )
+    shaped = {row["initialisation"]: row for row in rows if row["initialisation"] in ("dks", "tat")}
+    assert {row["activation"] for row in rows} == {"relu"}
+    assert {row["sigma_w"] for row in shaped.values()} == {1.0}
+    # Martens et al. 2021: C'(1)^depth = zeta; Zhang et al. 2022: C'(1) = 1, and C composed takes 0 to eta.
+    assert shaped["dks"]["growth_decades"] == pytest.approx(np.log10(1.5), abs=1e-9)
+    assert shaped["tat"]["growth_decades"] == pytest.approx(0, abs=1e-9)
+    assert shaped["tat"]["correlation_end"] == pytest.approx(0.9, abs=1e-3)
+    assert not missing
+    rows, missing = _compare.predict(
+        activations.hard_tanh, depth=32, sigma_b=(0.0,), weights=("gaussian",), shaping=("tat",)
+    )
+    assert "tat" not in {row["initialisation"] for row in rows}
+    assert missing[-1]["initialisation"] == "tat"
+    assert "finite C''(1)" in missing[-1]["reason"]
+
+
 @pytest.mark.parametrize("name", ["describe", "compare", "certify", "list"])
 def test_help_of_a_command_is_its_own(call, name):
     status, out, err = call("help", name)
@@ -283,6 +305,7 @@ def test_signals_that_overflow_lose_everything():
         (["compare", "relu", "--depth", "1"], "integer of at least 2, got '1'"),
         (["compare", "relu", "--weights", "uniform"], "choose from"),
         (["compare", "relu", "--weights", "gaussian,uniform"], "got 'uniform'"),
+        (["compare", "relu", "--shaping", "dks,dsk"], "choose from dks, tat, got 'dsk'"),
         (["compare", "relu", "--sigma-b", "0,-1"], "finite, nonnegative number, got '-1'"),
         (["help", "comprae"], "Did you mean `compare`?"),
         (["descrbe", "relu"], "Did you mean `describe`?"),

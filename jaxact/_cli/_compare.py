@@ -4,7 +4,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,11 @@ def run(options: argparse.Namespace) -> int:
     """Print the ranking of `options.names` at `options.depth`."""
     activations = parse_activations(options.names)
     work = partial(
-        predict, depth=options.depth, sigma_b=tuple(options.sigma_b), weights=tuple(options.weights)
+        predict,
+        depth=options.depth,
+        sigma_b=tuple(options.sigma_b),
+        weights=tuple(options.weights),
+        shaping=tuple(options.shaping),
     )
     found = for_each(work, activations)
     rows = rank([row for each, _ in found for row in each])
@@ -70,6 +74,7 @@ def predict(
     depth: int,
     sigma_b: Sequence[float] = (0.0,),
     weights: Sequence[str] = ("gaussian", "orthogonal"),
+    shaping: Sequence[Literal["dks", "tat"]] = (),
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Predict what each initialisation does to a plain network h' = W f(h) + b at infinite width.
 
@@ -78,6 +83,7 @@ def predict(
         depth: number of layers.
         sigma_b: bias scales of the critical initialisations.
         weights: "gaussian", "orthogonal" or both.
+        shaping: methods of `theory.shape`, whose activation for this depth is compared too, at sigma_w = 1.
 
     Returns:
         One row an initialisation and law of the weights, and one for each initialisation that does not exist; the
@@ -86,10 +92,25 @@ def predict(
     starts, missing = _starts(activation, sigma_b)
     if all(law == "orthogonal" for law in weights):
         starts = [start for start in starts if not start.is_habit]
-    if not starts:
-        return [], missing
     # One shape, hence one compiled program an activation, however many rules exist.
-    size = 3 + len(sigma_b)
+    rows = _rows(activation, starts, depth, weights, size=3 + len(sigma_b))
+    for method in dict.fromkeys(shaping):
+        try:
+            shaped = theory.shape(activation, depth, method=method)
+        except ValueError as error:
+            missing.append({"activation": activation.name, "initialisation": method, "reason": str(error)})
+            continue
+        found = _rows(shaped, [Start((method,), 1.0, 0.0, False)], depth, weights, size=1)
+        rows += [row | {"activation": activation.name} for row in found]
+    return rows, missing
+
+
+def _rows(
+    activation: Activation, starts: Sequence[Start], depth: int, weights: Sequence[str], *, size: int
+) -> list[dict[str, Any]]:
+    """One row a start and law of the weights; the starts are computed as `size` of them."""
+    if not starts:
+        return []
     sigmas_w = np.resize([start.sigma_w for start in starts], size)
     sigmas_b = np.resize([start.sigma_b for start in starts], size)
     field, path = follow(activation, depth, sigmas_w, sigmas_b)
@@ -101,7 +122,7 @@ def predict(
             if law == "orthogonal" and start.is_habit:
                 continue
             rows.append(_row(activation, start, law, limit, q, c, chi))
-    return rows, missing
+    return rows
 
 
 def _starts(activation: Activation, sigma_b: Sequence[float]) -> tuple[list[Start], list[dict[str, Any]]]:

@@ -96,8 +96,8 @@ class _Network(nnx.Module):
 
         with K_l from `Stage.log_lipschitz`: (sup|f'|)^L prod ||W_l|| for plain stages, products of 1 + branch for
         residual ones. "ellipsoid": a matrix Q with dh dh^T <= Q |dx|^2 is carried from layer to layer in closed form
-        (`lipschitz.certify` without refinement, here traced), which knows that the directions that one layer stretches
-        are not those of the next; never more than the product. For dense networks with batch norm or none.
+        (much as by `lipschitz.certify` without refinement, here traced), which knows that the directions that one layer
+        stretches are not those of the next; never more than the product. For dense networks with batch norm or none.
 
         Both are bounds up to float rounding, differentiable in the parameters where depth is not traced. Norms are as
         at inference; mean pooling is counted as 1.

@@ -75,9 +75,9 @@ def bound(
     through which the other variables and y reach the place where paths meet again, in a chain the next affine step:
     sqrt lambda_max(Q') <= ||A Q^1/2|| + r s^1/2 ||W|| there, never above the product of the norms. With t = |m| it
     would be ECLipsE-Fast (Xu & Sivaranjani 2024, theorem 4), which lies above it by a factor 1.6 over 8 layers and 5
-    over 30 of He-scaled weights; t = |m| where a region leaves some slopes all but known. `num_steps` of Adam on log V then lower log K; 1/V = sigmoid(v) w /
-    lambda_max(w^1/2 Q w^1/2) is feasible whatever v and w are, and at the optimum the bound of a chain is that of
-    LipSDP-Neuron (Fazlyab et al. 2019). Runs on the host, in float64.
+    over 30 of He-scaled weights; t = |m| where a region leaves some slopes all but known. `num_steps` of Adam on log V
+    then lower log K; 1/V = sigmoid(v) w / lambda_max(w^1/2 Q w^1/2) is feasible whatever v and w are, and at the
+    optimum the bound of a chain is that of LipSDP-Neuron (Fazlyab et al. 2019). Runs on the host, in float64.
 
     Within a region every variable stays within its interval, from interval arithmetic and from |v_i - v_i(x0)| <= R
     sqrt(Q_ii), and slopes are taken over these. As R -> 0 the bound tends to ||J(x0)||_2. A box is first enclosed in

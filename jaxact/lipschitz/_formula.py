@@ -249,7 +249,7 @@ def _power(params: Any, u: Expr) -> Expr:
 def _pow(_: Any, u: Expr, v: Expr) -> Expr:
     if v.is_constant and not isinstance(v.param, _Constants):
         y = float(v.param)
-        if abs(y) < 64 and y == int(y):
+        if abs(y) < 2**31 and y == int(y):
             return _power({"y": int(y)}, u)
         if u.is_constant:
             return constant(np.power(u.value, y))
@@ -396,6 +396,8 @@ def _finite(_: Any, u: Expr) -> Expr:
 
 def sub_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     """The body of an equation that merely calls one (jit, custom_jvp, remat ...), with its constants."""
+    if eqn.primitive.name in ("reduce", "reduce_window"):  # their jaxpr combines two entries
+        return None
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = eqn.params.get(name)
         if inner is not None:

@@ -191,7 +191,7 @@ def _pushed(order: list[Lin], source: Lin, v: Any, mode: str) -> Any:
 
 def _columns(order: list[Lin], source: Lin) -> Float[np.ndarray, "in out"]:
     """The transpose of d lin / d source."""
-    k = source.size
+    k, lin_size = source.size, order[-1].size
     found: dict[Lin, Any] = {source: np.eye(k).reshape(k, *source.shape)}
     for node in order:
         if node is source or (node.is_leaf and node is not order[-1]):
@@ -202,7 +202,7 @@ def _columns(order: list[Lin], source: Lin) -> Float[np.ndarray, "in out"]:
                 for parent in node.parents
             ]
             found[node] = node.on_host("linear", *arrays)
-    return np.asarray(found[order[-1]], np.float64).reshape(k, -1)
+    return np.asarray(found[order[-1]], np.float64).reshape(k, lin_size)
 
 
 def elementwise_step(lin: Lin, out: int, numbers: dict[Lin, int]) -> Elementwise:

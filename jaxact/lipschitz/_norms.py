@@ -105,10 +105,12 @@ def gram_norm(matrix: Float[ArrayLike, "out in"], *, num_iterations: int = 8) ->
 
     def normalized(G: Array) -> tuple[Array, Array]:
         largest = jnp.abs(G).max()
-        safe = lax.stop_gradient(jnp.where(largest > 0, largest, 1))
+        info = jnp.finfo(G.dtype)
+        # 1 / safe must not be subnormal: XLA flushes it to 0
+        safe = lax.stop_gradient(jnp.clip(jnp.where(largest == 0, 1, largest), info.tiny, info.max / 8))
         square = jnp.sum(jnp.square(G / safe))
-        norm = safe * jnp.sqrt(jnp.where(square > 0, square, 1))
-        return G / norm, jnp.where(square > 0, jnp.log(norm), -jnp.inf)
+        root = jnp.sqrt(jnp.where(square == 0, 1, square))  # NaN stays NaN
+        return G / safe / root, jnp.where(square == 0, -jnp.inf, jnp.log(safe) + jnp.log(root))
 
     G, log = normalized(G)
     for k in range(1, num_iterations + 1):

@@ -284,6 +284,7 @@ class _Compiled:
     cuts: dict[int, list[Any] | None]  # node -> where its kink or predicate switches; None: not solved
     switches: list[Any]  # all of them
     jumps: list[Any]  # those of predicates and signs
+    points: list[tuple[int, Any]]  # of eq and ne: the node and where it holds
 
     def panels(
         self, low: np.ndarray, high: np.ndarray, pieces: int = 1, edges: np.ndarray | None = None
@@ -531,6 +532,7 @@ def _compiled(key: _Key) -> _Compiled:
     cuts: dict[int, list[Any] | None] = {}
     switches: list[Any] = []
     jumps: list[Any] = []
+    points: list[tuple[int, Any]] = []
     for node in order:
         if node.op in ("abs", "sign"):
             found = _solve(node.args[0], 0.0)
@@ -542,7 +544,9 @@ def _compiled(key: _Key) -> _Compiled:
         switches += found or []
         if node.op == "sign" or node.op in COMPARE:
             jumps += found or []
-    return _Compiled(order, num_entries(key.expr), cuts, _distinct(switches), _distinct(jumps))
+        if node.op in ("eq", "ne"):
+            points += [(id(node), np.asarray(cut, np.float64)) for cut in found or []]
+    return _Compiled(order, num_entries(key.expr), cuts, _distinct(switches), _distinct(jumps), points)
 
 
 def _distinct(points: list[Any]) -> list[Any]:
@@ -767,6 +771,11 @@ def _jumps(compiled: _Compiled, low: np.ndarray, high: np.ndarray) -> np.ndarray
         l_low, l_high = left.value[0][2], left.value[1][2]
         r_low, r_high = right.value[0][1], right.value[1][1]
         least, most = np.minimum(np.minimum(l_low, r_low), at), np.maximum(np.maximum(l_high, r_high), at)
+        for equal, point in compiled.points:  # the rounded solution may not satisfy the equation
+            same = np.broadcast_to(point, low.shape)[here] == t
+            if same.any():
+                at = np.where(same, _value_at(compiled, t, index, equal), at)
+                least, most = np.minimum(least, at), np.maximum(most, at)
         # Widths at the switch itself measure rounding, unless another `where` is open there.
         widths = np.where(left.rough | right.rough, 0.0, (l_high - l_low) + (r_high - r_low))
         rounding = widths + 16 * _EPS * np.maximum(np.abs(least), np.abs(most))
@@ -774,10 +783,12 @@ def _jumps(compiled: _Compiled, low: np.ndarray, high: np.ndarray) -> np.ndarray
     return broken
 
 
-def _value_at(compiled: _Compiled, x: np.ndarray, index: np.ndarray) -> np.ndarray:
+def _value_at(compiled: _Compiled, x: np.ndarray, index: np.ndarray, equal: int | None = None) -> np.ndarray:
     done: dict[int, Any] = {}
     for node in compiled.nodes:
         done[id(node)] = _evaluate_at(node, x, index, [done[id(arg)] for arg in node.args])
+        if id(node) == equal:
+            done[id(node)] = np.full(x.shape, node.op == "eq")
     return np.broadcast_to(np.asarray(done[id(compiled.nodes[-1])], np.float64), x.shape)
 
 

@@ -52,11 +52,17 @@ _LINEAR: dict[str, tuple[int, ...] | None] = {
     "scatter_add": (0, 2),
     "slice": (0,),
     "split": (0,),
+    "stack": None,
+    "tile": (0,),
     "transpose": (0,),
 }
 _MOVES = ("broadcast_in_dim", "rev", "slice", "transpose")
 _RESHAPES = ("reshape", "squeeze", "expand_dims")
-_PASSED_ON = ("sharding_constraint", "optimization_barrier", "mesh_cast", "pvary")
+_ARITHMETIC = (
+    *("add", "add_any", "sub", "mul", "neg", "div", "pow", "integer_pow", "square", "reduce_sum", "cumsum"),
+    *("dot_general", "conv_general_dilated", "reduce_window_sum", "scatter-add", "scatter_add"),
+)
+_PASSED_ON = ("name", "sharding_constraint", "optimization_barrier", "mesh_cast", "pvary")
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 _LOOPS = ("scan", "while", "cond")
 
@@ -217,6 +223,8 @@ class _Walker:
 
     def step(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
+        if not eqn.outvars:  # debug.print and its like
+            return []
         inner = _formula.sub_jaxpr(eqn)
         constant = all(_is_constant(operand) for operand in operands)
         if constant and (inner is None or name in _LOOPS or len(inner[0].eqns) > 32):
@@ -260,6 +268,10 @@ class _Walker:
 
     def _results(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         name, shape = eqn.primitive.name, tuple(eqn.outvars[0].aval.shape)
+        if name in _ARITHMETIC and not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact):
+            raise UnsupportedError(
+                "integers that depend on the input wrap around and divide without remainder"
+            )
         if name in _PASSED_ON:
             return operands
         if name in _RESHAPES or (name == "broadcast_in_dim" and operands[0].size == math.prod(shape)):
@@ -414,7 +426,7 @@ class _Walker:
             return s + t if mode == "absolute" else s + sign * t
 
         def host(mode: str, s: Any, t: Any) -> Any:
-            s, t = s.reshape(-1, *shape), t.reshape(-1, *shape)
+            s, t = s.reshape(len(s), *shape), t.reshape(len(t), *shape)
             return s + t if mode == "absolute" else s + sign * t
 
         lin = Lin(shape, (first, second), fn, host=host, coefficients=(1.0, sign), data=("sum", sign))
@@ -507,7 +519,7 @@ class _Walker:
                 index.shape,
                 (lin,),
                 lambda mode, v: v.reshape(-1)[index],
-                host=lambda mode, v: v.reshape(len(v), -1)[:, index],
+                host=lambda mode, v: v.reshape(len(v), lin.size)[:, index],
                 data=("taken", index),
             )
         )
@@ -544,7 +556,7 @@ class _Walker:
         def host(mode: str, *arrays: Any) -> Any:
             filled = given(mode)
             for i, array, its_shape in zip(dependent, arrays, shapes, strict=True):
-                filled[i] = array.reshape(-1, *its_shape)
+                filled[i] = array.reshape(len(array), *its_shape)
             assert on_host is not None
             return on_host(params, dependent, *filled)
 
@@ -669,7 +681,9 @@ class _Walker:
             return jnp.concatenate(parts(mode, 1, iter(arrays)), 1).reshape(shape)
 
         def host(mode: str, *arrays: Any) -> Any:
-            return np.concatenate(parts(mode, len(arrays[0]), iter(arrays)), 1).reshape(-1, *shape)
+            return np.concatenate(parts(mode, len(arrays[0]), iter(arrays)), 1).reshape(
+                len(arrays[0]), *shape
+            )
 
         return self._made(Lin(shape, parents, fn, host=host))
 

@@ -25,7 +25,8 @@ class LipschitzDepth:
     """Bound the Lipschitz constant of dense networks from both sides for every block, activation and depth.
 
     From below by gradient ascent; from above, for all inputs, by the textbook's product, by the closed form of the
-    running ellipsoid (at or below ECLipsE-Fast for chains) and by its refinement; and within balls about the first held-out input.
+    running ellipsoid (at or below ECLipsE-Fast for chains) and by its refinement; and within balls about the first
+    held-out input.
 
     Attributes:
         task: the classification problem.

@@ -1,5 +1,9 @@
-"""The launchers: the command they would run, and what they do where there is no GPU, no TPU and no SLURM."""
+"""The launchers: the command they would run, and what they do where there is no GPU, no TPU and no SLURM.
 
+And the attack on certificates: that it lets a true one pass, and that a slightly smaller one does not.
+"""
+
+import json
 import os
 import re
 import shlex
@@ -352,3 +356,31 @@ chmod +x "$3/bin/python"
         assert process.returncode == 0, told
         assert "study" in told.splitlines()
     assert log.read_text().splitlines() == ["venv", "pip install --quiet --editable .[study]"]
+
+
+ATTACK = """
+import dataclasses, sys
+import attack_certificates as script
+certify = script.lipschitz.certify
+def optimist(*args, region, **kwargs):
+    found = certify(*args, region=region, **kwargs)
+    return dataclasses.replace(found, value=found.value * (1 - 1e-6 * (region.radius == 0.5)))
+script.lipschitz.certify = optimist
+sys.exit(script.main())
+"""
+
+
+def test_a_certificate_too_small_by_a_millionth_is_exceeded(tmp_path):
+    rows = tmp_path / "rows.json"
+    done = subprocess.run(
+        [sys.executable, "-c", ATTACK, "--only", "MLP identity steep, ball", "--pairs", "1", "--json", rows],
+        # Most of the time is XLA's: its optimisations are not worth theirs here.
+        env=clean({"PYTHONPATH": str(ROOT / "scripts"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    found = json.loads(rows.read_text())
+    assert [row["verdict"] for row in found] == ["holds", "EXCEEDED"]
+    assert all(abs(row["tightness"] - 1) < 1.1e-6 and row["pairs"] > 10_000 for row in found)
+    assert "2 certificates" in done.stdout

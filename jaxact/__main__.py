@@ -298,8 +298,8 @@ example:
 "dtype" (of the search), "norm", "region", "seed", "ladder", "layers", "lower", "upper", "log10_ratio", "ratio" (of the
 best certificate to the slope attained, in the region if there is one), "verdict"}, with
   region   null for all inputs, {shape: "ball", radius, center_norm} or {shape: "box", lower, upper}
-  ladder   [{name, kind ("attained", "certified upper bound" or "estimate"), norm, region, value, log10, method,
-           num_steps, seconds, assumptions, where ({norm, input}: what attains it; input up to 4096 entries),
+  ladder   [{name, kind ("attained", "certified upper bound", "estimate" or "refused"), norm, region, value, log10,
+           method, num_steps, seconds, assumptions, where ({norm, input}: what attains it; input up to 4096 entries),
            missing (why there is no value)}]
   layers   [{step, sizes: [entries in, out], log10_factors: {name of a bound: log10 of what the step multiplies it by}}]
 NaN is null, infinities are the strings "inf" and "-inf".

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -248,26 +249,24 @@ def test_lists_of_compare_leave_the_names_alone(monkeypatch, words, names, weigh
     assert (options.names, options.weights, options.sigma_b) == (names, weights, sigma_b)
 
 
-def test_shaped_activations_are_compared_as_what_the_shaping_makes_of_them():
+def test_shaped_activations_are_compared_as_what_the_shaping_makes_of_them(monkeypatch):
     from jaxact._cli import _compare
 
-    rows, missing = _compare.predict(
-        activations.relu, depth=32, sigma_b=(0.0,), weights=("gaussian",), shaping=("dks", "tat")
-    )
-    shaped = {row["initialisation"]: row for row in rows if row["initialisation"] in ("dks", "tat")}
-    assert {row["activation"] for row in rows} == {"relu"}
-    assert {row["sigma_w"] for row in shaped.values()} == {1.0}
+    monkeypatch.setattr(
+        _compare, "_starts", lambda *_: ([], [])
+    )  # the other initialisations have their own test
+    shaped = partial(_compare.predict, depth=32, weights=("gaussian",))
+    rows, missing = shaped(activations.relu, shaping=("dks", "tat"))
+    dks, tat = rows
+    assert [(row["activation"], row["sigma_w"]) for row in rows] == [("relu", 1.0)] * 2
+    assert (dks["initialisation"], tat["initialisation"], missing) == ("dks", "tat", [])
     # Martens et al. 2021: C'(1)^depth = zeta; Zhang et al. 2022: C'(1) = 1, and C composed takes 0 to eta.
-    assert shaped["dks"]["growth_decades"] == pytest.approx(np.log10(1.5), abs=1e-9)
-    assert shaped["tat"]["growth_decades"] == pytest.approx(0, abs=1e-9)
-    assert shaped["tat"]["correlation_end"] == pytest.approx(0.9, abs=1e-3)
-    assert not missing
-    rows, missing = _compare.predict(
-        activations.hard_tanh, depth=32, sigma_b=(0.0,), weights=("gaussian",), shaping=("tat",)
-    )
-    assert "tat" not in {row["initialisation"] for row in rows}
-    assert missing[-1]["initialisation"] == "tat"
-    assert "finite C''(1)" in missing[-1]["reason"]
+    assert dks["growth_decades"] == pytest.approx(np.log10(1.5), abs=1e-9)
+    assert tat["growth_decades"] == pytest.approx(0, abs=1e-9)
+    assert tat["correlation_end"] == pytest.approx(0.9, abs=1e-3)
+    rows, (missing,) = shaped(activations.hard_tanh, shaping=("tat",))
+    assert (rows, missing["initialisation"]) == ([], "tat")
+    assert "finite C''(1)" in missing["reason"]
 
 
 @pytest.mark.parametrize("name", ["describe", "compare", "certify", "list"])
@@ -400,3 +399,24 @@ def test_a_full_disk_is_reported_in_one_line():
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == "error: nothing can be written: No space left on device\n"
+
+
+def test_the_edge_is_found_from_side_to_side_however_steep():
+    from jaxact._cli import _plot
+
+    high = 0.3
+    weight, bias = _plot._edge(activations.cos, high)
+    inside = (bias >= 0) & (bias <= high)
+    assert inside.sum() > 20
+    assert bias[inside].min() < 0.1 * high
+    assert bias[inside].max() > 0.9 * high
+    # E sin(sqrt(q) z)^2 = (1 - exp(-2 q)) / 2, which 1 / weight is.
+    q = -np.log(1 - 2 / weight[inside]) / 2
+    np.testing.assert_allclose(bias[inside], q - weight[inside] * (1 + np.exp(-2 * q)) / 2, atol=1e-9)
+
+
+def test_remedies_are_those_of_the_command_line(call):
+    _, out, _ = call("describe", "relu")
+    assert "Try another --sigma-b." in out
+    assert "q_star instead" not in out
+    assert "0, on an interval" in out

@@ -278,6 +278,8 @@ def test_in_a_ball_the_square_is_as_steep_as_its_edge(without_estimate):
     assert 2 * np.abs(witness).max() >= rows["slope attained"]["value"] * (1 - 1e-9)
     (everywhere,) = rungs(found).values()
     assert everywhere["value"] is None
+    assert everywhere["kind"] == "refused"
+    assert _certify._cells(everywhere, [])[1:4] == ["none", "", "refused"]
     assert "integer_pow" in everywhere["missing"]
     assert "the Lipschitz constant in the ball" in found["verdict"]
 

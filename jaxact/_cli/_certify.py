@@ -20,7 +20,7 @@ from jaxact._cli._model import OneExample, load, on_one_example, shape_text, tol
 from jaxact._cli._output import InputError, console, for_each, plain, print_json, short
 from jaxact.lipschitz import Ball, Box, Certificate
 
-_ATTAINED, _CERTIFIED, _ESTIMATE = "attained", "certified upper bound", "estimate"
+_ATTAINED, _CERTIFIED, _ESTIMATE, _REFUSED = "attained", "certified upper bound", "estimate", "refused"
 _SLOPE, _CLEVER = "slope attained", "CLEVER"
 _ELLIPSOID, _CLOSED, _PRODUCT = "ellipsoid", "closed form", "product of norms"
 _NUM_STARTS, _MOST_STARTS = 8, 32
@@ -174,7 +174,7 @@ def ladder(
     for where in dict.fromkeys((region, None)):
         if where is None and refused:
             # The search would find slopes without end.
-            rungs.append(_Rung(_CLOSED, lambda: _missing(_CLOSED, _CERTIFIED, None, refused)))
+            rungs.append(_Rung(_CLOSED, lambda: _missing(_CLOSED, _REFUSED, None, refused)))
             continue
         rungs.append(
             _Rung(_SLOPE, functools.partial(_attained, fn, where, starts, lower_steps, key_search, seed))

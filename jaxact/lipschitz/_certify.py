@@ -99,43 +99,55 @@ def _check_translation(
     fn: Callable[[Any], Any], lowered: Lowered, example: Any, region: Region | None
 ) -> None:
     """Run the program beside the function: a slip of the walk must not become a certificate."""
-    if isinstance(region, Ball):
-        point = region.center
-    elif isinstance(region, Box):
-        point = region.lower / 2 + region.upper / 2
-    else:
-        point = np.cos(np.arange(np.size(example), dtype=np.float64))
-    point = point.reshape(np.shape(example))
-    with jax.enable_x64(True):
-        x = jnp.asarray(point, np.float64 if lowered.exact else jnp.result_type(example))
-        # A program is compiled anew at every call, an operation once for its shapes: one after the other is quicker
-        # where they are few, and for a long chain of layers.
-        one_by_one = lowered.num_equations > 60 or lowered.num_operations <= 12
-        outputs = fn(x) if one_by_one else jax.jit(lambda x: fn(x))(x)
-        leaves = [np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(outputs)]
-    leaves = [leaf for leaf, depends in zip(leaves, lowered.depends, strict=True) if depends]
-    if not leaves:
-        return
-    theirs, values = np.concatenate(leaves), evaluate(lowered.program, x, output_only=False)
-    ours = values[lowered.program.output]
-    scale = np.max(np.abs(theirs))
-    # Where outputs vanish they are the rounding of what cancels.
+    # A program is compiled anew at every call, an operation once for its shapes, a loop for every point: one after
+    # the other is quicker where they are few, and for a long chain of layers.
+    is_short = lowered.num_operations <= 12 and not lowered.has_loops
+    one_by_one = lowered.num_equations > 60 or is_short
+    run = fn if one_by_one else jax.jit(lambda x: fn(x))
     offsets = [step.offset for step in lowered.program.steps if isinstance(step, Affine)]
-    parts = [np.max(np.abs(part), initial=0.0) for part in (*values.values(), *offsets) if part is not None]
-    allowed = (1e-6 * scale + 1e-12 * max(parts)) if lowered.exact else (1e-2 * scale + 1e-5 * max(parts))
-    if lowered.narrowest is not None:
-        allowed = max(allowed, 8 * float(jnp.finfo(lowered.narrowest).eps) * (scale + max(parts)))
-    if np.isfinite(scale) and not np.max(np.abs(theirs - ours)) <= allowed:
-        raise ValueError(
-            "`fn` could not be translated: what was made of its jaxpr gives other outputs than fn itself, by "
-            f"{np.max(np.abs(theirs - ours)):g} where the largest is {scale:g}. Does it depend on a state or on "
-            "chance, or magnify its own rounding (then try it in float64)? If not, please report it."
-        )
+    for point in _points(np.size(example), region):
+        with jax.enable_x64(True):
+            dtype = np.float64 if lowered.exact else jnp.result_type(example)
+            x = jnp.asarray(point.reshape(np.shape(example)), dtype)
+            leaves = [np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(run(x))]
+        leaves = [leaf for leaf, depends in zip(leaves, lowered.depends, strict=True) if depends]
+        if not leaves:
+            return
+        theirs, values = np.concatenate(leaves), evaluate(lowered.program, x, output_only=False)
+        ours = values[lowered.program.output]
+        scale = np.max(np.abs(theirs))
+        # Where outputs vanish they are the rounding of what cancels.
+        parts = [
+            np.max(np.abs(part), initial=0.0) for part in (*values.values(), *offsets) if part is not None
+        ]
+        allowed = (1e-6 * scale + 1e-12 * max(parts)) if lowered.exact else (1e-2 * scale + 1e-5 * max(parts))
+        if lowered.narrowest is not None:
+            allowed = max(allowed, 8 * float(jnp.finfo(lowered.narrowest).eps) * (scale + max(parts)))
+        if np.isfinite(scale) and not np.max(np.abs(theirs - ours)) <= allowed:
+            raise ValueError(
+                "`fn` could not be translated: what was made of its jaxpr gives other outputs than fn itself, by "
+                f"{np.max(np.abs(theirs - ours)):g} where the largest is {scale:g}. Does it depend on a state or on "
+                "chance, or magnify its own rounding (then try it in float64)? If not, please report it."
+            )
+
+
+def _points(size: int, region: Region | None) -> list[np.ndarray]:
+    """The middle of a region and two points of it across its boundary; without one, a point near 0 and two farther."""
+    waves = np.cos(3 * np.arange(size, dtype=np.float64) + 1)
+    if region is None:
+        return [np.cos(np.arange(size, dtype=np.float64)), 8 * waves, -8 * waves[::-1]]
+    if isinstance(region, Ball):
+        middle = region.center.reshape(-1)
+        reach = region.radius / np.linalg.norm(waves) * waves
+    else:
+        middle = (region.lower / 2 + region.upper / 2).reshape(-1)
+        reach = (region.upper / 2 - region.lower / 2).reshape(-1) * np.sign(waves)
+    return [middle, middle + 0.999 * reach, middle - 0.999 * reach]
 
 
 def _check(fn: Any, example: Any, norm: Any, region: Any) -> None:
     if not callable(fn):
-        raise TypeError(f"`fn` must be a function of one array, got {fn!r}.")
+        raise TypeError(f"`fn` must be a function of one array, got {fn!r}. Use lambda x: model(x).")
     if norm != 2:
         raise ValueError(
             f"`norm` must be 2, got {norm!r}. Bounds in other norms follow from norm equivalence."
@@ -149,7 +161,12 @@ def _check(fn: Any, example: Any, norm: Any, region: Any) -> None:
         raise ValueError(f"`example` must not be empty, got shape {example.shape}.")
     if region is not None:
         if not isinstance(region, Ball | Box):
-            raise ValueError(f"`region` must be a Ball, a Box or None, got {region!r}.")
+            raise ValueError(
+                f"`region` must be a Ball, a Box or None, got {region!r}. Use Ball(x, 0.1), for instance."
+            )
         given = region.center.shape if isinstance(region, Ball) else region.lower.shape
         if given != example.shape:
-            raise ValueError(f"`region` must have the input's shape {example.shape}, got {given}.")
+            raise ValueError(
+                f"`region` must have the input's shape {example.shape}, got {given}. "
+                "Reshape its center or bounds."
+            )

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from jaxact.lipschitz._lower import _singular
+from jaxact.lipschitz._lower import singular_pair
 
 
 class Clever(NamedTuple):
@@ -80,7 +80,7 @@ def clever(
     """
     center = _check(center, radius, num_groups, group_size)
     push = lambda x, v: jax.jvp(fn, (x,), (v,))[1]  # noqa: E731
-    norm = jax.vmap(lambda x: _singular(fn, push, x).value)
+    norm = jax.vmap(lambda x: singular_pair(fn, push, x).value)
 
     @jax.jit
     def largest(center: Array, keys: Array) -> Array:

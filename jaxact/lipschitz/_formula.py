@@ -11,6 +11,11 @@ import jax
 import numpy as np
 import scipy.special
 
+_ARITHMETIC = (
+    *("add", "add_any", "sub", "mul", "neg", "div", "pow", "integer_pow", "square", "reduce_sum", "cumsum"),
+    *("dot_general", "conv_general_dilated", "reduce_window_sum", "scatter-add", "scatter_add"),
+)
+
 
 class UnsupportedError(ValueError):
     """A primitive that is no elementwise function of one variable, or one whose derivatives are not known here."""
@@ -109,6 +114,18 @@ def compose(outer: Expr, inner: Expr) -> Expr:
         else:
             done[id(node)] = _REBUILD[node.op](node.param, *(done[id(arg)] for arg in node.args))
     return done[id(outer)]
+
+
+def refuse_integers(eqn: Any) -> None:
+    """Raise at integer arithmetic, which is not that of real numbers.
+
+    Raises:
+        UnsupportedError: it is.
+    """
+    if eqn.primitive.name in _ARITHMETIC and not jax.numpy.issubdtype(
+        eqn.outvars[0].aval.dtype, jax.numpy.inexact
+    ):
+        raise UnsupportedError("the arithmetic of integers wraps around and drops remainders")
 
 
 def reindex(expr: Expr, index: Callable[[np.ndarray], np.ndarray]) -> Expr:
@@ -378,7 +395,7 @@ def _convert(params: Any, u: Expr) -> Expr:
 
 
 def _reduce_precision(params: Any, u: Expr) -> Expr:
-    if params["mantissa_bits"] < 23:
+    if params["mantissa_bits"] < 23 or params["exponent_bits"] < 8:
         raise UnsupportedError("the rounding of `reduce_precision` has no slope")
     return u
 
@@ -416,6 +433,7 @@ def _from_jaxpr(jaxpr: Any, consts: Sequence[Expr], args: Sequence[Expr]) -> lis
         operands = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
         inner = sub_jaxpr(eqn)
+        refuse_integers(eqn)
         if name in _BUILDERS:
             results = [apply(name, operands, eqn.params)]
         elif name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
@@ -579,7 +597,6 @@ _BUILDERS: dict[str, Callable[..., Expr]] = {
     "convert_element_type": _convert,
     "reduce_precision": _reduce_precision,
     "copy": _same,
-    "copy_p": _same,
     "stop_gradient": _same,
     "optimization_barrier": _same,
     **{name: _unary(name) for name in UNARY},

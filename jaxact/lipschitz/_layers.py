@@ -1,6 +1,7 @@
 """Upper bounds for chains of dense layers from their weights."""
 
 import math
+import reprlib
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby, pairwise
@@ -14,10 +15,10 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.lipschitz._chain import Layer, everywhere, product_within, within
 from jaxact.lipschitz._ellipsoid import bound
-from jaxact.lipschitz._norms import one_thread
+from jaxact.lipschitz._norms import one_thread, real_array
 from jaxact.lipschitz._panels import slope_table
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Dense, Elementwise, Program, Region
-from jaxact.lipschitz._sdp import lipsdp
+from jaxact.lipschitz._sdp import SOLVERS, lipsdp
 
 _METHODS = ("product", "absolute", "eclipse_fast", "ellipsoid", "lipsdp")
 _FULL_SPECTRUM = 128  # width up to which the largest eigenvalue comes from all of them
@@ -33,6 +34,7 @@ def upper_bound(
     num_steps: int = 200,
     seconds: float | None = None,
     variant: str = "neuron",
+    solver: str = "CLARABEL",
     biases: Sequence[Float[ArrayLike, " out"] | None] | None = None,
     region: Region | None = None,
 ) -> Float[Array, ""]:
@@ -87,6 +89,7 @@ def upper_bound(
         num_steps: of "ellipsoid".
         seconds: stop the refinement of "ellipsoid" after so long.
         variant: of "lipsdp": one multiplier for each "neuron", or one for each "layer", faster and looser.
+        solver: of "lipsdp": "CLARABEL", accurate, or "SCS", of first order: for more neurons, and a looser bound.
         biases: one [out] or None for each kernel; None for none. Used with a region only.
         region: a `Ball` or `Box` of inputs [in], for "product" and "eclipse_fast"; None for all inputs.
 
@@ -95,12 +98,12 @@ def upper_bound(
         scalar where a method runs on the host and all weights are NumPy arrays.
 
     Raises:
-        TypeError: a weight is not real floating-point, or an activation has no `lipschitz`.
-        ValueError: an unknown method; no weights; shapes that do not chain; a weight that is not finite; a
-            number of activations that does not fit; an activation with no finite Lipschitz constant, in the region if
-            there is one; traced weights for a method that runs on the host; a solver that did not converge; biases or
-            a region whose shapes do not fit, or a method that has none. What is traced cannot be looked at: there,
-            infinities give inf or NaN and NaN gives NaN.
+        TypeError: `weights` is no sequence or array, a weight or bias is not real, or an activation has no `lipschitz`.
+        ValueError: an unknown method, variant or solver; no weights; shapes that do not chain; a weight that is not
+            finite; a number of activations that does not fit; an activation with no finite Lipschitz constant, in the
+            region if there is one; traced weights for a method that runs on the host; a solver that did not converge;
+            biases or a region whose shapes do not fit, or a method that has none. What is traced cannot be looked at:
+            there, infinities give inf or NaN and NaN gives NaN.
         ImportError: "lipsdp" without its solver.
 
     Example:
@@ -118,21 +121,35 @@ def upper_bound(
         12.0
     """
     if method not in _METHODS:
-        raise ValueError(f"`method` must be one of {', '.join(map(repr, _METHODS))}, got {method!r}.")
+        raise ValueError(
+            f"`method` must be one of {', '.join(map(repr, _METHODS))}, got {method!r}. "
+            "Use 'eclipse_fast', or 'ellipsoid' where a tighter bound is worth seconds."
+        )
+    if solver not in SOLVERS:
+        raise ValueError(
+            f"`solver` must be one of {', '.join(map(repr, SOLVERS))}, got {solver!r}. Use 'CLARABEL'."
+        )
+    if not isinstance(weights, Sequence | np.ndarray | jax.Array) or getattr(weights, "ndim", 3) == 0:
+        raise TypeError(
+            "`weights` must be a sequence of kernels [in, out] or one array [layer, width, width], "
+            f"got {reprlib.repr(weights)}. Put a single kernel into a list."
+        )
     if region is not None:
         return _within(weights, activation, method, biases, region, log)
     if method == "eclipse_fast" and (given := _on_host(weights)) is not None:
         matrices, squares, dtype = given
+        _check_biases(biases, matrices)
         ranges = _check_activations(activation, len(matrices) - 1)[1]
         if not any(isinstance(end, jax.core.Tracer) for pair in ranges for end in pair):
             with one_thread(max(map(len, matrices))):
                 found = everywhere(matrices, squares, [(float(low), float(high)) for low, high in ranges])
             return _rounded(_exp(found, log), weights, dtype, outward=False)
     kernels = _check_weights(weights)
+    _check_biases(biases, kernels)
     constants, ranges = _check_activations(activation, len(kernels) - 1)
     dtype = jnp.result_type(jnp.float32, *kernels)
     if method in ("ellipsoid", "lipsdp"):
-        certificate = chain_certificate(kernels, ranges, method, num_steps, seconds, variant)
+        certificate = chain_certificate(kernels, ranges, method, num_steps, seconds, variant, solver)
         if not certificate.certified:
             raise ValueError(
                 f"`method` 'lipsdp' found no bound: {certificate.assumptions[-1]}. Use 'ellipsoid'."
@@ -159,6 +176,7 @@ def chain_certificate(
     num_steps: int,
     seconds: float | None,
     variant: str,
+    solver: str,
 ) -> Certificate:
     """The certificate of a chain of kernels [in, out] with the slope ranges between them."""
     if any(isinstance(each, jax.core.Tracer) for each in jax.tree.leaves((kernels, ranges))):
@@ -168,7 +186,7 @@ def chain_certificate(
         )
     matrices = [np.asarray(kernel).astype(np.float64).T for kernel in kernels]
     if method == "lipsdp":
-        return lipsdp(matrices, ranges, variant=variant)
+        return lipsdp(matrices, ranges, variant=variant, solver=solver)
     steps: list[Affine | Elementwise] = []
 
     def constant(ends: tuple[Any, Any]) -> Any:
@@ -203,7 +221,9 @@ def _within(weights: Any, activation: Any, method: str, biases: Any, region: Any
             "For refinement within a region use certify(fn, x, region=region, num_steps=100)."
         )
     if not isinstance(region, Ball | Box):
-        raise ValueError(f"`region` must be a Ball, a Box or None, got {region!r}.")
+        raise ValueError(
+            f"`region` must be a Ball, a Box or None, got {region!r}. Use Ball(x, 0.1), for instance."
+        )
     given = _on_host(weights)
     if given is None:
         _check_weights(weights)  # says what is wrong
@@ -218,7 +238,7 @@ def _within(weights: Any, activation: Any, method: str, biases: Any, region: Any
             f"`region` must have the shape of one input, {kernels[0].shape[:1]}, got {shape}. Flatten it."
         )
     activations = _as_list(activation, len(kernels) - 1)
-    offsets = _check_biases(biases, kernels)
+    offsets = _check_biases(biases, kernels, within=True)
     layers = [
         Layer(kernel, square, offset, slope_table(each), _values(each))
         for kernel, square, offset, each in zip(kernels, squares, offsets, activations, strict=False)
@@ -233,10 +253,10 @@ def _values(activation: Any) -> tuple[float, float]:
     return (lower, upper) if getattr(activation, "exact", False) else (-math.inf, math.inf)
 
 
-def _check_biases(biases: Any, kernels: list[np.ndarray]) -> list[np.ndarray | None]:
+def _check_biases(biases: Any, kernels: Sequence[Any], *, within: bool = False) -> list[np.ndarray | None]:
     if biases is None:
         return [None] * len(kernels)
-    given = list(biases)
+    given = list(biases) if isinstance(biases, Sequence | np.ndarray | jax.Array) else [biases]
     if len(given) != len(kernels):
         raise ValueError(
             f"`biases` must hold one [out] or None for each of {len(kernels)} kernels, got {len(given)}. "
@@ -247,18 +267,21 @@ def _check_biases(biases: Any, kernels: list[np.ndarray]) -> list[np.ndarray | N
         if bias is None:
             offsets.append(None)
             continue
-        if isinstance(bias, jax.core.Tracer):
+        is_traced = isinstance(bias, jax.core.Tracer)
+        if is_traced and within:
             raise ValueError(
                 f"`biases[{index}]` must be concrete with a region. Under jit leave out `region`."
             )
-        bias = np.asarray(bias, np.float64)
+        bias = bias if is_traced else real_array(f"biases[{index}]", bias)
         if bias.shape != kernel.shape[1:]:
             raise ValueError(
                 f"`biases[{index}]` must have the shape {kernel.shape[1:]}, one number for each output of "
-                f"weights[{index}], got {bias.shape}."
+                f"weights[{index}], got {bias.shape}. Give one [out] or None for each kernel."
             )
-        if not math.isfinite(bias @ bias):
-            raise ValueError(f"`biases[{index}]` must be finite, got NaN or inf.")
+        if not is_traced and not np.isfinite(bias).all():
+            raise ValueError(
+                f"`biases[{index}]` must be finite, got NaN or inf. A diverged network has no Lipschitz bound."
+            )
         offsets.append(bias)
     return offsets
 
@@ -414,11 +437,24 @@ def _on_host(weights: Any) -> tuple[list[np.ndarray], list[float], Any] | None:
 def _check_weights(weights: Any) -> list[Array]:
     given = list(weights)
     if not given:
-        raise ValueError("`weights` must hold at least one kernel [in, out], got none.")
-    kernels = [jnp.asarray(kernel) for kernel in given]
+        raise ValueError(
+            "`weights` must hold at least one kernel [in, out], got none. Put a single one into a list."
+        )
+    kernels = []
+    for index, kernel in enumerate(given):
+        try:
+            kernels.append(jnp.asarray(kernel))
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"`weights[{index}]` must be a kernel [in, out] of real numbers, got {reprlib.repr(kernel)}. "
+                "Pass an array."
+            ) from error
     for index, kernel in enumerate(kernels):
         if not jnp.issubdtype(kernel.dtype, jnp.floating):
-            raise TypeError(f"`weights[{index}]` must be real floating-point, got dtype {kernel.dtype}.")
+            raise TypeError(
+                f"`weights[{index}]` must be real floating-point, got dtype {kernel.dtype}. "
+                "Use .astype(jnp.float32)."
+            )
         if kernel.ndim != 2 or kernel.size == 0:
             raise ValueError(
                 f"`weights[{index}]` must be a kernel [in, out], got shape {kernel.shape}. "

@@ -48,10 +48,10 @@ class Lin:
         self.data = data
         self.where = where
         self.is_leaf = kind != "op"
-        below = {leaf for parent in parents for leaf in parent.leaves}
-        if len(below) > 1:  # where paths meet: otherwise every branch would stay in use to the end
+        leaves = {leaf for parent in parents for leaf in parent.leaves}
+        if len(leaves) > 1:  # where paths meet: otherwise every branch would stay in use to the end
             self.is_leaf = True
-        self.leaves: frozenset[Lin] = frozenset([self]) if self.is_leaf else frozenset(below)
+        self.leaves: frozenset[Lin] = frozenset([self]) if self.is_leaf else frozenset(leaves)
 
     def on_host(self, mode: str, *arrays: np.ndarray) -> np.ndarray:
         """Apply to arrays with a leading axis k, by numpy where that is known: jax would compile for each shape."""
@@ -66,7 +66,7 @@ class Lin:
         self.leaves = frozenset([self])
 
 
-def _below(lin: Lin) -> list[Lin]:
+def below(lin: Lin) -> list[Lin]:
     """What a map is composed of down to the variables, operands first; the map itself last."""
     order: list[Lin] = []
     seen: set[Lin] = set()
@@ -91,12 +91,12 @@ def needed_for(result: Lin) -> set[Lin]:
         if lin in needed:
             continue
         needed.add(lin)
-        stack.extend(node for node in _below(lin)[:-1] if node.is_leaf)
+        stack.extend(node for node in below(lin)[:-1] if node.is_leaf)
     return needed
 
 
 def affine_step(lin: Lin, out: int, numbers: dict[Lin, int]) -> Affine:
-    order = _below(lin)
+    order = below(lin)
     sources = [node for node in order[:-1] if node.is_leaf]
     operators = [(numbers[source], _operator(order, source)) for source in sources]
     # A variable may cancel, such as the maximum that softmax subtracts.
@@ -277,11 +277,11 @@ def _softmax_range(
         for i in range(positions.shape[1]):
             others = np.arange(positions.shape[1]) != i
             above = np.exp(high[:, others] - low[:, i : i + 1]).sum(1)
-            below = np.exp(low[:, others] - high[:, i : i + 1]).sum(1)
+            least_others = np.exp(low[:, others] - high[:, i : i + 1]).sum(1)
             # exp rounds its argument as well: relatively by the argument's size
             size = 1e-15 * np.abs(np.where(np.isfinite(high - low), high, 0)).max(1, initial=0.0)
             least[positions[:, i]] = (1 - slack - size) / (1 + above)
-            most[positions[:, i]] = (1 + slack + size) / (1 + below)
+            most[positions[:, i]] = (1 + slack + size) / (1 + least_others)
     least = np.where(np.isnan(least), 0.0, np.clip(least, 0, 1))
     return least, np.where(np.isnan(most), 1.0, np.clip(most, least, 1))
 

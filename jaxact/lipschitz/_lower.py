@@ -1,7 +1,8 @@
 """Lower bounds on a Lipschitz constant: inputs at which the Jacobian's norm is large."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Real
 from typing import NamedTuple
 
 import jax
@@ -115,10 +116,10 @@ def lower_bound(
     if num_crossings:
         walk = partial(_walk, fn, push, norm, num_crossings)
         inputs = jax.vmap(walk)(inputs, jax.random.split(key_walk, inputs.shape[0]))
-    singular = jax.vmap(partial(_singular, fn, push))
+    singular = jax.vmap(partial(singular_pair, fn, push))
 
     def start(x: Array) -> _Search:
-        pair = _singular(fn, push, x)
+        pair = singular_pair(fn, push, x)
         pulled, ascent = _pulled_and_ascent(fn, x, pair.output, pair.direction)
         return _Search(x, pair.direction, ascent, _norm(pulled), jnp.ones((), inputs.dtype))
 
@@ -248,7 +249,7 @@ class _Pair(NamedTuple):
     direction: Array  # w
 
 
-def _singular(fn: Callable, push: Callable, x: Array) -> _Pair:
+def singular_pair(fn: Callable, push: Callable, x: Array) -> _Pair:
     """The largest singular value at one input, as ||J w|| for the unit w that the iteration found."""
     output, pull = jax.vjp(fn, x)
     dtype = jnp.promote_types(jnp.promote_types(x.dtype, output.dtype), jnp.float32)
@@ -308,9 +309,10 @@ def _check(
             raise ValueError(
                 f"`{name}` must be an integer >= 0, got {value!r}. Use {usual[name]} to begin with."
             )
-    if len(scales) == 0 or not all(0 < scale < np.inf for scale in scales):
+    numbers = tuple(scales) if isinstance(scales, Sequence | np.ndarray) else ()
+    if not numbers or not all(isinstance(scale, Real) and 0 < scale < np.inf for scale in numbers):
         raise ValueError(
-            f"`scales` must be positive numbers, got {scales}. Use (0.25, 1.0, 4.0), for instance."
+            f"`scales` must be positive numbers in a tuple, got {scales!r}. Use (0.25, 1.0, 4.0), for instance."
         )
     if not isinstance(step_size, jax.core.Tracer) and not np.all(np.asarray(step_size) > 0):
         raise ValueError(f"`step_size` must be positive, got {step_size}. Use 0.5 to begin with.")

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import reprlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -41,13 +42,14 @@ def dense_norm(matrix: Float[ArrayLike, "out in"]) -> float:
         The bound, a float; 0 for an empty matrix.
 
     Raises:
+        TypeError: `matrix` is not an array of real numbers.
         ValueError: `matrix` is not a matrix or not finite.
 
     Example:
         >>> round(dense_norm([[3.0, 0.0], [0.0, -4.0]]), 9)
         4.0
     """
-    matrix = np.asarray(matrix, np.float64)
+    matrix = real_array("matrix", matrix)
     if matrix.ndim != 2:
         raise ValueError(f"`matrix` must be [out, in], got shape {matrix.shape}. Flatten inputs and outputs.")
     if not np.isfinite(matrix).all():
@@ -157,6 +159,7 @@ def convolution_norm(
         The bound, a float.
 
     Raises:
+        TypeError: `kernel` is not an array of real numbers.
         ValueError: shapes that do not fit, an unknown method or padding, a kernel that is not finite.
 
     Example:
@@ -184,7 +187,7 @@ class _Geometry:
     """A convolution's shapes, checked and with one number for each spatial axis."""
 
     def __init__(self, kernel, input_shape, strides, padding, dilation, groups):
-        self.kernel = np.asarray(kernel, np.float64)
+        self.kernel = real_array("kernel", kernel)
         self.input_shape = tuple(int(n) for n in input_shape)
         axes = self.kernel.ndim - 2
         if axes < 1 or len(self.input_shape) != axes + 1 or self.kernel.size == 0:
@@ -194,7 +197,9 @@ class _Geometry:
             )
         if not np.isfinite(self.kernel).all():
             raise ValueError("`kernel` must be finite, got NaN or inf. A diverged layer has no norm.")
-        self.groups = groups
+        if isinstance(groups, bool) or not isinstance(groups, int | np.integer) or groups < 1:
+            raise ValueError(f"`groups` must be an integer >= 1, got {groups!r}. Use 1 for no groups.")
+        self.groups = int(groups)
         if self.kernel.shape[-2] * groups != self.input_shape[-1] or self.kernel.shape[-1] % groups:
             raise ValueError(
                 f"`kernel` must take {self.input_shape[-1]} channels in {groups} groups, got {self.kernel.shape[-2]} "
@@ -213,14 +218,16 @@ class _Geometry:
         elif isinstance(padding, str):
             if padding not in ("SAME", "VALID"):
                 raise ValueError(
-                    f"`padding` must be 'SAME', 'VALID', 'CIRCULAR' or pairs (before, after), got {padding!r}."
+                    f"`padding` must be 'SAME', 'VALID', 'CIRCULAR' or pairs (before, after), got {padding!r}. "
+                    "Write others as pairs."
                 )
             self.padding = tuple(lax.padtype_to_pads(spatial, self.extents, self.strides, padding))
         else:
             self.padding = tuple((int(low), int(high)) for low, high in padding)
             if len(self.padding) != axes or min(min(pair) for pair in self.padding) < 0:
                 raise ValueError(
-                    f"`padding` must hold a pair (before, after) >= 0 for each axis, got {padding}."
+                    f"`padding` must hold a pair (before, after) >= 0 for each axis, got {padding}. "
+                    "Crop the input for less."
                 )
         outputs = tuple(
             (n + low + high - e) // s + 1
@@ -228,7 +235,8 @@ class _Geometry:
         )
         if min(outputs) < 1:
             raise ValueError(
-                f"`kernel` must fit into the padded input, got extents {self.extents} for {spatial}."
+                f"`kernel` must fit into the padded input, got extents {self.extents} for {spatial}. "
+                "Check `padding` and `dilation`."
             )
         self.output_shape = (*outputs, self.kernel.shape[-1])
 
@@ -276,10 +284,12 @@ class _Geometry:
 
 
 def _per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    values = (value,) * axes if isinstance(value, int) else tuple(int(v) for v in value)
-    if len(values) != axes or min(values) < 1:
-        raise ValueError(f"`{name}` must be a positive integer, or one for each of {axes} axes, got {value}.")
-    return values
+    values = tuple(value) if isinstance(value, Sequence | np.ndarray) else (value,) * axes
+    if len(values) != axes or not all(isinstance(v, int | np.integer) and v >= 1 for v in values):
+        raise ValueError(
+            f"`{name}` must be a positive integer, or one for each of {axes} axes, got {value!r}. Use 1 for none."
+        )
+    return tuple(map(int, values))
 
 
 def _fourier_norm(geometry: _Geometry) -> float:
@@ -325,6 +335,25 @@ def _absolute_norm(geometry: _Geometry) -> float:
     per_group = kernel.shape[-1] // geometry.groups
     columns = kernel.sum(axis=tuple(range(kernel.ndim - 2))).reshape(-1, geometry.groups, per_group).sum(-1)
     return math.sqrt(rows.max() * columns.max()) * (1 + 4 * kernel.size * UNIT)
+
+
+def real_array(name: str, value: Any) -> np.ndarray:
+    """An argument in float64 on the host.
+
+    Raises:
+        TypeError: it is not an array of real numbers.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(f"`{name}` must be concrete, got {value}. Call this outside jit, vmap and grad.")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+        raise TypeError(
+            f"`{name}` must be an array of real numbers, got {reprlib.repr(value)}. Pass what np.asarray takes."
+        )
+    return array.astype(np.float64)
 
 
 def largest_eigenvalue(X: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxact.lipschitz._formula import Expr, UnsupportedError, evaluate_node, from_function, nodes
 from jaxact.lipschitz._norms import UNIT
-from jaxact.lipschitz._slopes import LARGEST, _compiled, _jumps, _Key, slope_range
+from jaxact.lipschitz._slopes import LARGEST, compile_formula, find_jumps, slope_range
 
 _NEAR = 12.0  # panels of equal width up to here, growing ones beyond
 _START = 2.0**-4  # their width at the start
@@ -119,9 +119,9 @@ def _made(activation: Any) -> SlopeTable:
     whole = (float(found.lower), float(found.upper))
     if stated is not None and getattr(activation, "exact", False):  # known facts, a few ulp sharper
         whole = max(whole[0], stated[0]), min(whole[1], stated[1])
-    compiled, edge = _compiled(_Key(expr)), np.full(1, LARGEST)
+    compiled, edge = compile_formula(expr), np.full(1, LARGEST)
     with np.errstate(all="ignore"):
-        if _jumps(compiled, -edge, edge).any():
+        if find_jumps(compiled, -edge, edge).any():
             return SlopeTable((-np.inf, np.inf), _evaluator(expr), _everywhere(-np.inf, np.inf))
         panels = _panels(compiled, whole)
         steps = _steps(panels)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxact.lipschitz._norms import dense_norm
+from jaxact.lipschitz._norms import dense_norm, real_array
 
 Bounds: TypeAlias = tuple[Float[np.ndarray, " size"], Float[np.ndarray, " size"]]
 Intervals: TypeAlias = Mapping[int, Bounds]  # variable -> (lower, upper), both [size]
@@ -315,16 +316,21 @@ def matvec(operator: Operator, v: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """The inputs within the Euclidean distance `radius` >= 0 of `center`."""
+    """The inputs within the Euclidean distance `radius` >= 0 of `center`.
+
+    Raises:
+        TypeError: they are not real numbers.
+        ValueError: they are not finite, or `radius` is negative.
+    """
 
     center: Any
     radius: float
 
     def __post_init__(self):
-        center = np.asarray(self.center, np.float64)
+        center, given = real_array("center", self.center), real_array("radius", self.radius)
         if not np.isfinite(center).all():
-            raise ValueError("`center` must be finite, got NaN or inf.")
-        radius = float(self.radius)
+            raise ValueError("`center` must be finite, got NaN or inf. Pass one input.")
+        radius = float(given) if given.size == 1 else math.nan
         if not (math.isfinite(radius) and radius >= 0):
             raise ValueError(
                 f"`radius` must be finite and >= 0, got {self.radius}. Leave out `region` for all inputs."
@@ -338,20 +344,27 @@ class Ball:
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """The inputs with `lower` <= x <= `upper` entrywise."""
+    """The inputs with `lower` <= x <= `upper` entrywise.
+
+    Raises:
+        TypeError: they are not arrays of real numbers.
+        ValueError: they are not finite, not of one shape or not in order.
+    """
 
     lower: Any
     upper: Any
 
     def __post_init__(self):
-        lower, upper = np.asarray(self.lower, np.float64), np.asarray(self.upper, np.float64)
+        lower, upper = real_array("lower", self.lower), real_array("upper", self.upper)
         if lower.shape != upper.shape:
             raise ValueError(
-                f"`lower` and `upper` must be of one shape, got {lower.shape} and {upper.shape}."
+                f"`lower` and `upper` must be of one shape, got {lower.shape} and {upper.shape}. "
+                "Fill them with np.broadcast_to."
             )
         if not (np.isfinite(lower).all() and np.isfinite(upper).all() and (lower <= upper).all()):
             raise ValueError(
-                "`lower` and `upper` must be finite with lower <= upper. Leave out `region` for all inputs."
+                "`lower` and `upper` must be finite with lower <= upper, got "
+                f"{reprlib.repr(self.lower)} and {reprlib.repr(self.upper)}. Leave out `region` for all inputs."
             )
         object.__setattr__(self, "lower", lower)
         object.__setattr__(self, "upper", upper)
@@ -397,10 +410,3 @@ class Certificate:
 
     def __float__(self) -> float:
         return self.value
-
-
-def as_operator(operator: Operator | Sequence[Any] | np.ndarray) -> Operator:
-    """Wrap a matrix [out, in] as `Dense` in float64; operators pass through."""
-    if isinstance(operator, Dense | Identity | Diagonal | Linear):
-        return operator
-    return Dense(np.asarray(operator, np.float64))

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxact.lipschitz._norms import UNIT, certified_largest, is_positive
+from jaxact.lipschitz._norms import UNIT, dense_norm, is_positive
 from jaxact.lipschitz._program import Certificate
 
 _VARIANTS = ("neuron", "layer")
+SOLVERS = ("CLARABEL", "SCS")
 _ACCEPTED = ("optimal", "optimal_inaccurate")
 
 
@@ -63,16 +64,21 @@ def lipsdp(
     started = time.perf_counter()
     method = f"lipsdp, {variant}, {solver}"
     norms = [float(np.linalg.norm(matrix, 2)) for matrix in matrices]
-    if len(matrices) == 1 or min(norms) == 0:
-        value = 0.0 if min(norms) == 0 else math.sqrt(certified_largest(_gram(matrices[0]))) * (1 + 1e-14)
-        return _certificate(value, 0.0, method, started, ())
-    # Scaled to norms of 1, with slopes up to 1: the solver's tolerances are absolute.
     slopes = [max(abs(float(a)), abs(float(b))) for a, b in ranges]
-    if min(slopes) == 0:
+    if min(norms + slopes) == 0:
         return _certificate(0.0, 0.0, method, started, ())
-    scaled = [matrix / norm for matrix, norm in zip(matrices, norms, strict=True)]
-    unit_ranges = [(float(a) / s, float(b) / s) for (a, b), s in zip(ranges, slopes, strict=True)]
-    shift = math.fsum(map(math.log, norms + slopes))
+    if len(matrices) == 1:
+        return _certificate(dense_norm(matrices[0]), 0.0, method, started, ())
+    # The solver's tolerances are absolute: norms and slopes are brought near 1, their products too.
+    sizes_of = [size for pair in zip(norms, slopes, strict=False) for size in pair] + norms[-1:]
+    powers = np.rint(np.cumsum(np.log2(sizes_of))).astype(int)
+    shift = int(powers[-1])
+    exponents = np.diff(powers, prepend=0)  # powers of two: exact
+    scaled = [np.ldexp(matrix, -e) for matrix, e in zip(matrices, exponents[::2], strict=True)]
+    unit_ranges = [
+        (math.ldexp(float(a), -int(e)), math.ldexp(float(b), -int(e)))
+        for (a, b), e in zip(ranges, exponents[1::2], strict=True)
+    ]
     sizes = [matrix.shape[0] for matrix in matrices[:-1]]
     variables = [cp.Variable(n if variant == "neuron" else 1, nonneg=True) for n in sizes]
     rho = cp.Variable(nonneg=True)
@@ -109,10 +115,12 @@ def lipsdp(
         return _failed(
             method, started, f"its constraint does not hold at the solver's answer, of status {status!r}"
         )
-    log = 0.5 * math.log(found) + shift if found > 0 else -math.inf
-    # The scaling above is undone with 1e-14 to spare for its rounding.
-    log += 1e-14 * (len(norms) + len(slopes)) + 4e-16 * abs(log) if math.isfinite(log) else 0.0
-    value = math.exp(log) if log < 709 else math.inf
+    if found <= 0:
+        return _certificate(0.0, 0.0, method, started, ())
+    root = math.sqrt(found)
+    log = math.log(root) + shift * math.log(2)
+    value = math.nextafter(math.ldexp(root, shift), math.inf) if log < 709 else math.inf
+    log += 8 * UNIT * (abs(math.log(root)) + abs(shift) + 1)
     return _certificate(
         value, log, method, started, (f"solver's status {status!r}, its constraint checked in float64",)
     )
@@ -136,13 +144,6 @@ def _failed(method: str, started: float, why: str) -> Certificate:
     return Certificate(
         math.inf, math.inf, method, certified=False, assumptions=(why,), seconds=time.perf_counter() - started
     )
-
-
-def _gram(matrix: np.ndarray) -> np.ndarray:
-    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    gram = gram / 2 + gram.T / 2
-    gram[np.diag_indices(gram.shape[0])] += 4 * max(matrix.shape) * UNIT * np.trace(gram)
-    return gram
 
 
 class _Picks:

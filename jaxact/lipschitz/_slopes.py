@@ -60,9 +60,9 @@ def slope_range(
         lower <= (f(x') - f(x)) / (x' - x) <= upper    for all x != x' of the interval
 
     Outer bounds, widened for rounding; tight to `tolerance` relative to the largest |slope| unless the work
-    runs out first. A jump gives (-inf, inf): branches of a `where` count as continuous only if they agree at the
-    switch up to rounding. Over the whole line, panels reach out to +-2^128; a slope that still grows beyond 2^64
-    counts as unbounded.
+    runs out first. A jump gives (-inf, inf): branches of a `where` count as continuous if they agree at the switch to
+    1e-13 of their size or of slope times input. Over the whole line, panels reach out to +-2^128; a slope that still
+    grows beyond 2^64 counts as unbounded.
 
     Args:
         expr: the formula; constants may differ between the [size] entries of the variable.
@@ -87,7 +87,7 @@ def slope_range(
         return SlopeRange(
             np.broadcast_to(whole.lower, lower.shape), np.broadcast_to(whole.upper, lower.shape)
         )
-    compiled = _compiled(_key(expr))
+    compiled = compile_formula(expr)
     shape = lower.shape
     lower, upper = (
         np.clip(lower.reshape(-1), -LARGEST, LARGEST),
@@ -103,7 +103,7 @@ def value_range(expr: Expr, lower: Any, upper: Any) -> Interval:
     lower, upper = np.broadcast_arrays(np.asarray(lower, np.float64), np.asarray(upper, np.float64))
     shape = lower.shape
     low, high = lower.reshape(-1), upper.reshape(-1)
-    compiled = _compiled(_key(expr))
+    compiled = compile_formula(expr)
     with np.errstate(all="ignore"):
         near_low, near_high = np.clip(low, -LARGEST, LARGEST), np.clip(high, -LARGEST, LARGEST)
         a, b, index = compiled.panels(near_low, near_high, pieces=4)
@@ -114,6 +114,11 @@ def value_range(expr: Expr, lower: Any, upper: Any) -> Interval:
         beyond = ~(np.isfinite(low) & np.isfinite(high))
         least[beyond], most[beyond] = -np.inf, np.inf
     return least.reshape(shape), most.reshape(shape)
+
+
+def compile_formula(expr: Expr) -> _Compiled:
+    """A formula ready to be enclosed on panels, remembered by its structure."""
+    return _compiled(_key(expr))
 
 
 # --- Interval arithmetic: every result encloses, after widening by a few ulp ------------------------------------------
@@ -166,10 +171,6 @@ def _meet(a: Interval, b: Interval, where: np.ndarray) -> Interval:
     return np.where(where, np.maximum(a[0], b[0]), a[0]), np.where(where, np.minimum(a[1], b[1]), a[1])
 
 
-def _hull(a: Interval, b: Interval) -> Interval:
-    return np.minimum(a[0], b[0]), np.maximum(a[1], b[1])
-
-
 def _curve_range(fn: Callable, turns: tuple[float, ...], a: Interval, ulps: float = 8) -> Interval:
     """Range of a function that is monotone between its turns."""
     first, last = fn(a[0]), fn(a[1])
@@ -197,7 +198,7 @@ def _power_range(a: Interval, n: int) -> Interval:
         below, above = 1 / high, 1 / low
         touches = (low <= 0) & (high >= 0)
         below = np.where(touches & (low < 0), -np.inf, below)
-        above = np.where(touches & (high > 0), np.where(low == 0, np.inf, np.inf), above)
+        above = np.where(touches & (high > 0), np.inf, above)
         below = np.where(touches & (low == 0) & (high == 0), -np.inf, below)
         above = np.where(touches & (low < 0) & (high == 0), 1 / low, above)
         below = np.where(touches & (low < 0) & (high == 0), -np.inf, below)
@@ -635,23 +636,20 @@ def _whole_line_distinct(expr: Expr, size: int, tolerance: float) -> SlopeRange:
     reindex(expr, note)
     _, first, inverse = np.unique(np.stack(tables, 1), axis=0, return_index=True, return_inverse=True)
     inverse = inverse.reshape(-1)
-    if first.size < size or size > 1:
-        small = reindex(expr, lambda values: values[first]) if first.size < size else expr
-        compiled = _compiled(_Key(small))
-        edge = np.full(first.size, LARGEST)
-        octaves = 2.0 ** np.concatenate([np.arange(-4, 8, dtype=float), np.arange(8, 129, 8)])
-        with np.errstate(all="ignore"):
-            found = _search(
-                compiled,
-                -edge,
-                edge,
-                max(tolerance, 1e-7),
-                rounds=60,
-                edges=np.concatenate([-octaves, octaves]),
-                tails=True,
-            )
-        return SlopeRange(found.lower[inverse], found.upper[inverse])
-    raise AssertionError("a formula of one entry has no differing constants")
+    small = reindex(expr, lambda values: values[first]) if first.size < size else expr
+    edge = np.full(first.size, LARGEST)
+    octaves = 2.0 ** np.concatenate([np.arange(-4, 8, dtype=float), np.arange(8, 129, 8)])
+    with np.errstate(all="ignore"):
+        found = _search(
+            compile_formula(small),
+            -edge,
+            edge,
+            max(tolerance, 1e-7),
+            rounds=60,
+            edges=np.concatenate([-octaves, octaves]),
+            tails=True,
+        )
+    return SlopeRange(found.lower[inverse], found.upper[inverse])
 
 
 def _split(a: np.ndarray, b: np.ndarray, index: np.ndarray, pieces: int):
@@ -682,7 +680,7 @@ def _search(
     tails: bool = False,
 ) -> SlopeRange:
     size = low.size
-    broken = _jumps(compiled, low, high)
+    broken = find_jumps(compiled, low, high)
     if broken.all():
         return SlopeRange(np.full(size, -np.inf), np.full(size, np.inf))
     a, b, index = compiled.panels(low, high, edges=edges)
@@ -754,7 +752,7 @@ def _agrees(jet: _Jet, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return high - low <= 256 * _EPS * size + 4 * steepest * length
 
 
-def _jumps(compiled: _Compiled, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def find_jumps(compiled: _Compiled, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Whether the value jumps at a solved switch: limits from both sides against the value itself."""
     broken = np.zeros(low.size, bool)
     every = np.arange(low.size)

@@ -24,8 +24,8 @@ from jaxact.lipschitz._formula import Expr, UnsupportedError
 from jaxact.lipschitz._host import BATCHED, computed, in_float64, is_plain
 from jaxact.lipschitz._lazy import (
     Lin,
-    _below,
     affine_step,
+    below,
     elementwise_step,
     needed_for,
     product_steps,
@@ -55,13 +55,10 @@ _LINEAR: dict[str, tuple[int, ...] | None] = {
     "stack": None,
     "tile": (0,),
     "transpose": (0,),
+    "unstack": (0,),
 }
 _MOVES = ("broadcast_in_dim", "rev", "slice", "transpose")
 _RESHAPES = ("reshape", "squeeze", "expand_dims")
-_ARITHMETIC = (
-    *("add", "add_any", "sub", "mul", "neg", "div", "pow", "integer_pow", "square", "reduce_sum", "cumsum"),
-    *("dot_general", "conv_general_dilated", "reduce_window_sum", "scatter-add", "scatter_add"),
-)
 _PASSED_ON = ("name", "sharding_constraint", "optimization_barrier", "mesh_cast", "pvary")
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 _LOOPS = ("scan", "while", "cond")
@@ -79,7 +76,8 @@ class Lowered:
         exact: whether the function was traced in float64.
         num_equations: of its jaxpr, not counting those of loops and calls.
         num_operations: how many of them differ in primitive or shapes.
-        narrowest: the floating dtype with the fewest bits that it converts wider numbers to, or None.
+        has_loops: whether there are loops among them.
+        narrowest: the floating dtype with the fewest bits that it rounds wider numbers to, or None.
     """
 
     program: Program
@@ -89,6 +87,7 @@ class Lowered:
     exact: bool
     num_equations: int = 0
     num_operations: int = 0
+    has_loops: bool = False
     narrowest: Any = None
 
 
@@ -121,19 +120,29 @@ def lower(fn: Callable[[Any], Any], example: Any) -> Lowered:
     }
     narrowest = min(_narrowed(closed.jaxpr), key=lambda dtype: jnp.finfo(dtype).nmant, default=None)
     if narrowest is not None:
-        rounding = f"conversions to {narrowest} and other narrow dtypes count as no rounding"
+        rounding = (
+            f"conversions to {narrowest} and other narrow dtypes, of products too, count as no rounding"
+        )
         lowered = replace(lowered, assumptions=(*lowered.assumptions, rounding))
-    return replace(lowered, num_equations=len(equations), num_operations=len(operations), narrowest=narrowest)
+    return replace(
+        lowered,
+        num_equations=len(equations),
+        num_operations=len(operations),
+        has_loops=any(eqn.primitive.name in _LOOPS for eqn in equations),
+        narrowest=narrowest,
+    )
 
 
 def _narrowed(jaxpr: Any) -> Iterator[Any]:
-    """The floating dtypes that wider floating numbers are converted to, in calls and loops too."""
+    """The floating dtypes that wider floating numbers are rounded to, in calls and loops too."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "convert_element_type":
-            pair = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
-            is_floating = all(jnp.issubdtype(dtype, jnp.floating) for dtype in pair)
-            if is_floating and jnp.finfo(pair[1]).nmant < jnp.finfo(pair[0]).nmant:
-                yield np.dtype(pair[1])
+        given = [atom.aval.dtype for atom in eqn.invars if hasattr(atom.aval, "dtype")]
+        bits = max((jnp.finfo(d).nmant for d in given if jnp.issubdtype(d, jnp.floating)), default=0)
+        to = eqn.params.get("new_dtype", eqn.params.get("preferred_element_type"))
+        if to is not None and jnp.issubdtype(to, jnp.floating) and jnp.finfo(to).nmant < bits:
+            yield np.dtype(to)
+        if eqn.primitive.name == "reduce_precision" and 23 <= eqn.params["mantissa_bits"] < bits:
+            yield np.dtype(np.float32)  # or finer
         for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
@@ -268,10 +277,7 @@ class _Walker:
 
     def _results(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         name, shape = eqn.primitive.name, tuple(eqn.outvars[0].aval.shape)
-        if name in _ARITHMETIC and not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact):
-            raise UnsupportedError(
-                "integers that depend on the input wrap around and divide without remainder"
-            )
+        _formula.refuse_integers(eqn)
         if name in _PASSED_ON:
             return operands
         if name in _RESHAPES or (name == "broadcast_in_dim" and operands[0].size == math.prod(shape)):
@@ -301,6 +307,8 @@ class _Walker:
                 raise UnsupportedError(f"`{name}` at places that depend on the input is not known")
             if name == "split":
                 return self._split(eqn, operands[0])
+            if name == "unstack":
+                return self._unstacked(eqn, operands[0])
             return [self._linear_primitive(eqn, operands, places)]
         if name in _formula.ELEMENTWISE:
             return [self._elementwise(eqn, operands, shape)]
@@ -578,6 +586,11 @@ class _Walker:
             parts.append(self._indexed(value, index))
             start += size
         return parts
+
+    def _unstacked(self, eqn: Any, value: _Value) -> list[_Value]:
+        index = np.arange(value.size).reshape(value.shape)
+        axis = eqn.params["axis"]
+        return [self._indexed(value, np.asarray(index.take(i, axis))) for i in range(value.shape[axis])]
 
     def _contracted(self, u: _Value, v: _Value, eqn: Any) -> _Value:
         """A matrix product of two variables: every product, then sums."""
@@ -913,9 +926,11 @@ class _Walker:
             "the function is meant in exact arithmetic, with its parameters as they are",
             f"no intermediate value exceeds {_slopes.LARGEST:.1e}",
             "it is defined and finite at every input in question",
-            "branches that agree to 1e-13 of their size where a `where` switches are continuous there",
+            "branches that agree where a `where` switches, to 1e-13 of their size or of slope times input, count as "
+            "continuous",
             "numpy's and scipy's elementary functions are right to 8 ulp",
-            "what follows from parameters alone, composed linear maps too, is right to rounding in float64",
+            "what the function computes from parameters alone is taken as its dtypes round it; linear maps composed "
+            "from that are right to rounding in float64",
         ]
         if not exact:
             assumptions.append(
@@ -940,7 +955,7 @@ class _Walker:
         """Where a map was written: of what it is composed of, its last product with weights."""
         if lin is None:
             return None
-        parts = [part for part in reversed(_below(lin)) if part is lin or not part.is_leaf]
+        parts = [part for part in reversed(below(lin)) if part is lin or not part.is_leaf]
         found = [self.made_at[part] for part in parts if part in self.made_at]
         if not found:
             return None

@@ -9,8 +9,8 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from jaxact import activations, nn
-from jaxact.lipschitz._certify import certify
-from jaxact.lipschitz._program import Ball, Box
+from jaxact.lipschitz import Ball, Box, certify
+from jaxact.lipschitz._walk import lower
 
 _RNG = np.random.default_rng(0)
 W = [_RNG.normal(size=(6, 6)) / 6**0.5 for _ in range(4)]
@@ -29,6 +29,7 @@ def attacker(fn, shape, *, num_pairs=2000, num_climbs=20):
     def ratio(pair, center, radius):
         offsets = pair - center
         lengths = jnp.linalg.norm(offsets, axis=1, keepdims=True)
+        radius = jnp.minimum(radius, 1e30)  # of infinity the branch not taken would have the gradient NaN
         x, y = center + offsets * jnp.where(lengths > radius, radius / lengths, 1)
         distance = jnp.linalg.norm(x - y)
         change = jnp.sqrt(jnp.sum((flat(x) - flat(y)) ** 2) + 1e-300)
@@ -403,6 +404,32 @@ def test_roundings_are_named_or_refused():
     assert not any("conversions" in each for each in certify(jnp.tanh, jnp.zeros(2)).assumptions)
     with pytest.raises(ValueError, match="rounding of `reduce_precision` has no slope"):
         certify(lambda x: jax.lax.reduce_precision(x, 5, 2), jnp.zeros(2))
+
+
+def test_a_product_in_a_narrow_dtype_is_certified_with_its_rounding_named():
+    kernel = jnp.asarray(W[0], jnp.bfloat16)
+
+    def fn(x):
+        numbers = (((0,), (0,)), ((), ()))
+        return jax.lax.dot_general(x, kernel.astype(x.dtype), numbers, preferred_element_type=jnp.bfloat16)
+
+    found = certify(fn, jnp.zeros(6))
+    np.testing.assert_allclose(found.value, np.linalg.norm(np.asarray(kernel, float), 2), rtol=1e-9)
+    assert any("conversions to bfloat16" in each for each in found.assumptions)
+
+
+def test_a_reduced_precision_of_float32_is_named():
+    found = certify(lambda x: jax.lax.reduce_precision(3 * x, 8, 23), jnp.zeros(2))
+    np.testing.assert_allclose(found.value, 3, rtol=1e-12)
+    assert any("conversions to float32" in each for each in found.assumptions)
+
+
+@pytest.mark.parametrize("region", [None, Ball(jnp.zeros(3), 3.0), Box(jnp.full(3, -2.0), jnp.full(3, 2.0))])
+def test_a_slip_away_from_the_middle_is_seen(monkeypatch, region):
+    other = lower(lambda x: jnp.where(x > 1.5, 2 * x - 1.5, x), jnp.zeros(3))
+    monkeypatch.setattr("jaxact.lipschitz._certify.lower", lambda fn, example: other)
+    with pytest.raises(ValueError, match="could not be translated"):
+        certify(lambda x: 1.0 * x, jnp.zeros(3), region=region)
 
 
 def test_a_product_of_three_vectors_summed_to_a_number_is_bounded_in_a_ball():

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxact.lipschitz._clever import _fit, clever
+from jaxact.lipschitz import clever
+from jaxact.lipschitz._clever import _fit
 
 
 def test_fit_recovers_the_end_of_a_known_law():

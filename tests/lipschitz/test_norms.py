@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxact.lipschitz._norms import convolution_norm, dense_norm, gram_norm
+from jaxact.lipschitz import convolution_norm, dense_norm, gram_norm
 
 
 def convolution_matrix(kernel, input_shape, strides, padding, dilation):
@@ -66,6 +66,12 @@ def test_gram_iteration_falls_to_the_norm_from_above():
         u, _, v = np.linalg.svd(A)
         np.testing.assert_allclose(gradient, np.outer(u[:, 0], v[0]), atol=1e-6)
         assert float(gram_norm(jnp.zeros((3, 3)))) == 0
+
+
+def test_gram_iteration_is_never_below_what_overflows():
+    assert np.isnan(gram_norm(jnp.array([[jnp.nan, 0.0], [0.0, 1.0]])))
+    assert not float(gram_norm(jnp.array([[jnp.inf, 0.0], [0.0, 1.0]]))) < np.inf
+    np.testing.assert_allclose(gram_norm(jnp.diag(jnp.array([9e37, 5e37], jnp.float32))), 9e37, rtol=2e-3)
 
 
 CONVOLUTIONS = [

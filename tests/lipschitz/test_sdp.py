@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+from jaxact import activations, lipschitz
 from jaxact.lipschitz import _sdp
 from jaxact.lipschitz._sdp import lipsdp
 
@@ -74,6 +75,17 @@ def test_a_solver_that_stops_early_certifies_nothing():
     assert not certificate.certified
     assert certificate.value == np.inf
     assert "status" in certificate.assumptions[0]
+
+
+def test_solvers_agree():
+    if "SCS" not in cp.installed_solvers():
+        pytest.skip("SCS is not installed")
+    weights = [w.T for w in matrices((3, 6, 6, 2), 4)]
+    accurate, first_order = (
+        float(lipschitz.upper_bound(weights, activations.relu, method="lipsdp", solver=solver))
+        for solver in ("CLARABEL", "SCS")
+    )
+    assert accurate * (1 - 1e-6) <= first_order <= 1.01 * accurate
 
 
 def test_bad_input_is_refused_with_a_remedy():

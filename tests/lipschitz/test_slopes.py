@@ -77,6 +77,7 @@ def test_a_users_formula_is_bounded_by_its_steepest_points(fn):
         lambda x: jnp.where(x * x * x > 0.3, x + 1e-3, x),
         lambda x: jnp.where(jnp.tanh(x) > 0.5, x + 1e-3, x),
         lambda x: jnp.where(x == 2.0, 5.0, x),
+        lambda x: jnp.where(3.28 * x == 1, 5.0, x),  # whose rounded solution does not solve it
         lambda x: jnp.tanh(x) + 1e-6 * (x > 1),
         lambda x: jnp.where(x > 0, jnp.where(x < 0, x, x + 1), x),
         jnp.sign,
@@ -96,6 +97,23 @@ def test_a_jump_has_no_slope_bound(fn):
 )
 def test_an_unbounded_slope_is_infinite(fn):
     assert np.isinf(slope_range(from_function(fn)).upper)
+
+
+def test_a_point_that_is_filled_in_is_no_jump():
+    found = slope_range(from_function(lambda x: jnp.where(x == 0, 0.0, jnp.tanh(x))))
+    np.testing.assert_allclose(found, (0, 1), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: jnp.where((x > 5).astype(jnp.uint8) - jnp.uint8(2) > 5, 100 * x - 500, 0.0),
+        lambda x: jnp.where(jax.lax.div((x > 5).astype(jnp.int32), jnp.int32(2)) > 0, x, 0.0),
+    ],
+)
+def test_integer_arithmetic_is_no_formula(fn):
+    with pytest.raises(UnsupportedError, match="the arithmetic of integers wraps around"):
+        from_function(fn)
 
 
 def test_where_continuous_at_a_curved_switch_is_bounded():

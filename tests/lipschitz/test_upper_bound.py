@@ -1,20 +1,15 @@
 """The bounds of a chain against exact constants, each other and closed forms."""
 
-import importlib.util
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from polygons import exact_lipschitz
 
 from jaxact import activations, lipschitz
-
-_SPEC = importlib.util.spec_from_file_location("polygons", Path(__file__).with_name("polygons.py"))
-polygons = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(polygons)
 
 PIECEWISE = [
     (activations.relu, (0.0, 1.0)),
@@ -47,9 +42,7 @@ def test_exact_constants_are_below_every_bound_and_bounds_in_order():
         activation, slopes = PIECEWISE[seed % 4]
         weights = kernels((2, 8, 8, 2), seed)
         rng = np.random.default_rng(seed)
-        exact = polygons.exact_lipschitz(
-            [w.T for w in weights], [rng.normal(size=8) for _ in range(2)], slopes
-        )
+        exact = exact_lipschitz([w.T for w in weights], [rng.normal(size=8) for _ in range(2)], slopes)
         found = bounds(weights, activation, methods, num_steps=20)
         assert exact <= min(found) * (1 + 1e-12), (seed, exact, found)
         assert found[0] <= found[1] * (1 + 1e-9) <= found[2] * (1 + 1e-8)
@@ -57,11 +50,11 @@ def test_exact_constants_are_below_every_bound_and_bounds_in_order():
 
 def test_polygons_find_the_constant_of_a_known_function():
     # |x| + |y| and relu(x) - relu(-x) = x
-    assert polygons.exact_lipschitz(
-        [np.eye(2), np.ones((1, 2))], [np.zeros(2)], (-1.0, 1.0)
-    ) == pytest.approx(np.sqrt(2))
+    assert exact_lipschitz([np.eye(2), np.ones((1, 2))], [np.zeros(2)], (-1.0, 1.0)) == pytest.approx(
+        np.sqrt(2)
+    )
     one = [np.array([[1.0, 0.0], [-1.0, 0.0]]), np.array([[1.0, -1.0]])]
-    assert polygons.exact_lipschitz(one, [np.zeros(2)], (0.0, 1.0)) == pytest.approx(1)
+    assert exact_lipschitz(one, [np.zeros(2)], (0.0, 1.0)) == pytest.approx(1)
 
 
 def test_refinement_reaches_the_solver_and_stays_above_it():
@@ -204,3 +197,48 @@ def test_bad_input_is_refused_with_a_remedy():
         lipschitz.upper_bound(weights, activations.relu, method="lipsdp", variant="network")
     with pytest.raises(ValueError, match="'eclipse_fast', 'ellipsoid', 'lipsdp', got 'eclipse'"):
         lipschitz.upper_bound(weights, activations.relu, method="eclipse")
+    with pytest.raises(ValueError, match=r"`biases\[0\]` must have the shape \(4,\)"):
+        lipschitz.upper_bound(weights, activations.relu, biases=[np.zeros(3), None])
+    with pytest.raises(ValueError, match="`biases` must hold one"):
+        lipschitz.upper_bound(weights, activations.relu, method="eclipse_fast", biases=[np.zeros(4)])
+
+
+def test_biases_change_nothing_over_all_inputs():
+    weights, biases = kernels((3, 4, 2)), [np.ones(4), None]
+    for method in ("product", "eclipse_fast"):
+        traced = jax.jit(
+            lambda b, method=method: lipschitz.upper_bound(weights, activations.relu, method=method, biases=b)
+        )(biases)
+        plain = lipschitz.upper_bound(weights, activations.relu, method=method)
+        np.testing.assert_allclose(traced, plain, rtol=1e-6)
+
+
+ONE = [np.ones((3, 2))]
+REFUSED = {
+    "weights": lambda: lipschitz.upper_bound(None, activations.relu),
+    "no weights": lambda: lipschitz.upper_bound([], activations.relu),
+    "words": lambda: lipschitz.upper_bound(["kernel"], activations.relu),
+    "integers": lambda: lipschitz.upper_bound([np.ones((3, 2), int)], activations.relu),
+    "method": lambda: lipschitz.upper_bound(ONE, activations.relu, method="norms"),
+    "solver": lambda: lipschitz.upper_bound(ONE, activations.relu, method="lipsdp", solver="MOSEK"),
+    "region": lambda: lipschitz.upper_bound(ONE, activations.relu, region=0.1),
+    "biases": lambda: lipschitz.upper_bound(ONE, activations.relu, biases=[np.full(2, np.nan)]),
+    "one bias": lambda: lipschitz.upper_bound(ONE, activations.relu, biases=0.5),
+    "certify": lambda: lipschitz.certify(jnp.tanh, jnp.zeros(2), region=0.1),
+    "matrix": lambda: lipschitz.dense_norm("a"),
+    "ragged": lambda: lipschitz.dense_norm([[1.0, 2.0], [3.0]]),
+    "complex": lambda: lipschitz.dense_norm([[1j]]),
+    "radius": lambda: lipschitz.Ball(np.zeros(2), "a"),
+    "center": lambda: lipschitz.Ball(None, 1.0),
+    "box": lambda: lipschitz.Box(np.ones(2), np.zeros(2)),
+    "scales": lambda: lipschitz.lower_bound(jnp.tanh, jnp.ones((1, 2)), key=jax.random.key(0), scales=1.0),
+    "groups": lambda: lipschitz.convolution_norm(np.ones((3, 1, 1)), (5, 1), groups=1.0),
+    "no groups": lambda: lipschitz.convolution_norm(np.ones((3, 1, 1)), (5, 1), groups=0),
+    "strides": lambda: lipschitz.convolution_norm(np.ones((3, 1, 1)), (5, 1), strides=1.5),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_names_rule_value_and_remedy(case):
+    with pytest.raises((TypeError, ValueError), match=r"(?s)^`.* must .*, got .*\. [A-Z].*\.$"):
+        REFUSED[case]()

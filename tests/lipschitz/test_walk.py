@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 from jaxact import activations
+from jaxact.lipschitz import Ball, certify
 from jaxact.lipschitz._program import Affine, Dense, Diagonal, Elementwise, Identity, Linear, evaluate
 from jaxact.lipschitz._walk import lower
 
@@ -69,6 +70,11 @@ def backward_is_custom(x):
 backward_is_custom.defvjp(lambda x: (backward_is_custom(x), x), lambda x, c: (c,))
 
 
+def printed(x):
+    jax.debug.print("x[0] = {}", x[0])
+    return 2 * x
+
+
 def batch_norm(x):
     return (x - B[0]) * lax.rsqrt(B[1] ** 2 + 1e-5) * B[2] + B[3]
 
@@ -97,6 +103,7 @@ FUNCTIONS = {
     "gather": lambda x: x[jnp.array([0, 2, 2, 5])] + lax.dynamic_slice(x, (1,), (4,)),
     "cumulative": lambda x: jnp.cumsum(x) - jnp.repeat(x[:2], 3),
     "scatter": lambda x: jnp.zeros(8).at[jnp.array([1, 4, 4])].add(x[:3]).at[0].set(x[5]),
+    "unstack": lambda x: jnp.tanh(jnp.unstack(x.reshape(2, 3), axis=1)[1]) - x[2:4],
     "split": lambda x: jnp.tanh(jnp.split(x, 3)[1]) + jnp.split(x, 3)[2],
     "masked": lambda x: jnp.where(B[0] > 0, x, jnp.tanh(x @ W[0])),
     "scan": scanned,
@@ -174,6 +181,33 @@ def test_a_residual_network_keeps_one_hidden_state_in_use():
     assert [type(step) for step in program.steps].count(Elementwise) == 4
 
 
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: jnp.stack([x, 2 * x[::-1]], axis=1),
+        lambda x: jnp.unstack((x @ W[0]).reshape(3, 2))[1],
+        lambda x: jnp.tile(x @ W[0], 3),
+        lambda x: lax.associative_scan(jnp.add, x @ W[0]),
+        printed,
+    ],
+)
+def test_a_linear_function_has_its_matrix_norm(fn):
+    with jax.enable_x64(True):
+        jacobian = np.reshape(jax.jacobian(fn)(jnp.zeros(6)), (-1, 6))
+    expected = np.linalg.norm(jacobian, 2)
+    assert expected * (1 - 1e-12) <= certify(fn, jnp.zeros(6)).value <= expected * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("radius", "looseness"), [(0.6, 1e-9), (1.0, 0.3)]
+)  # values of 1e11 leave room for rounding
+def test_a_high_even_power_is_as_steep_as_its_farthest_point(radius, looseness):
+    fn = lambda x: lax.pow(x, jnp.asarray(64.0, x.dtype))  # noqa: E731
+    found = certify(fn, jnp.zeros(1), region=Ball([-0.5], radius))
+    steepest = 64 * (0.5 + radius) ** 63
+    assert steepest * (1 - 1e-12) <= found.value <= steepest * (1 + looseness)
+
+
 def test_structure_is_kept_in_operators():
     program = lower(lambda x: jnp.sin(B[0] * x) + x[::-1] + 1, jnp.zeros(6)).program
     found = {
@@ -214,6 +248,9 @@ def test_maps_too_large_to_write_down_stay_products():
         (lambda x: jnp.convolve(x, x), "conv_general_dilated"),
         (lambda x: jax.scipy.special.erfinv(x), "erf_inv"),
         (lambda x: x.astype(jnp.int32) * 1.0, "convert_element_type"),
+        (lambda x: jnp.where((x > 5).astype(jnp.uint8) - jnp.uint8(2) > 5, 100 * x - 500, 0.0), "sub"),
+        (lambda x: jnp.where(lax.div((x > 5).astype(jnp.int32), jnp.int32(2)) > 0, x, 0.0), "div"),
+        (lambda x: lax.reduce(x, jnp.ones((), x.dtype), lambda a, b: a * b + 0 * a, (0,)), "reduce"),
     ],
 )
 def test_what_is_not_known_is_refused_with_its_line(fn, primitive):

@@ -47,7 +47,9 @@ def test_lengths_of_a_built_network_follow_the_map_over_50_layers():
     stage = partial(nn.Plain, width, activations.tanh, weights="gaussian", **scales)
     h = 0.3**0.5 * jax.random.normal(jax.random.key(1), (16, width))  # away from the fixed point
 
-    @jax.jit
+    @partial(
+        jax.jit, compiler_options={"xla_backend_optimization_level": 2}
+    )  # it runs longer than it compiles
     def lengths(key):
         return jnp.mean(nn.Stack(stage, depth, rngs=nnx.Rngs(params=key)).trace(h).hidden ** 2, (1, 2))
 
@@ -170,3 +172,49 @@ def test_depths_that_no_loop_has_are_refused(depth):
         ValueError, match=r"`depth` must be (an integer of at least 1|at most 2147483647), got"
     ):
         theory.trajectory(activations.relu, depth, sigma_w=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "slope"), [("tanh", 1.0), ("cos", -1.0), ("relu", 0.5), ("sigmoid", 1 / 16), ("elu", 1.0)]
+)
+def test_slope_by_length_at_zero_is_the_limit(name, slope):
+    activation = activations.parse(name)  # smooth: f'(0)^2 + f(0) f''(0)
+    with jax.enable_x64(True):
+        derivative = jax.grad(lambda q: theory.variance_map(activation, q, sigma_w=1.3, sigma_b=0.1))
+        np.testing.assert_allclose(derivative(0.0), 1.69 * slope, rtol=1e-8)
+    assert np.isnan(jax.grad(derivative)(0.0))
+
+
+def test_slope_by_length_at_zero_is_nan_where_it_is_infinite():
+    tent = activations.from_callable(lambda x: 1 + jnp.abs(x), name="tent")
+    assert np.isnan(jax.grad(lambda q: theory.variance_map(tent, q, sigma_w=1.0))(0.0))
+
+
+def test_second_derivative_by_correlation_holds_at_the_ends():
+    z, weights = np.polynomial.hermite_e.hermegauss(150)
+    weights = weights / weights.sum()
+    curvature = -2 * np.tanh(z) / np.cosh(z) ** 2
+    q_next = 1.69 * (weights @ np.tanh(z) ** 2) + 0.01
+
+    def curvatures(activation, c):
+        map_ = partial(theory.correlation_map, activation, sigma_w=1.3, sigma_b=0.1)
+        return jax.jit(jax.vmap(jax.grad(jax.grad(map_))))(jnp.asarray(c))
+
+    with jax.enable_x64(True):
+        found = curvatures(activations.tanh, [-1.0, 1.0])
+        np.testing.assert_allclose(
+            found, np.array([-1, 1]) * 1.69 * (weights @ curvature**2) / q_next, rtol=1e-10
+        )
+        inside, *ends = curvatures(activations.relu, [0.5, -1.0, 1.0])
+    np.testing.assert_allclose(inside, 1.69 / (2 * np.pi * np.sqrt(0.75)) / (1.69 / 2 + 0.01), rtol=1e-9)
+    assert np.isnan(ends).all()  # of relu infinite
+
+
+def test_a_traced_start_that_is_no_correlation_gives_nan():
+    found = jax.jit(lambda c: theory.trajectory(activations.tanh, 1, c=c, sigma_w=1.0).c)(1.5)
+    assert np.isnan(found).all()
+
+
+def test_more_kinks_than_fit_into_memory_are_refused():
+    with pytest.raises(ValueError, match=r"at most 100 kinks here, got floor, which has \d+"):
+        theory.correlation_map(activations.from_callable(jnp.floor, name="floor"), 0.5, sigma_w=1.0)

@@ -153,8 +153,8 @@ def _trade_off(result: xr.Dataset) -> alt.FacetChart | None:
         subtitle=f"Each point a strength of the approach: mean over {cells.seeds(result)}, bars from lowest to highest",
         caption=(
             "Up and to the right is better. The radius within which half of the test inputs keep their class, proved "
-            "by margin / (sqrt(2) K); wrongly classified inputs count as 0. Units are those of the standardised "
-            "inputs, whose length is about the square root of their number of pixels."
+            "by margin / (sqrt(2) K) with margins computed in float64; wrongly classified inputs count as 0. Units are "
+            "those of the standardised inputs, whose length is about the square root of their number of pixels."
         ),
     )
 

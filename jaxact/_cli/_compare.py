@@ -12,10 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxact import theory
-from jaxact._cli._output import console, for_each, parse_activations, plain, print_json, short
+from jaxact._cli._output import console, for_each, parse_activations, plain, print_json, reason, short
 from jaxact.activations import Activation
-from jaxact.numerics import gaussian_nodes
-from jaxact.theory._phase import hermite_coefficients
+from jaxact.numerics import gaussian_nodes, hermite_coefficients
 
 SCORE = (
     "decades lost over the depth, lower is better: gradient_decades (|log10 of a gradient norm's growth|) + "
@@ -141,7 +140,7 @@ def _starts(activation: Activation, sigma_b: Sequence[float]) -> tuple[list[Star
             sigma_w = scale()
         except ValueError as error:
             label = name if b == 0 else f"{name}, sigma_b = {short(b)}"
-            missing.append({"activation": activation.name, "initialisation": label, "reason": str(error)})
+            missing.append({"activation": activation.name, "initialisation": label, "reason": reason(error)})
             continue
         for place, other in enumerate(starts):
             if other.sigma_b == b and abs(other.sigma_w / sigma_w - 1) < _SAME_SCALE:
@@ -416,6 +415,8 @@ def _print(rows: list[dict[str, Any]], missing: list[dict[str, Any]], depth: int
         names = ("sigma_w", "sigma_b", "q_star", "chi", "xi_c", "xi_gradient")[: len(scales)]
         lost = [row[f"{name}_decades"] for name in ("gradient", "input", "conditioning")]
         cells = [str(row["rank"]), row["activation"], row["initialisation"], row["weights"]]
+        if row["sigma_b"] and not is_wide:  # which has a column of its own otherwise
+            cells[2] += f", b={row['sigma_b']:.2g}"
         cells += [_cell(row[name], ".4g") for name in names]
         cells += [_cell(number, ".2f") for number in (*lost, row["score"])]
         table.add_row(*(Text(cell) for cell in cells))

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from jaxact import theory
-from jaxact._cli._output import console, for_each, parse_activations, plain, print_json, short
+from jaxact._cli._output import console, for_each, parse_activations, plain, print_json, reason, short
 from jaxact.activations import Activation
 
 _NEARBY = 1e-3  # relative to q_star: where V(q) - q tells whether the fixed point attracts from above
 _SMALL = 1e-6  # the same, absolute, for q_star = 0
 _NEUTRAL = 1e-12
+_NEAR = 4.0  # no sigmoid is saturated there
 _NOISE = 1e-15  # moments below it are shown as 0; JSON has them as they are
 _EXACT, _COMPUTED = "exact", "computed"
 
@@ -53,7 +54,8 @@ def describe(activation: Activation, *, sigma_b: float = 0.05**0.5, batch_size: 
             lipschitz                   sup |f'|
             kinks                       where f' jumps
             monotone, odd, homogeneous  booleans
-            argmin, minimum             where f takes its least value, and that value; null where it has no place
+            argmin, minimum             where f takes its least value (null: on an interval, or nowhere), and that value
+                                        (null: nowhere)
             is_exact                    whether all of the above are known rather than estimated
             moments                     fields of `jaxact.theory.Moments` at N(0, 1)
             gain, gain_missing          `jaxact.theory.gain`, or null and why there is none
@@ -93,7 +95,7 @@ def describe(activation: Activation, *, sigma_b: float = 0.05**0.5, batch_size: 
             "odd": activation.odd,
             "homogeneous": activation.homogeneous,
             "argmin": activation.argmin,
-            "minimum": None if activation.argmin is None else activation.range.lower,
+            "minimum": activation.range.lower if _attains_minimum(activation) else None,
             "is_exact": activation.exact,
             "moments": {name: float(each[0]) for name, each in moments._asdict().items()},
             "gain": gain,
@@ -123,8 +125,17 @@ def _critical(activation: Activation, sigma_b: float) -> dict[str, Any]:
     try:
         found = theory.critical_point(activation, sigma_b=sigma_b)
     except ValueError as error:
-        return point | {"sigma_b": sigma_b, "missing": str(error)}
+        return point | {"sigma_b": sigma_b, "missing": reason(error)}
     return point | {"sigma_b": sigma_b, "sigma_w": float(found.sigma_w), "q_star": float(found.q_star)}
+
+
+def _attains_minimum(activation: Activation) -> bool:
+    """Whether the least value has a place, or an interval of them as relu's."""
+    if activation.argmin is not None:
+        return True
+    with jax.enable_x64(True):
+        values = np.asarray(activation(np.linspace(-_NEAR, _NEAR, 65)))
+    return bool((values == activation.range.lower).any())
 
 
 def _beside(q_star: float | None) -> float:
@@ -155,14 +166,15 @@ def _print(found: list[dict[str, Any]]) -> None:
         table.add_row(Text(label), Text(kind, style="dim"), *(Text(cell) for cell in cells))
     screen = console()
     screen.print(table)
-    for mark, reason in reasons.items():
-        screen.print(f"{mark} {reason}", markup=False, soft_wrap=True)
+    for mark, why in reasons.items():
+        screen.print(f"{mark} {why}", markup=False, soft_wrap=True)
     exact = "exact: known in closed form." if all(each["is_exact"] for each in found) else "exact: estimated."
     screen.print(
-        f"{exact} computed: float64 quadrature and root finding, relative error about 1e-12; z ~ N(0, 1).\n"
+        f"{exact} computed: float64 quadrature and root finding, relative error about 1e-12; z ~ N(0, 1). "
         "gain: sigma_w at which the hidden states' second moment is 1. critical: sigma_w at which squared gradients "
-        "keep their size\n(chi = 1) at the fixed point q*. attracting, neutral, repelling: what becomes of larger q.",
+        "keep their size (chi = 1) at the fixed point q*. attracting, neutral, repelling: what becomes of larger q.",
         markup=False,
+        soft_wrap=True,
     )
 
 
@@ -182,6 +194,8 @@ def _rows(found: list[dict[str, Any]], reasons: dict[str, str]) -> list[tuple[st
         return f"none {mark}"
 
     def least(each: dict[str, Any]) -> str:
+        if each["argmin"] is None and each["minimum"] is not None:
+            return f"{number(each['minimum'])}, on an interval"
         if each["argmin"] is None:
             return "monotone" if each["monotone"] else "not attained"
         return f"f({number(each['argmin'])}) = {number(each['minimum'])}"
@@ -213,6 +227,7 @@ def _rows(found: list[dict[str, Any]], reasons: dict[str, str]) -> list[tuple[st
         ("Var f(z)", _COMPUTED, moment("variance")),
         ("E f'(z)", _COMPUTED, moment("slope")),
         ("E f'(z)^2", _COMPUTED, moment("slope_second_moment")),
+        ("E f'(z)^4", _COMPUTED, moment("slope_fourth_moment")),
         ("P(f(z) = 0), sparsity", _COMPUTED, moment("zero_probability")),
         ("P(f'(z) = 0), dead", _COMPUTED, moment("dead_probability")),
         (

@@ -92,3 +92,8 @@ def console() -> "Console":
     if not found.is_terminal:
         found.width = 200
     return found
+
+
+def reason(error: ValueError) -> str:
+    """Why there is none, with the remedy that the command line has in place of the library's."""
+    return str(error).replace("Give q_star instead.", "Try another --sigma-b.")

@@ -25,7 +25,7 @@ _SUFFIXES = (".png", ".svg", ".html")
 _REACH = 4.0
 _GRID = (36, 18)  # sigma_w^2, sigma_b^2
 _DEEPEST = 100.0  # layers, where the colours end
-_FEW, _MOST_ROUNDS = 20, 3  # points that make a line, and searches for them
+_FEW, _MOST_ROUNDS = 20, 3  # points that make a line from side to side, and searches for them
 _EDGE_LENGTHS = np.geomspace(1e-8, 1e4, 400)
 
 
@@ -218,9 +218,13 @@ def _phase_diagram(alt: Any, activation: Activation, sigma_b: float, *, is_last:
         .encode(x=x, y=y, color=colour, tooltip=tooltip, **ends),
     ]
     order = np.nonzero(is_inside)[0]
-    edge = [{"w": edge_w[i], "b": max(edge_b[i], 0.0), "order": i} for i in order]
+    piece = np.cumsum(np.diff(order, prepend=-1) > 1)  # the edge may leave the picture and come back
+    edge = [
+        {"w": edge_w[i], "b": max(edge_b[i], 0.0), "order": i, "piece": str(k)}
+        for i, k in zip(order, piece, strict=True)
+    ]
     shown = alt.Chart(_data(edge))
-    place = {"x": x, "y": y, "order": "order:Q"}
+    place = {"x": x, "y": y, "order": "order:Q", "detail": "piece:N"}
     if edge and np.ptp(near) + np.ptp(edge_b[is_inside]) < 1e-6:  # all lengths at one point, as of relu
         layers.append(shown.mark_point(color="#D55E00", filled=True, size=110, opacity=1).encode(x=x, y=y))
     elif edge:
@@ -234,27 +238,37 @@ def _phase_diagram(alt: Any, activation: Activation, sigma_b: float, *, is_last:
 
 
 def _edge(activation: Activation, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """sigma_w^2 and sigma_b^2 that make each of many lengths a critical fixed point, some with sigma_b^2 <= high."""
+    """sigma_w^2 and sigma_b^2 that make each of many lengths a critical fixed point.
+
+    Between neighbours sigma_b^2 moves little where it lies in [0, high]; the edge may enter there more than once.
+    """
 
     @jax.jit
     def moments(q: Array) -> tuple[Array, Array]:
         found = theory.moments(activation, variance=q)
         return found.second_moment, found.slope_second_moment
 
-    q = _EDGE_LENGTHS
-    for _ in range(_MOST_ROUNDS):
+    def scales(q: np.ndarray) -> np.ndarray:
         with jax.enable_x64(True):
             value, slope = (np.asarray(each) for each in moments(jnp.asarray(q)))
         with np.errstate(divide="ignore", invalid="ignore"):
             weight, bias = 1 / slope, q - value / slope
-        bias = np.where(np.abs(bias) < 1e-9 * q, 0, bias)
-        if np.sum((bias >= 0) & (bias <= high)) >= _FEW:
+        return np.stack([q, weight, np.where(np.abs(bias) < 1e-9 * q, 0, bias)])
+
+    found = scales(_EDGE_LENGTHS)
+    for _ in range(_MOST_ROUNDS):
+        q, _, bias = found
+        low, above = np.minimum(bias[1:], bias[:-1]), np.maximum(bias[1:], bias[:-1])
+        step = np.abs(np.diff(np.clip(bias, -high, 2 * high)))
+        (coarse,) = np.nonzero((low <= high) & (above >= 0) & (step > high / _FEW))  # NaN is neither
+        if not coarse.size:
             break
-        (crossings,) = np.nonzero((bias[1:] > high / 2) != (bias[:-1] > high / 2))
-        if not crossings.size:
-            break
-        q = np.geomspace(q[crossings[0]], q[crossings[0] + 1], q.size)
-    return weight, bias
+        share = max(_EDGE_LENGTHS.size // coarse.size, 1)
+        between = np.geomspace(q[coarse], q[coarse + 1], share + 2)[1:-1].T.reshape(-1)
+        new = scales(np.resize(between, _EDGE_LENGTHS.size))  # one shape: one compiled program
+        found = np.concatenate([found, new], 1)
+        found = found[:, np.unique(found[0], return_index=True)[1]]
+    return found[1], found[2]
 
 
 def _data(rows: list[dict[str, Any]]) -> Any:

@@ -13,6 +13,8 @@ from jaxact.numerics._quadrature import (
     gaussian_expectation,
     gaussian_nodes,
     gaussian_nodes_on_host,
+    hermite_coefficients,
+    nan_unless_gaussian,
 )
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "gaussian_nodes",
     "gaussian_nodes_on_host",
     "golub_kahan",
+    "hermite_coefficients",
     "leading_singular_triplets",
+    "nan_unless_gaussian",
     "trailing_singular_triplets",
 ]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics._quadrature import expectation_with_tails, gaussian_nodes
+from jaxact.numerics._quadrature import expectation_with_tails, gaussian_nodes, nan_unless_gaussian
 
 # A kink of h seen through the conditional spread s of v given u is an error function of u of width s: 20 nodes a panel
 # resolve it between these ends, and beyond 8.5 widths it is as sharp as h itself.
@@ -101,8 +101,9 @@ def bivariate_expectation(
         )
         total = expectation_with_tails if is_wide else lambda values, weights: jnp.sum(values * weights, -1)
         value = total(g(u) * total(h(v), weights_v), weights_u)
-        # A v that is no Gaussian could be lost where it hangs on u alone.
-        return jnp.where(jnp.isfinite(mean_v) & jnp.isfinite(variance_v) & (variance_v >= 0), value, jnp.nan)
+        # What is no Gaussian could be lost: a v where it hangs on u alone, both where g or h is an indicator.
+        known = nan_unless_gaussian(mean_u, variance_u) * nan_unless_gaussian(mean_v, variance_v)
+        return value * known * jnp.where(jnp.isnan(c), jnp.nan, 1)
 
     if not numbers[0].size:
         return jnp.zeros(numbers[0].shape, dtype)

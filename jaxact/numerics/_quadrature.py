@@ -65,9 +65,29 @@ def gaussian_expectation(
             f"`g` must be elementwise, got shape {values.shape} for an argument of shape {x.shape}. "
             "Integrate one function at a time."
         )
-    if is_wide:
-        return expectation_with_tails(values, weights)
-    return jnp.sum(values * weights, -1)
+    total = expectation_with_tails(values, weights) if is_wide else jnp.sum(values * weights, -1)
+    return total * nan_unless_gaussian(mean, variance)
+
+
+def nan_unless_gaussian(
+    mean: Float[ArrayLike, "*shape"], variance: Float[ArrayLike, "*shape"]
+) -> Float[Array, "*shape"]:
+    """A factor for expectations: 1, or NaN where a traced mean or variance is none of a Gaussian.
+
+    The weights of `gaussian_nodes` are NaN there, but compiled an indicator times its weights is a choice between
+    them and 0: where none is chosen no NaN is left.
+
+    Example:
+        >>> jax.jit(nan_unless_gaussian)(0.0, jnp.array([1.0, -1.0])).tolist()
+        [1.0, nan]
+    """
+    dtype = jnp.promote_types(jnp.result_type(mean, variance, float), jnp.float32)
+    mean, variance = jnp.broadcast_arrays(jnp.asarray(mean, dtype), jnp.asarray(variance, dtype))
+    return jnp.where(_is_gaussian(mean, variance), 1, jnp.nan).astype(dtype)
+
+
+def _is_gaussian(mean: Array, variance: Array) -> Array:
+    return jnp.isfinite(mean) & jnp.isfinite(variance) & (variance >= 0)
 
 
 def expectation_with_tails(
@@ -87,6 +107,43 @@ def expectation_with_tails(
     at_ends = jnp.maximum(jnp.abs(values[..., 0]), jnp.abs(values[..., -1])) * density
     largest = jnp.max(jnp.abs(parts), -1)
     return jnp.where(at_ends <= jnp.finfo(parts.dtype).eps * largest, jnp.sum(parts, -1), jnp.nan)
+
+
+def hermite_coefficients(
+    z: Float[Array, "*shape nodes"],
+    weights: Float[Array, "*shape nodes"],
+    value: Float[Array, "*shape nodes"],
+    num_degrees: int,
+) -> Float[Array, " degree *shape"]:
+    """Compute the coefficients of a function's expansion in Hermite's polynomials.
+
+        E f(z) he_n(z) / sqrt(n!),   z ~ N(0, 1),   n = 0, 1, ..., num_degrees - 1
+
+    Exact up to the quadrature's error; the squares of all of them sum to E f(z)^2.
+
+    Args:
+        z: nodes.
+        weights: theirs, as of `gaussian_nodes`.
+        value: f(z).
+        num_degrees: number of coefficients. Static.
+
+    Returns:
+        The coefficients.
+
+    Example:
+        >>> z, weights = gaussian_nodes((), 0.0, 1.0)
+        >>> [round(abs(float(each)), 4) for each in hermite_coefficients(z, weights, z**2, 4)]
+        [1.0, 0.0, 1.4142, 0.0]
+    """
+
+    def following(pair: tuple[Array, Array], n: Array) -> tuple[tuple[Array, Array], Array]:
+        before, now = pair  # each times the weights and the values: less to multiply
+        after = (z * now - jnp.sqrt(n) * before) / jnp.sqrt(n + 1)
+        return (now, after), jnp.sum(now, -1)
+
+    degrees = jnp.arange(num_degrees, dtype=z.dtype)
+    weighted = weights * value
+    return jax.lax.scan(following, (jnp.zeros_like(z), weighted), degrees)[1]
 
 
 def gaussian_nodes(
@@ -117,7 +174,7 @@ def gaussian_nodes(
         )
     dtype = jnp.promote_types(jnp.result_type(mean, variance, float), jnp.float32)
     mean, variance = jnp.broadcast_arrays(jnp.asarray(mean, dtype), jnp.asarray(variance, dtype))
-    is_gaussian = jnp.isfinite(mean) & jnp.isfinite(variance) & (variance >= 0)
+    is_gaussian = _is_gaussian(mean, variance)
     mean, variance = jnp.where(is_gaussian, mean, 0), jnp.where(is_gaussian, variance, 1)
     spread = variance > 0
     deviation = jnp.sqrt(jnp.where(spread, variance, 1))

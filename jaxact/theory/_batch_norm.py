@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxact.numerics import gaussian_nodes
+from jaxact.theory._checks import check_count
 from jaxact.theory._integrable import breakpoints, refuse_fast_growth, refuse_unresolved, value_and_slope
 
 # Batches from which a normalised unit's law over the sphere has a finite mean of 1 / variance.
@@ -75,22 +76,19 @@ def batch_norm_gradient_growth(activation: Any, batch_size: int | None = None) -
     """
     breakpoints(activation)  # a clear error before jit asks for a hash
     refuse_fast_growth(activation)
-    if batch_size is not None and (
-        isinstance(batch_size, bool)
-        or not isinstance(batch_size, int | np.integer)
-        or batch_size < _MIN_BATCH
-    ):
-        raise ValueError(
-            f"`batch_size` must be None or an integer of at least {_MIN_BATCH}, got {batch_size!r}. With 3 examples "
-            "1 / variance has an infinite mean, with 2 batch norm leaves only signs."
+    if batch_size is not None:
+        remedy = (
+            "Pass None for an infinite batch: of 3 examples 1 / variance has an infinite mean, of 2 batch norm leaves "
+            "only signs."
         )
+        batch_size = check_count("batch_size", batch_size, _MIN_BATCH, most=math.inf, remedy=remedy)
     refuse_unresolved(activation, 1.0)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         if batch_size is None:
             return _growth(activation, None)
         if batch_size <= _LARGE_BATCH:
-            return _growth(activation, int(batch_size))
-        x = _LARGE_BATCH / int(batch_size)
+            return _growth(activation, batch_size)
+        x = _LARGE_BATCH / batch_size
         limit, far, near = (_growth(activation, size) for size in (None, _LARGE_BATCH, _LARGE_BATCH // 2))
         return limit * (1 - x) * (2 - x) / 2 + far * x * (2 - x) - near * x * (1 - x) / 2
 

@@ -21,11 +21,12 @@ _SUDDEN = 64.0
 _MISSED = 1e-8
 _DEVIATIONS = 2.0 ** np.arange(-10, 21)
 _MEANS = 4.0 ** np.arange(-2, 11)
+_MANY = 100  # kinks: nodes in the plane grow with their square, to some 700 MB at this number
 
 
 def breakpoints(activation: Any) -> tuple[float, ...]:
     """Return where integrals over the activation are to be split, having looked whether it is one."""
-    points = getattr(activation, "breakpoints", getattr(activation, "kinks", None))
+    points = _points(activation)
     if points is None or not callable(getattr(activation, "derivative", None)):
         raise TypeError(
             f"`activation` must know its kinks and its derivative, got {activation!r}. "
@@ -33,6 +34,10 @@ def breakpoints(activation: Any) -> tuple[float, ...]:
         )
     _looked_at(activation)
     return tuple(points)
+
+
+def _points(activation: Any) -> tuple[float, ...] | None:
+    return getattr(activation, "breakpoints", getattr(activation, "kinks", None))
 
 
 def grows_fast(activation: Any) -> bool:
@@ -112,7 +117,9 @@ def _looked_at(activation: Any) -> _Look:
     squares, fourth = grid.errors(*(values[samples.size + steps.size :] for values in looked))
     deviation, of_fourth = (_last_good(each, _DEVIATIONS) for each in (squares, fourth))
     mean = math.inf
-    if math.isfinite(deviation):
+    if deviation == 0:
+        mean = 0.0
+    elif math.isfinite(deviation):
         means = np.concatenate([-_MEANS, _MEANS])
         grid = _Rules(activation, means, np.full_like(means, deviation))
         errors = grid.errors(*value_and_slope(activation, grid.x))[0]
@@ -150,7 +157,7 @@ class _Rules:
     """The nodes of `gaussian_nodes` for some Gaussians, each followed by those of the halved panels."""
 
     def __init__(self, activation: Any, means: np.ndarray, deviations: np.ndarray):
-        points = getattr(activation, "breakpoints", getattr(activation, "kinks", ()))
+        points = _points(activation) or ()
         rules = [
             gaussian_nodes_on_host(points, mean, deviation, is_halved=is_halved)
             for mean, deviation in zip(means, deviations, strict=True)
@@ -198,16 +205,15 @@ def refuse_fast_growth(activation: Any) -> None:
         )
 
 
-def check_concrete(**numbers: Any) -> None:
-    """Refuse means and variances that are concrete and cannot be."""
-    for name, value in numbers.items():
-        if not isinstance(value, jax.core.Tracer):
-            if not np.isfinite(np.asarray(value)).all():
-                raise ValueError(f"`{name}` must be finite, got {value}. Leave out what has diverged.")
-            if name == "variance" and (np.asarray(value) < 0).any():
-                raise ValueError(
-                    f"`variance` must be nonnegative, got {np.asarray(value).min()}. Pass sigma**2, not a log."
-                )
+def refuse_many_kinks(activation: Any) -> None:
+    """Refuse an activation with more breakpoints than panels in the plane have room for in memory."""
+    count = len(breakpoints(activation))
+    if count > _MANY:
+        raise ValueError(
+            f"`activation` must have at most {_MANY} kinks here, got {getattr(activation, 'name', activation)}, which "
+            f"has {count}: integrals over pairs of inputs would not fit into memory. Clip it; moments and variance_map "
+            "take it as it is."
+        )
 
 
 def refuse_nan(activation: Any, *results: Any) -> None:
@@ -225,6 +231,12 @@ def refuse_nan(activation: Any, *results: Any) -> None:
 
 def _not_resolved(activation: Any) -> str:
     limit = resolution(activation)
+    if limit.deviation == 0:
+        return (
+            "`activation` and its slope must be square-integrable and smooth between breakpoints, got "
+            f"{getattr(activation, 'name', activation)}, whose squares quadrature resolves for no Gaussian. State all "
+            "its breakpoints; where the slope is infinite, as that of sqrt(|x|) at 0, bound it."
+        )
     return (
         f"`activation` must be smooth on the scale of the Gaussian, got {getattr(activation, 'name', activation)}, "
         f"whose squares quadrature resolves up to a standard deviation of {limit.deviation:g} (fourth powers up to "

@@ -9,7 +9,17 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import bivariate_expectation, gaussian_expectation
-from jaxact.theory._integrable import breakpoints, grows_fast, nan_unless_resolved, refuse_nan
+from jaxact.theory._checks import check_count, check_nonnegative, nan_unless_scale, without_slope
+from jaxact.theory._integrable import (
+    breakpoints,
+    grows_fast,
+    nan_unless_resolved,
+    refuse_many_kinks,
+    refuse_nan,
+)
+
+# Of a slope near q = 0: a limit moves by less between q and 4 q, what has none by a third and more.
+_SAME = 0.05
 
 
 def variance_map(
@@ -26,7 +36,8 @@ def variance_map(
     Poole et al. 2016, "Exponential expressivity in deep neural networks through transient chaos", equation 3:
     exact at infinite width, for h' = W f(h) + b with W_ij ~ N(0, sigma_w^2 / width) and b_i ~ N(0,
     sigma_b^2). The integral's error is that of `jaxact.numerics.gaussian_expectation`. Differentiable in all
-    three numbers.
+    three numbers. At q = 0 the derivative by q is the one from above, f'(0)^2 + f(0) f''(0) for a smooth f, to about
+    1e-9 (1e-3 in float32); NaN where it is infinite, as every higher derivative is there.
 
     Args:
         activation: an `Activation`. Static.
@@ -49,14 +60,12 @@ def variance_map(
     """
     check_nonnegative(q=q, sigma_w=sigma_w, sigma_b=sigma_b)
     sigma_w, sigma_b = nan_unless_scale(sigma_w), nan_unless_scale(sigma_b)
-    second_moment = gaussian_expectation(
-        lambda x: activation(x) ** 2,
-        kinks=breakpoints(activation),
-        variance=q,
-        is_wide=grows_fast(activation),
-    ) * nan_unless_resolved(activation, q)
-    refuse_nan(activation, second_moment)
-    return jnp.square(sigma_w) * second_moment + jnp.square(sigma_b)
+    breakpoints(activation)
+    found = second_moment(
+        activation, jnp.asarray(q, jnp.promote_types(jnp.result_type(q, float), jnp.float32))
+    )
+    refuse_nan(activation, found)
+    return jnp.square(sigma_w) * found + jnp.square(sigma_b)
 
 
 def correlation_map(
@@ -73,9 +82,13 @@ def correlation_map(
 
     Poole et al. 2016, equation 5, both inputs of length q; V is `variance_map`, so that C(1) = 1, and V(q) = q at the
     fixed point where the paper looks. The integral's error is that of `jaxact.numerics.bivariate_expectation`. The
-    derivative by c is exact everywhere, c = 1 included, by Price's theorem (Price 1958):
+    derivatives by c are exact everywhere, |c| = 1 included, by Price's theorem (Price 1958):
 
         dC/dc = sigma_w^2 q E f'(u) f'(v) / V(q),   which at c = 1 and q = V(q) is chi = sigma_w^2 E f'(u)^2
+        d^2C/dc^2 = sigma_w^2 q^2 E f''(u) f''(v) / V(q)
+
+    At |c| = 1 that is all: the second derivative is NaN there where f has kinks (of relu it is infinite), the third and
+    higher ones always. By q as `variance_map`, q = 0 included.
 
     Args:
         activation: an `Activation`. Static.
@@ -160,7 +173,7 @@ def trajectory(
     _check_correlation(c)
     dtype = jnp.promote_types(jnp.result_type(c, q, sigma_w, sigma_b, float), jnp.float32)
     start = jnp.broadcast_arrays(*(jnp.asarray(each, dtype) for each in (q, c, sigma_w, sigma_b)))
-    start[0] = nan_unless_scale(start[0])
+    start[0], start[1] = nan_unless_scale(start[0]), start[1] * jnp.where(jnp.abs(start[1]) <= 1, 1, jnp.nan)
 
     def layer(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         q, c = state
@@ -179,48 +192,55 @@ def trajectory(
     )
 
 
-def check_nonnegative(**numbers: Any) -> None:
-    """Refuse what is concrete and negative or not finite."""
-    for name, value in numbers.items():
-        if not isinstance(value, jax.core.Tracer):
-            values = np.asarray(value)
-            if not (np.isfinite(values) & (values >= 0)).all():
-                raise ValueError(f"`{name}` must be finite and nonnegative, got {value}.")
-
-
-def check_count(name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
-    """Return a count, of numpy's too, as a Python int."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
-    if value > most:  # Python prints no more than 4300 digits
-        raise ValueError(
-            f"`{name}` must be at most {most}, got {f'{value}' if value < 10**20 else 'more than 1e20'}."
-        )
-    return int(value)
-
-
-def nan_unless_scale(sigma: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
-    """The scale; NaN in place of one that is traced and negative or infinite."""
-    sigma = jnp.asarray(sigma)
-    if not jnp.issubdtype(sigma.dtype, jnp.floating):
-        sigma = sigma.astype(float)
-    return jnp.where((sigma >= 0) & jnp.isfinite(sigma), sigma, jnp.nan)
-
-
 def _check_correlation(c: Any) -> None:
     if not isinstance(c, jax.core.Tracer) and not (np.abs(np.asarray(c)) <= 1).all():
-        raise ValueError(f"`c` must be a correlation in [-1, 1], got {c}.")
+        raise ValueError(
+            f"`c` must be a correlation in [-1, 1], got {c}. Divide the covariance by the variance."
+        )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def second_moment(activation: Any, q: Array) -> Array:
+    """E f(u)^2 for u ~ N(0, q), with a derivative that holds at q = 0 too."""
+    return _second_moment(activation, q)
+
+
+def _second_moment(activation: Any, q: Array) -> Array:
+    return gaussian_expectation(
+        lambda x: activation(x) ** 2,
+        kinks=breakpoints(activation),
+        variance=q,
+        is_wide=grows_fast(activation),
+    ) * nan_unless_resolved(activation, q)
+
+
+@second_moment.defjvp
+def _second_moment_jvp(activation, primals, tangents):
+    (q,), (dq,) = primals, tangents
+    is_zero = q == 0
+    positive = jnp.where(is_zero, _small(q.dtype), q)
+    slope = jax.jvp(partial(_second_moment, activation), (positive,), (jnp.ones_like(q),))[1]
+    slope = jnp.where(is_zero, without_slope(is_zero, _slope_at_zero(activation, q.dtype) + 0 * q), slope)
+    return second_moment(activation, q), slope * dq
+
+
+def _small(dtype: Any) -> float:
+    """A length that stands for 0: rounding and what the limit lacks are equally small."""
+    return float(jnp.finfo(dtype).eps) ** (2 / 3)
+
+
+def _slope_at_zero(activation: Any, dtype: Any) -> Array:
+    """The limit of d/dq E f(u)^2 for q to 0; NaN where it is infinite."""
+    lengths = _small(dtype) * jnp.array([1.0, 4.0], dtype)
+    near, far = jax.jvp(partial(_second_moment, activation), (lengths,), (jnp.ones_like(lengths),))[1]
+    # A kink of higher order at 0 leaves a term in sqrt(q), which this combination has not.
+    return jnp.where(jnp.abs(near - far) <= _SAME * (1 + jnp.abs(near)), 2 * near - far, jnp.nan)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def product_moment(activation: Any, c: Array, q: Array) -> Array:
-    """E f(u) f(v) for (u, v) ~ N(0, q [[1, c], [c, 1]]), with derivatives that hold at c = 1 too."""
+    """E f(u) f(v) for (u, v) ~ N(0, q [[1, c], [c, 1]]), with derivatives that hold at c = 1 and q = 0 too."""
     return _expect_product(activation, "f f", c, q)
-
-
-def slope_product_moment(activation: Any, c: Array, q: Array) -> Array:
-    """E f'(u) f'(v) for (u, v) ~ N(0, q [[1, c], [c, 1]])."""
-    return _expect_product(activation, "f' f'", c, q)
 
 
 @product_moment.defjvp
@@ -228,18 +248,53 @@ def _product_moment_jvp(activation, primals, tangents):
     c, q = primals
     dc, dq = tangents
     # By the scale sqrt(q) of both variables: d/dq = E u f'(u) f(v) / q, without a second derivative.
-    by_scale = _expect_product(activation, "u f' f", c, q)
-    by_q = jnp.where(q > 0, by_scale / jnp.where(q > 0, q, 1), 0)
+    is_zero = q == 0
+    positive = jnp.where(is_zero, _small(q.dtype), q)
+    by_q = _expect_product(activation, "u f' f", c, positive) / positive
+    has_limit = jnp.where(jnp.isnan(_slope_at_zero(activation, q.dtype)), jnp.nan, 1)
+    by_q = jnp.where(is_zero, without_slope(is_zero, by_q + 0 * q) * has_limit, by_q)
     tangent = q * slope_product_moment(activation, c, q) * dc + by_q * dq
     return product_moment(activation, c, q), tangent
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def slope_product_moment(activation: Any, c: Array, q: Array) -> Array:
+    """E f'(u) f'(v) for (u, v) ~ N(0, q [[1, c], [c, 1]]), with a derivative by c that is right or NaN at |c| = 1."""
+    return _expect_product(activation, "f' f'", c, q)
+
+
+@slope_product_moment.defjvp
+def _slope_product_moment_jvp(activation, primals, tangents):
+    c, q = primals
+    dc, dq = tangents
+    is_end = jnp.abs(c) >= 1
+    is_zero = q == 0
+    _, by_q = jax.jvp(
+        lambda q: _expect_product(activation, "f' f'", c, q), (jnp.where(is_zero, 1, q),), (dq,)
+    )
+    by_q = jnp.where(is_zero, jnp.nan, by_q)
+    if getattr(activation, "kinks", breakpoints(activation)):
+        inside = jnp.where(is_end, 0, c)
+        slopes = partial(_expect_product, activation, "f' f'", q=q)
+        by_c = jax.jvp(slopes, (inside,), (jnp.ones_like(c),))[1]
+        by_c = jnp.where(is_end, jnp.nan, by_c)
+    else:
+        by_c = q * _expect_product(activation, "f'' f''", without_slope(is_end, c), q)
+    return slope_product_moment(activation, c, q), by_c * dc + by_q
+
+
 @partial(jax.jit, static_argnums=(0, 1))  # so that a call outside any trace compiles once for an activation
 def _expect_product(activation: Any, which: str, c: Array, q: Array) -> Array:
+    refuse_many_kinks(activation)
     points, slope = breakpoints(activation), activation.derivative
+
+    def curvature(u: Array) -> Array:
+        return jax.jvp(slope, (u,), (jnp.ones_like(u),))[1]
+
     g, h = {
         "f f": (activation, activation),
         "f' f'": (slope, slope),
+        "f'' f''": (curvature, curvature),
         "u f' f": (lambda u: u * slope(u), activation),
     }[which]
     return bivariate_expectation(

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics import expectation_with_tails, gaussian_nodes
-from jaxact.theory._integrable import breakpoints, check_concrete, grows_fast, nan_unless_resolved, refuse_nan
+from jaxact.numerics import expectation_with_tails, gaussian_nodes, nan_unless_gaussian
+from jaxact.theory._checks import check_concrete
+from jaxact.theory._integrable import breakpoints, grows_fast, nan_unless_resolved, refuse_nan
 
 
 class Moments(NamedTuple):
@@ -89,7 +90,9 @@ def _moments(activation: Any, mean: Array, variance: Array) -> Moments:
     def expect(values: Array) -> Array:
         return expectation_with_tails(values, weights) if is_wide else jnp.sum(values * weights, -1)
 
-    known = nan_unless_resolved(activation, variance, mean)
+    is_gaussian = nan_unless_gaussian(mean, variance)
+    known = nan_unless_resolved(activation, variance, mean) * is_gaussian
+    known_fourth = nan_unless_resolved(activation, variance, mean, power=4) * is_gaussian
     centre = expect(value) * known
     return Moments(
         mean=centre,
@@ -97,7 +100,7 @@ def _moments(activation: Any, mean: Array, variance: Array) -> Moments:
         variance=expect((value - centre[..., None]) ** 2) * known,
         slope=expect(slope) * known,
         slope_second_moment=expect(slope**2) * known,
-        slope_fourth_moment=expect(slope**4) * nan_unless_resolved(activation, variance, mean, power=4),
+        slope_fourth_moment=expect(slope**4) * known_fourth,
         zero_probability=expect((value == 0).astype(x.dtype)) * known,
         dead_probability=expect((slope == 0).astype(x.dtype)) * known,
     )

@@ -9,9 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics import KINK_ENDS, expectation_with_tails, gaussian_expectation, gaussian_nodes
-from jaxact.theory._integrable import breakpoints, grows_fast, nan_unless_resolved, refuse_nan, resolution
-from jaxact.theory._maps import check_nonnegative, nan_unless_scale
+from jaxact.numerics import (
+    KINK_ENDS,
+    expectation_with_tails,
+    gaussian_expectation,
+    gaussian_nodes,
+    hermite_coefficients,
+)
+from jaxact.theory._checks import (
+    check_nonnegative,
+    check_number,
+    check_untraced,
+    nan_unless_scale,
+    without_slope,
+)
+from jaxact.theory._integrable import (
+    breakpoints,
+    grows_fast,
+    nan_unless_resolved,
+    refuse_many_kinks,
+    refuse_nan,
+    refuse_unresolved,
+    resolution,
+)
 
 # V is tabulated here once for all sigmas: E f(sqrt(q) z)^2 depends on q alone.
 _LENGTHS = np.geomspace(1e-24, 1e24, 961)
@@ -83,7 +103,9 @@ def mean_field(
     c_star is the root of C's Hermite expansion to degree 95 or, where that leaves out more than 1e-9 of C'(c_star) as
     it does close above criticality, of C by quadrature. xi_c is NaN so close above criticality that rounding leaves
     less than a percent of it: in float32 within about 1e-2 of the critical sigma_w, in float64 within 1e-5. At q_star =
-    0 (vanishing signals) chi, c_star and xi_c are those of vanishing differences.
+    0 (vanishing signals) chi, c_star and xi_c are those of vanishing differences. A depth scale below 0.03 layers (0.07
+    in float32) is that of a slope that is 0 or rounding. Differentiable in both scales; derivatives are NaN where
+    values are NaN, and where q_star is infinite.
 
     Args:
         activation: an `Activation`. Static.
@@ -106,7 +128,7 @@ def mean_field(
         (2.0, 0.5, 'ordered')
     """
     check_nonnegative(sigma_w=sigma_w, sigma_b=sigma_b)
-    breakpoints(activation)
+    refuse_many_kinks(activation)
     dtype = jnp.promote_types(jnp.result_type(sigma_w, sigma_b, float), jnp.float32)
     sigma_w, sigma_b = jnp.broadcast_arrays(jnp.asarray(sigma_w, dtype), jnp.asarray(sigma_b, dtype))
     found = _mean_field(activation, nan_unless_scale(sigma_w), nan_unless_scale(sigma_b))
@@ -117,6 +139,7 @@ def mean_field(
 def _refuse_unknown(activation, sigma_w, sigma_b, q_star):
     if isinstance(q_star, jax.core.Tracer) or not np.isnan(np.asarray(q_star)).any():
         return
+    refuse_unresolved(activation, float(_LENGTHS[0]))
     place = np.unravel_index(np.argmax(np.isnan(np.asarray(q_star))), np.shape(q_star))
     raise ValueError(
         f"`sigma_w` and `sigma_b` must lead to a fixed point in {_searched(activation)}, got "
@@ -158,7 +181,7 @@ def _at(activation, points, lengths, table, sigma_w, sigma_b):
     w, b = sigma_w**2, sigma_b**2
     excess = w * table + b - lengths
     low, high, is_fixed, falls, rises = _bracket(lengths, excess)
-    is_known, diverges = _beyond(lengths, w * table, excess, is_fixed, rises)
+    is_known, diverges = _beyond(lengths, w, table, excess, rises)
     vanishes = falls & (b == 0)
     # Below the table V is a straight line from b.
     low, high = jnp.where(falls, 0, low), jnp.where(falls, lengths[0], high)
@@ -183,15 +206,17 @@ def _at(activation, points, lengths, table, sigma_w, sigma_b):
     left_out = w * jnp.sum(value**2 * weights) / q - jnp.sum(series), chi - jnp.sum(degrees * series)
     c, chi_c = _fixed_correlation(series, b / q, chi, _power(*left_out))
     is_rough = (c < 1) & (left_out[1] * c**_NUM_HERMITE > _LEFT_OUT) & ~diverges
-    none = jnp.where(is_known, 0, jnp.nan) + 0 * (sigma_w + sigma_b)  # NaN where a scale is
-    nan = jnp.where(diverges, jnp.nan, 0) + none
+    # Factors: what is added does not reach the derivatives.
+    known = jnp.where(is_known & ~jnp.isnan(sigma_w + sigma_b), 1, jnp.nan)
+    bounded = jnp.where(diverges, jnp.nan, known)
+    length = jnp.where(diverges, jnp.inf, jnp.where(vanishes, 0, q))
     found = MeanField(
-        q_star=jnp.where(diverges, jnp.inf, jnp.where(vanishes, 0, q)) + none,
-        chi=chi + nan,
-        c_star=c + nan,
-        xi_q=_depth_scale(jnp.abs(chi_q)) + nan,
-        xi_c=_depth_scale(chi_c) + nan,
-        xi_gradient=1 / jnp.abs(jnp.log(chi)) + nan,
+        q_star=without_slope(diverges, length) * known,
+        chi=chi * bounded,
+        c_star=c * bounded,
+        xi_q=_depth_scale(jnp.abs(chi_q)) * bounded,
+        xi_c=_depth_scale(chi_c) * bounded,
+        xi_gradient=1 / jnp.abs(jnp.log(chi)) * bounded,
     )
     return found, series, is_rough
 
@@ -237,7 +262,7 @@ def _refined(activation, points, given):
     # Rounding moves c_star by about eps / (1 - C'): no depth scale can be had where that is a share of 1 - c_star.
     room = (1 - jnp.exp(-1 / refined.xi_c)) * (1 - refined.c_star)
     is_lost = (refined.c_star < 1) & ~(room > _LOST * jnp.finfo(q.dtype).eps)
-    return refined._replace(xi_c=jnp.where(is_lost, jnp.nan, refined.xi_c))
+    return refined._replace(xi_c=refined.xi_c * jnp.where(is_lost, jnp.nan, 1))
 
 
 def _products_near_one(activation, points, c, q):
@@ -289,11 +314,12 @@ def _bracket(lengths, excess):
     return lengths[left], lengths[left + 1], is_fixed, falls, rises
 
 
-def _beyond(lengths, image, excess, is_fixed, rises):
+def _beyond(lengths, w, table, excess, rises):
     """Whether a signal's end is known, and whether it is infinite, where V(q) > q up to the last length."""
     decade = 20
-    power = (jnp.log(image[-1]) - jnp.log(image[-1 - decade])) / jnp.log(lengths[-1] / lengths[-1 - decade])
-    outgrows = jnp.isinf(image[-1]) | ((power > _LINEAR) & (image[-1] > _ALL * lengths[-1]))
+    # Of f's moments alone: sigma_w^2 may overflow, whatever f does.
+    power = (jnp.log(table[-1]) - jnp.log(table[-1 - decade])) / jnp.log(lengths[-1] / lengths[-1 - decade])
+    outgrows = jnp.isinf(table[-1]) | ((power > _LINEAR) & (w * table[-1] > _ALL * lengths[-1]))
     diverges = rises & outgrows
     return ~jnp.isnan(excess[_START]) & (~rises | diverges), diverges
 
@@ -335,19 +361,6 @@ def _expansion_nodes(activation, points, q):
     near = jnp.concatenate([jnp.asarray(points, q.dtype).reshape(-1), jnp.asarray(_GRADED, q.dtype)])
     z, weights = _panels(_EXPANSION_ENDS, near / deviation)
     return z, weights, activation(deviation * z)
-
-
-def hermite_coefficients(z, weights, value, num_degrees):
-    """E f(z) he_n(z) / sqrt(n!), [degree, *shape], with Hermite's polynomials he_n; nodes on the last axis."""
-
-    def following(pair, n):
-        before, now = pair  # each times the weights and the values: less to multiply
-        after = (z * now - jnp.sqrt(n) * before) / jnp.sqrt(n + 1)
-        return (now, after), jnp.sum(now, -1)
-
-    degrees = jnp.arange(num_degrees, dtype=z.dtype)
-    weighted = weights * value
-    return jax.lax.scan(following, (jnp.zeros_like(z), weighted), degrees)[1]
 
 
 def _polynomial(series, c):
@@ -424,6 +437,9 @@ def critical_point(
     from 1e-24 to 1e24 is sought (Schoenholz et al. 2017, section 3; Hayou et al. 2019). In float64 whatever JAX's
     default precision; to about 1e-13. Runs on the host.
 
+    Whether the fixed point attracts is not implied; where it repels (gelu) unit inputs leave it: check
+    `mean_field(...).phase`.
+
     Args:
         activation: an `Activation`. Static.
         sigma_b: bias scale, nonnegative, a float.
@@ -446,12 +462,15 @@ def critical_point(
     """
     name = getattr(activation, "name", activation)
     breakpoints(activation)
+    check_untraced("q_star", q_star)
     if sigma_b is not None and q_star is not None:
         raise TypeError("Give `sigma_b` or `q_star`, not both: each determines the other.")
     if q_star is not None:
         q = np.asarray(q_star, float)
         if not (np.isfinite(q) & (q > 0)).all():
-            raise ValueError(f"`q_star` must be positive and finite, got {q_star}.")
+            raise ValueError(
+                f"`q_star` must be positive and finite, got {q_star}. For small signals give sigma_b=0."
+            )
         weight, bias = _critical_scales(activation, q)
         refuse_nan(activation, weight, bias)
         if (bias < -1e-12 * q).any():
@@ -460,10 +479,11 @@ def critical_point(
                 f"{bias.min():.3g}. Choose another q_star, or give sigma_b."
             )
         return CriticalPoint(np.sqrt(weight), np.sqrt(np.maximum(bias, 0)), q)
-    target = 0.0 if sigma_b is None else float(sigma_b)
-    check_nonnegative(sigma_b=target)
+    remedy = "Call it once for each, or give q_star for a curve."
+    target = 0.0 if sigma_b is None else check_number("sigma_b", sigma_b, remedy)
     length = _critical_length(activation, target)
     if length is None:
+        refuse_unresolved(activation, float(_LENGTHS[0]))
         raise ValueError(
             f"`sigma_b` = {target:g} has no critical point for {name} in {_searched(activation)}: chi = 1 at a fixed "
             "point there needs another bias. Give q_star instead."

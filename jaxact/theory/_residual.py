@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxact.numerics import gaussian_nodes
+from jaxact.theory._checks import check_count, check_number, check_untraced
 from jaxact.theory._integrable import breakpoints, refuse_fast_growth, refuse_unresolved, value_and_slope
-from jaxact.theory._maps import check_count
 
 Order = Literal["pre", "post"]
 Norm = Literal["batch", "layer", "rms"]
@@ -119,8 +119,7 @@ def residual_trajectory(
     Raises:
         TypeError: `activation` does not know its kinks and derivative.
         ValueError: an argument is out of its range, the second moment leaves float64's range, f oscillates too fast
-            (see `moments`), or in a
-            post-activation network the branch is 0 or below about 1/250 of the states' spread.
+            (see `moments`), or in a post-activation network the branch is 0 or below about 1/250 of the states' spread.
 
     Example:
         >>> from jaxact import activations
@@ -132,12 +131,12 @@ def residual_trajectory(
     refuse_fast_growth(activation)
     depth = check_count("depth", depth)
     if order not in ("pre", "post"):
-        raise ValueError(f'`order` must be "pre" or "post", got {order!r}.')
+        raise ValueError(f'`order` must be "pre" or "post", got {order!r}. Pass one of these.')
     if norm not in (None, "batch", "layer", "rms"):
-        raise ValueError(f'`norm` must be None, "batch", "layer" or "rms", got {norm!r}.')
-    q, c = _number("q", q), _number("c", c)
-    sigma_w, sigma_b = _number("sigma_w", sigma_w), _number("sigma_b", sigma_b)
-    branch_scale = _number("branch_scale", branch_scale)
+        raise ValueError(f'`norm` must be None, "batch", "layer" or "rms", got {norm!r}. Pass one of these.')
+    q, c = check_number("q", q), check_number("c", c)
+    sigma_w, sigma_b = check_number("sigma_w", sigma_w), check_number("sigma_b", sigma_b)
+    branch_scale = check_number("branch_scale", branch_scale)
     if q == 0:
         raise ValueError("`q` must be positive, got 0. Take a small one for a walk that starts at 0.")
     if c >= 1:
@@ -176,9 +175,10 @@ def skip_open_probability(n: Int[ArrayLike, "*shape"]) -> float | Float[np.ndarr
         >>> [skip_open_probability(n) for n in range(4)]
         [1.0, 0.5, 0.375, 0.3125]
     """
+    check_untraced("n", n)
     blocks = np.asarray(n)
     if not np.issubdtype(blocks.dtype, np.integer) or (blocks < 0).any():
-        raise ValueError(f"`n` must hold nonnegative integers, got {n!r}.")
+        raise ValueError(f"`n` must hold nonnegative integers, got {n!r}. Count whole blocks.")
     ratios = 1 - 0.5 / np.arange(1, _TABLE_SIZE)
     table = np.concatenate([[1.0], np.cumprod(ratios)])
     # Gamma(n + 1/2) / Gamma(n + 1) in powers of 1 / (n + 1/4): the first term left out is below 1e-16 here.
@@ -391,13 +391,6 @@ def _in_chunks(activation: Any, u: Float[np.ndarray, " node"]) -> tuple[np.ndarr
 @jax.jit
 def _gaussian_nodes(points: Array, q: ArrayLike) -> tuple[Array, Array]:
     return gaussian_nodes(points, 0.0, q)
-
-
-def _number(name: str, value: Any) -> float:
-    number = float(value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"`{name}` must be finite and nonnegative, got {value}.")
-    return number
 
 
 def _within_range(length: float, block: int) -> float:

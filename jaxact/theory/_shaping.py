@@ -14,8 +14,8 @@ from scipy.optimize import brentq
 
 from jaxact.activations import Activation, Interval, leaky_relu
 from jaxact.numerics import gaussian_nodes
+from jaxact.theory._checks import check_count
 from jaxact.theory._integrable import breakpoints, nan_unless_resolved, refuse_fast_growth
-from jaxact.theory._maps import check_count
 
 # Where solutions are looked for: input scales b, and shifts c close together around 0, where activations bend.
 _SCALES = np.geomspace(1e-3, 50, 48)
@@ -97,11 +97,9 @@ def shape(
     """
     points = breakpoints(activation)
     refuse_fast_growth(activation)
-    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
-        raise ValueError(f"`depth` must be a positive integer, got {depth!r}.")
     depth = check_count("depth", depth, most=_DEEPEST)
     if method not in ("dks", "tat"):
-        raise ValueError(f'`method` must be "dks" or "tat", got {method!r}.')
+        raise ValueError(f'`method` must be "dks" or "tat", got {method!r}. Pass one of these.')
     kinks = tuple(getattr(activation, "kinks", points))
     is_rectifier = kinks == (0.0,) and activation.homogeneous and activation.monotone
     wanted = "zeta" if method == "dks" else "eta" if is_rectifier else "tau"

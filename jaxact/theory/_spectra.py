@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.numerics import gaussian_nodes
+from jaxact.theory._checks import check_count, check_number, check_untraced
 from jaxact.theory._integrable import breakpoints, refuse_fast_growth, refuse_unresolved
-from jaxact.theory._maps import check_count, check_nonnegative
 from jaxact.theory._phase import mean_field
 
 _TINY = 1e-30  # stands for q = 0: slopes at a kink at 0 are one side's as often as the other's
@@ -27,6 +27,7 @@ _GRADED = np.concatenate([-(8.0 ** -np.arange(1, 8)), [0.0], 8.0 ** -np.arange(1
 _NUM_CELLS = 8000  # for slopes alone
 _MAX_ZEROS = 16  # of f', that are resolved
 _NUM_EQUAL = 16  # equal values that make an atom: less than a panel's nodes, more than chance
+_APART = 1e-3  # of the largest t: where slopes go to 0 continuously, nodes come much closer
 _PIECES = 16  # more values of t than a piecewise linear activation has
 _UNDERFLOW = 1e-290  # of the largest t: what is less counts as 0
 _HUGE, _LARGE = 1e150, 700.0  # squares and exponentials of these are finite
@@ -55,8 +56,8 @@ class Spectrum(NamedTuple):
         atom_masses: their probabilities. The bulk has the rest.
         m1: E lambda, the growth of a squared gradient. Exact; inf where it overflows.
         m2: E lambda^2. Exact; inf where it overflows.
-        log_lambda_min: log of the infimum of the support without the atom at 0; -inf where the bulk reaches 0: always
-            for Gaussian weights.
+        log_lambda_min: log of the infimum of the support without the atom at 0; -inf where the bulk reaches 0, as it
+            does for Gaussian weights but for one layer with an atom at 0, which is like a rectangular matrix.
         log_lambda_max: log of the supremum of the support, atoms included, to about 1e-9; inf where slopes are
             unbounded. Slopes that occur only beyond 10 standard deviations are left out.
     """
@@ -213,13 +214,10 @@ def _check(depth, weights, num_points, log_eigenvalues, *, sigma_w, sigma_b, q) 
     check_count("depth", depth)
     check_count("num_points", num_points, 2)
     if weights not in ("gaussian", "orthogonal"):
-        raise ValueError(f'`weights` must be "gaussian" or "orthogonal", got {weights!r}.')
+        raise ValueError(f'`weights` must be "gaussian" or "orthogonal", got {weights!r}. Pass one of these.')
     for name, value in (("sigma_w", sigma_w), ("sigma_b", sigma_b), ("q", 0.0 if q is None else q)):
-        if np.ndim(value) != 0:
-            raise ValueError(
-                f"`{name}` must be one number, got shape {np.shape(value)}. Call it once for each."
-            )
-        check_nonnegative(**{name: value})
+        check_number(name, value)
+    check_untraced("log_eigenvalues", log_eigenvalues)
     if log_eigenvalues is not None and not np.isfinite(np.asarray(log_eigenvalues, float)).all():
         raise ValueError(
             f"`log_eigenvalues` must be finite, got {log_eigenvalues}. The mass at eigenvalue 0 is in atom_masses."
@@ -334,18 +332,39 @@ def _atoms(law: _Law) -> tuple[np.ndarray, np.ndarray]:
 def _edges(law: _Law, activation: Any) -> tuple[float, float]:
     """Logarithms of the least and the greatest point of the support, 0 left aside."""
     high = math.inf if math.isinf(getattr(activation, "lipschitz", 0.0)) else _upper_edge(law)
-    if law.gaussian or law.t[0] == 0:
+    is_zero = law.t == 0
+    zero, least = law.mass[is_zero].sum(), law.t[~is_zero][0]
+    if (law.depth > 1 and zero) or (law.gaussian and (law.depth > 1 or not zero)):
         return -math.inf, high
     # Many values and a sign change: some slope is 0, though no node may be there.
-    bounds = getattr(activation, "slope_range", None)
-    if bounds is not None and bounds[0] <= 0 <= bounds[1] and law.t.size > _PIECES:
+    bounds = getattr(activation, "slope_range", (0.0, 0.0) if zero else (1.0, 1.0))
+    is_apart = zero and least > _APART * law.t[-1]
+    if bounds[0] <= 0 <= bounds[1] and law.t.size > _PIECES and not is_apart:
         return -math.inf, high
-    return _lower_edge(law), high
+    if not zero:
+        return _lower_edge(law), high
+    if not law.gaussian:
+        return law.scale + math.log(least), high
+    return law.scale + _lower_edge_of_one(law.t[~is_zero], law.mass[~is_zero], zero), high
 
 
 def _lower_edge(law: _Law) -> float:
     """Of orthogonal layers without zero slopes: the inverse of J J^T is of the same kind, with 1 / t."""
     return -_upper_edge(law._replace(scale=-law.scale, t=1 / law.t[::-1], mass=law.mass[::-1]))
+
+
+def _lower_edge_of_one(t: np.ndarray, mass: np.ndarray, zero: float) -> float:
+    """Of one Gaussian layer with P(t = 0) = zero, at sigma_w = 1: the maximum of x by zeta from 0 to the least t.
+
+    For depth 1 the equation is x = zeta E zeta / (zeta - t), which is concave there.
+    """
+    ratio = t / t[0]
+    low, high = 0.0, 1.0
+    for _ in range(_NUM_HALVINGS):
+        z = (low + high) / 2
+        is_rising = zero > mass @ (z * (2 * ratio - z) / (ratio - z) ** 2)
+        low, high = (z, high) if is_rising else (low, z)
+    return math.log(t[0] * low * (zero - low * float(mass @ (1 / (ratio - low)))))
 
 
 def _upper_edge(law: _Law) -> float:

@@ -16,8 +16,8 @@ import numpy as np
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike
 
+from jaxact.theory._checks import check_count, check_nonnegative, check_number, check_real
 from jaxact.theory._initialization import gain
-from jaxact.theory._maps import check_count, check_nonnegative
 from jaxact.theory._phase import critical_point
 
 __all__ = [
@@ -161,6 +161,9 @@ def critical_gaussian(
     Gradients then neither vanish nor explode with depth, to first order (Schoenholz et al. 2017, "Deep information
     propagation"; Hayou et al. 2019). Biases are to be drawn from `critical_bias` of the same arguments.
 
+    Whether the fixed point attracts is not implied; where it repels (gelu) unit inputs leave it: check
+    `theory.mean_field(...).phase`.
+
     Args:
         activation: an `Activation`.
         sigma_b: bias scale, as in `theory.critical_point`; 0 if neither it nor q_star is given.
@@ -190,6 +193,9 @@ def critical_orthogonal(
     less, for tanh-like activations at small q_star hardly at all (Pennington et al. 2017, "Resurrecting the sigmoid in
     deep learning through dynamical isometry").
 
+    Whether the fixed point attracts is not implied; where it repels (gelu) unit inputs leave it: check
+    `theory.mean_field(...).phase`.
+
     Args:
         activation: an `Activation`.
         sigma_b: as in `critical_gaussian`.
@@ -218,6 +224,9 @@ def critical_delta_orthogonal(
 
     With it Xiao et al. 2018 (section 3) trained plain convolutional networks of 10,000 layers.
 
+    Whether the fixed point attracts is not implied; where it repels (gelu) unit inputs leave it: check
+    `theory.mean_field(...).phase`.
+
     Args:
         activation: an `Activation`.
         sigma_b: as in `critical_gaussian`.
@@ -244,6 +253,9 @@ def critical_bias(
     """Draw the biases that belong to the other critical initialisers.
 
         b_i ~ N(0, sigma_b^2)
+
+    Whether the fixed point attracts is not implied; where it repels (gelu) unit inputs leave it: check
+    `theory.mean_field(...).phase`.
 
     Args:
         activation: an `Activation`.
@@ -287,9 +299,10 @@ def scaled(initializer: Initializer, factor: float) -> Initializer:
     """
     if not callable(initializer):
         raise TypeError(f"`initializer` must be callable as init(key, shape, dtype), got {initializer!r}.")
-    if not math.isfinite(factor):
-        raise ValueError(f"`factor` must be finite, got {factor}.")
-    return _Scaled(initializer, float(factor))
+    number = check_real("factor", factor)
+    if not math.isfinite(number):
+        raise ValueError(f"`factor` must be finite, got {factor}. Use jax.nn.initializers.zeros for none.")
+    return _Scaled(initializer, number)
 
 
 class Branch(NamedTuple):
@@ -426,8 +439,10 @@ def lsuv(
         1.0
     """
     for name, value in (("target", target), ("tol", tol)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"`{name}` must be positive and finite, got {value}.")
+        if not (check_number(name, value) > 0):
+            raise ValueError(
+                f"`{name}` must be positive and finite, got {value}. 1 and 0.01 are the usual ones."
+            )
     max_steps = check_count("max_steps", max_steps)
     leaves, structure = jax.tree.flatten(params)
     chosen = _chosen(kernels, structure)

@@ -136,3 +136,15 @@ def test_nodes_on_the_host_are_those_of_the_device(mean, deviation):
         y, masses = numerics.gaussian_nodes_on_host((0.3,), mean, deviation)
         np.testing.assert_allclose(y, np.asarray(x)[is_there], rtol=1e-12, atol=1e-14)
         np.testing.assert_allclose(masses, np.asarray(weights)[is_there], rtol=1e-12)
+
+
+def test_an_indicator_of_what_is_traced_and_no_gaussian_is_nan():
+    def above(x):
+        return (x > 100.0).astype(x.dtype)
+
+    found = jax.jit(lambda v: numerics.gaussian_expectation(above, variance=v))(np.array([-1.0, np.inf, 1.0]))
+    assert np.isnan(found).tolist() == [True, True, False]
+    pairs = jax.jit(lambda c: numerics.bivariate_expectation(above, above, correlation=c))(
+        np.array([2.0, 0.5])
+    )
+    assert np.isnan(pairs).tolist() == [True, False]

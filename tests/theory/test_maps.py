@@ -191,8 +191,8 @@ def test_slope_by_length_at_zero_is_nan_where_it_is_infinite():
 
 
 def test_second_derivative_by_correlation_holds_at_the_ends():
-    z, weights = np.polynomial.hermite_e.hermegauss(150)
-    weights = weights / weights.sum()
+    z = np.linspace(-12, 12, 2001)  # equal steps: to rounding for what is analytic
+    weights = np.exp(-(z**2) / 2) / np.exp(-(z**2) / 2).sum()
     curvature = -2 * np.tanh(z) / np.cosh(z) ** 2
     q_next = 1.69 * (weights @ np.tanh(z) ** 2) + 0.01
 

@@ -140,8 +140,10 @@ def test_a_fresh_activation_is_looked_at_under_vmap_too():
     np.testing.assert_allclose(found, theory.moments(fresh, 0.0, variances).slope, rtol=1e-6)
 
 
-def test_what_is_traced_and_no_gaussian_gives_nan_in_every_field():
-    found = jax.jit(lambda m, v: theory.moments(activations.relu, m, v))(
+@pytest.mark.parametrize("name", ["relu", "tanh", "softplus"])
+def test_what_is_traced_and_no_gaussian_gives_nan_in_every_field(name):
+    activation = activations.parse(name)
+    found = jax.jit(lambda m, v: theory.moments(activation, m, v))(
         np.array([0.0, np.nan, 0.0, np.inf]), np.array([-1.0, 1.0, np.inf, 1.0])
     )
     for field in found:
@@ -198,3 +200,9 @@ def test_a_clipped_exponential_is_integrated_as_far_as_it_counts():
 
 def test_nothing_has_no_moments():
     assert theory.moments(activations.tanh, variance=np.ones((2, 0))).mean.shape == (2, 0)
+
+
+def test_a_slope_that_is_not_square_integrable_is_refused():
+    root = activations.from_callable(lambda x: jnp.sqrt(jnp.abs(x)), name="root")
+    with pytest.raises(ValueError, match=r"must be square-integrable .* got root, whose squares"):
+        theory.moments(root)

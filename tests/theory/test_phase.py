@@ -312,3 +312,33 @@ def test_what_is_nan_far_out_is_not_unbounded():
 def test_no_points_have_no_limits():
     assert theory.mean_field(TANH, sigma_w=np.ones((0, 2))).c_star.shape == (0, 2)
     assert theory.critical_point(TANH, q_star=np.ones(0)).sigma_w.shape == (0,)
+
+
+@pytest.mark.parametrize("scales", [(3.0, 0.0), (-1.0, 0.1)])
+def test_what_has_no_value_has_no_derivative(scales):
+    def fields(w, b):
+        return jnp.stack(theory.mean_field(activations.gelu, sigma_w=w, sigma_b=b))
+
+    for derivative in (jax.jacfwd, jax.jacrev):
+        assert np.isnan(jax.jit(derivative(fields))(*scales)).all()
+
+
+def test_scales_whose_squares_overflow_are_not_unbounded():
+    with jax.enable_x64(False):
+        with pytest.raises(ValueError, match=r"must lead to a fixed point .* for tanh"):
+            theory.mean_field(TANH, sigma_w=3e19)
+        assert theory.mean_field(activations.relu, sigma_w=3e19).phase == "unbounded"
+
+
+def test_what_runs_on_the_host_takes_numbers_alone():
+    with pytest.raises(ValueError, match=r"must be one number, got shape \(2,\)\. .* q_star for a curve"):
+        theory.critical_point(TANH, sigma_b=np.ones(2))
+    for each in ("sigma_b", "q_star"):
+        with pytest.raises(ValueError, match=f"`{each}` must be known: .* not traced values"):
+            jax.jit(lambda b, each=each: theory.critical_point(TANH, **{each: b}))(0.1)
+    with pytest.raises(ValueError, match="`sigma_w` must be known"):
+        jax.jit(lambda w: theory.jacobian_spectrum(TANH, 2, sigma_w=w))(1.0)
+    with pytest.raises(ValueError, match="`sigma_w` must be one number, got 'a'"):
+        theory.residual_trajectory(TANH, 2, order="pre", sigma_w="a")
+    with pytest.raises(ValueError, match="`n` must be known"):
+        jax.jit(theory.skip_open_probability)(3)

@@ -213,7 +213,7 @@ def test_what_cannot_be_shaped_is_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             shape(activation, 8, **options)
-    with pytest.raises(ValueError, match="`depth` must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match="`depth` must be an integer of at least 1, got 0"):
         shape(tanh, 0)
     with pytest.raises(TypeError, match="from_callable"):
         shape(np.tanh, 8)

@@ -241,3 +241,21 @@ def test_what_no_spectrum_is_computed_for():
         jacobian_spectrum(activations.relu, 10**400, sigma_w=1.0)
     with pytest.raises(ValueError, match=r"got sin, whose squares .* \(fourth powers up to 8\)"):
         jacobian_spectrum(activations.sin, 2, sigma_w=1.0, q=100.0)
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize("name", ["relu", "hard_tanh"])
+def test_one_layer_with_dead_units_keeps_the_rest_off_zero(name, weights):
+    # Of a matrix with as many columns, of the rows that live: Marchenko and Pastur's edge.
+    activation, sigma_w = activations.parse(name), 1.5
+    alive = 0.5 if name == "relu" else math.erf(2**-0.5)
+    edge = sigma_w**2 * ((1 - alive**0.5) ** 2 if weights == "gaussian" else 1)
+    found = jacobian_spectrum(activation, 1, sigma_w=sigma_w, q=1.0, weights=weights, num_points=20)
+    np.testing.assert_allclose(found.lambda_min, edge, rtol=1e-9)
+    generator = np.random.default_rng(0)
+    matrix = generator.normal(size=(400, 400)) / 20
+    if weights == "orthogonal":
+        matrix = np.linalg.qr(matrix)[0]
+    rows = matrix[np.asarray(activation.derivative(generator.normal(size=400))) != 0]
+    least = sigma_w**2 * np.linalg.svd(rows, compute_uv=False).min() ** 2
+    np.testing.assert_allclose(least, edge, rtol=0.15)

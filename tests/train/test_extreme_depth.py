@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jaxact import theory
+from jaxact import activations, theory
 from train import results
+from train.experiments._extreme_depth_programs import angle_map
 from train.experiments.extreme_depth import ExtremeDepth
 
 STUDY = ExtremeDepth(
@@ -72,3 +73,14 @@ def test_findings_count_what_was_not_reached(result):
 def test_bad_fields_are_refused_by_name(field, value, message):
     with pytest.raises(ValueError, match=message):
         replace(STUDY, **{field: value})
+
+
+def test_correlations_close_to_one_follow_the_arc_cosine_map_for_thousands_of_layers():
+    map_ = angle_map(activations.relu, q=1.0, sigma_w=2**0.5)
+    found = expected = np.pi / 2
+    for _ in range(3000):
+        found = map_(found)
+        # Cho and Saul (2009): cos of the next angle, as 1 - cos without cancellation.
+        lost = 2 * np.sin(expected / 2) ** 2 - (np.sin(expected) - expected * np.cos(expected)) / np.pi
+        expected = 2 * np.arcsin((lost / 2) ** 0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from train.experiments.extreme_depth import ExtremeDepth
 
 POSITIONS = np.linspace(0.0, 1.0, 101)
-_MAP_DEGREE = 48  # of the polynomial that stands for the correlation map over thousands of layers
+_MAP_DEGREE = 48  # of the polynomial that stands for the map of angles over thousands of layers
 
 
 def run(
@@ -193,19 +193,29 @@ def _theory(study, kind, depth, point, pair_correlation: np.ndarray) -> dict[str
     levels = 1 - (np.arange(num_modes) + 0.5) / num_modes
     log_eigenvalues = np.interp(levels, spectrum.cdf, spectrum.log_eigenvalues, left=-np.inf)
     scales = {"q": study.q_star, "sigma_w": float(point.sigma_w), "sigma_b": float(point.sigma_b)}
-    nodes = np.cos(np.pi * (np.arange(_MAP_DEGREE + 1) + 0.5) / (_MAP_DEGREE + 1))
-    with jax.enable_x64(True):
-        values = np.asarray(theory.correlation_map(study.activation, jnp.asarray(nodes), **scales))
-    map_ = np.polynomial.Chebyshev.fit(nodes, values, _MAP_DEGREE, domain=[-1, 1])
+    map_ = angle_map(study.activation, **scales)
     rows = np.round(POSITIONS * depth).astype(int)
-    c, means = np.asarray(pair_correlation, float), {}
+    angle, means = np.arccos(np.clip(np.asarray(pair_correlation, float), -1, 1)), {}
     for layer in range(depth + 1):
-        means[layer] = c.mean(-1)
-        c = np.clip(map_(c), -1, 1)
+        means[layer] = np.cos(angle).mean(-1)
+        angle = np.clip(map_(angle), 0, np.pi)
     return {
         "log10_singular_value_theory": log_eigenvalues / (2 * np.log(10)),
         "correlation_theory": np.stack([means[row] for row in rows], -1),
     }
+
+
+def angle_map(activation: Any, **scales: float) -> np.polynomial.Chebyshev:
+    """The correlation map as one of angles, arccos c to arccos C(c), a polynomial on [0, pi].
+
+    In c itself the map of a kinked activation has a term (1 - c)^(3/2), which no polynomial follows close to 1, where
+    inputs spend most of thousands of layers; in the angle it is smooth.
+    """
+    nodes = np.pi / 2 * (1 + np.cos(np.pi * (np.arange(_MAP_DEGREE + 1) + 0.5) / (_MAP_DEGREE + 1)))
+    with jax.enable_x64(True):
+        images = np.asarray(theory.correlation_map(activation, jnp.cos(jnp.asarray(nodes)), **scales))
+    angles = np.arccos(np.clip(images, -1, 1))
+    return np.polynomial.Chebyshev.fit(nodes, angles, _MAP_DEGREE, domain=[0, np.pi])
 
 
 def _cross_entropy(logits, labels):

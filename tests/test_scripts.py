@@ -261,7 +261,8 @@ def job(checkout, tmp_path):
 
     def start(*words, **more):
         process = subprocess.Popen(
-            ["bash", str(spool), "configs/study.py", *words],
+            # What is started in the background may have SIGINT ignored, for good.
+            ["env", "--default-signal=INT", "bash", str(spool), "configs/study.py", *words],
             cwd=tmp_path,
             env=environment | more,
             stdout=subprocess.PIPE,

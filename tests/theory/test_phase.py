@@ -314,13 +314,13 @@ def test_no_points_have_no_limits():
     assert theory.critical_point(TANH, q_star=np.ones(0)).sigma_w.shape == (0,)
 
 
-@pytest.mark.parametrize("scales", [(3.0, 0.0), (-1.0, 0.1)])
-def test_what_has_no_value_has_no_derivative(scales):
+def test_what_has_no_value_has_no_derivative():
     def fields(w, b):
         return jnp.stack(theory.mean_field(activations.gelu, sigma_w=w, sigma_b=b))
 
-    for derivative in (jax.jacfwd, jax.jacrev):
-        assert np.isnan(jax.jit(derivative(fields))(*scales)).all()
+    derivatives = jax.jit(lambda w, b: (jax.jacfwd(fields)(w, b), jax.jacrev(fields)(w, b)))
+    for scales in ((3.0, 0.0), (-1.0, 0.1)):
+        assert np.isnan(derivatives(*scales)).all()
 
 
 def test_scales_whose_squares_overflow_are_not_unbounded():

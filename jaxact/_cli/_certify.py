@@ -32,7 +32,6 @@ _MOST_LAYERS = 40
 _TIGHT = 1.005
 _ROUNDING = 1e-5  # of models that compute in float32 whatever they are given
 _LOOSE = 1e3
-
 _REMEDY = "Give a region (region=): --radius R --center FILE.npy, or --box LO HI,"
 
 

@@ -97,7 +97,7 @@ def predict(
         try:
             shaped = theory.shape(activation, depth, method=method)
         except ValueError as error:
-            missing.append({"activation": activation.name, "initialisation": method, "reason": str(error)})
+            missing.append({"activation": activation.name, "initialisation": method, "reason": reason(error)})
             continue
         found = _rows(shaped, [Start((method,), 1.0, 0.0, False)], depth, weights, size=1)
         rows += [row | {"activation": activation.name} for row in found]

@@ -433,7 +433,8 @@ def _from_jaxpr(jaxpr: Any, consts: Sequence[Expr], args: Sequence[Expr]) -> lis
         operands = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
         inner = sub_jaxpr(eqn)
-        refuse_integers(eqn)
+        if not all(operand.is_constant for operand in operands):
+            refuse_integers(eqn)
         if name in _BUILDERS:
             results = [apply(name, operands, eqn.params)]
         elif name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):

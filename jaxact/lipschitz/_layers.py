@@ -72,9 +72,9 @@ def upper_bound(
     proved with rounding included, on the host in float64, and rounded up to the weights' dtype; taken for granted is
     that the layers' values at the centre are right to 1e-11 of the largest, LAPACK's largest eigenvalues to 1e-9, and
     for an activation that is no formula of known primitives its `slope_range`. `certify` with num_steps=0 chooses V
-    with an eye on the next layer, and is tighter in large regions; without a trace of the function this is
-    some ten to a hundred times as fast: 0.1 ms a layer of width 16,
-    0.5 to 2 ms at 128. An activation's first use costs up to two seconds more.
+    with an eye on the next layer, and is tighter in large regions; this traces no function and is some ten to a
+    hundred times as fast: 0.1 ms a layer of width 16, 0.5 to 2 ms at 128. An activation's first use costs up to two
+    seconds more.
 
     Args:
         weights: kernels [in, out] from the input to the output (Flax's layout), or one array [layer, width,

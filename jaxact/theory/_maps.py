@@ -217,11 +217,18 @@ def _second_moment(activation: Any, q: Array) -> Array:
 @second_moment.defjvp
 def _second_moment_jvp(activation, primals, tangents):
     (q,), (dq,) = primals, tangents
+    slope = jax.jvp(partial(_second_moment, activation), (_positive(q),), (jnp.ones_like(q),))[1]
+    return second_moment(activation, q), _or_limit(q, slope, _slope_at_zero(activation, q.dtype)) * dq
+
+
+def _positive(q: Array) -> Array:
+    return jnp.where(q == 0, _small(q.dtype), q)
+
+
+def _or_limit(q: Array, slope: Array, limit: Array) -> Array:
+    """The slope by q; at q = 0 the limit, whose own derivative is NaN."""
     is_zero = q == 0
-    positive = jnp.where(is_zero, _small(q.dtype), q)
-    slope = jax.jvp(partial(_second_moment, activation), (positive,), (jnp.ones_like(q),))[1]
-    slope = jnp.where(is_zero, without_slope(is_zero, _slope_at_zero(activation, q.dtype) + 0 * q), slope)
-    return second_moment(activation, q), slope * dq
+    return jnp.where(is_zero, without_slope(is_zero, limit + 0 * q), slope)
 
 
 def _small(dtype: Any) -> float:
@@ -248,11 +255,10 @@ def _product_moment_jvp(activation, primals, tangents):
     c, q = primals
     dc, dq = tangents
     # By the scale sqrt(q) of both variables: d/dq = E u f'(u) f(v) / q, without a second derivative.
-    is_zero = q == 0
-    positive = jnp.where(is_zero, _small(q.dtype), q)
+    positive = _positive(q)
     by_q = _expect_product(activation, "u f' f", c, positive) / positive
     has_limit = jnp.where(jnp.isnan(_slope_at_zero(activation, q.dtype)), jnp.nan, 1)
-    by_q = jnp.where(is_zero, without_slope(is_zero, by_q + 0 * q) * has_limit, by_q)
+    by_q = _or_limit(q, by_q, by_q * has_limit)
     tangent = q * slope_product_moment(activation, c, q) * dc + by_q * dq
     return product_moment(activation, c, q), tangent
 

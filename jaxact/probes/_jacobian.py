@@ -137,7 +137,7 @@ def singular_values(
         matvec, rmatvec, dtype = _products(f, example, output)
         return triplets(matvec, rmatvec, shape=(m, n), num=num, dtype=dtype).values
 
-    return jax.vmap(at)(x)
+    return _map(at, x, x.shape[0])
 
 
 class SpectrumSummary(NamedTuple):
@@ -229,7 +229,12 @@ def _all_singular_values(matrices: Array) -> Array:
 
 
 def _map(function: Callable[[Array], Array], xs: Array, batch_size: int) -> Array:
-    """`jax.vmap` in chunks; one chunk is a plain vmap, which XLA fuses better than a loop of one step."""
+    """`jax.vmap` in chunks; one chunk is a plain vmap, which XLA fuses better than a loop of one step.
+
+    One example is not batched at all: under `vmap` a `lax.cond` takes both branches.
+    """
+    if xs.shape[0] == 1:
+        return function(xs[0])[None]
     if batch_size >= xs.shape[0]:
         return jax.vmap(function)(xs)
     return lax.map(function, xs, batch_size=batch_size)

@@ -110,9 +110,7 @@ def lower(fn: Callable[[Any], Any], example: Any) -> Lowered:
         source = Lin(tuple(np.shape(example)), kind="input")
         walker.lins.append(source)
         value = _Value(source, _formula.variable(), source.shape)
-        outputs = walker.walk(
-            closed.jaxpr, [np.asarray(c) if is_plain(c) else c for c in closed.consts], [value]
-        )
+        outputs = walker.walk(closed.jaxpr, [_owned(c) if is_plain(c) else c for c in closed.consts], [value])
         lowered = walker.finish(source, outputs, exact)
     equations = closed.jaxpr.eqns
     operations = {
@@ -149,13 +147,25 @@ def _narrowed(jaxpr: Any) -> Iterator[Any]:
                 yield from _narrowed(inner)
 
 
+def _owned(const: Any) -> np.ndarray:
+    """A constant on the host, which is a copy where `fn` closes over a NumPy array.
+
+    JAX 0.10 keeps, for each NumPy array that it has traced, what it made of it, for as long as that is in use, and
+    does not look whether float64 is still enabled: fn would fail in float32 while a certificate's jaxpr lives.
+    """
+    return np.asarray(const) if isinstance(const, jax.Array) else np.array(const)
+
+
 def _traced(fn: Callable[[Any], Any], example: Any) -> tuple[Any, bool]:
+    def once(x: Any) -> Any:  # JAX keeps the jaxpr for as long as the function lives: see `_owned`
+        return fn(x)
+
     try:
-        return jax.make_jaxpr(fn)(jax.ShapeDtypeStruct(np.shape(example), np.float64)), True
+        return jax.make_jaxpr(once)(jax.ShapeDtypeStruct(np.shape(example), np.float64)), True
     except (TypeError, ValueError) as error:
         # Loops that insist on float32 carries, for one.
         try:
-            return jax.make_jaxpr(fn)(
+            return jax.make_jaxpr(once)(
                 jax.ShapeDtypeStruct(np.shape(example), jnp.result_type(example))
             ), False
         except Exception:

@@ -437,3 +437,18 @@ def test_a_product_of_three_vectors_summed_to_a_number_is_bounded_in_a_ball():
     found = certify(cubed, jnp.zeros(3), region=Ball(jnp.ones(3), 0.1))
     steepest = 3 * (3 + 0.1 * 3**0.5) ** 2 * 3**0.5  # of (sum x)^3
     assert steepest * (1 - 1e-9) <= found.value < 3 * steepest
+
+
+@pytest.mark.parametrize("options", [{}, {"region": Ball(np.zeros(6), 0.1), "num_steps": 2}])
+def test_numpy_weights_of_float64_are_float32_to_jax_afterwards(options):
+    weights = [np.array(w) for w in W]  # that nothing has traced
+
+    def fn(x):
+        for w in weights:
+            x = jax.nn.relu(x) @ w
+        return x
+
+    certificate = certify(fn, jnp.zeros(6), **options)
+    assert certificate.certified
+    assert {jax.typeof(w).dtype for w in weights} == {np.dtype("float32")}
+    assert fn(jnp.ones(6)).dtype == jnp.float32  # failed in the compiled product

@@ -15,8 +15,10 @@ from jaxtyping import ArrayLike, Float
 from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Region, evaluate
 from jaxact.lipschitz._walk import Lowered, lower
+from jaxact.numerics import full_precision
 
 
+@full_precision
 def certify(
     fn: Callable[[Any], Any],
     example: Float[ArrayLike, "*input"],

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from jaxact.lipschitz._lower import singular_pair
+from jaxact.numerics import full_precision
 
 
 class Clever(NamedTuple):
@@ -35,6 +36,7 @@ class Clever(NamedTuple):
     maxima: Float[np.ndarray, " group"]
 
 
+@full_precision
 def clever(
     fn: Callable[[Array], Array],
     center: Float[ArrayLike, " *input"],

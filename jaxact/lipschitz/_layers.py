@@ -19,12 +19,14 @@ from jaxact.lipschitz._norms import one_thread, real_array
 from jaxact.lipschitz._panels import slope_table
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Dense, Elementwise, Program, Region
 from jaxact.lipschitz._sdp import SOLVERS, lipsdp
+from jaxact.numerics import full_precision
 
 _METHODS = ("product", "absolute", "eclipse_fast", "ellipsoid", "lipsdp")
 _FULL_SPECTRUM = 128  # width up to which the largest eigenvalue comes from all of them
 _POWER_STEPS = 48
 
 
+@full_precision
 def upper_bound(
     weights: Sequence[Float[ArrayLike, " in out"]] | Float[Array, " layer width width"],
     activation: Any,

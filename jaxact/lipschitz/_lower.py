@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from jaxact.numerics import leading_singular_triplets
+from jaxact.numerics import full_precision, leading_singular_triplets
 
 _LARGEST_STEP = 1e3  # relative to the first
 _SMALLEST_STEP = 2.0**-12  # relative to the first: below, the search starts afresh in a random direction
@@ -45,6 +45,7 @@ class _Search(NamedTuple):
     length: Array  # of the next step, relative to step_size
 
 
+@full_precision
 def lower_bound(
     fn: Callable[[Array], Array],
     inputs: Float[ArrayLike, " starts *input"],

@@ -14,6 +14,8 @@ import scipy.sparse.linalg
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxact.numerics import full_precision
+
 try:
     import threadpoolctl
 except ImportError:  # comes with scikit-learn
@@ -69,6 +71,7 @@ def dense_norm(matrix: Float[ArrayLike, "out in"]) -> float:
     return float(np.ldexp(root * (1 + 4 * UNIT), exponent))
 
 
+@full_precision
 def gram_norm(matrix: Float[ArrayLike, "out in"], *, num_iterations: int = 8) -> Float[Array, ""]:
     """Bound the spectral norm of a matrix from above by Gram iteration.
 

@@ -788,7 +788,11 @@ class _Walker:
 
     def _scan(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         params = eqn.params
-        body, num_consts, num_carry = params["jaxpr"], params["num_consts"], params["num_carry"]
+        body = params["jaxpr"]
+        if "num_consts" in params:
+            num_consts, num_carry = params["num_consts"], params["num_carry"]
+        else:  # from jax 0.11 on
+            num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
         consts, carry = operands[:num_consts], operands[num_consts : num_consts + num_carry]
         stacked = operands[num_consts + num_carry :]
         order = range(params["length"])

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from jaxact.lipschitz import gram_norm
 from jaxact.nn._networks import MLP
 from jaxact.nn._stages import Plain, _folded_scale, check_count
+from jaxact.numerics import full_precision
 
 _GRAM_STEPS = 10
 _FREQUENCIES = 8  # times the degree of a kernel along an axis: 4 % of slack each
@@ -75,6 +76,7 @@ class SpectralNorm(nnx.Module):
         self.layer = layer
         self.bound = bound
 
+    @full_precision
     def kernel(self) -> Float[Array, "*window in out"]:
         """The kernel in use, of norm at most `bound`."""
         kernel = self.layer.kernel[...]
@@ -143,6 +145,7 @@ class OrthogonalLinear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else nnx.data(None)
         self.bound = bound
 
+    @full_precision
     def kernel(self) -> Float[Array, "in out"]:
         """The kernel in use: `bound` times a matrix with orthonormal rows or columns."""
         W = _semi_orthogonal(self.weight[...])
@@ -228,6 +231,7 @@ class OrthogonalConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else nnx.data(None)
         self.bound = bound
 
+    @full_precision
     def kernel(self) -> Float[Array, "*window in out"]:
         """The kernel in use."""
         free = self.projections[...]

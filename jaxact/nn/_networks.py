@@ -28,6 +28,7 @@ from jaxact.nn._stages import (
     norm_bound,
     operator_norm,
 )
+from jaxact.numerics import full_precision
 
 
 class _Network(nnx.Module):
@@ -85,6 +86,7 @@ class _Network(nnx.Module):
         """One vector an input: the mean over spatial axes, where there are any."""
         return h.mean(axis=tuple(range(1, h.ndim - 1))) if h.ndim > 2 else h
 
+    @full_precision
     def log_lipschitz(
         self, depth: ArrayLike | None = None, activation: Any = None, *, method: str = "product"
     ) -> Float[Array, ""]:

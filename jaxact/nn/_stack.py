@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxact.lipschitz._joint import ellipsoid_block
 from jaxact.nn._stages import Elementwise, Stage, check_count
+from jaxact.numerics import full_precision
 
 Mode = Literal["reverse", "forward"]
 
@@ -128,6 +129,7 @@ class Stack(nnx.Module):
         ran = (jnp.arange(self.max_depth) <= last).reshape(-1, *[1] * x.ndim)
         return Trace(output, jnp.where(ran, hidden, 0), jnp.where(ran, preactivation, 0))
 
+    @full_precision
     def log_lipschitz(self, depth: ArrayLike | None = None, activation: Any = None) -> Float[Array, ""]:
         """Natural log of the textbook's upper bound: the sum of `Stage.log_lipschitz` over the stages that run.
 
@@ -140,6 +142,7 @@ class Stack(nnx.Module):
         depth = self.max_depth if depth is None else depth
         return jnp.sum(jnp.where(jnp.arange(self.max_depth) < depth, each, 0.0))
 
+    @full_precision
     def ellipsoid(
         self,
         Q: Float[Array, "width width"],

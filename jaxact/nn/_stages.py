@@ -12,6 +12,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jaxact.numerics import full_precision
+
 Elementwise = Callable[[jax.Array], jax.Array]
 Weights = Literal["gaussian", "orthogonal"]
 
@@ -247,6 +249,7 @@ def make_activation(activation: Any, width: int, *, rngs: nnx.Rngs) -> Any:
     return activation
 
 
+@full_precision
 def operator_norm(
     layer: nnx.Linear | nnx.Conv, *, output_scale: Float[Array, " out"] | None = None
 ) -> Float[Array, ""]:

@@ -8,6 +8,7 @@ from jaxact.numerics._krylov import (
     leading_singular_triplets,
     trailing_singular_triplets,
 )
+from jaxact.numerics._precision import full_precision
 from jaxact.numerics._quadrature import (
     expectation_with_tails,
     gaussian_expectation,
@@ -23,6 +24,7 @@ __all__ = [
     "SingularTriplets",
     "bivariate_expectation",
     "expectation_with_tails",
+    "full_precision",
     "gaussian_expectation",
     "gaussian_nodes",
     "gaussian_nodes_on_host",

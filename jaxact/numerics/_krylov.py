@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxact.numerics._precision import full_precision
+
 # Blocks in the Krylov space between restarts. At the large end the space stops growing once it is good enough.
 _NUM_BLOCKS = 14
 _NUM_BLOCKS_TRAILING = 32  # the small end is crowded: too few blocks and the iteration stands still
@@ -40,6 +42,7 @@ class _Space(NamedTuple):
     restarts: Array
 
 
+@full_precision
 def leading_singular_triplets(
     matvec: Callable[[Array], Array],
     rmatvec: Callable[[Array], Array],
@@ -88,6 +91,7 @@ def leading_singular_triplets(
     return SingularTriplets(space.values[:num] * scale, space.left[:num], space.right[:num])
 
 
+@full_precision
 def trailing_singular_triplets(
     matvec: Callable[[Array], Array],
     rmatvec: Callable[[Array], Array],
@@ -152,6 +156,7 @@ class Bidiagonal(NamedTuple):
     right: Float[Array, "step n"]
 
 
+@full_precision
 def golub_kahan(
     matvec: Callable[[Array], Array],
     rmatvec: Callable[[Array], Array],

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from jaxact.numerics import golub_kahan
+from jaxact.numerics import full_precision, golub_kahan
 from jaxact.probes._jacobian import _check_input, _check_output, _products
 
 _KRYLOV_BYTES = 256 * 2**20  # what the bases of the probes that run together may occupy
@@ -38,6 +38,7 @@ class SpectralDensity(NamedTuple):
     weights: Float[Array, "batch probe step"]
 
 
+@full_precision
 def spectral_density(
     f: Callable[[Array], Array],
     x: Float[ArrayLike, " batch *input"],

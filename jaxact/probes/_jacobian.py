@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics import leading_singular_triplets, trailing_singular_triplets
+from jaxact.numerics import full_precision, leading_singular_triplets, trailing_singular_triplets
 
 # What the tangents of one chunk may occupy. Larger chunks gain nothing measurable on CPU; the largest array
 # alive inside `f` may be a few times this.
 _TANGENT_BYTES = 256 * 2**20
 
 
+@full_precision
 def jacobian(f: Callable[[Array], Array], x: Float[ArrayLike, " batch *input"]) -> Float[Array, "batch m n"]:
     """Compute the dense Jacobian of `f` at every input of a batch.
 
@@ -24,8 +25,7 @@ def jacobian(f: Callable[[Array], Array], x: Float[ArrayLike, " batch *input"]) 
 
     Exact up to rounding, by forward mode only: one batched `jax.jvp` over the identity's columns, so `f` may
     hold what reverse mode refuses, such as a loop with a traced trip count. At a kink the slope is the one
-    `f` reports. Matrix products run at the precision `f` asks for: on a GPU or TPU, where float32 products
-    may be rounded further, call under `jax.default_matmul_precision("float32")`.
+    `f` reports. Matrix products for which `f` asks no precision run in full float32 on a GPU or TPU too.
 
     Args:
         f: maps ONE example, of shape `input`, to one floating-point array of any shape; traced, static. Wrap
@@ -68,6 +68,7 @@ def jacobian(f: Callable[[Array], Array], x: Float[ArrayLike, " batch *input"]) 
     return _map(at, x, num_examples)
 
 
+@full_precision
 def singular_values(
     f: Callable[[Array], Array],
     x: Float[ArrayLike, " batch *input"],

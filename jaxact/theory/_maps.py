@@ -172,7 +172,7 @@ def trajectory(
     check_nonnegative(q=q, sigma_w=sigma_w, sigma_b=sigma_b)
     _check_correlation(c)
     dtype = jnp.promote_types(jnp.result_type(c, q, sigma_w, sigma_b, float), jnp.float32)
-    start = jnp.broadcast_arrays(*(jnp.asarray(each, dtype) for each in (q, c, sigma_w, sigma_b)))
+    start = list(jnp.broadcast_arrays(*(jnp.asarray(each, dtype) for each in (q, c, sigma_w, sigma_b))))
     start[0], start[1] = nan_unless_scale(start[0]), start[1] * jnp.where(jnp.abs(start[1]) <= 1, 1, jnp.nan)
 
     def layer(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:

@@ -7,7 +7,8 @@ of the same shape in one process, in turns, so that a busy machine slows all of 
 counts. Times are per model and step. GFLOP/s counts the three matrix products a layer (forward, and two backward)
 and stands beside a bare product of the same shape, batched over members, on one device of all cores or one device a
 core, whichever is faster. jaxact spreads its members over one device a core, as `population(..., mesh=...)` does;
-the peers run as their tutorials write them, with all cores as threads. Compile time and memory are apart.
+the peers run as their tutorials write them, with all cores as threads, on the GPU if JAX has one. Compile time and
+memory are apart.
 """
 
 from __future__ import annotations
@@ -211,13 +212,15 @@ def torch_run(options: argparse.Namespace, data, steps: int) -> Callable[[], Non
     import torch
 
     torch.set_num_threads(num_cores())
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    torch.set_default_device(device)
     modules = torch.nn.ModuleList(torch.nn.Linear(options.width, options.width) for _ in range(options.depth))
     norms = torch.nn.ModuleList(torch.nn.BatchNorm1d(options.width) for _ in range(options.depth + 1))
     embed, head = torch.nn.Linear(IN_FEATURES, options.width), torch.nn.Linear(options.width, CLASSES)
     parts = [embed, modules, head] + ([] if options.block == "plain" else [norms])
     parameters = [p for part in parts for p in part.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
-    inputs, labels = torch.from_numpy(data[0]), torch.from_numpy(data[1]).long()
+    inputs, labels = torch.from_numpy(data[0]).to(device), torch.from_numpy(data[1]).long().to(device)
 
     def run() -> None:
         for _ in range(steps):
@@ -237,6 +240,8 @@ def torch_run(options: argparse.Namespace, data, steps: int) -> Callable[[], Non
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     run()
     return run

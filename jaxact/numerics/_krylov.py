@@ -169,7 +169,7 @@ def golub_kahan(
 
         A V^T = U^T B,    (A^T A restricted to the space) = B^T B
 
-    Golub & Kahan (1965), every new vector orthogonalised twice against all before it. Exact up to rounding.
+    Golub & Kahan (1965), every new vector orthogonalised three times against all before it. Exact up to rounding.
     Where the space is exhausted (a new vector vanishes at rounding level) the remaining rows of U, V and B
     are zero and the identities stand: nothing is divided by zero.
 
@@ -198,7 +198,11 @@ def golub_kahan(
             vector = vector - basis.T @ (basis @ vector)
         length = jnp.linalg.norm(vector)
         length = jnp.where(length <= tiny * largest, 0, length)
-        return jnp.where(length == 0, 0, vector / _or_one(length)), length
+        unit = jnp.where(length == 0, 0, vector / _or_one(length))
+        # Once more at its full length: of a vector that is little more than rounding XLA on a GPU took the length from
+        # one computation and the entries from another, which differed by 6e-4.
+        unit = unit - basis.T @ (basis @ unit)
+        return unit / _or_one(jnp.linalg.norm(unit)), length
 
     def step(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         left, right, diagonal, above, v, largest = carry

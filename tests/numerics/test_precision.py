@@ -22,7 +22,8 @@ def precisions(fn, *args):
                 if hasattr(inner, "eqns"):
                     visit(inner)
 
-    visit(jax.make_jaxpr(fn)(*args).jaxpr)
+    with jax.default_matmul_precision(None):  # as it is where nobody asks for another
+        visit(jax.make_jaxpr(fn)(*args).jaxpr)
     return found
 
 

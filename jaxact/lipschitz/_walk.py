@@ -8,7 +8,6 @@ x * sigmoid(x) or h + f(h) is one function.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,19 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact.lipschitz import _formula, _slopes
+from jaxact.lipschitz._emit import PRODUCTS, emitted, refusal
 from jaxact.lipschitz._formula import Expr, UnsupportedError
 from jaxact.lipschitz._host import BATCHED, computed, in_float64, is_plain
-from jaxact.lipschitz._lazy import (
-    Lin,
-    affine_step,
-    below,
-    elementwise_step,
-    needed_for,
-    product_steps,
-    softmax_step,
-    used,
-)
-from jaxact.lipschitz._program import Affine, Elementwise, Identity, Program, Step
+from jaxact.lipschitz._lazy import Lin
+from jaxact.lipschitz._program import Program
 from jaxact.lipschitz._source import Place, called, place
 
 #: primitive -> which operands it is jointly linear in, the others being constant; None: all
@@ -60,7 +51,6 @@ _LINEAR: dict[str, tuple[int, ...] | None] = {
 _MOVES = ("broadcast_in_dim", "rev", "slice", "transpose")
 _RESHAPES = ("reshape", "squeeze", "expand_dims")
 _PASSED_ON = ("name", "sharding_constraint", "optimization_barrier", "mesh_cast", "pvary")
-_PRODUCTS = ("dot_general", "conv_general_dilated")
 _LOOPS = ("scan", "while", "cond")
 
 
@@ -304,7 +294,7 @@ class _Walker:
             return [self._reduced(operands[0], eqn)]
         if name in ("reduce_window_max", "reduce_window_min"):
             return [self._pooled(operands[0], eqn)]
-        if name in _PRODUCTS:
+        if name in PRODUCTS:
             if not (_is_constant(operands[0]) or _is_constant(operands[1])):
                 if name == "dot_general":
                     return [self._contracted(operands[0], operands[1], eqn)]
@@ -470,7 +460,7 @@ class _Walker:
             shape,
             (first, second),
             kind="product",
-            where=_refusal(
+            where=refusal(
                 "the slope of a product of two variables is unbounded over all inputs",
                 eqn.primitive.name,
                 self._place(eqn).line,
@@ -546,7 +536,7 @@ class _Walker:
         shape = tuple(eqn.outvars[0].aval.shape)
         dependent = [i for i in range(len(operands)) if not _is_constant(operands[i])]
         shapes = [tuple(operands[i].shape) for i in dependent]
-        is_product = eqn.primitive.name in _PRODUCTS
+        is_product = eqn.primitive.name in PRODUCTS
         constants: list[Any] = []
         for i, operand in enumerate(operands):
             if i in dependent:
@@ -891,51 +881,7 @@ class _Walker:
             )
         except UnsupportedError as error:
             raise ValueError(f"The output cannot be bounded: {error}. Leave it out.") from None
-        result.cut()
-        needed = needed_for(result)
-        numbers: dict[Lin, int] = {source: 0}
-        steps: list[Step] = []
-        fresh = itertools.count(1)
-        restricted: str | None = None
-        lin_of: dict[int, Lin] = {}
-        for lin in self.lins:
-            if lin not in needed or lin is source:
-                continue
-            made: list[Step] = []
-            if lin.kind == "op":
-                out = next(fresh)
-                made.append(affine_step(lin, out, numbers))
-            elif lin.kind == "product":
-                made, out = product_steps(lin, fresh, numbers)
-                restricted = restricted or lin.where
-            elif lin.kind in ("weights", "softmax"):
-                out = next(fresh)
-                made.append(softmax_step(lin, out, numbers))
-            else:
-                out = next(fresh)
-                made.append(elementwise_step(lin, out, numbers))
-                if restricted is None:
-                    restricted = self._unbounded(lin.data)
-            numbers[lin] = out
-            lin_of |= {step.out: lin for step in made}
-            steps += made
-        if result is source:
-            steps.append(Affine(1, ((0, Identity(source.size)),), source.size))
-            numbers[result] = 1
-        kept = used(steps, numbers[result])
-        sizes = {0: source.size} | {step.out: step.size for step in kept}
-        program = Program(
-            source.size,
-            tuple(self._labelled(step, lin_of.get(step.out), sizes) for step in kept),
-            numbers[result],
-        )
-        for step in program.steps:
-            made_of = lin_of.get(step.out)
-            _check_finite(
-                step,
-                made_of.data if made_of is not None and made_of.kind == "elementwise" else None,
-                step.out == program.output,
-            )
+        program, restricted = emitted(source, result, self.lins, self.places, self.made_at)
         assumptions = [
             "the function is meant in exact arithmetic, with its parameters as they are",
             f"no intermediate value exceeds {_slopes.LARGEST:.1e}",
@@ -952,32 +898,6 @@ class _Walker:
             )
         return Lowered(program, tuple(assumptions), restricted, depends, exact)
 
-    def _labelled(self, step: Step, lin: Lin | None, sizes: dict[int, int]) -> Step:
-        """Named by what it does, its sizes and where the user wrote it."""
-        where = self._made_where(lin)
-        name = "affine"
-        if isinstance(step, Elementwise):
-            assert lin is not None
-            name = {"weights": "logsumexp", "softmax": "softmax", "product": "product"}.get(
-                lin.kind, where.name if where is not None else "elementwise"
-            )
-        entries = f"{sum(sizes[v] for v in step.sources)} -> " if isinstance(step, Affine) else ""
-        short = f" ({where.short})" if where is not None and where.short else ""
-        return replace(step, label=f"{name} {step.out}: {entries}{step.size}{short}")
-
-    def _made_where(self, lin: Lin | None) -> Place | None:
-        """Where a map was written: of what it is composed of, its last product with weights."""
-        if lin is None:
-            return None
-        parts = [part for part in reversed(below(lin)) if part is lin or not part.is_leaf]
-        found = [self.made_at[part] for part in parts if part in self.made_at]
-        if not found:
-            return None
-        eqn, around = next(
-            (each for each in found if each[0] is not None and each[0].primitive.name in _PRODUCTS), found[0]
-        )
-        return around if eqn is None else place(eqn, around)
-
     def _output(self, source: Lin, outputs: list[_Value]) -> Lin:
         lins = [self.linear(output) for output in outputs]
         if len(lins) == 1:
@@ -992,21 +912,6 @@ class _Walker:
                 lambda mode, *parts: jnp.concatenate([part.reshape(-1) for part in parts]),
             )
         )
-
-    def _unbounded(self, expr: Expr) -> str | None:
-        """Why a formula has no finite slope over the whole line, or None."""
-        found = _slopes.slope_range(expr)
-        if np.isfinite(found.lower).all() and np.isfinite(found.upper).all():
-            return None
-        for node in _formula.nodes(expr):
-            where = self.places.get(id(node))
-            if where is None or node.is_bool or node.is_constant:
-                continue
-            part = _slopes.slope_range(node)
-            if not (np.isfinite(part.lower).all() and np.isfinite(part.upper).all()):
-                return _refusal("no slope bound over all inputs was found", *where[:2])
-        where = self.places.get(id(expr), Place("?", "?", ""))
-        return _refusal("no slope bound over all inputs was found", *where[:2])
 
 
 def _is_constant(value: Any) -> bool:
@@ -1027,29 +932,8 @@ def _is_finite(values: Any) -> bool:
     return values.dtype.kind not in "fc" or bool(np.isfinite(values).all())
 
 
-def _check_finite(step: Step, formula: Expr | None, is_output: bool) -> None:
-    """Refuse NaN, and infinities but for those that a mask adds on the way or a maximum starts from."""
-    if isinstance(step, Affine):
-        offset = np.zeros(0) if step.offset is None else step.offset
-        bad = not np.isfinite(offset).all() if is_output else np.isnan(offset).any()
-    else:
-        bad = formula is not None and not _formula.is_finite(formula)
-    if bad:
-        raise ValueError(
-            f"`fn` cannot be certified: it must have finite weights and constants, got NaN or inf in {step.label}. "
-            "A diverged network has no Lipschitz bound: load finite weights."
-        )
-
-
 def _shaped(values: Any, shape: tuple[int, ...]) -> Any:
     return values.reshape(shape) if isinstance(values, np.ndarray) and values.ndim else values
-
-
-def _refusal(reason: str, primitive: str, line: str) -> str:
-    return (
-        f"`fn` cannot be bounded over all inputs: {reason} (`{primitive}` at {line}). "
-        "Pass region=Ball(center, radius) or Box(lower, upper) to bound it there."
-    )
 
 
 def _unknown(reason: str, primitive: str, line: str) -> str:

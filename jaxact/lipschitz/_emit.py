@@ -1,0 +1,160 @@
+"""From the linear maps and formulas that a walk has left to the steps of a program."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jaxact.lipschitz import _formula, _slopes
+from jaxact.lipschitz._formula import Expr
+from jaxact.lipschitz._lazy import (
+    Lin,
+    affine_step,
+    below,
+    elementwise_step,
+    needed_for,
+    product_steps,
+    softmax_step,
+    used,
+)
+from jaxact.lipschitz._program import Affine, Elementwise, Identity, Program, Step
+from jaxact.lipschitz._source import Place, place
+
+PRODUCTS = ("dot_general", "conv_general_dilated")
+
+Origins = Mapping[Lin, tuple[Any, Place | None]]
+
+
+def emitted(
+    source: Lin, result: Lin, lins: Sequence[Lin], places: Mapping[int, Place], made_at: Origins
+) -> tuple[Program, str | None]:
+    """Write a result out as a program, and say why it is bounded within a region only, if so.
+
+    Args:
+        source: the input.
+        result: the output.
+        lins: all maps of the walk, each after those that it is made of.
+        places: by the id of a formula, where it was first written.
+        made_at: the equation that a map comes from, and the call around it.
+
+    Returns:
+        The program, and the refusal where there is no bound over all inputs, else None.
+
+    Raises:
+        ValueError: a weight or constant is not finite.
+    """
+    result.cut()
+    needed = needed_for(result)
+    numbers: dict[Lin, int] = {source: 0}
+    steps: list[Step] = []
+    fresh = itertools.count(1)
+    restricted: str | None = None
+    lin_of: dict[int, Lin] = {}
+    for lin in lins:
+        if lin not in needed or lin is source:
+            continue
+        made: list[Step] = []
+        if lin.kind == "op":
+            out = next(fresh)
+            made.append(affine_step(lin, out, numbers))
+        elif lin.kind == "product":
+            made, out = product_steps(lin, fresh, numbers)
+            restricted = restricted or lin.where
+        elif lin.kind in ("weights", "softmax"):
+            out = next(fresh)
+            made.append(softmax_step(lin, out, numbers))
+        else:
+            out = next(fresh)
+            made.append(elementwise_step(lin, out, numbers))
+            if restricted is None:
+                restricted = _unbounded(lin.data, places)
+        numbers[lin] = out
+        lin_of |= {step.out: lin for step in made}
+        steps += made
+    if result is source:
+        steps.append(Affine(1, ((0, Identity(source.size)),), source.size))
+        numbers[result] = 1
+    kept = used(steps, numbers[result])
+    sizes = {0: source.size} | {step.out: step.size for step in kept}
+    program = Program(
+        source.size,
+        tuple(_labelled(step, lin_of.get(step.out), sizes, made_at) for step in kept),
+        numbers[result],
+    )
+    for step in program.steps:
+        made_of = lin_of.get(step.out)
+        _check_finite(
+            step,
+            made_of.data if made_of is not None and made_of.kind == "elementwise" else None,
+            step.out == program.output,
+        )
+    return program, restricted
+
+
+def _labelled(step: Step, lin: Lin | None, sizes: Mapping[int, int], made_at: Origins) -> Step:
+    """Named by what it does, its sizes and where the user wrote it."""
+    where = _made_where(lin, made_at)
+    name = "affine"
+    if isinstance(step, Elementwise):
+        assert lin is not None
+        name = {"weights": "logsumexp", "softmax": "softmax", "product": "product"}.get(
+            lin.kind, where.name if where is not None else "elementwise"
+        )
+    entries = f"{sum(sizes[v] for v in step.sources)} -> " if isinstance(step, Affine) else ""
+    short = f" ({where.short})" if where is not None and where.short else ""
+    return replace(step, label=f"{name} {step.out}: {entries}{step.size}{short}")
+
+
+def _made_where(lin: Lin | None, made_at: Origins) -> Place | None:
+    """Where a map was written: of what it is composed of, its last product with weights."""
+    if lin is None:
+        return None
+    parts = [part for part in reversed(below(lin)) if part is lin or not part.is_leaf]
+    found = [made_at[part] for part in parts if part in made_at]
+    if not found:
+        return None
+    eqn, around = next(
+        (each for each in found if each[0] is not None and each[0].primitive.name in PRODUCTS), found[0]
+    )
+    return around if eqn is None else place(eqn, around)
+
+
+def _unbounded(expr: Expr, places: Mapping[int, Place]) -> str | None:
+    """Why a formula has no finite slope over the whole line, or None."""
+    found = _slopes.slope_range(expr)
+    if np.isfinite(found.lower).all() and np.isfinite(found.upper).all():
+        return None
+    for node in _formula.nodes(expr):
+        where = places.get(id(node))
+        if where is None or node.is_bool or node.is_constant:
+            continue
+        part = _slopes.slope_range(node)
+        if not (np.isfinite(part.lower).all() and np.isfinite(part.upper).all()):
+            return refusal("no slope bound over all inputs was found", *where[:2])
+    where = places.get(id(expr), Place("?", "?", ""))
+    return refusal("no slope bound over all inputs was found", *where[:2])
+
+
+def _check_finite(step: Step, formula: Expr | None, is_output: bool) -> None:
+    """Refuse NaN, and infinities but for those that a mask adds on the way or a maximum starts from."""
+    if isinstance(step, Affine):
+        offset = np.zeros(0) if step.offset is None else step.offset
+        bad = not np.isfinite(offset).all() if is_output else np.isnan(offset).any()
+    else:
+        bad = formula is not None and not _formula.is_finite(formula)
+    if bad:
+        raise ValueError(
+            f"`fn` cannot be certified: it must have finite weights and constants, got NaN or inf in {step.label}. "
+            "A diverged network has no Lipschitz bound: load finite weights."
+        )
+
+
+def refusal(reason: str, primitive: str, line: str) -> str:
+    return (
+        f"`fn` cannot be bounded over all inputs: {reason} (`{primitive}` at {line}). "
+        "Pass region=Ball(center, radius) or Box(lower, upper) to bound it there."
+    )

@@ -12,8 +12,9 @@ from scipy.linalg import blas, lapack
 
 from jaxact.lipschitz._layout import CENTER_ERROR
 from jaxact.lipschitz._norms import UNIT, certified_largest, dense_norm, largest_eigenvalue, one_thread
-from jaxact.lipschitz._panels import SAME, SlopeTable, centered
-from jaxact.lipschitz._program import Ball, Box, Region
+from jaxact.lipschitz._panels import SAME, SlopeTable
+from jaxact.lipschitz._program import Ball, Region
+from jaxact.lipschitz._slopes import centered
 
 _LEAST = 1e-6  # t: below, V - M would be all but singular
 _LANCZOS = 384  # width from which on the largest eigenvalue comes from an iteration
@@ -183,7 +184,7 @@ def within(layers: Sequence[Layer], region: Region) -> float:
         if isinstance(region, Ball):
             log = _pass(layers, region.center, region.radius)
         else:
-            log = _pass_in_box(layers, *_enclosing(region))
+            log = _pass_in_box(layers, *region.around())
         ranges = [layer.table.whole for layer in layers if layer.table is not None]
         bounded = all(math.isfinite(low) and math.isfinite(high) for low, high in ranges)
         # The choice of V is no minimum: narrower slopes may make it worse.
@@ -199,7 +200,7 @@ def product_within(layers: Sequence[Layer], region: Region) -> float:
     if isinstance(region, Ball):
         v, radius = region.center, region.radius
     else:
-        v, _, radius = _enclosing(region)
+        v, _, radius = region.around()
     log = 0.0
     for layer in layers:
         norm = dense_norm(layer.kernel)
@@ -217,13 +218,6 @@ def product_within(layers: Sequence[Layer], region: Region) -> float:
         log += math.log(norm)
         log += 8 * UNIT * (1 + abs(log))
     return log
-
-
-def _enclosing(box: Box) -> tuple[np.ndarray, np.ndarray, float]:
-    """The middle of a box, how far its entries are from it, and how far its corners."""
-    center = box.lower / 2 + box.upper / 2
-    half = np.maximum(box.upper - center, center - box.lower) * (1 + 4 * UNIT)
-    return center, half, float(np.linalg.norm(half)) * (1 + (half.size + 4) * UNIT)
 
 
 def _reach(radius: float, log: float) -> float:

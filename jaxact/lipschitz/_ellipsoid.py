@@ -22,7 +22,6 @@ from jaxact.lipschitz._layout import (
     Multipliers,
     Prepared,
     absolute_product,
-    centered,
     label,
     outward,
     prepare,
@@ -45,6 +44,7 @@ from jaxact.lipschitz._program import (
     evaluate,
 )
 from jaxact.lipschitz._search import refine
+from jaxact.lipschitz._slopes import centered
 
 _LITTLE = 0.1  # of log K
 _LOOKAHEAD = 24  # steps over which the closed form looks for the place where paths meet again
@@ -215,13 +215,11 @@ def _check_options(num_steps, seconds, tolerance, memory_limit, learning_rate) -
 def _locate(prepared: Prepared, region: Region) -> Local:
     program = prepared.program
     if isinstance(region, Ball):
-        center = region.center.reshape(-1)
+        center, radius = region.center.reshape(-1), region.radius * (1 + 4 * UNIT)
         lower, upper = center - region.radius, center + region.radius
-        radius = region.radius
     elif isinstance(region, Box):
         lower, upper = region.lower.reshape(-1), region.upper.reshape(-1)
-        center = lower / 2 + upper / 2
-        radius = float(np.linalg.norm(np.maximum(upper - center, center - lower)))
+        center, halfwidths, radius = region.around()
     else:
         raise ValueError(f"`region` must be a Ball, a Box or None, got {region!r}.")
     if center.size != program.input_size:
@@ -229,9 +227,7 @@ def _locate(prepared: Prepared, region: Region) -> Local:
             f"`region` must have the input's {program.input_size} entries, got {center.size}. "
             "Give its arrays the shape of one input."
         )
-    radius *= 1 + 1e-15 * math.sqrt(program.input_size)
     local = Local(radius, evaluate(program, center, output_only=False), outward(lower, upper), {})
-    halfwidths = np.maximum(upper - center, center - lower)
     if isinstance(region, Box) and prepared.starts_dense and np.ptp(halfwidths) > 0:
         scales = halfwidths**2 * (np.count_nonzero(halfwidths) * (1 + 1e-14))
         found = _verify(prepared, local._replace(radius=1.0), None, np.diag(scales))
@@ -295,7 +291,7 @@ def _verify(
             else:
                 state = _affine_norms(state, step, layout, prepared, index)
         else:
-            m, r = centered(slopes_of(program, index, intervals.found))
+            m, r = centered(*slopes_of(program, index, intervals.found))
             if isinstance(state, _Norms):
                 state = _elementwise_norms(state, layout, m, r)
             else:

@@ -266,11 +266,3 @@ def slopes_of(program: Program, index: int, intervals: Mapping[int, Bounds]) -> 
     if (alpha > beta).any():
         raise ValueError(f"Step {label(program, index)} must have slopes with lower <= upper.")
     return alpha, beta
-
-
-def centered(bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
-    """(m, r) with [m - r, m + r] containing the slopes whatever the rounding; r = 0 where they are one number."""
-    alpha, beta = bounds
-    m = alpha / 2 + beta / 2
-    r = (beta / 2 - alpha / 2) * (1 + 4 * UNIT) + 2 * UNIT * np.maximum(np.abs(alpha), np.abs(beta))
-    return m, np.where(alpha == beta, 0.0, r)

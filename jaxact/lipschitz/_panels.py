@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxact.lipschitz._formula import Expr, UnsupportedError, evaluate_node, from_function, nodes
 from jaxact.lipschitz._norms import UNIT
-from jaxact.lipschitz._slopes import LARGEST, compile_formula, find_jumps, slope_range
+from jaxact.lipschitz._slopes import LARGEST, centered, compile_formula, find_jumps, slope_range
 
 _NEAR = 12.0  # panels of equal width up to here, growing ones beyond
 _START = 2.0**-4  # their width at the start
@@ -56,14 +56,6 @@ class SlopeTable:
             return self.steps(lower, upper)
         below, above = self.tops(lower, upper)
         return centered(-below, above)
-
-
-def centered(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    m = (lower + upper) * 0.5
-    # Each difference is rounded relative to itself: r = 0 only where the ends are one number.
-    r = np.maximum(upper - m, m - lower)
-    r *= 1 + 4 * UNIT
-    return m, r
 
 
 def slope_table(activation: Any) -> SlopeTable:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxact.lipschitz._norms import dense_norm, real_array
+from jaxact.lipschitz._norms import UNIT, dense_norm, real_array
 
 Bounds: TypeAlias = tuple[Float[np.ndarray, " size"], Float[np.ndarray, " size"]]
 Intervals: TypeAlias = Mapping[int, Bounds]  # variable -> (lower, upper), both [size]
@@ -373,6 +373,13 @@ class Box:
         return (
             f"Box(of shape {self.lower.shape}, widths up to {np.max(self.upper - self.lower, initial=0.0):g})"
         )
+
+    def around(self) -> tuple[Float[np.ndarray, " size"], Float[np.ndarray, " size"], float]:
+        """The middle, flattened, how far the sides are from it at most, and how far the corners."""
+        lower, upper = self.lower.reshape(-1), self.upper.reshape(-1)
+        center = lower / 2 + upper / 2
+        half = np.maximum(upper - center, center - lower) * (1 + 4 * UNIT)
+        return center, half, float(np.linalg.norm(half)) * (1 + (half.size + 4) * UNIT)
 
 
 Region: TypeAlias = Ball | Box

@@ -20,10 +20,10 @@ from jaxact.lipschitz._layout import (
     Local,
     Multipliers,
     Prepared,
-    centered,
     slopes_of,
 )
 from jaxact.lipschitz._program import Affine, Diagonal, Elementwise, Identity, Linear, Operator
+from jaxact.lipschitz._slopes import centered
 
 #: Q = exp(log) X, X of mean diagonal 1; by norms the logarithms of the norms, and 0
 _State: TypeAlias = tuple[np.ndarray, float]
@@ -128,7 +128,7 @@ class _Search:
         for index, step in enumerate(self.steps):
             if isinstance(step, Elementwise) and prepared.layouts[index].used:
                 zero = np.zeros(step.size)
-                m, r = centered(slopes_of(prepared.program, index, infinite.found))
+                m, r = centered(*slopes_of(prepared.program, index, infinite.found))
                 self.fixed[index] = _Changing(m, r, zero, zero, zero)
 
     def parameters(self, multipliers: Mapping[int, Multipliers]) -> np.ndarray:
@@ -278,7 +278,7 @@ class _Search:
     # --- Slopes within a region ---------------------------------------------------------------------------------------
 
     def _unchanging(self, index: int, intervals: Intervals) -> _Changing:
-        m, r = centered(slopes_of(self.prepared.program, index, intervals.found))
+        m, r = centered(*slopes_of(self.prepared.program, index, intervals.found))
         zero = np.zeros_like(m)
         return _Changing(m, r, zero, zero, zero)
 
@@ -303,7 +303,7 @@ class _Search:
             return found
         moved = np.where(at_lower, lower - change, lower), np.where(at_upper, upper + change, upper)
         m, r = found[:2]
-        wider = centered(slopes_of(program, index, {**intervals.found, step.source: moved}))
+        wider = centered(*slopes_of(program, index, {**intervals.found, step.source: moved}))
         dm, dr = (np.where(radii > 0, (w - v) / change, 0.0) for w, v in zip(wider, (m, r), strict=True))
         # A jump of the slope is no derivative.
         steep = np.abs(dm) + np.abs(dr) > 1e2 * (np.abs(m) + r) / np.maximum(radii, 1e-300)

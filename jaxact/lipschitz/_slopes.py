@@ -121,6 +121,16 @@ def compile_formula(expr: Expr) -> _Compiled:
     return _compiled(_key(expr))
 
 
+def centered(
+    lower: Float[np.ndarray, " size"], upper: Float[np.ndarray, " size"]
+) -> tuple[Float[np.ndarray, " size"], Float[np.ndarray, " size"]]:
+    """(m, r) with [m - r, m + r] containing [lower, upper] whatever the rounding; r = 0 where they are one number."""
+    m = lower / 2 + upper / 2
+    r = np.maximum(upper - m, m - lower)  # each rounded relative to itself
+    r *= 1 + 2 * _EPS
+    return m, r
+
+
 # --- Interval arithmetic: every result encloses, after widening by a few ulp ------------------------------------------
 
 

@@ -241,7 +241,7 @@ def _argmin(
         return None
     # Of equal minima the one nearest to 0: among the grid's nearly least values, and the kinks.
     low = np.flatnonzero(y <= y.min() + 1e-4 * (1 + abs(lowest)))
-    nearest = int(low[np.argmin(np.abs(_GRID[low]))])
+    nearest = min(max(int(low[np.argmin(np.abs(_GRID[low]))]), 1), _GRID.size - 2)
     while (step := int(np.argmin(y[nearest - 1 : nearest + 2])) - 1) and 1 < nearest < _GRID.size - 2:
         nearest += step
     candidates = [*kinks, *(_refined(lambda x: -g(x), -y, i)[0] for i in (nearest, int(np.argmin(y))))]

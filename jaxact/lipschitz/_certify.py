@@ -65,7 +65,7 @@ def certify(
         "affine 3: 784 -> 128 (model.py:42)".
 
     Raises:
-        TypeError: `example` is not real floating-point, or `fn` is not callable.
+        TypeError: `example` is not real floating-point, or `fn` is not callable or cannot be traced.
         ValueError: `norm` is not 2; `region` is not of the input's shape; the function has a part that cannot be
             bounded, which is named with its source line; weights, constants or outputs are not finite.
 
@@ -78,12 +78,24 @@ def certify(
         3.0
     """
     started = time.perf_counter()
-    _check(fn, example, norm, region)
-    lowered = lower(fn, example)
-    if region is None and lowered.restricted is not None:
-        raise ValueError(lowered.restricted)
-    _check_translation(fn, lowered, example, region)
-    with jax.enable_x64(True):
+    example = _check(fn, example, norm, region)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
+        try:
+            lowered = lower(fn, example)
+            if region is None and lowered.restricted is not None:
+                raise ValueError(lowered.restricted)
+            _check_translation(fn, lowered, example, region)
+        except jax.errors.UnexpectedTracerError as error:
+            raise TypeError(
+                "`fn` must not keep arrays that it makes, in a cache or an attribute, for it would keep its trace. "
+                "Make them beforehand, or call fn(example) once before."
+            ) from error
+        except jax.errors.JAXTypeError as error:
+            raise TypeError(
+                f"`fn` must be a function that JAX can trace, got {str(error).splitlines()[0]} "
+                "Write it with jax.numpy, and branches with jnp.where."
+            ) from error
+    with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):
         found = bound(
             lowered.program,
             region=region,
@@ -111,11 +123,10 @@ def _check_translation(
         with jax.enable_x64(True):
             dtype = np.float64 if lowered.exact else jnp.result_type(example)
             x = jnp.asarray(point.reshape(np.shape(example)), dtype)
-            leaves = [np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(run(x))]
-        leaves = [leaf for leaf, depends in zip(leaves, lowered.depends, strict=True) if depends]
-        if not leaves:
+            theirs = _outputs(run(x), lowered)
+        if theirs.size == 0:
             return
-        theirs, values = np.concatenate(leaves), evaluate(lowered.program, x, output_only=False)
+        values = evaluate(lowered.program, x, output_only=False)
         ours = values[lowered.program.output]
         scale = np.max(np.abs(theirs))
         # Where outputs vanish they are the rounding of what cancels.
@@ -131,6 +142,34 @@ def _check_translation(
                 f"{np.max(np.abs(theirs - ours)):g} where the largest is {scale:g}. Does it depend on a state or on "
                 "chance, or magnify its own rounding (then try it in float64)? If not, please report it."
             )
+        if jax.dtypes.canonicalize_dtype(np.float64) == np.float32:
+            _check_float32(run, lowered, np.reshape(point, np.shape(example)), ours, 1e-5 * max(parts))
+
+
+def _outputs(result: Any, lowered: Lowered) -> Float[np.ndarray, " size"]:
+    """What depends on the input, in one array."""
+    leaves = zip(jax.tree.leaves(result), lowered.depends, strict=True)
+    return np.concatenate(
+        [np.zeros(0), *(np.asarray(leaf, np.float64).reshape(-1) for leaf, depends in leaves if depends)]
+    )
+
+
+def _check_float32(run: Callable[[Any], Any], lowered: Lowered, x: Any, ours: Any, rounding: float) -> None:
+    """Run the function as its user does, where float64 is not enabled: it may be another function there."""
+    x = jnp.asarray(x, jnp.float32)
+    theirs, moved = _outputs(run(x), lowered), _outputs(run(x * (1 + 2.0**-13)), lowered)
+    difference = np.max(np.abs(theirs - ours))
+    # What a thousandth part of x can do its rounding may do as well.
+    allowed = 1e-2 * np.max(np.abs(theirs)) + 64 * np.max(np.abs(moved - theirs)) + rounding
+    if lowered.narrowest is not None:
+        allowed = max(allowed, 1e5 * float(jnp.finfo(lowered.narrowest).eps) * rounding)
+    if np.isfinite(allowed) and not difference <= allowed:
+        raise ValueError(
+            "`fn` must be the same function in float32, as it runs now, and in float64, in which it is certified: "
+            f"its outputs differ by {difference:g} where the largest is {np.max(np.abs(theirs)):g}. Does it draw "
+            "random numbers, let integers wrap or ask for a dtype? Compute that beforehand and close over the arrays, "
+            "or enable float64."
+        )
 
 
 def _points(size: int, region: Region | None) -> list[np.ndarray]:
@@ -147,15 +186,18 @@ def _points(size: int, region: Region | None) -> list[np.ndarray]:
     return [middle, middle + 0.999 * reach, middle - 0.999 * reach]
 
 
-def _check(fn: Any, example: Any, norm: Any, region: Any) -> None:
+def _check(fn: Any, example: Any, norm: Any, region: Any) -> Any:
+    """The example as an array that JAX knows."""
     if not callable(fn):
         raise TypeError(f"`fn` must be a function of one array, got {fn!r}. Use lambda x: model(x).")
     if norm != 2:
         raise ValueError(
             f"`norm` must be 2, got {norm!r}. Bounds in other norms follow from norm equivalence."
         )
-    example = jnp.asarray(example)
-    if not jnp.issubdtype(example.dtype, jnp.floating):
+    if not isinstance(example, jax.Array):
+        example = np.asarray(example)
+        example = example.astype(example.dtype.newbyteorder("="), copy=False)
+    if example.dtype.itemsize > 8 or not jnp.issubdtype(example.dtype, jnp.floating):
         raise TypeError(
             f"`example` must be real floating-point, got dtype {example.dtype}. Use .astype(jnp.float32)."
         )
@@ -172,3 +214,4 @@ def _check(fn: Any, example: Any, norm: Any, region: Any) -> None:
                 f"`region` must have the input's shape {example.shape}, got {given}. "
                 "Reshape its center or bounds."
             )
+    return example

@@ -47,6 +47,9 @@ from jaxact.lipschitz._search import refine
 from jaxact.lipschitz._slopes import centered
 
 _LITTLE = 0.1  # of log K
+_FAINT = (
+    1e-280  # beside a diagonal of mean 1, below which numbers may underflow: taken for at least that much
+)
 _LOOKAHEAD = 24  # steps over which the closed form looks for the place where paths meet again
 _KNOWN = 1e-6  # of the widest range of slopes
 
@@ -419,9 +422,14 @@ def _affine(state: _Matrix, step: Affine, layout: Layout) -> _Matrix:
     places = [layout.rows(position[source]) for source, _ in step.terms]
     operators = [operator for _, operator in step.terms]
     rows = _total(_product(op, X[place]) for op, place in zip(operators, places, strict=True))
+    shift = 0
+    if kept.size == 0 and 0 < (largest := float(np.max(np.abs(rows), initial=0.0))) < math.inf:
+        shift = 2 * round(math.log2(largest) / 2)  # squares of what is very small or large are out of range
+        rows = np.ldexp(rows, -shift)
     corner = _total(_product(op, rows[:, place].T) for op, place in zip(operators, places, strict=True))
     roots = np.sqrt(np.maximum(np.diag(X), 0))
     g = _total(_root_growth(op, roots[place]) for op, place in zip(operators, places, strict=True))
+    g = np.ldexp(g, -shift // 2)
     Y = np.empty((kept.size + step.size,) * 2)
     Y[: kept.size, : kept.size] = X[np.ix_(kept, kept)]
     Y[kept.size :, : kept.size] = rows[:, kept]
@@ -436,7 +444,12 @@ def _affine(state: _Matrix, step: Affine, layout: Layout) -> _Matrix:
     gamma = 2 * (width + 4) * UNIT * (1 + 1e-6)
     growth = np.concatenate([roots[kept], g])
     slack = gamma * Y.shape[0] * growth**2
-    return _Matrix(_enlarged(Y, slack), state.exponent).normalized()
+    faint = np.flatnonzero(g < _FAINT**0.5)
+    if faint.size:
+        moved = (roots > 0).astype(np.float64)
+        moves = _total(_root_growth(op, moved[place]) for op, place in zip(operators, places, strict=True))
+        slack[kept.size + faint[moves[faint] > 0]] += _FAINT
+    return _Matrix(_enlarged(Y, slack), state.exponent + shift).normalized()
 
 
 def _total(parts: Iterable[np.ndarray]) -> np.ndarray:
@@ -473,7 +486,7 @@ def _affine_norms(state: _Norms, step: Affine, layout: Layout, prepared: Prepare
 
 
 def _elementwise_norms(state: _Norms, layout: Layout, m: np.ndarray, r: np.ndarray) -> _Norms:
-    largest = float(np.max(np.abs(m) + r)) * (1 + 4 * UNIT)
+    largest = float(np.max(np.abs(m) + r, initial=0.0)) * (1 + 4 * UNIT)
     k = largest * state.k[layout.sources[0]] * (1 + 2 * UNIT)
     return _Norms((*(state.k[p] for p in layout.kept), k), state.exponent).normalized()
 
@@ -483,6 +496,10 @@ def _elementwise(
 ) -> tuple[_Matrix, np.ndarray]:
     X, z = state.X, layout.rows(layout.sources[0])
     kept = layout.kept_rows()
+    steepest, shift = float(np.max(np.abs(m) + r, initial=0.0)), 0
+    if kept.size == 0 and 0 < steepest < math.inf:
+        shift = math.frexp(steepest)[1]
+        m, r = np.ldexp(m, -shift), np.ldexp(r, -shift)
     if not X.any():
         return _Matrix(np.zeros((kept.size + m.size,) * 2), state.exponent), T
     # Rows that matter: those kept, and those of the source that m does not silence.
@@ -501,7 +518,9 @@ def _elementwise(
     noise[active] = r[active] ** 2 / T[active]
     slack = 8 * (k + n) * UNIT * np.abs(np.diag(Y))
     slack[k:] += noise * (1 + 8 * UNIT)
-    return _Matrix(_enlarged(Y, slack), state.exponent).normalized(), T
+    faint = np.diag(Y)[k:] + noise < _FAINT
+    slack[k:][faint & (np.abs(m) + r > 0) & (np.diag(X)[z] > 0)] += _FAINT
+    return _Matrix(_enlarged(Y, slack), state.exponent + 2 * shift).normalized(), T
 
 
 def _inflated(
@@ -642,6 +661,10 @@ def _meeting_ratio(
                 middle = alpha / 2 + beta / 2
             maps[following.out] = middle[:, None] * maps[following.source]
     joined = np.concatenate([maps[v] for v in prepared.after[last]])
+    top = float(np.max(np.abs(joined), initial=0.0))
+    if not 0 < top < math.inf:
+        return 1.0
+    joined = np.ldexp(joined, -math.frexp(top)[1])
     A, W = joined[:, :N], joined[:, N:]
     carried = math.sqrt(max(largest_eigenvalue(A @ X @ A.T), 0.0))
     noise = math.sqrt(max(largest_eigenvalue(W.T @ W if W.shape[0] > W.shape[1] else W @ W.T), 0.0))

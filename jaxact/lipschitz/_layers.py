@@ -138,18 +138,13 @@ def upper_bound(
         )
     if region is not None:
         return _within(weights, activation, method, biases, region, log)
-    if method == "eclipse_fast" and (given := _on_host(weights)) is not None:
-        matrices, squares, dtype = given
-        _check_biases(biases, matrices)
-        ranges = _check_activations(activation, len(matrices) - 1)[1]
-        if not any(isinstance(end, jax.core.Tracer) for pair in ranges for end in pair):
-            with one_thread(max(map(len, matrices))):
-                found = everywhere(matrices, squares, [(float(low), float(high)) for low, high in ranges])
-            return _rounded(_exp(found, log), weights, dtype, outward=False)
-    kernels = _check_weights(weights)
+    on_host = _on_host(weights)
+    kernels: list[Any] = _check_weights(weights) if on_host is None else on_host[0]
     _check_biases(biases, kernels)
     constants, ranges = _check_activations(activation, len(kernels) - 1)
-    dtype = jnp.result_type(jnp.float32, *kernels)
+    if on_host is not None and any(isinstance(end, jax.core.Tracer) for pair in ranges for end in pair):
+        on_host, kernels = None, _check_weights(weights)
+    dtype = jnp.result_type(jnp.float32, *kernels) if on_host is None else on_host[2]
     if method in ("ellipsoid", "lipsdp"):
         certificate = chain_certificate(kernels, ranges, method, num_steps, seconds, variant, solver)
         if not certificate.certified:
@@ -158,13 +153,23 @@ def upper_bound(
             )
         value = certificate.log10 * math.log(10) if log else certificate.value
         return _rounded(value, weights, dtype, outward=True)
+    if on_host is not None:
+        with one_thread(max(map(len, kernels))):
+            if method == "eclipse_fast":
+                found = everywhere(kernels, on_host[1], [(float(low), float(high)) for low, high in ranges])
+            else:
+                norms = np.concatenate(_spectral_norms(kernels, np)) if method == "product" else ()
+                found = math.fsum(map(_log, (*norms, *constants)))
+                if method == "absolute":
+                    found += float(_absolute(kernels, np.float64, np))
+        return _rounded(_exp(found, log), weights, dtype, outward=False)
     if method == "eclipse_fast":
         log_bound = _eclipse_fast(kernels, ranges, dtype)
     else:
         if method == "product":
-            log_bound = jnp.sum(jnp.stack([jnp.log(norms).sum() for norms in _spectral_norms(kernels)]))
+            log_bound = jnp.sum(jnp.stack([jnp.log(norms).sum() for norms in _spectral_norms(kernels, jnp)]))
         else:
-            log_bound = _absolute(kernels, dtype)
+            log_bound = _absolute(kernels, dtype, jnp)
         for constant in constants:
             log_bound = log_bound + jnp.log(jnp.asarray(constant, dtype))
     log_bound = jnp.asarray(log_bound, dtype)
@@ -308,13 +313,26 @@ def _rounded(value: float, weights: Any, dtype: Any, *, outward: bool) -> Any:
     return rounded if of_numpy else jnp.asarray(rounded)
 
 
-def _absolute(kernels: list[Array], dtype: Any) -> Array:
-    total, log = jnp.abs(kernels[0]).astype(dtype), jnp.zeros((), dtype)
-    for kernel in kernels[1:]:
-        largest = total.max()
-        safe = jnp.where(largest > 0, largest, 1)
-        total, log = total / safe @ jnp.abs(kernel).astype(dtype), log + jnp.log(safe)
-    return log + jnp.log(jnp.linalg.svd(total, compute_uv=False)[0])
+def _log(value: Any) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _absolute(kernels: Sequence[Any], dtype: Any, xp: Any) -> Any:
+    """By `xp`, numpy or jax.numpy."""
+    total, log = xp.eye(kernels[0].shape[0], dtype=dtype), xp.zeros((), dtype)
+    for kernel in kernels:
+        kernel = xp.abs(kernel).astype(dtype)
+        for factor in (total, kernel):
+            largest = factor.max()
+            log = log + xp.log(xp.where(largest > 0, largest, 1))
+        total = _over_largest(total, xp) @ _over_largest(kernel, xp)
+    with np.errstate(divide="ignore"):
+        return log + xp.log(xp.linalg.svd(total, compute_uv=False)[0])
+
+
+def _over_largest(matrix: Any, xp: Any) -> Any:
+    largest = matrix.max()
+    return matrix / xp.where(largest > 0, largest, 1)
 
 
 def _eclipse_fast(kernels: list[Array], ranges: list[tuple[Any, Any]], dtype: Any) -> Array:
@@ -391,14 +409,14 @@ def _power_iteration(M: Array) -> Array:
     return v @ M @ v
 
 
-def _spectral_norms(kernels: list[Array]) -> list[Float[Array, " equal"]]:
-    """One batched SVD for all kernels of one shape: a deep chain would otherwise compile one each."""
-    groups: dict[tuple[int, ...], list[Array]] = {}
+def _spectral_norms(kernels: Sequence[Any], xp: Any) -> list[Any]:
+    """By `xp`; one batched SVD for all kernels of one shape: a deep chain would otherwise compile one each."""
+    groups: dict[tuple[int, ...], list[Any]] = {}
     for kernel in kernels:
-        groups.setdefault(kernel.shape, []).append(
-            kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-        )
-    return [jnp.linalg.svd(jnp.stack(group), compute_uv=False)[:, 0] for group in groups.values()]
+        if xp is jnp:
+            kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+        groups.setdefault(kernel.shape, []).append(kernel)
+    return [xp.linalg.svd(xp.stack(group), compute_uv=False)[:, 0] for group in groups.values()]
 
 
 def _on_host(weights: Any) -> tuple[list[np.ndarray], list[float], Any] | None:
@@ -414,9 +432,12 @@ def _on_host(weights: Any) -> tuple[list[np.ndarray], list[float], Any] | None:
         weights = np.asarray(weights)
     for kernel in weights:
         if not isinstance(kernel, np.ndarray):
-            if not isinstance(kernel, jax.Array) or isinstance(kernel, jax.core.Tracer):
+            if isinstance(kernel, jax.core.Tracer):
                 return None
-            kernel = np.asarray(kernel)
+            try:
+                kernel = np.asarray(kernel)
+            except (TypeError, ValueError):
+                return None
         if kernel.dtype != np.float64:
             if not jnp.issubdtype(kernel.dtype, jnp.floating):
                 return None
@@ -478,6 +499,11 @@ def _check_weights(weights: Any) -> list[Array]:
 
 
 def _as_list(activation: Any, gaps: int) -> list[Any]:
+    if isinstance(activation, str):
+        raise TypeError(
+            f"`activation` must be an activation, got the name {activation!r}. "
+            f"Use jaxact.activations.parse({activation!r})."
+        )
     if not isinstance(activation, Sequence):
         return [activation] * gaps
     if len(activation) != gaps:

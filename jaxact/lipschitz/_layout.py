@@ -157,6 +157,8 @@ def outward(lower: np.ndarray, upper: np.ndarray) -> Bounds:
 
 
 def _spread(center: np.ndarray, radii: np.ndarray | float) -> Bounds:
+    if center.size == 0:
+        return center, center
     radii = radii * (1 + 4 * UNIT)
     with np.errstate(invalid="ignore"):
         return outward(center - radii, center + radii)

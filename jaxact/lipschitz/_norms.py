@@ -1,5 +1,7 @@
 """Upper bounds on the spectral norms of dense and convolutional layers."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 import reprlib
@@ -58,10 +60,11 @@ def dense_norm(matrix: Float[ArrayLike, "out in"]) -> float:
         raise ValueError("`matrix` must be finite, got NaN or inf. A diverged layer has no norm.")
     if matrix.size == 0 or not matrix.any():
         return 0.0
-    if min(matrix.shape) == 1:
-        return float(np.linalg.norm(matrix)) * (1 + (matrix.size + 4) * UNIT)
     exponent = math.frexp(float(np.abs(matrix).max()))[1]
     scaled = np.ldexp(matrix, -exponent)
+    if min(matrix.shape) == 1:
+        root = float(np.linalg.norm(scaled)) * (1 + (matrix.size + 8) * UNIT)
+        return float(np.ldexp(root, exponent))
     if scaled.shape[0] > scaled.shape[1]:
         scaled = scaled.T
     gram = scaled @ scaled.T
@@ -91,7 +94,8 @@ def gram_norm(matrix: Float[ArrayLike, "out in"], *, num_iterations: int = 8) ->
         The bound, a scalar in the matrix's dtype.
 
     Raises:
-        ValueError: `matrix` is not a matrix, or `num_iterations` is negative.
+        TypeError: `matrix` is complex.
+        ValueError: `matrix` is not a matrix or empty, or `num_iterations` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -99,8 +103,14 @@ def gram_norm(matrix: Float[ArrayLike, "out in"], *, num_iterations: int = 8) ->
         4.0
     """
     G = jnp.asarray(matrix)
-    if G.ndim != 2:
-        raise ValueError(f"`matrix` must be [out, in], got shape {G.shape}. Flatten inputs and outputs.")
+    if jnp.issubdtype(G.dtype, jnp.complexfloating):
+        raise TypeError(f"`matrix` must be real, got dtype {G.dtype}. Stack [[re, -im], [im, re]].")
+    if not jnp.issubdtype(G.dtype, jnp.floating):
+        G = G.astype(jnp.float32)
+    if G.ndim != 2 or G.size == 0:
+        raise ValueError(
+            f"`matrix` must be [out, in] and not empty, got shape {G.shape}. Flatten inputs and outputs."
+        )
     if isinstance(num_iterations, bool) or not isinstance(num_iterations, int) or num_iterations < 0:
         raise ValueError(
             f"`num_iterations` must be an integer >= 0, got {num_iterations!r}. Use 8 to begin with."
@@ -120,7 +130,7 @@ def gram_norm(matrix: Float[ArrayLike, "out in"], *, num_iterations: int = 8) ->
     G, log = normalized(G)
     for k in range(1, num_iterations + 1):
         G, grown = normalized(G.T @ G)
-        log = log + grown / 2**k
+        log = log + grown / 2.0**k
     return jnp.exp(log)
 
 
@@ -175,6 +185,12 @@ def convolution_norm(
         raise ValueError(
             f"`method` must be one of 'auto', 'exact', 'fourier', 'absolute', got {method!r}. Use 'auto'."
         )
+    exponent = math.frexp(float(np.max(np.abs(geometry.kernel), initial=0.0)))[1]
+    geometry.kernel = np.ldexp(geometry.kernel, -exponent)  # whose squares are in range
+    return float(np.ldexp(_convolution_norm(geometry, method), exponent))
+
+
+def _convolution_norm(geometry: _Geometry, method: str) -> float:
     entries = math.prod(geometry.input_shape) * math.prod(geometry.output_shape)
     if method == "exact" or (method == "auto" and entries <= _EXACT_ENTRIES):
         return dense_norm(geometry.matrix())

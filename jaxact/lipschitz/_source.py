@@ -91,7 +91,8 @@ def _user_frame(traceback: Any) -> tuple[str, str, str] | None:
                 )
                 if not _in_library(file):
                     return *lines, function
-                library = library or lines
+                if not file.startswith(_ENGINE):
+                    library = library or lines
         return None if library is None else (*library, function)
     except (ImportError, AttributeError, TypeError):  # not part of jax's public interface
         return None

@@ -335,6 +335,8 @@ class _Walker:
                 first = self._formula(eqn, "neg", [first], shape)
                 name = "add"
             return self._rescaled(name, first, arrays[0], shape)
+        if name == "select_n" and len(variables) == 1 and not all(map(_is_finite, operands)):
+            return self._masked(operands, shape)
         common = self._common(variables)
         if common is None:
             return self._joined(eqn, values, shape)
@@ -367,6 +369,25 @@ class _Walker:
         expr = _formula.apply(name, [_formula.variable(), c])
         lin = self._affine_of(self.linear(value), expr)
         return _Value(lin, _formula.variable(), shape)
+
+    def _masked(self, operands: list[Any], shape: tuple[int, ...]) -> _Value:
+        """A choice between one variable and constants, some infinite: a linear map, for 0 times infinity is NaN."""
+        which, *cases = operands
+        chosen = np.broadcast_to(np.asarray(which).astype(int), shape)
+        (position,) = (k for k, case in enumerate(cases) if not _is_constant(case))
+        keep = chosen == position
+        shift = np.zeros(shape)
+        for k, case in enumerate(cases):
+            if k != position:
+                shift = np.where(chosen == k, np.asarray(case, np.float64), shift)
+
+        def fn(mode: str, v: Any) -> Any:
+            xp = np if isinstance(v, np.ndarray) else jnp
+            return xp.where(keep, v, shift if mode == "affine" else 0.0)
+
+        lin = self.linear(self._spread(cases[position], shape))
+        masked = Lin(shape, (lin,), fn, host=fn, data=("masked", np.where(keep, 0.0, shift)))
+        return _Value(self._made(masked), _formula.variable(), shape)
 
     def _affine_of(self, lin: Lin, expr: Expr) -> Lin:
         scale, shift = expr.affine
@@ -545,6 +566,7 @@ class _Walker:
                 floating = i in places and jnp.issubdtype(jnp.result_type(operand), jnp.floating)
                 constants.append(np.asarray(operand, np.float64) if floating else operand)
         params = in_float64(eqn.params)
+        fill = params.get("fill_value")  # of a gather: what stands where an index is out of bounds
 
         def given(mode: str) -> list[Any]:
             filled = list(constants)
@@ -559,7 +581,8 @@ class _Walker:
             filled = given(mode)
             for i, array, its_shape in zip(dependent, arrays, shapes, strict=True):
                 filled[i] = array.reshape(its_shape)
-            return eqn.primitive.bind(*filled, **params)
+            changed = params if fill is None or mode == "affine" else params | {"fill_value": 0.0}
+            return eqn.primitive.bind(*filled, **changed)
 
         def host(mode: str, *arrays: Any) -> Any:
             filled = given(mode)
@@ -613,7 +636,7 @@ class _Walker:
             shape,
             (products,),
             lambda mode, x: x.reshape((*shape, terms)).sum(-1),
-            host=lambda mode, x: x.reshape(-1, *shape, terms).sum(-1),
+            host=lambda mode, x: x.reshape(len(x), *shape, terms).sum(-1),
         )
         return _Value(self._made(total), _formula.variable(), shape)
 
@@ -654,6 +677,17 @@ class _Walker:
     def _tournament(self, value: _Value, index: np.ndarray, eqn: Any, shape: tuple[int, ...]) -> Any:
         """The largest along the first axis of `index`, by rounds of pairs."""
         name = "max" if eqn.primitive.name.endswith("max") else "min"
+        data = value.root.data
+        if (
+            value.root.kind == "op"
+            and isinstance(data, tuple)
+            and data[0] == "masked"
+            and value.expr.op == "var"
+        ):
+            out = (data[1].reshape(-1) == (-np.inf if name == "max" else np.inf))[index]
+            if out.all(0).any():
+                raise UnsupportedError("the largest of masked entries alone is not known")
+            index = np.where(out, np.take_along_axis(index, (~out).argmax(0)[None], 0), index)
         while index.shape[0] > 1 and (index[1:] == index[:1]).all():
             index = index[:1]
         current = self._indexed(value, index)

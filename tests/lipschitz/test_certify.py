@@ -452,3 +452,92 @@ def test_numpy_weights_of_float64_are_float32_to_jax_afterwards(options):
     assert certificate.certified
     assert {jax.typeof(w).dtype for w in weights} == {np.dtype("float32")}
     assert fn(jnp.ones(6)).dtype == jnp.float32  # failed in the compiled product
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: jax.random.normal(jax.random.key(0), (6, 6)).astype(x.dtype) @ x,
+        lambda x: x * ((jnp.arange(6) * 2_000_000_000) % 7),
+        lambda x: x * jnp.finfo(x.dtype).eps * 1e7,
+        lambda x: x * (3.0 if x.dtype == jnp.float32 else 1.0),
+    ],
+    ids=["chance", "wrapping", "epsilon", "dtype"],
+)
+def test_a_function_that_is_another_one_in_float32_is_refused(fn):
+    with pytest.raises(ValueError, match="the same function in float32"):
+        certify(fn, jnp.zeros(6))
+    with jax.enable_x64(True):  # as which it is then run
+        steepest = np.linalg.norm(jax.jacobian(fn)(jnp.zeros(6)), 2)
+        assert certify(fn, jnp.zeros(6)).value == pytest.approx(steepest, rel=1e-9)
+
+
+_KEEP = np.array([True, False, True, True, False, True])
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: jax.nn.softmax(3 * x, where=_KEEP),
+        lambda x: jax.nn.logsumexp(3 * x, where=_KEEP),
+        lambda x: jnp.max(x, where=_KEEP, initial=-jnp.inf),
+        lambda x: jnp.min(jnp.where(_KEEP, x, jnp.inf)),
+        lambda x: 2 * x.at[jnp.array([0, 9])].get(mode="fill", fill_value=5.0),
+    ],
+    ids=["softmax", "logsumexp", "max", "min", "gather"],
+)
+def test_what_is_masked_or_filled_leaves_the_rest_as_it_is(fn):
+    region = Ball(np.linspace(-0.5, 0.5, 6), 0.2)
+    found = certify(fn, jnp.zeros(6), region=region)
+    assert found.value >= float(attacker(fn, (6,))(region.center, 0.2)) * (1 - 1e-5)
+    assert found.value < 40
+
+
+def test_empty_slices_count_for_nothing():
+    region = Ball(np.ones(4), 0.1)
+    alone = certify(lambda x: x.sum() + x, jnp.zeros(4), region=region).value
+    for empty in (lambda x: x[:0] @ x[:0], lambda x: jnp.sum(jnp.tanh(x[:0]))):
+        found = certify(lambda x, empty=empty: x.sum() + x + empty(x), jnp.zeros(4), region=region)
+        assert found.value == pytest.approx(alone, rel=1e-9)
+    product = certify(lambda x: jax.lax.associative_scan(jnp.multiply, x), jnp.zeros(4), region=region)
+    assert product.value >= np.linalg.norm(np.tril(np.ones((4, 4))), 2)
+
+
+@pytest.mark.parametrize(
+    ("fn", "steepest"),
+    [
+        (lambda x: 1e-200 * x, 1e-200),
+        (lambda x: jnp.full((2, 2), 1e-165) @ x, 2e-165),
+        (lambda x: jnp.array([1e-170, 1e-170]) * x.sum(), 2e-170),
+        (lambda x: 1e200 * x, 1e200),
+        (lambda x: 1e160 * jax.nn.relu(1e-160 * x), 1.0),
+    ],
+)
+@pytest.mark.parametrize("region", [None, Ball(np.ones(2), 0.5)])
+def test_gains_whose_squares_are_out_of_range(fn, steepest, region):
+    with jax.enable_x64(True):
+        found = certify(fn, jnp.zeros(2), region=region)
+    assert steepest <= found.value <= steepest * (1 + 1e-9)
+
+
+def test_a_gain_beside_which_another_underflows_is_not_lost():
+    with jax.enable_x64(True):  # the faint part alone is the output
+        found = certify(lambda x: (1e-200 * jnp.tanh(x) + 1e-200 * x)[:1] + 0 * x, jnp.zeros(2))
+    assert found.value >= 2e-200
+
+
+def test_functions_that_cannot_be_traced_are_refused_with_the_remedy():
+    kept = {}
+
+    def caches(x):
+        if "W" not in kept:
+            kept["W"] = jnp.asarray(W[0])
+        return kept["W"] @ x
+
+    with pytest.raises(TypeError, match="must not keep arrays"):
+        certify(caches, jnp.zeros(6))
+    with pytest.raises(TypeError, match=r"branches with jnp\.where"):
+        certify(lambda x: x if x[0] > 0 else -x, jnp.zeros(6))
+    with pytest.raises(TypeError, match="real floating-point, got dtype object"):
+        certify(jnp.tanh, None)
+    assert certify(jnp.tanh, np.zeros(3, ">f4")).value == pytest.approx(1, rel=1e-9)

@@ -145,3 +145,21 @@ def test_bad_input_is_refused_with_a_remedy():
         dense_norm([[np.nan]])
     with pytest.raises(ValueError, match="`num_iterations` must be an integer >= 0"):
         gram_norm(jnp.eye(2), num_iterations=-1)
+
+
+@pytest.mark.parametrize("size", [1e-320, 1e-200, 1e200, 1e307])
+def test_norms_whose_squares_are_out_of_range(size):
+    assert size * 2 <= dense_norm(np.full((1, 4), size)) <= size * 2 * (1 + 1e-9) + 1e-323
+    kernel = np.full((3, 1, 1), size)
+    exact = convolution_norm(kernel / size, (5, 1), method="exact") * size
+    for method in ("auto", "exact", "fourier", "absolute"):
+        found = convolution_norm(kernel, (5, 1), method=method)
+        assert exact * (1 - 1e-9) - 1e-323 <= found <= 3 * size * (1 + 1e-9) + 1e-323
+
+
+def test_gram_norm_takes_integers_and_many_iterations():
+    assert float(gram_norm(np.eye(3, dtype=int) * 2, num_iterations=60)) == pytest.approx(2, rel=1e-5)
+    with pytest.raises(TypeError, match="must be real"):
+        gram_norm(np.eye(2) * 1j)
+    with pytest.raises(ValueError, match="not empty"):
+        gram_norm(np.zeros((0, 3)))

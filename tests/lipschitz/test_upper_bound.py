@@ -242,3 +242,26 @@ REFUSED = {
 def test_a_refusal_names_rule_value_and_remedy(case):
     with pytest.raises((TypeError, ValueError), match=r"(?s)^`.* must .*, got .*\. [A-Z].*\.$"):
         REFUSED[case]()
+
+
+@pytest.mark.parametrize("method", ["product", "absolute", "eclipse_fast", "ellipsoid", "lipsdp"])
+def test_numpy_weights_of_float64_are_taken_as_they_are(method):
+    for weights, truth in (
+        ([np.eye(2) * (1 + 5.5e-8)] * 40, (1 + 5.5e-8) ** 40),
+        ([np.eye(2) * 1e-50, np.eye(2) * 1e30], 1e-20),
+        ([np.full((2, 1), 1e-200), np.full((1, 2), 1e100)], 2e-100),
+    ):
+        found = lipschitz.upper_bound(weights, activations.relu, method=method)
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(float(found), truth, rtol=1e-8)
+
+
+def test_lists_and_names_are_told_from_arrays_and_activations():
+    weights = [[[1.0, 2.0], [3.0, 4.0]], [[1.0], [2.0]]]
+    region = lipschitz.Ball(np.zeros(2), 1.0)
+    for options in ({}, {"region": region}):
+        found = lipschitz.upper_bound(weights, activations.relu, **options)
+        of_arrays = lipschitz.upper_bound([np.array(w) for w in weights], activations.relu, **options)
+        np.testing.assert_allclose(float(found), float(of_arrays), rtol=1e-6)
+    with pytest.raises(TypeError, match=r"activations\.parse\('relu'\)"):
+        lipschitz.upper_bound(weights, "relu")

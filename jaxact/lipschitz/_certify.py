@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import ArrayLike, Float
 from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Region, evaluate
 from jaxact.lipschitz._walk import Lowered, lower
+from jaxact.lipschitz._wide import forget, run_again
 from jaxact.numerics import full_precision
 
 
@@ -79,12 +81,50 @@ def certify(
     """
     started = time.perf_counter()
     example = _check(fn, example, norm, region)
+    wide: list[Any] = []
+    failure: BaseException | None = None
+    try:
+        lowered = _translated(fn, example, region, wide)
+        with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):
+            found = bound(
+                lowered.program,
+                region=region,
+                num_steps=num_steps,
+                seconds=seconds,
+                tolerance=tolerance,
+                memory_limit=memory_limit,
+            )
+    except (ArithmeticError, TypeError, ValueError) as error:
+        if not wide:
+            raise
+        failure = error
+    if wide and not _has_float64():
+        # Frames of a traceback would keep what is to be forgotten.
+        link = failure
+        while link is not None:
+            link.__traceback__ = None
+            link = link.__cause__ or link.__context__
+        forget(wide)
+    if failure is not None:
+        raise failure
+    return replace(
+        found, assumptions=(*lowered.assumptions, *found.assumptions), seconds=time.perf_counter() - started
+    )
+
+
+def _has_float64() -> bool:
+    return jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+
+def _translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -> Lowered:
+    """The function as a program that gives the same outputs."""
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
         try:
-            lowered = lower(fn, example)
+            lowered = lower(fn, example, wide)
             if region is None and lowered.restricted is not None:
                 raise ValueError(lowered.restricted)
             _check_translation(fn, lowered, example, region)
+            return lowered
         except jax.errors.UnexpectedTracerError as error:
             raise TypeError(
                 "`fn` must not keep arrays that it makes, in a cache or an attribute, for it would keep its trace. "
@@ -95,18 +135,6 @@ def certify(
                 f"`fn` must be a function that JAX can trace, got {str(error).splitlines()[0]} "
                 "Write it with jax.numpy, and branches with jnp.where."
             ) from error
-    with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):
-        found = bound(
-            lowered.program,
-            region=region,
-            num_steps=num_steps,
-            seconds=seconds,
-            tolerance=tolerance,
-            memory_limit=memory_limit,
-        )
-    return replace(
-        found, assumptions=(*lowered.assumptions, *found.assumptions), seconds=time.perf_counter() - started
-    )
 
 
 def _check_translation(
@@ -123,7 +151,7 @@ def _check_translation(
         with jax.enable_x64(True):
             dtype = np.float64 if lowered.exact else jnp.result_type(example)
             x = jnp.asarray(point.reshape(np.shape(example)), dtype)
-            theirs = _outputs(run(x), lowered)
+            theirs = _outputs(run_again(partial(run, x)), lowered)
         if theirs.size == 0:
             return
         values = evaluate(lowered.program, x, output_only=False)
@@ -142,7 +170,7 @@ def _check_translation(
                 f"{np.max(np.abs(theirs - ours)):g} where the largest is {scale:g}. Does it depend on a state or on "
                 "chance, or magnify its own rounding (then try it in float64)? If not, please report it."
             )
-        if jax.dtypes.canonicalize_dtype(np.float64) == np.float32:
+        if not _has_float64():
             _check_float32(run, lowered, np.reshape(point, np.shape(example)), ours, 1e-5 * max(parts))
 
 
@@ -157,7 +185,7 @@ def _outputs(result: Any, lowered: Lowered) -> Float[np.ndarray, " size"]:
 def _check_float32(run: Callable[[Any], Any], lowered: Lowered, x: Any, ours: Any, rounding: float) -> None:
     """Run the function as its user does, where float64 is not enabled: it may be another function there."""
     x = jnp.asarray(x, jnp.float32)
-    theirs, moved = _outputs(run(x), lowered), _outputs(run(x * (1 + 2.0**-13)), lowered)
+    theirs, moved = (_outputs(run_again(partial(run, x)), lowered) for x in (x, x * (1 + 2.0**-13)))
     difference = np.max(np.abs(theirs - ours))
     # What a thousandth part of x can do its rounding may do as well.
     allowed = 1e-2 * np.max(np.abs(theirs)) + 64 * np.max(np.abs(moved - theirs)) + rounding

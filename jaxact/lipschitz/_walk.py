@@ -25,6 +25,7 @@ from jaxact.lipschitz._host import BATCHED, computed, in_float64, is_plain
 from jaxact.lipschitz._lazy import Lin
 from jaxact.lipschitz._program import Program
 from jaxact.lipschitz._source import Place, called, place
+from jaxact.lipschitz._wide import run_again, wide_constants
 
 #: primitive -> which operands it is jointly linear in, the others being constant; None: all
 _LINEAR: dict[str, tuple[int, ...] | None] = {
@@ -81,12 +82,13 @@ class Lowered:
     narrowest: Any = None
 
 
-def lower(fn: Callable[[Any], Any], example: Any) -> Lowered:
+def lower(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None) -> Lowered:
     """Translate a function of one array into a `Program`, by tracing it in float64 and walking its jaxpr.
 
     Args:
         fn: JAX function of one array, closed over its parameters; returns an array or a pytree of arrays.
         example: an input; only its shape and dtype matter.
+        wide: takes what `_wide.wide_constants` finds.
 
     Returns:
         `Lowered`.
@@ -95,7 +97,9 @@ def lower(fn: Callable[[Any], Any], example: Any) -> Lowered:
         ValueError: the function uses a primitive that cannot be bounded; names it and its line.
     """
     with jax.enable_x64(True):
-        closed, exact = _traced(fn, example)
+        closed, exact = run_again(lambda: _traced(fn, example))
+        if wide is not None:
+            wide += wide_constants(closed)
         walker = _Walker()
         source = Lin(tuple(np.shape(example)), kind="input")
         walker.lins.append(source)
@@ -138,16 +142,12 @@ def _narrowed(jaxpr: Any) -> Iterator[Any]:
 
 
 def _owned(const: Any) -> np.ndarray:
-    """A constant on the host, which is a copy where `fn` closes over a NumPy array.
-
-    JAX 0.10 keeps, for each NumPy array that it has traced, what it made of it, for as long as that is in use, and
-    does not look whether float64 is still enabled: fn would fail in float32 while a certificate's jaxpr lives.
-    """
+    """A constant on the host, which is a copy where `fn` closes over a NumPy array: see `_wide`."""
     return np.asarray(const) if isinstance(const, jax.Array) else np.array(const)
 
 
 def _traced(fn: Callable[[Any], Any], example: Any) -> tuple[Any, bool]:
-    def once(x: Any) -> Any:  # JAX keeps the jaxpr for as long as the function lives: see `_owned`
+    def once(x: Any) -> Any:  # JAX keeps the jaxpr for as long as the function lives: see `_wide`
         return fn(x)
 
     try:

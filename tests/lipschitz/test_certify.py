@@ -439,19 +439,36 @@ def test_a_product_of_three_vectors_summed_to_a_number_is_bounded_in_a_ball():
     assert steepest * (1 - 1e-9) <= found.value < 3 * steepest
 
 
-@pytest.mark.parametrize("options", [{}, {"region": Ball(np.zeros(6), 0.1), "num_steps": 2}])
-def test_numpy_weights_of_float64_are_float32_to_jax_afterwards(options):
-    weights = [np.array(w) for w in W]  # that nothing has traced
+_OF_NUMPY = {
+    "product": lambda A, b: lambda x: jnp.tanh(x @ A),
+    "sum": lambda A, b: lambda x: jnp.tanh(x + b),
+    "indices": lambda A, b: lambda x: 2 * x[np.argsort(b)],
+}
 
-    def fn(x):
-        for w in weights:
-            x = jax.nn.relu(x) @ w
-        return x
 
-    certificate = certify(fn, jnp.zeros(6), **options)
-    assert certificate.certified
-    assert {jax.typeof(w).dtype for w in weights} == {np.dtype("float32")}
-    assert fn(jnp.ones(6)).dtype == jnp.float32  # failed in the compiled product
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("name", _OF_NUMPY)
+def test_numpy_arrays_of_64_bits_serve_in_float32_before_and_after(name, jitted):
+    # JAX keeps what it made of them in the width of the first time.
+    for used_before in (False, True):
+        A, b = np.array(W[0]), np.linspace(-1, 1, 6)  # that nothing has traced
+        bare = _OF_NUMPY[name](A, b)
+        fn = jax.jit(bare) if jitted else bare
+        x = jnp.ones(6)
+        if used_before:
+            jax.jit(fn)(x)
+        found = certify(fn, x)
+        steepest = np.linalg.norm(jax.jacobian(bare)(x), 2)  # failed in a compiled product or in lowering
+        assert found.value >= steepest * (1 - 1e-6)
+        assert fn(x).dtype == (x + b).dtype == (x @ A).dtype == jnp.float32
+
+
+def test_a_refusal_leaves_numpy_arrays_of_64_bits_as_they_were():
+    b = np.linspace(-1, 1, 6)
+    fn = jax.jit(lambda x: jnp.sort(x + b))
+    with pytest.raises(ValueError, match="sort"):
+        certify(fn, jnp.zeros(6))
+    assert fn(jnp.ones(6)).dtype == (jnp.ones(6) + b).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(

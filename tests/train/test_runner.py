@@ -96,7 +96,8 @@ def test_a_run_stores_each_cell_and_the_whole(experiment, begin, console, report
     assert stored.second_moment.sel(activation="relu", depth=2, layer=1).item() == 0.5 * (4 + 1 / 2)
     assert json.loads(stored.attrs["config"]) == config.resolved(experiment)
     assert stored.attrs["run_id"] == directory.name
-    assert stored.attrs["run_seconds"] == pytest.approx(stored.run_seconds.sum().item())
+    total = stored.run_seconds.sum().item()  # stored to a tenth of a second
+    assert stored.attrs["run_seconds"] == pytest.approx(total, abs=0.0501)
     assert re.fullmatch(r"unknown|[0-9a-f]{40}(\+changes)?", stored.attrs["git_commit"])
     assert json.loads(stored.attrs["versions"])["xarray"] == xr.__version__
     (drawn,) = reports

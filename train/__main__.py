@@ -104,7 +104,7 @@ def _run(arguments: Sequence[str]) -> int:
 
     from train import runner, workers
 
-    console = Console()
+    console = Console(emoji=False)
     is_new = asked.resume is None
     num_workers = (
         workers.default_number(len(asked.experiment.cells())) if asked.workers is None else asked.workers
@@ -217,7 +217,7 @@ def _list(arguments: Sequence[str]) -> int:
 
     from train import runner
 
-    console = Console()
+    console = Console(emoji=False)
     if not console.is_terminal:
         console.width = 200  # a name cut to 80 columns is of no use to a program that reads this
     studies = Table("study", "what it asks", title="studies", title_justify="left")

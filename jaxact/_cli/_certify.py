@@ -19,6 +19,7 @@ from jaxact import lipschitz
 from jaxact._cli._model import OneExample, load, on_one_example, shape_text, told
 from jaxact._cli._output import InputError, console, for_each, plain, print_json, short
 from jaxact.lipschitz import Ball, Box, Certificate
+from jaxact.lipschitz._wide import run_again
 
 _ATTAINED, _CERTIFIED, _ESTIMATE, _REFUSED = "attained", "certified upper bound", "estimate", "refused"
 _SLOPE, _CLEVER = "slope attained", "CLEVER"
@@ -33,6 +34,7 @@ _TIGHT = 1.005
 _ROUNDING = 1e-5  # of models that compute in float32 whatever they are given
 _LOOSE = 1e3
 _REMEDY = "Give a region (region=): --radius R --center FILE.npy, or --box LO HI,"
+_SMALLER = "Give a smaller region (region=): --radius, another --center, or --box."
 
 
 def run(options: argparse.Namespace) -> int:
@@ -184,6 +186,7 @@ def ladder(
         rungs.append(certified(_CLOSED, where))
         rungs += [certified(_PRODUCT, where)] if where is once else []
     rows = for_each(lambda rung: rung.find(), rungs)
+    _reconcile(rows)
     best = _best(rows, region)
     lower = next(row for row in rows if row["kind"] == _ATTAINED and row["region"] == _region_facts(region))
     log_ratio = _log_ratio(best, lower)
@@ -287,6 +290,7 @@ def _method_notes(found: Certificate, name: str) -> list[str]:
 def _in_words_of_options(error: Exception, model: str) -> str:
     """The engine's message, with the command's options where it names its own arguments."""
     words = " ".join(str(error).split()).replace("`fn`", model)
+    words = words.replace("No bound holds for all these inputs: pass `region=`, or a smaller one.", _SMALLER)
     for theirs in ("Pass region=Ball(center, radius) or Box(lower, upper)", "pass `region=`"):
         words = words.replace(theirs, _REMEDY)
     return words if model in words else f"{model} cannot be certified: {words}"
@@ -320,7 +324,7 @@ def _attained(
             )
             # Compiled once, run once: optimising would take longer than it saves.
             compiled = jax.jit(search, compiler_options={"xla_backend_optimization_level": 0})
-            found = compiled(starts, key=key)
+            found = run_again(lambda: compiled(starts, key=key))
         except (TypeError, ValueError, NotImplementedError) as error:
             return _missing(_SLOPE, _ATTAINED, where, f"no slope was found: {told(error)}")
         value = float(found.value)
@@ -394,7 +398,8 @@ def _estimated(fn: OneExample, where: Ball | Box | None, starts: jax.Array, key:
         center, radius = _middle(where)
     with jax.enable_x64(True):
         try:
-            found = lipschitz.clever(
+            estimate = functools.partial(
+                lipschitz.clever,
                 fn.flat,
                 jnp.asarray(center, fn.dtype),
                 radius,
@@ -402,6 +407,7 @@ def _estimated(fn: OneExample, where: Ball | Box | None, starts: jax.Array, key:
                 num_groups=_NUM_GROUPS,
                 group_size=_GROUP_SIZE,
             )
+            found = run_again(estimate)
         except (TypeError, ValueError, NotImplementedError) as error:
             return _missing(_CLEVER, _ESTIMATE, where, f"no estimate: {told(error)}")
     value = found.estimate
@@ -423,6 +429,26 @@ def _estimated(fn: OneExample, where: Ball | Box | None, starts: jax.Array, key:
 
 
 # --- What follows from it -----------------------------------------------------------------------------------
+
+
+def _reconcile(rows: Sequence[dict[str, Any]]) -> None:
+    """What is attained in a region is attained; an estimate above a certificate is refuted."""
+    slopes = [row for row in rows if row["kind"] == _ATTAINED and row["missing"] is None]
+    for row in slopes:
+        if row["region"] is None:
+            steepest = max(slopes, key=lambda each: each["value"])
+            row |= {name: steepest[name] for name in ("value", "log10", "where")}
+    for row in rows:
+        if row["kind"] == _ESTIMATE and row["missing"] is None:
+            certified = [
+                each["log10"]
+                for each in rows
+                if each["kind"] == _CERTIFIED
+                and each["missing"] is None
+                and each["region"] in (row["region"], None)
+            ]
+            if certified and row["log10"] > min(certified):
+                row["assumptions"] = (*row["assumptions"], "above a certificate, and so refuted")
 
 
 def _best(rows: Sequence[dict[str, Any]], region: Ball | Box | None) -> dict[str, Any]:

@@ -98,7 +98,9 @@ def _imported(name: str) -> Any:
         sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        jax.clear_caches()  # its NumPy constants as float32, in what it ran already
+        return module
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise InputError(
@@ -255,6 +257,7 @@ def on_one_example(model: Model, shape: tuple[int, ...], *, batch: bool | None =
     layouts = [model.takes_batch, not model.takes_batch] if batch is None else [batch]
     taken: list[OneExample] = []
     refusals: list[str] = []
+    errors: list[Exception] = []
     for with_batch in layouts:
         try:
             taken.append(_in_layout(model, shape, with_batch))
@@ -262,8 +265,11 @@ def on_one_example(model: Model, shape: tuple[int, ...], *, batch: bool | None =
             raise
         except Exception as error:
             refusals.append(f"on {shape_text((1, *shape) if with_batch else shape)} {told(error)}")
+            errors.append(error)
         if taken and not model.takes_batch:
             break  # a function is one of an array of this shape by its word
+    if not taken and (reason := _own_reason(errors)):
+        raise InputError(f"{model.name} {reason} It raises {refusals[0]}.")
     if not taken:
         raise InputError(
             f"`--input-shape` must be that of one example of {model.name}, got {shape_text(shape)}: the model raises "
@@ -276,6 +282,18 @@ def on_one_example(model: Model, shape: tuple[int, ...], *, batch: bool | None =
             "Say which it is: --batch if its first axis is a batch, --no-batch if it takes one example."
         )
     return taken[0]
+
+
+def _own_reason(errors: Sequence[Exception]) -> str | None:
+    """What is wrong with a model whatever the shape, with the remedy; None if that may be the shape."""
+    error = errors[0]
+    if type(error).__name__ == "TraceContextError":  # of flax
+        return "must not change its state: put it into inference mode, model.eval(), before it is called."
+    if isinstance(error, jax.errors.JAXTypeError):
+        return "must be a function that JAX can trace: write it with jax.numpy, and branches with jnp.where."
+    if isinstance(error, TypeError) and "positional argument" in str(error):
+        return "must be a function of one array: write def model(x): ... that gives the other arguments."
+    return None
 
 
 def _in_layout(model: Model, shape: tuple[int, ...], with_batch: bool) -> OneExample:

@@ -88,7 +88,7 @@ def console() -> "Console":
     """Where tables go; wide where nobody looks: a column cut to 80 is of no use to a program that reads it."""
     from rich.console import Console
 
-    found = Console(highlight=False)
+    found = Console(highlight=False, emoji=False)
     if not found.is_terminal:
         found.width = 200
     return found

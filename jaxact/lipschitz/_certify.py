@@ -123,14 +123,20 @@ def _translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -
             lowered = lower(fn, example, wide)
             if region is None and lowered.restricted is not None:
                 raise ValueError(lowered.restricted)
-            _check_translation(fn, lowered, example, region)
+            _check_translation(fn, lowered, example, region, wide)
             return lowered
         except jax.errors.UnexpectedTracerError as error:
             raise TypeError(
                 "`fn` must not keep arrays that it makes, in a cache or an attribute, for it would keep its trace. "
                 "Make them beforehand, or call fn(example) once before."
             ) from error
-        except jax.errors.JAXTypeError as error:
+        except Exception as error:
+            if type(error).__name__ == "TraceContextError":  # of flax
+                raise TypeError(
+                    "`fn` must not change a model's state. Put it into inference mode, model.eval(), beforehand."
+                ) from error
+            if not isinstance(error, jax.errors.JAXTypeError):
+                raise
             raise TypeError(
                 f"`fn` must be a function that JAX can trace, got {str(error).splitlines()[0]} "
                 "Write it with jax.numpy, and branches with jnp.where."
@@ -138,7 +144,7 @@ def _translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -
 
 
 def _check_translation(
-    fn: Callable[[Any], Any], lowered: Lowered, example: Any, region: Region | None
+    fn: Callable[[Any], Any], lowered: Lowered, example: Any, region: Region | None, wide: list[Any]
 ) -> None:
     """Run the program beside the function: a slip of the walk must not become a certificate."""
     # A program is compiled anew at every call, an operation once for its shapes, a loop for every point: one after
@@ -147,6 +153,7 @@ def _check_translation(
     one_by_one = lowered.num_equations > 60 or is_short
     run = fn if one_by_one else jax.jit(lambda x: fn(x))
     offsets = [step.offset for step in lowered.program.steps if isinstance(step, Affine)]
+    compared = []
     for point in _points(np.size(example), region):
         with jax.enable_x64(True):
             dtype = np.float64 if lowered.exact else jnp.result_type(example)
@@ -170,8 +177,11 @@ def _check_translation(
                 f"{np.max(np.abs(theirs - ours)):g} where the largest is {scale:g}. Does it depend on a state or on "
                 "chance, or magnify its own rounding (then try it in float64)? If not, please report it."
             )
-        if not _has_float64():
-            _check_float32(run, lowered, np.reshape(point, np.shape(example)), ours, 1e-5 * max(parts))
+        compared.append((np.reshape(point, np.shape(example)), ours, 1e-5 * max(parts)))
+    if not _has_float64():
+        forget(wide)
+        for point, ours, rounding in compared:
+            _check_float32(run, lowered, point, ours, rounding)
 
 
 def _outputs(result: Any, lowered: Lowered) -> Float[np.ndarray, " size"]:
@@ -222,12 +232,17 @@ def _check(fn: Any, example: Any, norm: Any, region: Any) -> Any:
         raise ValueError(
             f"`norm` must be 2, got {norm!r}. Bounds in other norms follow from norm equivalence."
         )
+    if isinstance(example, jax.core.Tracer):
+        raise TypeError(
+            f"`example` must be concrete, got {example}. Call certify outside jit, vmap and grad."
+        )
     if not isinstance(example, jax.Array):
         example = np.asarray(example)
         example = example.astype(example.dtype.newbyteorder("="), copy=False)
     if example.dtype.itemsize > 8 or not jnp.issubdtype(example.dtype, jnp.floating):
         raise TypeError(
-            f"`example` must be real floating-point, got dtype {example.dtype}. Use .astype(jnp.float32)."
+            f"`example` must be an input, real floating-point, got dtype {example.dtype}. "
+            "Pass jnp.zeros(shape), for instance."
         )
     if example.size == 0:
         raise ValueError(f"`example` must not be empty, got shape {example.shape}.")

@@ -129,6 +129,8 @@ def _log_likelihood(samples: np.ndarray, fit: tuple[float, float, float]) -> flo
 
 
 def _check(center: ArrayLike, radius: float, num_groups: int, group_size: int) -> Array:
+    if isinstance(center, jax.core.Tracer):
+        raise TypeError(f"`center` must be concrete, got {center}. Call clever outside jit, vmap and grad.")
     center = jnp.asarray(center)
     if not jnp.issubdtype(center.dtype, jnp.floating):
         raise TypeError(

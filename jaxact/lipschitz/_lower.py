@@ -79,7 +79,7 @@ def lower_bound(
     Args:
         fn: maps ONE input to one real array; reverse-differentiable, and the reverse pass
             forward-differentiable. Static.
-        inputs: starting points [starts, *input]; searched independently, more of them find more.
+        inputs: starting points [starts, *input], searched independently, more of them find more; or one input [n].
         key: for random directions. Traced.
         num_steps: steps from each start; static. 0 gives the largest ||J||_2 over `inputs`.
         step_size: length of the first step, as a share of the root mean square of ||inputs||_2 (of 1 if they
@@ -330,4 +330,4 @@ def _check_inputs(inputs: ArrayLike) -> Array:
         raise ValueError(
             f"`inputs` must be [starts, *input] and not empty, got shape {inputs.shape}. Pass x[None]."
         )
-    return inputs
+    return inputs[None] if inputs.ndim == 1 else inputs

@@ -100,6 +100,11 @@ def lower(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None)
         closed, exact = run_again(lambda: _traced(fn, example))
         if wide is not None:
             wide += wide_constants(closed)
+        if any(isinstance(c, jax.core.Tracer) for c in closed.consts):
+            raise TypeError(
+                "`fn` must close over concrete arrays, got traced ones: a certificate is found on the host, outside "
+                "jit and grad. As a penalty use upper_bound, or a network's log_lipschitz."
+            )
         walker = _Walker()
         source = Lin(tuple(np.shape(example)), kind="input")
         walker.lins.append(source)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Region, evaluate
@@ -177,11 +177,11 @@ def _check_translation(
                 f"{np.max(np.abs(theirs - ours)):g} where the largest is {scale:g}. Does it depend on a state or on "
                 "chance, or magnify its own rounding (then try it in float64)? If not, please report it."
             )
-        compared.append((np.reshape(point, np.shape(example)), ours, 1e-5 * max(parts)))
+        compared.append((np.reshape(point, np.shape(example)), ours, max(parts)))
     if not _has_float64():
         forget(wide)
-        for point, ours, rounding in compared:
-            _check_float32(run, lowered, point, ours, rounding)
+        for point, ours, largest in compared:
+            _check_float32(run, lowered, jnp.asarray(point, jnp.result_type(example)), ours, largest)
 
 
 def _outputs(result: Any, lowered: Lowered) -> Float[np.ndarray, " size"]:
@@ -192,21 +192,27 @@ def _outputs(result: Any, lowered: Lowered) -> Float[np.ndarray, " size"]:
     )
 
 
-def _check_float32(run: Callable[[Any], Any], lowered: Lowered, x: Any, ours: Any, rounding: float) -> None:
-    """Run the function as its user does, where float64 is not enabled: it may be another function there."""
-    x = jnp.asarray(x, jnp.float32)
-    theirs, moved = (_outputs(run_again(partial(run, x)), lowered) for x in (x, x * (1 + 2.0**-13)))
-    difference = np.max(np.abs(theirs - ours))
-    # What a thousandth part of x can do its rounding may do as well.
-    allowed = 1e-2 * np.max(np.abs(theirs)) + 64 * np.max(np.abs(moved - theirs)) + rounding
-    if lowered.narrowest is not None:
-        allowed = max(allowed, 1e5 * float(jnp.finfo(lowered.narrowest).eps) * rounding)
+def _check_float32(run: Callable[[Any], Any], lowered: Lowered, x: Array, ours: Any, largest: float) -> None:
+    """Run the function as its user does, where float64 is not enabled: it may be another function there.
+
+    `largest` is the largest of all intermediate values. What a small part of x changes its rounding may change as well.
+    """
+    narrow = [x.dtype] if lowered.narrowest is None else [x.dtype, lowered.narrowest]
+    eps = max(float(jnp.finfo(dtype).eps) for dtype in narrow)
+    size = float(jnp.max(jnp.abs(x))) or 1.0
+    direction = np.cos(5 * np.arange(x.size) + 2).reshape(x.shape)
+    moved = jnp.asarray(np.asarray(x, np.float64) + max(2.0**-13, 4 * eps) * size * direction, x.dtype)
+    theirs, beside = (_outputs(run_again(partial(run, each)), lowered) for each in (x, moved))
+    scale, difference = np.max(np.abs(theirs)), np.max(np.abs(theirs - ours))
+    allowed = 64 * np.max(np.abs(beside - theirs)) + max(
+        1e-2 * scale + 1e-5 * largest, 8 * eps * (scale + largest)
+    )
     if np.isfinite(allowed) and not difference <= allowed:
         raise ValueError(
-            "`fn` must be the same function in float32, as it runs now, and in float64, in which it is certified: "
-            f"its outputs differ by {difference:g} where the largest is {np.max(np.abs(theirs)):g}. Does it draw "
-            "random numbers, let integers wrap or ask for a dtype? Compute that beforehand and close over the arrays, "
-            "or enable float64."
+            f"`fn` must be the same function in {x.dtype}, as it runs now, and in float64, in which it is certified: "
+            f"its outputs differ by {difference:g} where the largest is {scale:g}. Does it draw random numbers, let "
+            "integers wrap, ask for a dtype or magnify its own rounding? Compute such constants beforehand and close "
+            "over the arrays, or enable float64."
         )
 
 
@@ -225,7 +231,7 @@ def _points(size: int, region: Region | None) -> list[np.ndarray]:
 
 
 def _check(fn: Any, example: Any, norm: Any, region: Any) -> Any:
-    """The example as an array that JAX knows."""
+    """Refuse what cannot be asked for; the example as an array that JAX knows."""
     if not callable(fn):
         raise TypeError(f"`fn` must be a function of one array, got {fn!r}. Use lambda x: model(x).")
     if norm != 2:
@@ -241,7 +247,7 @@ def _check(fn: Any, example: Any, norm: Any, region: Any) -> Any:
         example = example.astype(example.dtype.newbyteorder("="), copy=False)
     if example.dtype.itemsize > 8 or not jnp.issubdtype(example.dtype, jnp.floating):
         raise TypeError(
-            f"`example` must be an input, real floating-point, got dtype {example.dtype}. "
+            f"`example` must be an input, real floating-point of at most 64 bits, got dtype {example.dtype}. "
             "Pass jnp.zeros(shape), for instance."
         )
     if example.size == 0:

@@ -275,7 +275,8 @@ def _pass_in_box(layers: Sequence[Layer], center: np.ndarray, half: np.ndarray, 
     known: list[np.ndarray] | None = None
     if np.ptp(half) > 0:
         # The ellipsoid sum_i (x_i - c_i)^2 / (n h_i^2) <= 1 holds the box as well, and gives other intervals.
-        scales = half**2 * (np.count_nonzero(half) * (1 + 1e-14))
+        sides = np.where(half > 0, np.maximum(half, 1e-150), 0.0)  # squares of what is smaller underflow
+        scales = sides**2 * (np.count_nonzero(half) * (1 + 1e-14))
         known = []
         _pass(layers, center, 1.0, half=half, start=np.diag(scales), found=known)
     return _pass(layers, center, radius, half=half, known=known)

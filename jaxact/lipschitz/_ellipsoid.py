@@ -47,9 +47,8 @@ from jaxact.lipschitz._search import refine
 from jaxact.lipschitz._slopes import centered
 
 _LITTLE = 0.1  # of log K
-_FAINT = (
-    1e-280  # beside a diagonal of mean 1, below which numbers may underflow: taken for at least that much
-)
+# Of a diagonal of mean 1: what is smaller may be the remains of an underflow, and is taken for as much as this.
+_FAINT = 1e-280
 _LOOKAHEAD = 24  # steps over which the closed form looks for the place where paths meet again
 _KNOWN = 1e-6  # of the widest range of slopes
 
@@ -232,7 +231,9 @@ def _locate(prepared: Prepared, region: Region) -> Local:
         )
     local = Local(radius, evaluate(program, center, output_only=False), outward(lower, upper), {})
     if isinstance(region, Box) and prepared.starts_dense and np.ptp(halfwidths) > 0:
-        scales = halfwidths**2 * (np.count_nonzero(halfwidths) * (1 + 1e-14))
+        # Squares of what is smaller would underflow; a larger box holds it.
+        sides = np.where(halfwidths > 0, np.maximum(halfwidths, 1e-150), 0.0)
+        scales = sides**2 * (np.count_nonzero(halfwidths) * (1 + 1e-14))
         found = _verify(prepared, local._replace(radius=1.0), None, np.diag(scales))
         local = local._replace(known=found.intervals)
     return local
@@ -336,8 +337,12 @@ class _Matrix(NamedTuple):
     X: np.ndarray
     exponent: int
 
-    def normalized(self) -> _Matrix:
-        mean = np.mean(np.diag(self.X))
+    def normalized(self, moves: np.ndarray | None = None) -> _Matrix:
+        """With a mean diagonal of about 1; what `moves` stays above `_FAINT`, where squares may have underflown."""
+        if self.X.size == 0:
+            return self
+        diagonal = np.diag(self.X)
+        mean = np.mean(diagonal)
         if not np.isfinite(mean):
             raise ValueError(
                 "The bound must be finite, got NaN or inf. Look for weights near the largest float."
@@ -345,7 +350,10 @@ class _Matrix(NamedTuple):
         if mean == 0:
             return self
         shift = 2 * round(math.log2(mean) / 2)
-        return _Matrix(np.ldexp(self.X, -shift), self.exponent + shift)  # a power of 2: exact
+        X = np.ldexp(self.X, -shift)  # a power of 2: exact but where it underflows
+        faint = ((diagonal > 0) if moves is None else moves) & (np.diag(X) < _FAINT)
+        X[np.diag_indices(X.shape[0])] += np.where(faint, _FAINT, 0.0)
+        return _Matrix(X, self.exponent + shift)
 
     def log(self, largest: float | None = None) -> float:
         """Log K, not proved: for reports; of the largest eigenvalue of X if that is known."""
@@ -380,7 +388,11 @@ class _Norms(NamedTuple):
                 "The bound must be finite, got NaN or inf. Look for weights near the largest float."
             )
         shift = math.frexp(largest)[1] if largest > 0 else 0
-        return _Norms(tuple(math.ldexp(k, -shift) for k in self.k), self.exponent + shift)
+        k = (math.ldexp(k, -shift) for k in self.k)
+        return _Norms(
+            tuple(max(new, _FAINT if old > 0 else 0.0) for new, old in zip(k, self.k, strict=True)),
+            self.exponent + shift,
+        )
 
     def log(self, _: float | None = None) -> float:
         total = math.hypot(*self.k)
@@ -440,16 +452,17 @@ def _affine(state: _Matrix, step: Affine, layout: Layout) -> _Matrix:
         step.terms
     )
     if len(step.terms) == 1 and isinstance(step.terms[0][1], Identity):
-        return _Matrix(Y, state.exponent).normalized()
+        return _Matrix(Y, state.exponent + shift).normalized()
     gamma = 2 * (width + 4) * UNIT * (1 + 1e-6)
     growth = np.concatenate([roots[kept], g])
     slack = gamma * Y.shape[0] * growth**2
-    faint = np.flatnonzero(g < _FAINT**0.5)
-    if faint.size:
+    Y = _enlarged(Y, slack)
+    moves = np.diag(Y) > 0
+    if (g < _FAINT**0.5).any():
         moved = (roots > 0).astype(np.float64)
-        moves = _total(_root_growth(op, moved[place]) for op, place in zip(operators, places, strict=True))
-        slack[kept.size + faint[moves[faint] > 0]] += _FAINT
-    return _Matrix(_enlarged(Y, slack), state.exponent + shift).normalized()
+        grown = _total(_root_growth(op, moved[place]) for op, place in zip(operators, places, strict=True))
+        moves[kept.size :] |= grown > 0
+    return _Matrix(Y, state.exponent + shift).normalized(moves)
 
 
 def _total(parts: Iterable[np.ndarray]) -> np.ndarray:
@@ -518,9 +531,10 @@ def _elementwise(
     noise[active] = r[active] ** 2 / T[active]
     slack = 8 * (k + n) * UNIT * np.abs(np.diag(Y))
     slack[k:] += noise * (1 + 8 * UNIT)
-    faint = np.diag(Y)[k:] + noise < _FAINT
-    slack[k:][faint & (np.abs(m) + r > 0) & (np.diag(X)[z] > 0)] += _FAINT
-    return _Matrix(_enlarged(Y, slack), state.exponent + 2 * shift).normalized(), T
+    Y = _enlarged(Y, slack)
+    moves = np.diag(Y) > 0
+    moves[k:] |= (np.abs(m) + r > 0) & (np.diag(X)[z] > 0)
+    return _Matrix(Y, state.exponent + 2 * shift).normalized(moves), T
 
 
 def _inflated(

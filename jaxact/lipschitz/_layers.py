@@ -319,20 +319,19 @@ def _log(value: Any) -> float:
 
 def _absolute(kernels: Sequence[Any], dtype: Any, xp: Any) -> Any:
     """By `xp`, numpy or jax.numpy."""
-    total, log = xp.eye(kernels[0].shape[0], dtype=dtype), xp.zeros((), dtype)
-    for kernel in kernels:
-        kernel = xp.abs(kernel).astype(dtype)
-        for factor in (total, kernel):
-            largest = factor.max()
-            log = log + xp.log(xp.where(largest > 0, largest, 1))
-        total = _over_largest(total, xp) @ _over_largest(kernel, xp)
+
+    def over_largest(matrix: Any) -> tuple[Any, Any]:
+        largest = matrix.max()
+        safe = xp.where(largest > 0, largest, 1)
+        return matrix / safe, xp.log(safe)
+
+    total, log = over_largest(xp.abs(kernels[0]).astype(dtype))
+    for kernel in kernels[1:]:
+        factor, grown = over_largest(xp.abs(kernel).astype(dtype))
+        total, more = over_largest(total @ factor)
+        log = log + grown + more
     with np.errstate(divide="ignore"):
         return log + xp.log(xp.linalg.svd(total, compute_uv=False)[0])
-
-
-def _over_largest(matrix: Any, xp: Any) -> Any:
-    largest = matrix.max()
-    return matrix / xp.where(largest > 0, largest, 1)
 
 
 def _eclipse_fast(kernels: list[Array], ranges: list[tuple[Any, Any]], dtype: Any) -> Array:

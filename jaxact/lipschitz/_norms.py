@@ -63,15 +63,21 @@ def dense_norm(matrix: Float[ArrayLike, "out in"]) -> float:
     exponent = math.frexp(float(np.abs(matrix).max()))[1]
     scaled = np.ldexp(matrix, -exponent)
     if min(matrix.shape) == 1:
-        root = float(np.linalg.norm(scaled)) * (1 + (matrix.size + 8) * UNIT)
-        return float(np.ldexp(root, exponent))
+        return _scaled_up(float(np.linalg.norm(scaled)) * (1 + (matrix.size + 8) * UNIT), exponent)
     if scaled.shape[0] > scaled.shape[1]:
         scaled = scaled.T
     gram = scaled @ scaled.T
     # |error_ij| <= gamma_n |a_i| |a_j|: at most gamma_n ||A||_F^2 in norm.
     slack = 2 * (scaled.shape[1] + 4) * UNIT * float(np.trace(gram))
     root = math.sqrt(certified_largest(gram / 2 + gram.T / 2) + slack)
-    return float(np.ldexp(root * (1 + 4 * UNIT), exponent))
+    return _scaled_up(root * (1 + 4 * UNIT), exponent)
+
+
+def _scaled_up(bound: float, exponent: int) -> float:
+    """Bound 2^exponent: inf where that is out of range, and rounded up where it is subnormal."""
+    with np.errstate(over="ignore", under="ignore"):
+        value = float(np.ldexp(bound, exponent))
+    return value if value > 1e-300 or bound == 0 else float(np.nextafter(value, np.inf))
 
 
 @full_precision
@@ -187,7 +193,7 @@ def convolution_norm(
         )
     exponent = math.frexp(float(np.max(np.abs(geometry.kernel), initial=0.0)))[1]
     geometry.kernel = np.ldexp(geometry.kernel, -exponent)  # whose squares are in range
-    return float(np.ldexp(_convolution_norm(geometry, method), exponent))
+    return _scaled_up(_convolution_norm(geometry, method), exponent)
 
 
 def _convolution_norm(geometry: _Geometry, method: str) -> float:
@@ -378,8 +384,8 @@ def real_array(name: str, value: Any) -> np.ndarray:
 def largest_eigenvalue(X: np.ndarray) -> float:
     """The largest eigenvalue of a symmetric matrix that is all but positive: an estimate, to rounding if small."""
     n = X.shape[0]
-    if n == 1:
-        return float(X[0, 0])
+    if n <= 1:
+        return float(X.sum())
     if n > 384:
         start = np.sqrt(np.maximum(np.diag(X), 0)) * (1 + 0.5 * np.cos(np.arange(n))) + 1e-6
         try:
@@ -394,8 +400,8 @@ def largest_eigenvalue(X: np.ndarray) -> float:
 def certified_largest(X: np.ndarray) -> float:
     """An upper bound on the largest eigenvalue of the symmetric matrix that is stored, proved by a factorisation."""
     n = X.shape[0]
-    if n == 1:
-        return float(X[0, 0])
+    if n <= 1:
+        return float(X.sum())
     if not X.any():
         return 0.0
     estimate = max(largest_eigenvalue(X), float(np.diag(X).max()), 0.0)

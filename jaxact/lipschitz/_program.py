@@ -379,7 +379,11 @@ class Box:
         lower, upper = self.lower.reshape(-1), self.upper.reshape(-1)
         center = lower / 2 + upper / 2
         half = np.maximum(upper - center, center - lower) * (1 + 4 * UNIT)
-        return center, half, float(np.linalg.norm(half)) * (1 + (half.size + 4) * UNIT)
+        longest = float(np.max(half, initial=0.0))
+        corner = (
+            np.linalg.norm(half / longest) if longest > 0 else 0.0
+        )  # squares that underflow are negligible
+        return center, half, float(np.nextafter(corner * longest * (1 + (half.size + 8) * UNIT), np.inf))
 
 
 Region: TypeAlias = Ball | Box

@@ -340,7 +340,12 @@ class _Walker:
                 first = self._formula(eqn, "neg", [first], shape)
                 name = "add"
             return self._rescaled(name, first, arrays[0], shape)
-        if name == "select_n" and len(variables) == 1 and not all(map(_is_finite, operands)):
+        if (
+            name == "select_n"
+            and len(variables) == 1
+            and _is_constant(operands[0])
+            and not all(_is_finite(operand) for operand in operands if _is_constant(operand))
+        ):
             return self._masked(operands, shape)
         common = self._common(variables)
         if common is None:
@@ -387,11 +392,13 @@ class _Walker:
                 shift = np.where(chosen == k, np.asarray(case, np.float64), shift)
 
         def fn(mode: str, v: Any) -> Any:
-            xp = np if isinstance(v, np.ndarray) else jnp
-            return xp.where(keep, v, shift if mode == "affine" else 0.0)
+            return jnp.where(keep, v.reshape(shape), shift if mode == "affine" else 0.0)
+
+        def host(mode: str, v: Any) -> Any:
+            return np.where(keep, v.reshape(len(v), *shape), shift if mode == "affine" else 0.0)
 
         lin = self.linear(self._spread(cases[position], shape))
-        masked = Lin(shape, (lin,), fn, host=fn, data=("masked", np.where(keep, 0.0, shift)))
+        masked = Lin(shape, (lin,), fn, host=host, data=("masked", np.where(keep, 0.0, shift)))
         return _Value(self._made(masked), _formula.variable(), shape)
 
     def _affine_of(self, lin: Lin, expr: Expr) -> Lin:

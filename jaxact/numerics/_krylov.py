@@ -250,7 +250,8 @@ def _block_krylov(
     push = jax.vmap(lambda v: matvec(v) / scale)
     pull = jax.vmap(lambda u: rmatvec(u) / scale)
 
-    # Likewise the Ritz values of a large space: to look at each second block is less than the products it may save.
+    # Whether the values are good costs an eigendecomposition of LAPACK's, whose threads slow the next products (see
+    # `_orthonormal`): of a large space each second block is looked at.
     check_every = 1 if num_blocks * block < 64 else 2
 
     def ritz(basis: Array, image: Array, restarts: Array) -> _Space:
@@ -330,12 +331,13 @@ def _orthonormal(rows: Array, basis: Array, noise: Array) -> Array:
     for _ in range(3):  # twice is enough for full-rank rows; noise needs one more
         rows = rows - (rows @ basis.T) @ basis
         # By the Gram matrix rather than QR: LAPACK on a tall matrix wakes threads of its own, which then wait in a
-        # busy loop beside XLA's and halve the speed of the next products. A direction that the Gram matrix cannot
-        # resolve grows by 1 / sqrt(eps) a round, so that three rounds reach noise at rounding level.
+        # busy loop beside XLA's and halve the speed of the next products. Of rows of one length it resolves all
+        # directions but those below sqrt(eps), which grow by 1 / sqrt(eps) a round.
+        rows = rows / _or_one(jnp.linalg.norm(rows, axis=1, keepdims=True))
         squares, mix = jnp.linalg.eigh(rows @ rows.T)
         squares = jnp.maximum(squares, jnp.finfo(rows.dtype).eps * squares[-1])
         rows = (mix / jnp.sqrt(squares)).T @ rows
-    return rows
+    return 1.5 * rows - 0.5 * (rows @ rows.T) @ rows  # Newton and Schulz: what rounding left is squared
 
 
 def _or_one(scale: Array) -> Array:

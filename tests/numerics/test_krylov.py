@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxact.numerics import golub_kahan, leading_singular_triplets
+from jaxact.numerics._krylov import _orthonormal
 
 
 @pytest.mark.parametrize(("shape", "num"), [((120, 100), 3), ((4, 300), 2), ((50, 60), 50)])
@@ -47,3 +48,24 @@ def test_golub_kahan_satisfies_its_definition_and_stops_where_the_space_ends():
             np.r_[np.linalg.svd(A, compute_uv=False)[:5], 0, 0, 0, 0],
             atol=1e-10,
         )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("rows", ["one", "graded", "alike"])
+def test_new_rows_are_orthonormal_whatever_their_sizes(rows, dtype):
+    with jax.enable_x64(True):
+        n = 20_000
+        rng = np.random.default_rng(0)
+        basis = np.linalg.qr(rng.normal(size=(n, 6)))[0].T
+        given = rng.normal(size=(7, n))
+        if rows == "alike":
+            given = given[0] + 1e-6 * given
+        else:
+            sizes = np.eye(7)[0] if rows == "one" else 10.0 ** -np.arange(7)
+            given = sizes[:, None] * given
+        noise = rng.normal(size=(7, n)) / n**0.5
+        made = _orthonormal(*(jnp.asarray(each, dtype) for each in (given, basis, noise)))
+        made = np.asarray(made, np.float64)
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(made @ made.T, np.eye(7), atol=20 * eps)
+    np.testing.assert_allclose(made @ basis.T, 0, atol=20 * eps)

@@ -193,7 +193,10 @@ def _searched(
         prepared, local, checked.multipliers, num_steps, deadline, tolerance, learning_rate
     )
     if multipliers is not None:
-        refined = _verify(prepared, local, multipliers)
+        try:
+            refined = _verify(prepared, local, multipliers)
+        except ArithmeticError:  # what the search found cannot be proved: the closed form stands
+            return checked, history, "closed form"
         if refined.log < checked.log:
             checked = refined
     return checked, history, f"ellipsoid, {len(history) - 1} steps"
@@ -418,7 +421,7 @@ def _scaled(k: float, exponent: int) -> tuple[float, float]:
         value = math.ldexp(k, exponent)
     except OverflowError:
         value = math.inf
-    return value, log
+    return value if k == 0 or value > 1e-300 else math.nextafter(value, math.inf), log
 
 
 def _enlarged(X: np.ndarray, by: np.ndarray) -> np.ndarray:
@@ -627,7 +630,7 @@ def _closed_form(
     looks_ahead = layout.kept or r.min() > _KNOWN * r.max()
     t = np.full(r.shape, _meeting_ratio(prepared, index, X, m, r, s, nominal)) if looks_ahead else np.abs(m)
     t = np.maximum(t, 1e-10 * r)
-    T[active] = r[active] / (s * (r[active] + t[active]))
+    T[active] = r[active] / (r[active] + t[active]) / s
     return T
 
 

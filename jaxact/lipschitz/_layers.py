@@ -308,7 +308,7 @@ def _rounded(value: float, weights: Any, dtype: Any, *, outward: bool) -> Any:
     dtype = np.dtype(dtype if of_numpy else jax.dtypes.canonicalize_dtype(dtype))
     with np.errstate(over="ignore"):
         rounded = dtype.type(value)
-    if outward and rounded < value:
+    if outward and float(rounded) < value:  # numpy would compare in the narrower dtype
         rounded = np.nextafter(rounded, dtype.type(np.inf))
     return rounded if of_numpy else jnp.asarray(rounded)
 

@@ -625,7 +625,7 @@ def _both(s: list[Any] | None, t: list[Any] | None) -> list[Any] | None:
 def _whole_line(key: _Key, tolerance: float) -> SlopeRange:
     compiled = _compiled(key)
     if compiled.size is not None:
-        return _whole_line_distinct(key.expr, compiled.size, tolerance)
+        return _whole_line_distinct(key.expr, tolerance)
     edge = np.full(1, LARGEST)
     octaves = 2.0 ** np.concatenate([np.arange(-12, 12), np.arange(12, 129, 2)])
     with np.errstate(all="ignore"):
@@ -635,7 +635,7 @@ def _whole_line(key: _Key, tolerance: float) -> SlopeRange:
     return SlopeRange(found.lower[0], found.upper[0])
 
 
-def _whole_line_distinct(expr: Expr, size: int, tolerance: float) -> SlopeRange:
+def _whole_line_distinct(expr: Expr, tolerance: float) -> SlopeRange:
     """Entries with equal constants share their range."""
     tables: list[np.ndarray] = []
 
@@ -646,7 +646,7 @@ def _whole_line_distinct(expr: Expr, size: int, tolerance: float) -> SlopeRange:
     reindex(expr, note)
     _, first, inverse = np.unique(np.stack(tables, 1), axis=0, return_index=True, return_inverse=True)
     inverse = inverse.reshape(-1)
-    small = reindex(expr, lambda values: values[first]) if first.size < size else expr
+    small = reindex(expr, lambda values: values[first])  # sorted, also where all entries differ
     edge = np.full(first.size, LARGEST)
     octaves = 2.0 ** np.concatenate([np.arange(-4, 8, dtype=float), np.arange(8, 129, 8)])
     with np.errstate(all="ignore"):

@@ -647,3 +647,27 @@ def test_models_in_narrow_dtypes_and_chaotic_ones_are_the_same_functions(dtype):
 def test_outputs_without_entries_have_no_slope():
     region = Ball(np.zeros(3), 0.5)
     assert certify(lambda x: jnp.sum(jnp.tanh(x[:0])) + 0 * x, jnp.zeros(3), region=region).value == 0
+
+
+_EACH = np.array([5.0, 3.0, 2.0, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("fn", "steepest"),
+    [
+        (lambda x: jnp.where(np.array([True, False, False, False]), x, 0.0)[:1], 1.0),
+        (lambda x: jnp.where(x > 0, x, _EACH * x) * np.array([1, 0.01, 0.01, 0.01]), 5.0),
+        (lambda x: jnp.where(x > 0, x, _EACH[::-1] * x) * np.array([0.01, 0.01, 0.01, 1]), 5.0),
+        (lambda x: jnp.tanh(_EACH * x)[1:2], 3.0),
+    ],
+)
+@pytest.mark.parametrize("region", [None, Ball(-np.ones(4), 1.5)])
+def test_entries_with_constants_of_their_own_keep_their_slopes(fn, steepest, region):
+    found = certify(fn, jnp.zeros(4), region=region).value
+    assert steepest * (1 - 1e-12) <= found <= 1.25 * steepest
+
+
+def test_entries_that_are_all_but_still_are_divided_by_nothing():
+    dead = np.array([5.0, 0.0])
+    found = certify(lambda x: jnp.clip((x * dead) ** 2, -30, 30), jnp.zeros(2), region=Ball(np.ones(2), 0.01))
+    assert 50 <= found.value <= 53

@@ -265,3 +265,14 @@ def test_lists_and_names_are_told_from_arrays_and_activations():
         np.testing.assert_allclose(float(found), float(of_arrays), rtol=1e-6)
     with pytest.raises(TypeError, match=r"activations\.parse\('relu'\)"):
         lipschitz.upper_bound(weights, "relu")
+
+
+@pytest.mark.parametrize("method", ["eclipse_fast", "ellipsoid"])
+def test_a_proved_bound_is_not_rounded_below_itself_in_float32(method):
+    rng = np.random.default_rng(0)
+    region = lipschitz.Ball(np.zeros(5), 1.0) if method == "eclipse_fast" else None
+    for _ in range(40):
+        kernel = rng.normal(size=(5, 7)).astype(np.float32)
+        found = lipschitz.upper_bound([kernel], activations.relu, method=method, region=region)
+        assert found.dtype == np.float32
+        assert float(found) >= np.linalg.norm(kernel.astype(np.float64), 2)

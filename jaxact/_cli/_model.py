@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact._cli._output import InputError
+from jaxact.lipschitz._certify import untraceable
 
 _SAME_OUTPUT = 1e-4
 
@@ -269,7 +270,7 @@ def on_one_example(model: Model, shape: tuple[int, ...], *, batch: bool | None =
         if taken and not model.takes_batch:
             break  # a function is one of an array of this shape by its word
     if not taken and (reason := _own_reason(errors)):
-        raise InputError(f"{model.name} {reason} It raises {refusals[0]}.")
+        raise InputError(f"{model.name} {reason}")
     if not taken:
         raise InputError(
             f"`--input-shape` must be that of one example of {model.name}, got {shape_text(shape)}: the model raises "
@@ -286,14 +287,9 @@ def on_one_example(model: Model, shape: tuple[int, ...], *, batch: bool | None =
 
 def _own_reason(errors: Sequence[Exception]) -> str | None:
     """What is wrong with a model whatever the shape, with the remedy; None if that may be the shape."""
-    error = errors[0]
-    if type(error).__name__ == "TraceContextError":  # of flax
-        return "must not change its state: put it into inference mode, model.eval(), before it is called."
-    if isinstance(error, jax.errors.JAXTypeError):
-        return "must be a function that JAX can trace: write it with jax.numpy, and branches with jnp.where."
-    if isinstance(error, TypeError) and "positional argument" in str(error):
-        return "must be a function of one array: write def model(x): ... that gives the other arguments."
-    return None
+    if isinstance(errors[0], TypeError) and "positional argument" in str(errors[0]):
+        return "must be a function of one array. Write def model(x): ... that gives the other arguments."
+    return untraceable(errors[0])
 
 
 def _in_layout(model: Model, shape: tuple[int, ...], with_batch: bool) -> OneExample:

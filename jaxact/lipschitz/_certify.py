@@ -125,22 +125,28 @@ def _translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -
                 raise ValueError(lowered.restricted)
             _check_translation(fn, lowered, example, region, wide)
             return lowered
-        except jax.errors.UnexpectedTracerError as error:
-            raise TypeError(
-                "`fn` must not keep arrays that it makes, in a cache or an attribute, for it would keep its trace. "
-                "Make them beforehand, or call fn(example) once before."
-            ) from error
         except Exception as error:
-            if type(error).__name__ == "TraceContextError":  # of flax
-                raise TypeError(
-                    "`fn` must not change a model's state. Put it into inference mode, model.eval(), beforehand."
-                ) from error
-            if not isinstance(error, jax.errors.JAXTypeError):
+            reason = untraceable(error)
+            if reason is None:
                 raise
-            raise TypeError(
-                f"`fn` must be a function that JAX can trace, got {str(error).splitlines()[0]} "
-                "Write it with jax.numpy, and branches with jnp.where."
-            ) from error
+            raise TypeError(f"`fn` {reason}") from error
+
+
+def untraceable(error: Exception) -> str | None:
+    """What a function must be for JAX to trace it, with the remedy; None if the error says something else."""
+    if type(error).__name__ == "TraceContextError":  # of flax
+        return "must not change a model's state. Put it into inference mode, model.eval(), beforehand."
+    if isinstance(error, jax.errors.UnexpectedTracerError):
+        return (
+            "must not keep arrays that it makes, in a cache or an attribute, for it would keep its trace. "
+            "Make them beforehand, or call the function once before."
+        )
+    if isinstance(error, jax.errors.JAXTypeError):
+        return (
+            f"must be a function that JAX can trace, got {str(error).splitlines()[0]} "
+            "Write it with jax.numpy, and branches with jnp.where."
+        )
+    return None
 
 
 def _check_translation(

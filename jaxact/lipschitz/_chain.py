@@ -181,10 +181,7 @@ def within(layers: Sequence[Layer], region: Region) -> float:
     """
     width = max(max(layer.kernel.shape) for layer in layers)
     with one_thread(width), np.errstate(over="ignore", invalid="ignore"):
-        if isinstance(region, Ball):
-            log = _pass(layers, region.center, region.radius)
-        else:
-            log = _pass_in_box(layers, *region.around())
+        log = _pass_in_region(layers, region)
         ranges = [layer.table.whole for layer in layers if layer.table is not None]
         bounded = all(math.isfinite(low) and math.isfinite(high) for low, high in ranges)
         # The choice of V is no minimum: narrower slopes may make it worse.
@@ -271,14 +268,14 @@ def _everywhere_at_least(layers: Sequence[Layer], ranges: Sequence[tuple[float, 
     return log / 2
 
 
-def _pass_in_box(layers: Sequence[Layer], center: np.ndarray, half: np.ndarray, radius: float) -> float:
+def _pass_in_region(layers: Sequence[Layer], region: Region) -> float:
+    if isinstance(region, Ball):
+        return _pass(layers, region.center, region.radius)
+    center, half, radius = region.around()
     known: list[np.ndarray] | None = None
     if np.ptp(half) > 0:
-        # The ellipsoid sum_i (x_i - c_i)^2 / (n h_i^2) <= 1 holds the box as well, and gives other intervals.
-        sides = np.where(half > 0, np.maximum(half, 1e-150), 0.0)  # squares of what is smaller underflow
-        scales = sides**2 * (np.count_nonzero(half) * (1 + 1e-14))
-        known = []
-        _pass(layers, center, 1.0, half=half, start=np.diag(scales), found=known)
+        known = []  # by the ellipsoid, which gives other intervals than the ball
+        _pass(layers, center, 1.0, half=half, start=np.diag(region.ellipsoid()), found=known)
     return _pass(layers, center, radius, half=half, known=known)
 
 

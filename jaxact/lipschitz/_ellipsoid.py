@@ -234,10 +234,7 @@ def _locate(prepared: Prepared, region: Region) -> Local:
         )
     local = Local(radius, evaluate(program, center, output_only=False), outward(lower, upper), {})
     if isinstance(region, Box) and prepared.starts_dense and np.ptp(halfwidths) > 0:
-        # Squares of what is smaller would underflow; a larger box holds it.
-        sides = np.where(halfwidths > 0, np.maximum(halfwidths, 1e-150), 0.0)
-        scales = sides**2 * (np.count_nonzero(halfwidths) * (1 + 1e-14))
-        found = _verify(prepared, local._replace(radius=1.0), None, np.diag(scales))
+        found = _verify(prepared, local._replace(radius=1.0), None, np.diag(region.ellipsoid()))
         local = local._replace(known=found.intervals)
     return local
 
@@ -351,7 +348,7 @@ class _Matrix(NamedTuple):
                 "The bound must be finite, got NaN or inf. Look for weights near the largest float."
             )
         if mean == 0:
-            return self
+            return self if moves is None else _Matrix(np.diag(np.where(moves, _FAINT, 0.0)), self.exponent)
         shift = 2 * round(math.log2(mean) / 2)
         X = np.ldexp(self.X, -shift)  # a power of 2: exact but where it underflows
         faint = ((diagonal > 0) if moves is None else moves) & (np.diag(X) < _FAINT)

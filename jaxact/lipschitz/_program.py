@@ -374,6 +374,12 @@ class Box:
             f"Box(of shape {self.lower.shape}, widths up to {np.max(self.upper - self.lower, initial=0.0):g})"
         )
 
+    def ellipsoid(self) -> Float[np.ndarray, " size"]:
+        """The squares of the half axes of an ellipsoid that holds the box: sum_i (x_i - c_i)^2 / (n h_i^2) <= 1."""
+        half = self.around()[1]
+        sides = np.where(half > 0, np.maximum(half, 1e-150), 0.0)  # squares of what is smaller underflow
+        return sides**2 * (np.count_nonzero(half) * (1 + 1e-14))
+
     def around(self) -> tuple[Float[np.ndarray, " size"], Float[np.ndarray, " size"], float]:
         """The middle, flattened, how far the sides are from it at most, and how far the corners."""
         lower, upper = self.lower.reshape(-1), self.upper.reshape(-1)

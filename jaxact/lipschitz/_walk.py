@@ -25,7 +25,7 @@ from jaxact.lipschitz._host import BATCHED, computed, in_float64, is_plain
 from jaxact.lipschitz._lazy import Lin
 from jaxact.lipschitz._program import Program
 from jaxact.lipschitz._source import Place, called, place
-from jaxact.lipschitz._wide import run_again, wide_constants
+from jaxact.lipschitz._wide import inner_jaxprs, run_again, wide_constants
 
 #: primitive -> which operands it is jointly linear in, the others being constant; None: all
 _LINEAR: dict[str, tuple[int, ...] | None] = {
@@ -140,10 +140,8 @@ def _narrowed(jaxpr: Any) -> Iterator[Any]:
             yield np.dtype(to)
         if eqn.primitive.name == "reduce_precision" and 23 <= eqn.params["mantissa_bits"] < bits:
             yield np.dtype(np.float32)  # or finer
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from _narrowed(inner)
+        for inner in inner_jaxprs(eqn):
+            yield from _narrowed(getattr(inner, "jaxpr", inner))
 
 
 def _owned(const: Any) -> np.ndarray:

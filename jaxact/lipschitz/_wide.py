@@ -51,12 +51,18 @@ def _is_in_use(constant: weakref.ref) -> bool:
     return array is not None and array.base is not None and sys.getrefcount(array.base) > 2
 
 
+def inner_jaxprs(eqn: Any) -> list[Any]:
+    """Those of an equation's calls, loops and branches, closed or not."""
+    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+    return [each for each in found if hasattr(each, "eqns")]
+
+
 def _constants(closed: Any) -> Iterator[Any]:
     yield from closed.consts
     for eqn in closed.jaxpr.eqns:
         yield from (
             atom.val for atom in eqn.invars if hasattr(atom, "val") and isinstance(atom.val, np.ndarray)
         )
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+        for inner in inner_jaxprs(eqn):
             if hasattr(inner, "consts") and hasattr(inner, "jaxpr"):
                 yield from _constants(inner)

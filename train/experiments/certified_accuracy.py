@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from itertools import pairwise
+from typing import Any, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from jaxact import activations
+from jaxact import activations, fit, lipschitz, nn
 from jaxact.activations import Activation
-from train import results
+from jaxact.nn import OrthogonalLinear, SpectralNorm, kernels
+from train import fields
+from train.blocks import network
 from train.experiment import Cell, Progress
 from train.experiments import _certified_accuracy_views as views
-from train.experiments import _fields as fields
-from train.tasks import Digits, FromText
-
-if TYPE_CHECKING:
-    import xarray as xr
+from train.optimizers import Adam, Optimizer
+from train.study import Coordinate, Variable
+from train.trial import TrainingStudy, Trial, cross_entropy, parts
 
 APPROACHES = ("unconstrained", "penalty", "spectral", "orthogonal")
+_MEMBER, _ATTACK = ("setting", "seed"), ("setting", "seed", "attack_radius")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CertifiedAccuracy:
+class CertifiedAccuracy(TrainingStudy):
     """Train dense networks with a small Lipschitz constant in three ways and certify a radius about every test input.
 
     With a certified constant K of the logits z, no input within
@@ -33,27 +40,21 @@ class CertifiedAccuracy:
     of x has another class than y, since |z_y - z_j| changes by at most sqrt(2) K |dx| (Tsuzuku et al. 2018, section 4).
 
     Attributes:
-        task: the classification problem.
         approaches: any of "unconstrained", "penalty", "spectral" and "orthogonal".
         activation: between any two layers.
         penalty_weights: of log K (the closed form of the certificate) beside the cross-entropy, from the loosest.
         spectral_constants: K of networks whose layers have spectral norms of at most 1, times K, from the loosest.
         orthogonal_scales: K of networks of orthogonal layers, times K, from the loosest.
-        seeds: of initialisation and data order, vmapped.
-        width: units of every hidden layer.
         num_hidden: hidden layers, at least 2.
-        batch_size: examples a step, drawn with replacement.
-        num_steps: optimiser steps.
-        learning_rate: of Adam at the start; it falls to 0 by half a cosine.
+        learning_rate: of the optimiser; its schedule may lower it.
         max_radius: where the curves of certified accuracy end, in units of the standardised inputs.
-        num_radii: points of these curves.
+        num_radii: points of these curves, evenly spaced; the attacks' radii are points besides.
         attack_radii: of the balls that projected gradient ascent searches for another class.
         attack_steps: of each search.
         num_attacked: held-out inputs, at most, that are attacked.
         refine_steps: of the certificate.
     """
 
-    task: FromText = Digits()
     approaches: tuple[str, ...] = APPROACHES
     activation: Activation = activations.relu
     penalty_weights: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
@@ -64,6 +65,7 @@ class CertifiedAccuracy:
     num_hidden: int = 3
     batch_size: int = 128
     num_steps: int = 500
+    optimizer: Optimizer = Adam(schedule="cosine")
     learning_rate: float = 3e-3
     max_radius: float = 3.0
     num_radii: int = 61
@@ -72,28 +74,38 @@ class CertifiedAccuracy:
     num_attacked: int = 200
     refine_steps: int = 100
 
+    swept = {"approach": "approaches"}
+    within = {"seed": "seeds", "attack_radius": "attack_radii"}
+    coordinates = {
+        "approach": Coordinate("how the Lipschitz constant is kept small"),
+        "setting": Coordinate("strength, from the loosest"),
+        "radius": Coordinate("radius about an input"),
+        "attack_radius": Coordinate("radius of the attack"),
+    }
+    variables = {
+        "strength": Variable("weight of the penalty, or constant of the logits", ("setting",)),
+        "train_accuracy": Variable("train accuracy", _MEMBER),
+        "test_accuracy": Variable("test accuracy", _MEMBER),
+        "lipschitz": Variable("certified Lipschitz constant of the logits", _MEMBER),
+        "median_radius": Variable("median certified radius, 0 where the class is wrong", _MEMBER),
+        "certified_accuracy": Variable("certified accuracy", (*_MEMBER, "radius")),
+        "attacked_accuracy": Variable("accuracy under attack", _ATTACK),
+        "certified_among_attacked": Variable("certified accuracy on the attacked inputs", _ATTACK),
+        "broken_certificates": Variable(
+            "inputs that changed their class within the certified radius", _ATTACK, "inputs"
+        ),
+    }
+
     def __post_init__(self) -> None:
-        fields.check_distinct(
-            self, "approaches", "penalty_weights", "spectral_constants", "orthogonal_scales", "attack_radii"
-        )
-        for approach in self.approaches:
-            if approach not in APPROACHES:
-                raise ValueError(f"`approaches` must be among {', '.join(APPROACHES)}, got {approach!r}.")
-        fields.check_positive(
+        strengths = ("penalty_weights", "spectral_constants", "orthogonal_scales")
+        fields.check(
             self,
-            "penalty_weights",
-            "spectral_constants",
-            "orthogonal_scales",
-            "attack_radii",
-            "learning_rate",
-            "max_radius",
+            approaches=fields.among(APPROACHES),
+            **dict.fromkeys((*strengths, "attack_radii", "max_radius"), fields.positive),
+            **dict.fromkeys(("attack_steps", "num_attacked"), fields.count),
+            **dict.fromkeys(("num_hidden", "num_radii"), fields.at_least(2)),
+            refine_steps=fields.not_negative,
         )
-        fields.check_counts(self, "width", "batch_size", "num_steps", "attack_steps", "num_attacked")
-        for name in ("num_hidden", "num_radii"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"`{name}` must be at least 2, got {getattr(self, name)}.")
-        fields.check_not_negative(self, "refine_steps")
-        fields.check_seeds(self)
 
     def smoke(self) -> Self:
         """The loosest penalty and orthogonal layers, one seed, ten steps, nothing refined."""
@@ -115,10 +127,6 @@ class CertifiedAccuracy:
             refine_steps=0,
         )
 
-    def cells(self) -> Sequence[Cell]:
-        """One cell for every approach: its strengths and seeds are trained side by side."""
-        return [Cell(approach, {"approach": approach}) for approach in self.approaches]
-
     def strengths(self, approach: str) -> tuple[float, ...]:
         """The settings of an approach, from the loosest."""
         return {
@@ -129,62 +137,162 @@ class CertifiedAccuracy:
         }[approach]
 
     def radii(self) -> np.ndarray:
-        """The radii of the curves of certified accuracy."""
-        return np.linspace(0.0, self.max_radius, self.num_radii)
+        """The radii of the curves of certified accuracy: evenly spaced ones, and those that are quoted and attacked."""
+        quoted = np.asarray(self.attack_radii)
+        even = np.linspace(0.0, self.max_radius, self.num_radii)
+        is_quoted = (np.abs(even[:, None] - quoted) < 1e-9).any(axis=1)
+        return np.sort(np.concatenate([even[~is_quoted], quoted]))
 
-    def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
-        """Train, certify and attack the networks of one approach."""
-        from train.experiments import _certified_accuracy_programs as programs
-
+    def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
+        """Train, certify and attack every strength and seed of one approach."""
         approach = cell.coords["approach"]
-        measured = programs.run(self, approach, progress)
-        coords: dict[str, Any] = {
-            "approach": [approach],
-            "setting": np.arange(1, len(self.strengths(approach)) + 1),
-            "seed": list(self.seeds),
-            "radius": self.radii(),
-            "attack_radius": list(self.attack_radii),
+        strengths, data = self.strengths(approach), self.task.load().flat()
+        trial = self._trial(approach, data)
+        progress(0.0, "train")
+        states, _ = trial.train(trial.start(), progress=lambda part, note: progress(0.4 * part, note))
+        chains = trial.host(trial.program(partial(self._chain, trial, approach))(states))
+        found = []
+        for member in range(trial.num_members):  # of the grid: seeds vary fastest
+            strength = strengths[member // len(self.seeds)]
+            progress(0.4 + 0.6 * member / trial.num_members, f"certify and attack at strength {strength:g}")
+            found.append(self._evaluated(jax.tree.map(lambda leaf, i=member: leaf[i], chains), data))
+        measured = {name: np.asarray([each[name] for each in found], float) for name in found[0]}
+        labels = {"radius": self.radii(), "setting": np.arange(1, len(strengths) + 1)}
+        return {**measured, **labels, "strength": strengths, "compile_seconds": trial.compile_seconds}
+
+    def _trial(self, approach: str, data: Any) -> Trial:
+        network, loss = self._network(approach, data), partial(self._loss, approach)
+        return self.trial(network, parts(data), loss=loss, strength=self.strengths(approach))
+
+    def _network(self, approach: str, data: Any) -> nn.Functional:
+        if approach in ("spectral", "orthogonal"):
+            sizes = (data.input_shape[0], *(self.width,) * self.num_hidden, data.num_classes)
+            return nn.functional(partial(_Constrained, approach, sizes, self.activation))
+        depth, scale = self.num_hidden - 1, math.sqrt(2)
+        return network(data, width=self.width, max_depth=depth, activation=self.activation, sigma_w=scale)
+
+    def _loss(
+        self, approach: str, logits: jax.Array, labels: jax.Array, *, hparams: Mapping, call: Callable
+    ) -> jax.Array:
+        total = cross_entropy(_scale(approach, hparams) * logits, labels)
+        if approach != "penalty":
+            return total
+        bound = lipschitz.upper_bound(call(kernels), self.activation, method="eclipse_fast", log=True)
+        return total + hparams["strength"] * bound
+
+    def _chain(self, trial: Trial, approach: str, state: fit.State) -> Any:
+        """Kernels and biases of a network, the logits' scale multiplied in."""
+        weights, biases = trial.network.apply(state.params, state.variables, method=_chain)[0]
+        scale = _scale(approach, state.hparams)
+        weights[-1], biases[-1] = scale * weights[-1], scale * biases[-1]
+        return weights, biases
+
+    def _evaluated(self, chain: Any, data: Any) -> dict[str, Any]:
+        """Margins, certificate and attack of one chain.
+
+        What is certified is the network in exact arithmetic: the margins behind the radii are computed in float64.
+        """
+        bound = lipschitz.upper_bound(
+            chain[0], self.activation, method="ellipsoid", num_steps=self.refine_steps
+        )
+        constant, inputs, labels = float(bound), data.test_inputs, data.test_labels
+        with jax.enable_x64(True):  # of the float32 weights, to some 1e-13, which is not subtracted
+            exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), chain)
+            margins = np.asarray(_margins(self.activation, exact, jnp.asarray(inputs, jnp.float64), labels))
+        radii, count = margins / (math.sqrt(2) * constant), self.num_attacked
+        on_train = np.asarray(_margins(self.activation, chain, data.train_inputs, data.train_labels))
+        found = {
+            "train_accuracy": np.mean(on_train > 0),
+            "test_accuracy": np.mean(margins > 0),
+            "lipschitz": constant,
+            "median_radius": np.median(np.maximum(radii, 0)),
+            "certified_accuracy": np.mean(radii[:, None] > self.radii(), axis=0),
         }
-        variables = {
-            name: (
-                ("approach", *dims),
-                np.asarray(measured[name])[None],
-                {"units": units, "long_name": long_name},
+        attacks: dict[str, list[Any]] = {
+            name: [] for name, each in self.variables.items() if each.dims == _ATTACK
+        }
+        for radius in self.attack_radii:
+            attack = _attacked(
+                self.activation, self.attack_steps, chain, inputs[:count], labels[:count], radius
             )
-            for name, (dims, units, long_name) in RESULT_VARIABLES.items()
-        }
-        return results.labelled(variables, coords, COORDINATES)
+            worst, is_certified = np.asarray(attack), radii[:count] > radius
+            attacks["attacked_accuracy"].append(np.mean(worst > 0))
+            attacks["certified_among_attacked"].append(np.mean(is_certified))
+            attacks["broken_certificates"].append(np.sum(is_certified & (worst <= 0)))
+        return found | attacks
 
     figures = staticmethod(views.figures)
     findings = staticmethod(views.findings)
     tables = staticmethod(views.tables)
 
 
-COORDINATES = {
-    "approach": ("1", "how the Lipschitz constant is kept small"),
-    "setting": ("1", "strength, from the loosest"),
-    "seed": ("1", "seed"),
-    "radius": ("1", "radius about an input"),
-    "attack_radius": ("1", "radius of the attack"),
-}
+def _scale(approach: str, hparams: Mapping) -> Any:
+    """What logits are multiplied by: the constant that layers of norm at most 1 are to have together."""
+    return hparams["strength"] if approach in ("spectral", "orthogonal") else 1.0
 
-_MEMBER = ("setting", "seed")
-RESULT_VARIABLES = {
-    "strength": (("setting",), "1", "weight of the penalty, or constant of the logits"),
-    "train_accuracy": (_MEMBER, "1", "train accuracy"),
-    "test_accuracy": (_MEMBER, "1", "test accuracy"),
-    "lipschitz": (_MEMBER, "1", "certified Lipschitz constant of the logits"),
-    "median_radius": (_MEMBER, "1", "median certified radius, 0 where the class is wrong"),
-    "certified_accuracy": ((*_MEMBER, "radius"), "1", "certified accuracy"),
-    "attacked_accuracy": ((*_MEMBER, "attack_radius"), "1", "accuracy under attack"),
-    "certified_among_attacked": (
-        (*_MEMBER, "attack_radius"),
-        "1",
-        "certified accuracy on the attacked inputs",
-    ),
-    "broken_certificates": (
-        (*_MEMBER, "attack_radius"),
-        "inputs",
-        "inputs that changed their class within the certified radius",
-    ),
-}
+
+class _Constrained(nnx.Module):
+    """Dense layers of norm at most 1 with an activation between them."""
+
+    def __init__(self, kind: str, sizes: tuple[int, ...], activation: Any, *, rngs: nnx.Rngs):
+        def layer(rows: int, columns: int) -> nnx.Module:
+            if kind == "orthogonal":
+                return OrthogonalLinear(rows, columns, rngs=rngs)
+            return SpectralNorm(nnx.Linear(rows, columns, rngs=rngs))
+
+        self.layers = nnx.List([layer(*pair) for pair in pairwise(sizes)])
+        self.activation = activation
+
+    def __call__(self, x):
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        return self.layers[-1](x)
+
+
+def _chain(network: Any) -> tuple[list[Any], list[Any]]:
+    """The kernels [in, out] and biases of a network, as they are used."""
+    if isinstance(network, nn.MLP):
+        parts: Any = network
+        biases = [parts.embed.bias[...], *parts.stack.stages.affine.bias[...], parts.head.bias[...]]
+        return kernels(network), biases
+    layers: list[Any] = list(network.layers)
+    inner: list[Any] = [layer.layer if isinstance(layer, SpectralNorm) else layer for layer in layers]
+    return [layer.kernel() for layer in layers], [layer.bias[...] for layer in inner]
+
+
+@partial(jax.jit, static_argnums=0)
+def _margins(activation: Any, chain: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
+    """z_y - max_{j != y} z_j, [batch]."""
+    weights, biases = chain
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = activation(x @ weight + bias)
+    logits = x @ weights[-1] + biases[-1]
+    right = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return jnp.sum(jnp.where(right, logits, 0), -1) - jnp.max(jnp.where(right, -jnp.inf, logits), -1)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _attacked(
+    activation: Any, num_steps: int, chain: Any, x: jax.Array, labels: jax.Array, radius: Any
+) -> Any:
+    """The smallest margin that projected gradient descent finds within `radius` of each input, [batch]."""
+    # Steps of a quarter of the radius that shrink to nothing: the first cross the ball, the last settle.
+    sizes = radius * 0.25 * (1 - jnp.arange(num_steps) / num_steps)
+
+    def value(shift):
+        return _margins(activation, chain, x + shift, labels)
+
+    def step(carry, size):
+        shift, best = carry
+        gradient = jax.grad(lambda shift: jnp.sum(value(shift)))(shift)
+        shift = shift - size * gradient / jnp.maximum(
+            jnp.linalg.norm(gradient, axis=-1, keepdims=True), 1e-20
+        )
+        # A hair inside, so that rounding does not leave the ball.
+        length = jnp.linalg.norm(shift, axis=-1, keepdims=True)
+        shift = shift * jnp.minimum(1, (1 - 1e-6) * radius / jnp.maximum(length, 1e-20))
+        return (shift, jnp.minimum(best, value(shift))), None
+
+    start = jnp.zeros_like(x)
+    (_, best), _ = jax.lax.scan(step, (start, value(start)), sizes)
+    return best

@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import Any, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pandas as pd
+import xarray as xr
 
-from jaxact.activations import Activation
-from train import results
-from train.experiment import Cell, Progress
-from train.experiments import _depth_sweep_views as views
-from train.experiments import _fields as fields
-from train.experiments._blocks import split_block
-from train.tasks import Digits, FromText
+from jaxact import fit, probes, theory
+from jaxact.activations import Activation, select
+from train import fields, probing, runs, words
+from train import figures as draw
+from train.blocks import block_name, check_network, inputs_for, network, split_block
+from train.experiment import Cell, Finding, Progress
+from train.study import Variable
+from train.trial import TrainingStudy, first_crossing, parts
 
-if TYPE_CHECKING:
-    import xarray as xr
+LAYER, EXAMPLE = ("learning_rate", "seed", "phase", "layer"), ("learning_rate", "seed", "phase", "example")
+_MEMBER, _STEP, _PHASE = LAYER[:2], (*LAYER[:2], "step"), LAYER[:3]
+CELL = ("block", "activation", "depth")
+CONV_MODES = 10  # singular values of a convolutional network's Jacobian, too large to be written out
+TRAINED = 0.9  # test accuracy from which a depth counts as trained
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthSweep:
-    """Train dense networks of one width for every block, activation and depth; probe them before and after.
+class DepthSweep(TrainingStudy):
+    """Train networks of one width for every block, activation and depth; probe them before and after.
 
     Attributes:
-        task: the classification problem.
+        network: "dense", or "conv" for 3 x 3 convolutions at one resolution with global average pooling.
         activations: the activations to compare; a run-time argument of the compiled program.
         depths: numbers of stages between the first and the last affine map; a run-time argument too.
         blocks: "plain", "pre_activation" or "post_activation", with "-bn", "-ln" or "-rms" appended for a
             norm; one compiled program each.
-        learning_rates: of SGD; vmapped.
-        seeds: of initialisation and data order; vmapped.
-        width: units of every hidden layer.
-        batch_size: examples a step, drawn with replacement.
-        num_steps: the budget of optimiser steps.
-        measure_every: steps between two measurements of loss and accuracy.
-        momentum: of SGD.
-        sigma_w: the weights' standard deviation times sqrt(width); None gives each activation its own, with
+        learning_rates: of the optimiser; vmapped.
+        sigma_w: the weights' standard deviation times sqrt(fan-in); None gives each activation its own, with
             sigma_w^2 E f'(z)^2 = 1 for z ~ N(0, 1): gradients keep their size at unit variance (He et al.
             2015 for relu).
         sigma_b: standard deviation of the biases at initialisation.
+        measure_every: steps between two measurements of loss and accuracy.
         threshold: train accuracy whose first crossing is the time to train.
         num_evaluate: examples, at most, of each set that accuracy is measured on.
         num_probes: held-out examples, at most, whose Jacobians are decomposed.
@@ -50,184 +54,627 @@ class DepthSweep:
         max_depth: length of the compiled stack; None for max(depths). Depths up to it need no new program.
     """
 
-    task: FromText = Digits()
+    network: str = "dense"
     activations: tuple[Activation, ...]
     depths: tuple[int, ...] = (4, 8, 16, 32, 64)
     blocks: tuple[str, ...] = ("plain", "pre_activation-bn", "post_activation-bn")
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1)
     seeds: tuple[int, ...] = (0, 1, 2)
-    width: int = 32
-    batch_size: int = 64
-    num_steps: int = 200
-    measure_every: int = 10
-    momentum: float = 0.9
     sigma_w: float | None = None
     sigma_b: float = 0.0
+    measure_every: int = 10
     threshold: float = 0.9
     num_evaluate: int = 500
     num_probes: int = 8
     ascent_steps: int = 20
     max_depth: int | None = None
 
+    swept = {"block": "blocks", "activation": "activations", "depth": "depths"}
+    variables = {
+        "train_loss": Variable("train cross-entropy", _STEP, "nat"),
+        "train_accuracy": Variable("train accuracy", _STEP),
+        "test_loss": Variable("test cross-entropy", _STEP, "nat"),
+        "test_accuracy": Variable("test accuracy", _STEP),
+        "steps_to_threshold": Variable(
+            "steps to {threshold:.0%} train accuracy", _MEMBER, "steps", fields=("threshold", "num_steps")
+        ),
+        "censored": Variable("{threshold:.0%} train accuracy not reached within the budget", _MEMBER),
+        "diverged_step": Variable("step at which loss or gradient stopped being finite", _MEMBER, "steps"),
+        "jacobian_singular_values": Variable(
+            "singular value of the input-to-last-hidden Jacobian", (*EXAMPLE, "mode")
+        ),
+        "jacobian_largest": Variable("largest Jacobian singular value", EXAMPLE),
+        "jacobian_smallest": Variable("smallest Jacobian singular value", EXAMPLE),
+        "jacobian_mean_square": Variable("mean squared Jacobian singular value", EXAMPLE),
+        "jacobian_condition_number": Variable("Jacobian condition number", EXAMPLE),
+        "jacobian_effective_rank": Variable("effective rank of the Jacobian", EXAMPLE),
+        "lipschitz_upper_log10": Variable(
+            "upper bound on the Lipschitz constant (textbook product)", _PHASE, "log10"
+        ),
+        "lipschitz_ellipsoid_log10": Variable(
+            "upper bound on the Lipschitz constant (running ellipsoid, closed form)", _PHASE, "log10"
+        ),
+        "lipschitz_lower_log10": Variable(
+            "lower bound on the Lipschitz constant (gradient ascent)", _PHASE, "log10"
+        ),
+        "second_moment": Variable("second moment of the hidden state", LAYER, theory="second_moment_theory"),
+        "second_moment_theory": Variable(
+            "second moment by the mean-field variance map, at initialisation", (*_MEMBER, "layer")
+        ),
+        "mean": Variable("mean of the hidden state", LAYER),
+        "zero_fraction": Variable("share of activations equal to zero", LAYER),
+        "dead_fraction": Variable("share of units with zero slope on every input", LAYER),
+        "saturated_fraction": Variable("share of slopes below 1 % of the largest", LAYER),
+        "weight_gradient_norm": Variable("norm of dL/dW of the layer", LAYER),
+        "hidden_gradient_norm": Variable("norm of dL/dh of the layer", LAYER),
+    }
+
     def __post_init__(self) -> None:
-        fields.check_distinct(self, "activations", "depths", "blocks", "learning_rates")
-        fields.check_seeds(self)
-        fields.check_counts(self, "width", "batch_size", "num_steps", "measure_every")
-        fields.check_counts(self, "num_evaluate", "num_probes", "ascent_steps")
-        fields.check_depths(self)
-        fields.check_positive(self, "learning_rates")
+        fields.check(self, blocks=fields.distinct)
         for block in self.blocks:
             split_block(block)
-        fields.check_momentum(self)
-        if self.sigma_w is not None and not (math.isfinite(self.sigma_w) and self.sigma_w > 0):
-            raise ValueError(f"`sigma_w` must be positive and finite, or None, got {self.sigma_w}.")
-        fields.check_not_negative(self, "sigma_b")
-        fields.check_threshold(self)
-        fields.check_measure_every(self)
+        check_network(self.network, self.task)
 
     def smoke(self) -> Self:
         """Two activations, two depths, all blocks, one learning rate, twenty steps."""
-        return replace(
-            self,
-            activations=self.activations[:2],
-            depths=tuple(sorted({min(depth, 8) for depth in self.depths}))[:2],
-            learning_rates=self.learning_rates[:1],
-            seeds=self.seeds[:2],
-            width=min(self.width, 16),
-            num_steps=20,
-            measure_every=5,
-            ascent_steps=3,
-            num_probes=min(self.num_probes, 4),
-            max_depth=None,
+        small = super().smoke()
+        return replace(small, blocks=self.blocks, seeds=self.seeds[:2], ascent_steps=3, max_depth=None)
+
+    def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
+        """Train all members of one cell and probe them before and after."""
+        activation, depth = cell.coords["activation"], cell.coords["depth"]
+        probed = _probed(self, cell.coords["block"])
+        before = probed.trial.compile_seconds
+        setting = jnp.asarray(depth, jnp.int32), select(self.activations, self.activations.index(activation))
+        sigma_w = gradient_preserving_sigma(activation) if self.sigma_w is None else self.sigma_w
+        progress(0.0, "initialise")
+        states = probed.trial.start(*setting, sigma_w=jnp.float32(sigma_w))
+        initial = probed(states, setting)
+        states, curves = probed.trial.train(
+            states, *setting, progress=lambda part, note: progress(0.1 + 0.8 * part, note)
         )
-
-    def cells(self) -> Sequence[Cell]:
-        """One cell for every block, activation and depth, in this order: a block's cells share a compile."""
-        return [
-            Cell(
-                f"{block}/{activation.name}/depth={depth}",
-                {"block": block, "activation": activation.name, "depth": depth},
-            )
-            for block in self.blocks
-            for activation in self.activations
-            for depth in self.depths
-        ]
-
-    def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
-        """Train all members of one cell and measure them; see `result_variables` for what comes back."""
-        from train.experiments import _depth_sweep_programs as programs
-
-        index = [activation.name for activation in self.activations].index(cell.coords["activation"])
-        program = programs.get(self, cell.coords["block"])
-        started = time.perf_counter()  # what a process does once, imports and data, is not this cell's
-        measured = program.run(index, cell.coords["depth"], progress)
-        dataset = self._dataset(cell, measured)
-        seconds = time.perf_counter() - started
-        for name, value, long_name in (
-            ("compile_seconds", measured["compile_seconds"], "time to trace and compile in this cell"),
-            ("run_seconds", seconds - measured["compile_seconds"], "time to train and measure, all members"),
+        progress(0.9, "probe")
+        measured = jax.tree.map(lambda *phases: np.stack(phases, axis=1), initial, probed(states, setting))
+        for name in (
+            name for name, each in self.variables.items() if name in measured and each.dims == LAYER
         ):
-            dataset[name] = (("block", "activation", "depth"), np.full((1, 1, 1), value))
-            dataset[name].attrs = {"units": "s", "long_name": long_name}
-        return dataset
-
-    def _dataset(self, cell: Cell, measured: Mapping[str, Any]) -> xr.Dataset:
-        """Label arrays [member, ...] by the sweep's coordinates."""
-        steps = np.arange(1, self.num_steps // self.measure_every + 1) * self.measure_every
-        coords: dict[str, Any] = {
-            "block": [cell.coords["block"]],
-            "activation": [cell.coords["activation"]],
-            "depth": [cell.coords["depth"]],
-            "learning_rate": list(self.learning_rates),
-            "seed": list(self.seeds),
-            "phase": ["initial", "trained"],
-            "step": steps,
-            "layer": np.arange(1, cell.coords["depth"] + 1),
-            "example": np.arange(measured["jacobian_singular_values"].shape[-2]),
-            "mode": np.arange(1, measured["jacobian_singular_values"].shape[-1] + 1),
+            measured[name] = measured[name][..., :depth]
+        crossed = first_crossing(curves["train_accuracy"], self.steps(), self.threshold)
+        return {
+            **measured,
+            **curves,
+            "step": self.steps(),
+            "second_moment_theory": self._theory(cell, sigma_w, measured["embedded"][:, 0]),
+            "steps_to_threshold": np.where(np.isnan(crossed), self.num_steps, crossed),
+            "censored": np.isnan(crossed),
+            "diverged_step": probed.trial.diverged_step(states),
+            "compile_seconds": probed.trial.compile_seconds - before,
         }
-        shared = ("block", "activation", "depth", "learning_rate", "seed")
-        members = (1, 1, 1, len(self.learning_rates), len(self.seeds))
-        variables = {}
-        for name, (dims, units, long_name) in result_variables(self.threshold).items():
-            values = np.asarray(measured[name])
-            values = values.reshape(*members, *values.shape[1:])
-            variables[name] = ((*shared, *dims), values, {"units": units, "long_name": long_name})
-        return results.labelled(variables, coords, COORDINATES)
 
-    figures = staticmethod(views.figures)
-    findings = staticmethod(views.findings)
-    tables = staticmethod(views.tables)
+    def _theory(self, cell: Cell, sigma_w: float, embedded: np.ndarray) -> np.ndarray:
+        """Mean-field second moment a layer, [member, depth], from each probe's own first-layer moment.
+
+        Plain: q' = sigma_w^2 E f(sqrt(v) z)^2 + sigma_b^2; pre-activation: q' = q + that, since branch and skip are
+        uncorrelated. v = q, or 1 behind a norm. Post-activation sums leave the Gaussian family: NaN.
+        """
+        depth, (stage, norm) = cell.coords["depth"], split_block(cell.coords["block"])
+        if stage == "post_activation":
+            return np.full((len(embedded), depth), np.nan)
+        q, moments = jnp.asarray(embedded), []
+        for _ in range(depth):
+            v = jnp.ones_like(q) if norm else q
+            grown = _variance_map(cell.coords["activation"], v, sigma_w, self.sigma_b)
+            q = grown if stage == "plain" else q + grown
+            moments.append(np.mean(q, axis=-1))
+        return np.stack(moments, axis=-1)
+
+    @classmethod
+    def figures(cls, result: xr.Dataset) -> dict[str, Any]:
+        """The figures of a depth sweep, by name; one that has no number to show is left out."""
+        best = _prepared(result)
+        charts = {name: _draw(best, **said) for name, said in _figures(best).items()}
+        return {name: chart for name, chart in charts.items() if chart is not None}
+
+    @classmethod
+    def findings(cls, result: xr.Dataset) -> list[Finding]:
+        """Say in sentences what a depth sweep found, the verdict first."""
+        best = _prepared(result)
+        accuracy = runs.quiet(lambda: best["final_test_accuracy"].mean("seed"))
+        failed = Finding(runs.failures(runs.marked(result), "block", block_name), topic="Failures")
+        if not bool(accuracy.notnull().any()):
+            return [Finding("Nothing to conclude: no run of this sweep has a test accuracy."), failed]
+        sentences = [
+            _verdict(accuracy),
+            *(_of_block(best, accuracy, block) for block in runs.names(best, "block")),
+            *_against_plain(accuracy),
+            _gradients(best),
+            *(_conditioning(best, phase) for phase in runs.PHASES),
+            _lipschitz_gap(best),
+            _theory_agreement(best),
+            failed,
+        ]
+        return [sentence for sentence in sentences if sentence]
+
+    @classmethod
+    def tables(cls, result: xr.Dataset) -> dict[str, pd.DataFrame]:
+        """The numbers behind the figures: test accuracy at a glance, and every cell in full."""
+        best = _prepared(result)
+        return {"Test accuracy by depth": _glance(best), "Every cell": _every_cell(best, runs.marked(result))}
 
 
-COORDINATES = {
-    "block": ("1", "block"),
-    "activation": ("1", "activation"),
-    "depth": ("layers", "depth"),
-    "learning_rate": ("1", "learning rate"),
-    "seed": ("1", "seed"),
-    "phase": ("1", "phase of training"),
-    "step": ("steps", "optimiser step"),
-    "layer": ("layers", "layer"),
-    "example": ("1", "held-out example"),
-    "mode": ("1", "singular value, from the largest"),
-}
+class _Probed:
+    """The trial of one block, and the programs that look at its networks."""
+
+    def __init__(self, sweep: DepthSweep, block: str):
+        data, norm = inputs_for(sweep.network, sweep.task.load()), split_block(block)[1]
+        self.sweep, self.is_dense = sweep, sweep.network == "dense"
+        # Layer and RMS norms are not linear at inference, and a convolution's matrix is too large.
+        self.has_ellipsoid = norm in ("", "bn") and self.is_dense
+        sizes = {"width": sweep.width, "max_depth": sweep.max_depth or max(sweep.depths)}
+        common = {"kind": sweep.network, "activation": sweep.activations[0], "sigma_b": sweep.sigma_b}
+        batch = data.train_inputs[: sweep.batch_size], data.train_labels[: sweep.batch_size]
+        probed = {"probes": data.test_inputs[: sweep.num_probes], "gradient": batch}
+        self.trial = sweep.trial(
+            network(data, block, **sizes, **common),
+            parts(data, num_evaluate=sweep.num_evaluate) | probed,
+            evaluate={"train": "train_part", "test": "test"},
+            calibrate=norm == "bn",
+        )
+        # Several programs rather than one: XLA would start its parts side by side and hold their memory together.
+        kinds = (self._spectrum, self._product, self._ellipsoid, self._ascent, self._layers, self._gradients)
+        self.programs = [self.trial.program(kind, precision="float32") for kind in kinds]
+
+    def __call__(self, states: fit.State, setting: tuple) -> dict[str, np.ndarray]:
+        """All measurements of one phase, arrays by name with a leading axis of members."""
+        measured: dict[str, Any] = {}
+        for program in self.programs:
+            measured |= program(states, self.trial.data, setting)
+        return self.trial.host(measured)
+
+    def _spectrum(self, state, data, setting):
+        num = None if self.is_dense else CONV_MODES
+        values = probing.singular_values(self.trial, state, data["probes"], setting, num=num)
+        summary = probes.spectrum_summary(values)._asdict()
+        if num is not None:  # what the largest alone do not tell
+            summary |= {
+                name: jnp.full_like(each, jnp.nan) for name, each in summary.items() if name != "largest"
+            }
+        embedded = self.trial.output(state, data["probes"], method="embed")
+        return {
+            "jacobian_singular_values": values,
+            **{f"jacobian_{name}": value for name, value in summary.items()},
+            "embedded": jnp.mean(embedded**2, tuple(range(1, embedded.ndim))),
+        }
+
+    def _product(self, state, data, setting):
+        return {"lipschitz_upper_log10": probing.log10_bound(self.trial, state, setting)}
+
+    def _ellipsoid(self, state, data, setting):
+        if not self.has_ellipsoid:
+            return {"lipschitz_ellipsoid_log10": jnp.float32(jnp.nan)}
+
+        # Member after member: jaxlib (0.10.2) works through a batch of decompositions on the threads that wait for one,
+        # and with a batch on each device of a mesh none is left to do the work.
+        @jax.custom_batching.sequential_vmap
+        def bound(state, *setting):
+            return probing.log10_bound(self.trial, state, setting, method="ellipsoid")
+
+        return {"lipschitz_ellipsoid_log10": bound(state, *setting)}
+
+    def _ascent(self, state, data, setting):
+        options = {"num_steps": self.sweep.ascent_steps, "takes_one": self.is_dense}
+        return {
+            "lipschitz_lower_log10": probing.log10_ascent(
+                self.trial, state, data["probes"], setting, **options
+            )
+        }
+
+    def _layers(self, state, data, setting):
+        return probing.layer_statistics(self.trial, state, data["test"][0], setting, setting[1])
+
+    def _gradients(self, state, data, setting):
+        weights, hidden = probing.gradient_norms(self.trial, state, data["gradient"], setting)
+        return {"weight_gradient_norm": weights, "hidden_gradient_norm": hidden}
 
 
-def result_variables(threshold: float) -> dict[str, tuple[tuple[str, ...], str, str]]:
-    """Name each measured variable with its own dimensions, units and long name.
+@functools.lru_cache(maxsize=4)
+def _probed(sweep: DepthSweep, block: str) -> _Probed:
+    """The programs of one block; made once a process, whichever cells ask for them."""
+    return _Probed(sweep, block)
 
-    Args:
-        threshold: the train accuracy that counts as trained.
-    """
-    by_layer, by_example = ("phase", "layer"), ("phase", "example")
+
+@functools.cache
+def gradient_preserving_sigma(activation: Activation) -> float:
+    """sigma_w with sigma_w^2 E f'(z)^2 = 1, z ~ N(0, 1)."""
+    return float(theory.moments(activation).slope_second_moment) ** -0.5
+
+
+@partial(jax.jit, static_argnums=0)
+def _variance_map(activation, q, sigma_w, sigma_b):
+    return theory.variance_map(activation, q, sigma_w=sigma_w, sigma_b=sigma_b)
+
+
+def _draw(best: xr.Dataset, values: Any, **said: Any) -> Any:
+    """A figure of the best runs: over depth a line an activation and a panel a block, unless it says otherwise."""
+    called = {"block": block_name, "phase": runs.PHASES.get}
+    told = {"x": "depth", "series": "activation", "column": "block", "over": "seed", "words": called}
+    return draw.measured(best, values, **told | said)
+
+
+def _figures(best: xr.Dataset) -> dict[str, dict[str, Any]]:
+    seeds, most = runs.seeds(best), f"did not reach {runs.threshold(best)} within {runs.budget(best)} steps"
+    band = f"median over {seeds}, band from lowest to highest"
+    rate = "learning rate chosen on the training set"
+    by_layer = {"x": "layer", "choices": {"depth": "last"}, "most": 33}
+    twice = {"depth": "last", "phase": "first"}
+    limit = _resolution(best["jacobian_condition_number"])
     return {
-        "train_loss": (("step",), "nat", "train cross-entropy"),
-        "train_accuracy": (("step",), "1", "train accuracy"),
-        "test_loss": (("step",), "nat", "test cross-entropy"),
-        "test_accuracy": (("step",), "1", "test accuracy"),
-        "steps_to_threshold": ((), "steps", f"steps to {threshold:.0%} train accuracy"),
-        "censored": ((), "1", f"{threshold:.0%} train accuracy not reached within the budget"),
-        "diverged_step": ((), "steps", "step at which loss or gradient stopped being finite"),
-        "jacobian_singular_values": (
-            (*by_example, "mode"),
-            "1",
-            "singular value of the input-to-last-hidden Jacobian",
-        ),
-        "jacobian_largest": (by_example, "1", "largest Jacobian singular value"),
-        "jacobian_smallest": (by_example, "1", "smallest Jacobian singular value"),
-        "jacobian_mean_square": (by_example, "1", "mean squared Jacobian singular value"),
-        "jacobian_condition_number": (by_example, "1", "Jacobian condition number"),
-        "jacobian_effective_rank": (by_example, "1", "effective rank of the Jacobian"),
-        "lipschitz_upper_log10": (
-            ("phase",),
-            "log10",
-            "upper bound on the Lipschitz constant (textbook product)",
-        ),
-        "lipschitz_ellipsoid_log10": (
-            ("phase",),
-            "log10",
-            "upper bound on the Lipschitz constant (running ellipsoid, closed form)",
-        ),
-        "lipschitz_lower_log10": (
-            ("phase",),
-            "log10",
-            "lower bound on the Lipschitz constant (gradient ascent)",
-        ),
-        "second_moment": (by_layer, "1", "second moment of the hidden state"),
-        "second_moment_theory": (
-            ("layer",),
-            "1",
-            "second moment by the mean-field variance map, at initialisation",
-        ),
-        "mean": (by_layer, "1", "mean of the hidden state"),
-        "zero_fraction": (by_layer, "1", "share of activations equal to zero"),
-        "dead_fraction": (by_layer, "1", "share of units with zero slope on every input"),
-        "saturated_fraction": (by_layer, "1", "share of slopes below 1 % of the largest"),
-        "weight_gradient_norm": (by_layer, "1", "norm of dL/dW of the layer"),
-        "hidden_gradient_norm": (by_layer, "1", "norm of dL/dh of the layer"),
+        "test_accuracy": {
+            "values": "final_test_accuracy",
+            "mark": "heat_map",
+            "y": "activation",
+            "series": None,
+            "centre": "mean",
+            "format": ".0%",
+            "domain": (0.0, 1.0),
+            "tooltip": ("learning_rate", "diverged", "censored"),
+            "title": "Which activation still generalises at which depth?",
+            "subtitle": f"Test accuracy at the end, mean over {seeds}; {rate}",
+            "caption": "A row that stays bright to the right trains at every depth; one that darkens to "
+            "chance has stopped training. For each box the learning rate is the one with the best training "
+            "accuracy; the test set has no say. A run that diverged counts as accuracy 0.",
+        },
+        "test_accuracy_by_depth": {
+            "values": "final_test_accuracy",
+            "centre": "mean",
+            "format": ".0%",
+            "open_where": "diverged",
+            "tooltip": ("learning_rate", "diverged"),
+            "title": "How does test accuracy fall with depth?",
+            "subtitle": f"Test accuracy at the end: mean over {seeds}, band from lowest to highest; {rate}",
+            "caption": "The numbers of the boxes above with their spread. Open marks: at least one of these "
+            "runs diverged.",
+        },
+        "steps_to_threshold": {
+            "values": "steps_to_threshold",
+            "open_where": "mostly_censored",
+            "level": (float(runs.budget(best)), f"budget: {runs.budget(best)} steps"),
+            "tooltip": ("learning_rate", "censored", "diverged"),
+            "title": "How fast does it train?",
+            "subtitle": f"Steps to {runs.threshold(best)} training accuracy: {band}",
+            "caption": f"Lower is faster. Open marks on the dashed line: at least half of the runs {most}, "
+            "so the true number is larger or infinite.",
+        },
+        "jacobian_spectrum": {
+            "values": "jacobian_singular_values",
+            "mark": "ribbons",
+            "along": "mode",
+            "over": ("seed", "example"),
+            "scale": "decades",
+            "series": "phase",
+            "row": "activation",
+            "level": (1.0, "1"),
+            "title": "Does the input-to-last-hidden Jacobian stay near an isometry?",
+            "subtitle": "Singular values by depth: line the median, dark band the middle half, pale band all",
+            "caption": "A narrow band at 1 (the dotted line) is an isometry: every direction of the input "
+            "arrives at the last hidden layer with its length. A band that sinks with depth is a vanishing "
+            "signal, one that rises an exploding one, one that widens a net that keeps few directions. On "
+            f"held-out inputs; each quantile is the median over inputs and {seeds}.",
+        },
+        "condition_number": {
+            "values": "jacobian_condition_number",
+            "over": ("seed", "example"),
+            "scale": "decades",
+            "ceiling": round(limit, 2),
+            "row": "phase",
+            "title": "How ill-conditioned does the Jacobian become?",
+            "subtitle": f"Largest over smallest singular value: median over inputs and {seeds}, band from "
+            "lowest to highest",
+            "caption": "1 is an isometry. A Jacobian on the upper edge is singular as far as rounding lets "
+            "one see.",
+        },
+        "lipschitz_bounds": {
+            "values": {
+                "lipschitz_lower_log10": "at least (gradient ascent)",
+                "lipschitz_best_log10": "at most (best bound)",
+                "lipschitz_upper_log10": "at most (textbook product)",
+            },
+            "mark": "ribbons",
+            "bands": [
+                ("lipschitz_lower_log10", "lipschitz_upper_log10"),
+                ("lipschitz_lower_log10", "lipschitz_best_log10"),
+            ],
+            "scale": "log10",
+            "series": "phase",
+            "row": "activation",
+            "labels": {"value": "Lipschitz constant"},
+            "title": "Between which bounds does the network's Lipschitz constant lie?",
+            "subtitle": "Dark: lower bound by gradient ascent to the best upper bound; pale: on to the "
+            f"textbook's product. Medians over {seeds}, bars over seeds",
+            "caption": "The true constant lies in the dark band. Its lower edge is the largest ||J(x)|| "
+            "that was found, a real sensitivity of the network; its upper edge an ellipsoid carried through "
+            "the layers in closed form, which knows which directions a layer stretches (elsewhere the "
+            "product). Where the pale band is tall the textbook's product of norms says little about the "
+            "network. Nets that diverged have no value after training.",
+        },
+        "gradient_norms": {
+            "values": {"hidden_gradient_norm": "||dL/dh||", "weight_gradient_norm": "||dL/dW||"},
+            **by_layer,
+            "choices": twice,
+            "scale": "decades",
+            "row": "quantity",
+            "labels": {"value": "Gradient norm"},
+            "title": "Do gradients reach the first layers?",
+            "subtitle": f"Gradient norm by layer: {band}",
+            "caption": "The loss is at the right end. Level lines train; a line that falls toward layer 1 "
+            "vanishes on its way back, one that rises explodes.",
+        },
+        "second_moment": {
+            "values": "initial_second_moment",
+            **by_layer,
+            "scale": "decades",
+            "beside": "second_moment_theory",
+            "title": "Does the signal keep the size that theory predicts?",
+            "subtitle": f"Second moment by layer: points measured ({band}), lines theory",
+            "caption": "Points on their line confirm the variance map of mean-field theory in this finite "
+            "width. Where no line is drawn theory has no prediction (post-activation blocks).",
+        },
+        "loss": {
+            "values": "loss_alive",
+            "x": "step",
+            "scale": "decades",
+            "choices": {"depth": "last"},
+            "tooltip": ("learning_rate", "diverged"),
+            "title": "How does training go?",
+            "subtitle": f"Training loss: {band}; {rate}",
+            "caption": "A flat line at the top does not train. A run that diverges leaves the median at "
+            "that step and a line ends where none is left.",
+        },
+        "inactive_units": {
+            "values": {"dead_fraction": "dead", "saturated_fraction": "saturated", "zero_fraction": "zero"},
+            **by_layer,
+            "choices": {"depth": "last", "phase": "last"},
+            "format": ".0%",
+            "row": "quantity",
+            "labels": {"value": "Share"},
+            "title": "How many units do nothing?",
+            "subtitle": f"Share of units by layer: {band}",
+            "caption": "Dead: slope 0 on every input, so no gradient passes. Saturated: slope below 1 % of "
+            "its supremum. Zero: an output of exactly 0, which relu-like activations give half of the time "
+            "and no fault by itself.",
+        },
     }
 
 
-def _shown(value: Any) -> str:
-    return value.name if isinstance(value, Activation) else str(value)
+def _prepared(result: xr.Dataset) -> xr.Dataset:
+    """The best runs, with what figures draw besides the stored variables."""
+    best = runs.best(result, CELL)
+    product, ellipsoid = (best[f"lipschitz_{name}_log10"].astype(float) for name in ("upper", "ellipsoid"))
+    moment = runs.at_phase(best["second_moment"], "initial")
+    # What a frozen run records after it diverged is no loss of a net in training.
+    loss, is_alive = best["train_loss"].astype(float), ~(best["step"] >= best["diverged_step"].astype(float))
+    return best.assign(
+        # Rounding may put the ellipsoid's bound above the product; some networks have the product alone.
+        lipschitz_best_log10=xr.apply_ufunc(np.fmin, ellipsoid, product, keep_attrs=True),
+        initial_second_moment=moment.assign_attrs(best["second_moment"].attrs),
+        loss_alive=loss.where(is_alive & np.isfinite(loss), keep_attrs=True),
+        # The median itself is censored once half of the runs are: all that is known is that it is no smaller.
+        mostly_censored=best["censored"].sum("seed") * 2 >= best["present"].sum("seed"),
+    )
+
+
+def _resolution(values: xr.DataArray) -> float:
+    """The log10 of the largest condition number that rounding lets one see: 1/eps of the numbers' type."""
+    return float(-np.log10(np.finfo(values.dtype if values.dtype.kind == "f" else float).eps))
+
+
+def _deepest(values: xr.DataArray) -> tuple[int, dict[str, tuple[list[str], np.ndarray]]]:
+    """The deepest depth that has numbers [block, activation], and there each block's activations and numbers."""
+    there = values["depth"].to_numpy()[values.notnull().any(["block", "activation"]).to_numpy()]
+    if not len(there):
+        return 0, {}
+    rows = {
+        block: values.sel(block=block, depth=there.max()).dropna("activation")
+        for block in runs.names(values, "block")
+    }
+    found = {
+        block: (runs.names(row, "activation"), row.to_numpy()) for block, row in rows.items() if row.size
+    }
+    return int(there.max()), found
+
+
+def _verdict(accuracy: xr.DataArray) -> Finding:
+    """The answer in one sentence: who still generalises at the deepest depth, in which block."""
+    depth, rows = _deepest(accuracy)
+    parts = []
+    for block, (names, values) in rows.items():
+        good = [name for name, value in zip(names, values, strict=True) if value >= TRAINED]
+        who = f"all {len(names)} activations" if len(good) == len(names) > 1 else words.listed(good) or "none"
+        count = f" ({len(good)} of {len(names)})" if 0 < len(good) < len(names) else ""
+        parts.append(f"{block_name(block)}: {who}{count}")
+    return Finding(
+        f"{words.percent(TRAINED)} test accuracy at depth {depth}, reached by: {'; '.join(parts)}."
+    )
+
+
+def _of_block(best: xr.Dataset, accuracy: xr.DataArray, block: str) -> Finding:
+    """The most accurate at the deepest depth, who is as good, how deep each reaches, and who fails."""
+    depth, rows = _deepest(accuracy.sel(block=[block]))
+    if not rows:
+        return Finding("nothing measured.", topic=block_name(block))
+    names, values = rows[block]
+    order = np.argsort(-values, kind="stable")
+    top = names[order[0]]
+    sample = best["final_test_accuracy"].sel(block=block, activation=top, depth=depth)
+    said = f"the most accurate at depth {depth} is {top}, {words.mean_sd(sample)} test accuracy"
+    said += "" if values[order[0]] >= TRAINED else ", so nothing trains well there"
+    close = [names[i] for i in order[1:] if values[order[0]] - values[i] <= 0.01]
+    if close:
+        others = (
+            "all others are"
+            if len(close) == len(names) - 1
+            else words.listed(close) + (" is" if len(close) == 1 else " are")
+        )
+        said += f"; {others} within 0.01 of it"
+    low = [f"{names[i]} {values[i]:.2f}" for i in order[::-1] if values[i] < 0.5]
+    failing = f" Below 50 % at depth {depth}: {words.listed(low)}." if low else ""
+    return Finding(
+        f"{words.capital(said)}. {_reach(accuracy.sel(block=block))}{failing}", topic=block_name(block)
+    )
+
+
+def _reach(accuracy: xr.DataArray) -> str:
+    """Group activations by the deepest depth at which they still pass."""
+    measured, groups = accuracy.dropna("activation", how="all"), {}
+    for name in runs.names(measured, "activation"):
+        depths = measured["depth"].to_numpy()[measured.sel(activation=name).to_numpy() >= TRAINED]
+        groups.setdefault(int(max(depths, default=0)), []).append(name)
+    if list(groups) == [0]:
+        return f"{words.percent(TRAINED)} is reached at no depth."
+    total = measured.sizes["activation"]
+    who = {
+        depth: f"all {total}" if len(names) == total > 1 else words.listed(names)
+        for depth, names in groups.items()
+    }
+    parts = [
+        f"{who[depth]} {f'to depth {depth}' if depth else 'at no depth'}"
+        for depth in sorted(who, reverse=True)
+    ]
+    return f"At least {words.percent(TRAINED)} is reached by {'; '.join(parts)}."
+
+
+def _against_plain(accuracy: xr.DataArray) -> list[Finding]:
+    """What a block changes at the deepest and the shallowest depth, over the activations measured in both."""
+    found = []
+    for block in runs.names(accuracy, "block"):
+        if block == "plain" or "plain" not in runs.names(accuracy, "block"):
+            continue
+        depth, rows = _deepest(accuracy.sel(block=["plain", block]).dropna("activation").dropna("depth"))
+        if len(rows) < 2:
+            continue
+        (names, was), (_, now) = rows["plain"], rows[block]
+        most = int(np.argmax(np.abs(now - was)))
+        said = f"mean test accuracy at depth {depth} goes from {was.mean():.2f} in plain networks to {now.mean():.2f}"
+        said += f" over {words.count(names, 'activation')}"
+        said += f", most for {names[most]} ({was[most]:.2f} to {now[most]:.2f})" if len(names) > 1 else ""
+        found.append(Finding(f"{block_name(block)}: {said}.", topic="Against plain networks"))
+    return found
+
+
+def _by_block(values: xr.DataArray, say: Callable[[list[str], np.ndarray], str]) -> tuple[int, str]:
+    depth, rows = _deepest(values)
+    return depth, "; ".join(f"{words.lower(block_name(block))} {say(*row)}" for block, row in rows.items())
+
+
+def _gradients(best: xr.Dataset) -> str:
+    norm = runs.at_phase(best["hidden_gradient_norm"].astype(float), "initial").sortby("layer")
+    middle = runs.quiet(lambda: norm.median("seed"))
+    last = middle.where(middle["layer"] == middle["depth"]).max("layer")
+    depth, said = _by_block(runs.log10(middle.isel(layer=0, drop=True)) - runs.log10(last), words.extremes)
+    if depth < 2:
+        return ""
+    at = f"||dL/dh|| at layer 1 over that at layer {depth}, at initialisation (1 neither vanishes nor explodes)"
+    return Finding(f"{at}: {said}.", topic="Gradients")
+
+
+def _conditioning(best: xr.Dataset, phase: str) -> str:
+    limit = _resolution(best["jacobian_condition_number"])
+    condition = best["jacobian_condition_number"].astype(float)
+    middle = runs.quiet(lambda: runs.at_phase(condition, phase).median(["seed", "example"]))
+
+    def say(log10: float) -> str:
+        return (
+            f"singular (above {10**limit:.0e}, what rounding shows)" if log10 >= limit else words.power(log10)
+        )
+
+    depth, said = _by_block(np.minimum(runs.log10(middle), limit), lambda *row: words.extremes(*row, say))
+    where = f"Median at depth {depth} {runs.PHASES[phase]}"
+    return Finding(f"{where}: {said}.", topic="Jacobian condition number") if said else ""
+
+
+def _lipschitz_gap(best: xr.Dataset) -> str:
+    lower = best["lipschitz_lower_log10"].astype(float)
+
+    def say(names: list[str], orders: np.ndarray) -> str:
+        return f"{np.median(orders):.1f} ({words.extremes(names, orders, '{:.1f}'.format)})"
+
+    parts = []
+    for name, bound in (("best", "the best upper bound"), ("upper", "the textbook's product")):
+        gap = runs.at_phase(best[f"lipschitz_{name}_log10"].astype(float) - lower, "trained")
+        middle = runs.quiet(lambda gap=gap: gap.where(np.isfinite(gap)).median("seed"))
+        depth, said = _by_block(middle, say)
+        parts.append(f"{bound} by {said}")
+    if not said:
+        return ""
+    said = f"After training at depth {depth}, by orders of magnitude, median over activations: {'; '.join(parts)}."
+    return Finding(said, topic="How far upper Lipschitz bounds exceed the lower")
+
+
+def _theory_agreement(best: xr.Dataset) -> str:
+    theory = best["second_moment_theory"].astype(float)
+    ratio = runs.quiet(
+        lambda: runs.at_phase(best["second_moment"].astype(float), "initial") / theory.where(theory > 0)
+    )
+    parts = []
+    for block in runs.names(best, "block"):
+        sample = ratio.sel(block=block).to_numpy().ravel()
+        if len(sample := sample[np.isfinite(sample)]):
+            low, middle, high = np.quantile(sample, [0.05, 0.5, 0.95])
+            parts.append(
+                f"{words.lower(block_name(block))} {middle:.3g} (90 % between {low:.3g} and {high:.3g})"
+            )
+    said = "Second moments at initialisation, measured over predicted, median over all layers and nets"
+    return Finding(f"{said}: {'; '.join(parts)}.", topic="Theory") if parts else ""
+
+
+def _glance(best: xr.Dataset) -> pd.DataFrame:
+    accuracy, rows = best["final_test_accuracy"].sortby("depth").dropna("activation", how="all"), []
+    for block, activation in itertools.product(
+        runs.names(accuracy, "block"), runs.names(accuracy, "activation")
+    ):
+        row = accuracy.sel(block=block, activation=activation)
+        texts = {f"depth {int(one['depth'])}": words.mean_sd(one) for one in row.transpose("depth", "seed")}
+        rows.append({"block": block_name(block), "activation": activation, **texts})
+    frame = pd.DataFrame(rows)
+    frame.attrs["caption"] = (
+        f"Mean \N{PLUS-MINUS SIGN} standard deviation over {runs.seeds(best)} at the end, at the learning "
+        "rate with the best training accuracy. A run that diverged counts as 0; chance is one over the "
+        "number of classes."
+    )
+    return frame
+
+
+def _every_cell(best: xr.Dataset, marked: xr.Dataset) -> pd.DataFrame:
+    within = ["seed", "example"]
+
+    def middle(name: str, phase: str | None = None) -> xr.DataArray:
+        values = best[name].astype(float) if phase is None else runs.at_phase(best[name].astype(float), phase)
+        return runs.quiet(lambda: values.median([dim for dim in within if dim in values.dims]))
+
+    at_most = "\N{LESS-THAN OR EQUAL TO}"
+    columns = {
+        "learning rate": best["learning_rate"].where(best["present"].any("seed")),
+        "test accuracy": runs.quiet(lambda: best["final_test_accuracy"].mean("seed")),
+        "s.d.": runs.quiet(lambda: best["final_test_accuracy"].std("seed", ddof=1)),
+        f"steps to {runs.threshold(best)}": middle("steps_to_threshold"),
+        "runs": marked["present"].sum(["learning_rate", "seed"]),
+        "never got there": marked["censored"].sum(["learning_rate", "seed"]),
+        "diverged": marked["diverged"].sum(["learning_rate", "seed"]),
+        "condition number, initial": middle("jacobian_condition_number", "initial"),
+        "condition number, trained": middle("jacobian_condition_number", "trained"),
+        "effective rank, trained": middle("jacobian_effective_rank", "trained"),
+        "log10 Lipschitz \N{GREATER-THAN OR EQUAL TO}, trained": middle("lipschitz_lower_log10", "trained"),
+        f"log10 Lipschitz {at_most}, trained": middle("lipschitz_best_log10", "trained"),
+        "log10 textbook product, trained": middle("lipschitz_upper_log10", "trained"),
+    }
+    plain = {name: column.drop_vars("learning_rate", errors="ignore") for name, column in columns.items()}
+    frame = xr.Dataset(plain).to_dataframe(dim_order=list(CELL)).reset_index()
+    frame = frame[frame["runs"] > 0].reset_index(drop=True)
+    frame["block"] = frame["block"].map(block_name)
+    frame.attrs["caption"] = (
+        "Accuracy, steps and the network's properties are those of the best learning rate: means or medians "
+        f"over {runs.seeds(best)} (and over inputs). Runs that diverged or never got there are counted over "
+        f"all {words.count(marked.sizes['learning_rate'], 'learning rate')}; their steps are the budget, so "
+        "a median equal to it is a lower limit."
+    )
+    return frame

@@ -2,84 +2,101 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxact import activations
+from jaxact import activations, fit, nn, probes, theory
 from jaxact.activations import Activation
-from train import results
+from train import fields, probing
+from train.blocks import network
 from train.experiment import Cell, Progress
 from train.experiments import _extreme_depth_views as views
-from train.experiments import _fields as fields
-from train.tasks import Digits, FromText
-
-if TYPE_CHECKING:
-    import xarray as xr
+from train.optimizers import Optimizer, Sgd
+from train.study import Coordinate, Variable
+from train.trial import TrainingStudy, cross_entropy, first_crossing, parts
 
 WEIGHTS = ("orthogonal", "gaussian")
+POSITIONS = np.linspace(0.0, 1.0, 101)
+_MAP_DEGREE = 48  # of the polynomial that stands for the map of angles over thousands of layers
+_POSITION = ("seed", "position")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtremeDepth:
+class ExtremeDepth(TrainingStudy):
     """Train plain networks at a critical point, as deep as memory allows, and set them beside what theory says.
 
     Inputs are scaled to the fixed point's second moment, so that every layer sees the same length from the start.
 
     Attributes:
-        task: the classification problem.
         activation: between any two layers.
         depths: numbers of layers; each is a program of its own.
         weights: "orthogonal" or "gaussian", at the same scale.
         q_star: second moment of the preactivations at the fixed point; the weights' and the biases' scale follow from
             it (`jaxact.theory.critical_point`). The smaller, the closer to a linear network: 0.025 makes
             sigma_w^2 = 1.05 for tanh.
-        seeds: of initialisation and data order, vmapped.
-        width: units of every layer.
-        batch_size: examples a step, drawn with replacement.
-        num_steps: the budget of optimiser steps.
+        learning_rate: of the optimiser; its schedule may lower it.
         measure_every: steps between two measurements.
-        learning_rate: of SGD at the start; it falls to 0 by half a cosine.
-        momentum: of SGD.
-        clip_norm: largest norm of the whole gradient.
         threshold: test accuracy whose first crossing is the time to train.
         num_probes: held-out examples whose Jacobians, lengths and correlations are measured before training.
     """
 
-    task: FromText = Digits()
     activation: Activation = activations.tanh
     depths: tuple[int, ...] = (100, 1000, 10000)
     weights: tuple[str, ...] = WEIGHTS
     q_star: float = 0.025
-    seeds: tuple[int, ...] = (0,)
+    optimizer: Optimizer = Sgd(schedule="cosine", clip_norm=1.0)
     width: int = 64
-    batch_size: int = 64
     num_steps: int = 500
     measure_every: int = 20
     learning_rate: float = 1e-3
-    momentum: float = 0.9
-    clip_norm: float = 1.0
     threshold: float = 0.95
     num_probes: int = 8
 
+    swept = {"weights": "weights", "depth": "depths"}
+    coordinates = {
+        "weights": Coordinate("law of the weights"),
+        "position": Coordinate("layer as a share of the depth"),
+    }
+    variables = {
+        "train_loss": Variable("train cross-entropy, mean of the steps before", ("seed", "step"), "nat"),
+        "test_loss": Variable("test cross-entropy", ("seed", "step"), "nat"),
+        "test_accuracy": Variable("test accuracy", ("seed", "step")),
+        "steps_to_threshold": Variable(
+            "steps to {threshold:.0%} test accuracy", ("seed",), "steps", fields=("threshold",)
+        ),
+        "diverged_step": Variable("step at which loss or gradient stopped being finite", ("seed",), "steps"),
+        "log10_singular_value": Variable(
+            "singular value of the input-to-last-hidden Jacobian before training",
+            ("seed", "example", "mode"),
+            "log10",
+            theory="log10_singular_value_theory",
+        ),
+        "log10_singular_value_theory": Variable(
+            "quantile of the limiting law of singular values (infinite width)", ("mode",), "log10"
+        ),
+        "second_moment": Variable("second moment of the preactivation at initialisation", _POSITION),
+        "correlation": Variable(
+            "mean correlation of two inputs at initialisation", _POSITION, theory="correlation_theory"
+        ),
+        "correlation_theory": Variable("mean correlation by the mean-field correlation map", _POSITION),
+        "log10_gradient_norm": Variable(
+            "norm of dL/dh over that at the last layer, at initialisation", _POSITION, "log10"
+        ),
+        "sigma_w": Variable("weight scale"),
+        "sigma_b": Variable("bias scale"),
+        "q_star": Variable("second moment at the fixed point"),
+        "step_seconds": Variable("time of an optimiser step of all seeds, without compiling", units="s"),
+    }
+
     def __post_init__(self) -> None:
-        fields.check_distinct(self, "depths", "weights")
-        fields.check_seeds(self)
-        fields.check_counts(self, "width", "batch_size", "num_steps", "measure_every", "num_probes")
-        fields.check_depths(self)
-        for kind in self.weights:
-            if kind not in WEIGHTS:
-                raise ValueError(f"`weights` must be among {', '.join(WEIGHTS)}, got {kind!r}.")
-        fields.check_positive(self, "q_star", "learning_rate", "clip_norm")
-        fields.check_momentum(self)
-        fields.check_threshold(self)
-        if self.num_probes < 2:
-            raise ValueError(
-                f"`num_probes` must be at least 2, for a correlation takes two, got {self.num_probes}."
-            )
-        fields.check_measure_every(self)
+        pairs = fields.at_least(2, "A correlation takes two.")
+        fields.check(self, weights=fields.among(WEIGHTS), q_star=fields.positive, num_probes=pairs)
 
     def smoke(self) -> Self:
         """One depth of at most 200 layers, both kinds of weights, twenty steps."""
@@ -94,78 +111,155 @@ class ExtremeDepth:
 
     def cells(self) -> Sequence[Cell]:
         """One cell for every kind of weights and depth, the deepest of each first: they take the longest."""
-        return [
-            Cell(f"{kind}/depth={depth}", {"weights": kind, "depth": depth})
-            for kind in self.weights
-            for depth in sorted(self.depths, reverse=True)
-        ]
+        order = {law: index for index, law in enumerate(self.weights)}
+        return sorted(
+            super().cells(), key=lambda cell: (order[cell.coords["weights"]], -cell.coords["depth"])
+        )
 
-    def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
+    def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
         """Measure at initialisation, train, and set theory beside it."""
-        from train.experiments import _extreme_depth_programs as programs
+        weights, depth = cell.coords.values()
+        progress(0.0, "theory")
+        point = theory.critical_point(self.activation, q_star=self.q_star)
+        probed = _Probed(self, weights, depth, float(point.sigma_w), float(point.sigma_b))
+        trial = probed.trial
+        progress(0.02, "initialise")
+        states = trial.start()
+        measured = probed(states)
+        progress(0.05, "theory")
+        measured |= self._theory(cell, point, measured.pop("pair_correlation"))
+        seconds, started = [], time.perf_counter()
 
-        depth = cell.coords["depth"]
-        measured = programs.run(self, cell.coords["weights"], depth, progress)
-        coords: dict[str, Any] = {
-            "weights": [cell.coords["weights"]],
-            "depth": [depth],
-            "seed": list(self.seeds),
-            "step": np.arange(1, self.num_steps // self.measure_every + 1) * self.measure_every,
-            "position": programs.POSITIONS,
-            "example": np.arange(self.num_probes),
-            "mode": np.arange(1, measured["log10_singular_value"].shape[-1] + 1),
+        def report(part: float, note: str) -> None:
+            nonlocal started
+            seconds.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            progress(0.05 + 0.95 * part, note)
+
+        states, curves = trial.train(states, progress=report)
+        return {
+            **measured,
+            **curves,
+            "train_loss": curves["batch_loss"],
+            "step": self.steps(),
+            "position": POSITIONS,
+            "steps_to_threshold": first_crossing(curves["test_accuracy"], self.steps(), self.threshold),
+            "diverged_step": trial.diverged_step(states),
+            "sigma_w": float(point.sigma_w),
+            "sigma_b": float(point.sigma_b),
+            "q_star": self.q_star,
+            "step_seconds": min(seconds[1:]) / self.measure_every,
+            "compile_seconds": trial.compile_seconds,
         }
-        variables = {}
-        for name, (dims, units, long_name) in result_variables(self.threshold).items():
-            variables[name] = (
-                ("weights", "depth", *dims),
-                np.asarray(measured[name])[None, None],
-                {"units": units, "long_name": long_name},
-            )
-        return results.labelled(variables, coords, COORDINATES)
+
+    def _theory(self, cell: Cell, point: Any, pair_correlation: np.ndarray) -> dict[str, Any]:
+        """The limiting law of singular values, and correlations by the map from those at the first layer."""
+        weights, depth = cell.coords.values()
+        scales = {"sigma_w": float(point.sigma_w), "q": self.q_star}
+        spectrum = theory.jacobian_spectrum(self.activation, depth, **scales, weights=weights, num_points=400)
+        num_modes = min(self.width, self.task.load().flat().train_inputs.shape[1])
+        levels = 1 - (np.arange(num_modes) + 0.5) / num_modes
+        log_eigenvalues = np.interp(levels, spectrum.cdf, spectrum.log_eigenvalues, left=-np.inf)
+        map_ = angle_map(self.activation, **scales, sigma_b=float(point.sigma_b))
+        angle, means = np.arccos(np.clip(np.asarray(pair_correlation, float), -1, 1)), []
+        for _ in range(depth + 1):
+            means.append(np.cos(angle).mean(-1))
+            angle = np.clip(map_(angle), 0, np.pi)
+        return {
+            "log10_singular_value_theory": log_eigenvalues / (2 * np.log(10)),
+            "correlation_theory": np.stack([means[row] for row in _rows(depth)], -1),
+        }
 
     figures = staticmethod(views.figures)
     findings = staticmethod(views.findings)
     tables = staticmethod(views.tables)
 
 
-COORDINATES = {
-    "weights": ("1", "law of the weights"),
-    "depth": ("layers", "depth"),
-    "seed": ("1", "seed"),
-    "step": ("steps", "optimiser step"),
-    "position": ("1", "layer as a share of the depth"),
-    "example": ("1", "held-out example"),
-    "mode": ("1", "singular value, from the largest"),
-}
+class _Probed:
+    """The trial of one cell, and the programs that look at its networks before training."""
+
+    def __init__(self, study: ExtremeDepth, weights: str, depth: int, sigma_w: float, sigma_b: float):
+        self.study, self.depth = study, depth
+        # Inputs are of mean square 1 by the task's own scaling: now of the length at which the network is critical.
+        self.scale = study.q_star**0.5
+        data = study.task.load().flat()
+        plain = network(
+            data,
+            width=study.width,
+            max_depth=depth,
+            activation=study.activation,
+            weights=weights,
+            sigma_w=sigma_w,
+            sigma_b=sigma_b,
+        )
+        self.trial = study.trial(
+            plain._replace(apply=self._divided(plain)),
+            parts(data, scale=self.scale),
+            evaluate={"test": "test"},
+        )
+        kinds = (self._spectrum, self._signals, self._gradients)
+        self.programs = [self.trial.program(kind, precision="float32") for kind in kinds]
+
+    def __call__(self, states: fit.State) -> dict[str, Any]:
+        measured: dict[str, Any] = {}
+        for program in self.programs:
+            measured |= program(states, self.trial.data)
+        return {name: each.astype(float) for name, each in self.trial.host(measured).items()}
+
+    def _divided(self, plain: nn.Functional):
+        """Logits over the scale of the inputs: what the read-out sees is as small as they are."""
+
+        def apply(*args, method="__call__", **options):
+            output, variables = plain.apply(*args, method=method, **options)
+            return (output / self.scale if method == "__call__" else output), variables
+
+        return apply
+
+    def _spectrum(self, state, data):
+        values = probing.singular_values(self.trial, state, data["test"][0][: self.study.num_probes], ())
+        return {"log10_singular_value": jnp.log10(values)}
+
+    def _signals(self, state, data):
+        inputs = data["test"][0][: self.study.num_probes]
+        embedded = self.trial.output(state, inputs, method="embed")
+        trace = self.trial.output(state, inputs, method="trace")
+        rows = _rows(self.depth)
+        hidden = jnp.concatenate([embedded[None], trace.hidden])[rows]  # [position, example, unit]
+        gram = jnp.einsum("pan,pbn->pab", hidden, hidden)
+        length = jnp.sqrt(jnp.einsum("paa->pa", gram))
+        first, second = np.triu_indices(self.study.num_probes, 1)
+        correlation = (gram / (length[:, :, None] * length[:, None, :]))[:, first, second]
+        return {
+            "second_moment": jnp.mean(hidden**2, (1, 2)),
+            "correlation": correlation.mean(-1),
+            "pair_correlation": correlation[0],
+        }
+
+    def _gradients(self, state, data):
+        inputs, labels = (each[: self.study.num_probes] for each in data["test"])
+        taps = jnp.zeros((self.depth, len(inputs), self.study.width))
+
+        def loss(taps):
+            return cross_entropy(self.trial.output(state, inputs, taps=taps), labels)
+
+        (norms,) = probes.gradient_norms(loss, taps)
+        rows = np.maximum(_rows(self.depth) - 1, 0)
+        return {"log10_gradient_norm": (jnp.log10(norms) - jnp.log10(norms[-1]))[rows]}
 
 
-def result_variables(threshold: float) -> dict[str, tuple[tuple[str, ...], str, str]]:
-    """Name each measured variable with its own dimensions, units and long name.
+def _rows(depth: int) -> np.ndarray:
+    """The layer at each of `POSITIONS`."""
+    return np.round(POSITIONS * depth).astype(int)
 
-    Args:
-        threshold: the test accuracy that counts as trained.
+
+def angle_map(activation: Any, **scales: float) -> np.polynomial.Chebyshev:
+    """The correlation map as one of angles, arccos c to arccos C(c), a polynomial on [0, pi].
+
+    In c itself the map of a kinked activation has a term (1 - c)^(3/2), which no polynomial follows close to 1, where
+    inputs spend most of thousands of layers; in the angle it is smooth.
     """
-    return {
-        "train_loss": (("seed", "step"), "nat", "train cross-entropy, mean of the steps before"),
-        "test_loss": (("seed", "step"), "nat", "test cross-entropy"),
-        "test_accuracy": (("seed", "step"), "1", "test accuracy"),
-        "steps_to_threshold": (("seed",), "steps", f"steps to {threshold:.0%} test accuracy"),
-        "diverged_step": (("seed",), "steps", "step at which loss or gradient stopped being finite"),
-        "log10_singular_value": (
-            ("seed", "example", "mode"), "log10", "singular value of the input-to-last-hidden Jacobian before training",
-        ),
-        "log10_singular_value_theory": (
-            ("mode",), "log10", "quantile of the limiting law of singular values (infinite width)",
-        ),
-        "second_moment": (("seed", "position"), "1", "second moment of the preactivation at initialisation"),
-        "correlation": (("seed", "position"), "1", "mean correlation of two inputs at initialisation"),
-        "correlation_theory": (("seed", "position"), "1", "mean correlation by the mean-field correlation map"),
-        "log10_gradient_norm": (
-            ("seed", "position"), "log10", "norm of dL/dh over that at the last layer, at initialisation",
-        ),
-        "sigma_w": ((), "1", "weight scale"),
-        "sigma_b": ((), "1", "bias scale"),
-        "q_star": ((), "1", "second moment at the fixed point"),
-        "step_seconds": ((), "s", "time of an optimiser step of all seeds, without compiling"),
-    }  # fmt: skip
+    nodes = np.pi / 2 * (1 + np.cos(np.pi * (np.arange(_MAP_DEGREE + 1) + 0.5) / (_MAP_DEGREE + 1)))
+    with jax.enable_x64(True):
+        images = np.asarray(theory.correlation_map(activation, jnp.cos(jnp.asarray(nodes)), **scales))
+    angles = np.arccos(np.clip(images, -1, 1))
+    return np.polynomial.Chebyshev.fit(nodes, angles, _MAP_DEGREE, domain=[0, np.pi])

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxact.activations import Activation
-from train import results
+from jaxact import theory
+from jaxact.activations import Activation, select
+from train import fields
+from train.blocks import network
 from train.experiment import Cell, Progress
-from train.experiments import _fields as fields
 from train.experiments import _phase_diagram_findings as words
 from train.experiments import _phase_diagram_views as views
-from train.tasks import Digits, FromText
+from train.experiments._phase_diagram_limits import edges
+from train.study import Coordinate, Variable
+from train.trial import TrainingStudy, Trial, first_crossing, parts
 
-if TYPE_CHECKING:
-    import xarray as xr
+THEORY = ("q_star", "chi", "c_star", "xi_c", "xi_gradient")
+_MEMBER, _CURVE = ("learning_rate", "seed"), ("activation", "curve_sigma_w_squared")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhaseDiagram:
+class PhaseDiagram(TrainingStudy):
     """Train plain dense networks over depth and weight variance, each at its best learning rate.
 
     The heat map of Schoenholz et al. 2017, "Deep information propagation" (figure 5), with the number of steps to a
@@ -37,24 +41,18 @@ class PhaseDiagram:
     way, not the data: it is the scale on which the correlation of a pair nears c_star from wherever it began.
 
     Attributes:
-        task: the classification problem.
         activations: the activations to compare; a run-time argument of the compiled program.
         depths: numbers of hidden layers; a run-time argument too.
         sigma_w_squared: variances of the weights times the width; a run-time argument too.
         sigma_b_squared: variance of the biases.
-        learning_rates: of SGD; vmapped, and tuned over for every square.
+        learning_rates: of the optimiser; vmapped, and tuned over for every square.
         seeds: of initialisation and data order; vmapped. What counts is reached by most of them (more than half).
-        width: units of every hidden layer.
-        batch_size: examples a step, drawn with replacement.
-        num_steps: the budget of optimiser steps.
         measure_every: steps between two measurements of accuracy, the resolution of the time to train.
-        momentum: of SGD.
         threshold: train accuracy whose first crossing is the time to train.
         num_evaluate: training examples, at most, that accuracy is measured on.
         max_depth: length of the compiled stack; None for max(depths). Depths up to it need no new program.
     """
 
-    task: FromText = Digits()
     activations: tuple[Activation, ...]
     depths: tuple[int, ...] = (8, 11, 15, 20, 27, 36, 48, 64)
     sigma_w_squared: tuple[float, ...] = (0.8, 1.0, 1.2, 1.5, 1.76, 2.1, 2.5, 3.0, 3.5, 4.0)
@@ -62,24 +60,44 @@ class PhaseDiagram:
     learning_rates: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
     seeds: tuple[int, ...] = (0, 1)
     width: int = 64
-    batch_size: int = 64
     num_steps: int = 300
     measure_every: int = 10
-    momentum: float = 0.9
     threshold: float = 0.9
     num_evaluate: int = 256
     max_depth: int | None = None
 
+    # `steps_to_threshold` is NaN where the threshold was not reached, and `train_accuracy` past `steps_trained`: a cell
+    # ends early once most seeds are past the threshold at one learning rate, for no other can then be faster.
+    # Theory depends on fewer coordinates than it is stored by, because every number has one cell that it comes from:
+    # cells are measured by several processes, which may round it differently. The curves come from the first cell of
+    # each activation.
+    swept = {"activation": "activations", "depth": "depths", "sigma_w_squared": "sigma_w_squared"}
+    coordinates = {
+        "sigma_w_squared": Coordinate("weight variance times width"),
+        "curve_sigma_w_squared": Coordinate("weight variance times width, along the theory's curves"),
+    }
+    variables = {
+        "train_accuracy": Variable("train accuracy", (*_MEMBER, "step")),
+        "steps_to_threshold": Variable("steps to {threshold:.0%} train accuracy", _MEMBER, "steps"),
+        "diverged_step": Variable("step at which loss or gradient stopped being finite", _MEMBER, "steps"),
+        "steps_trained": Variable("steps until the cell was settled or the budget spent", units="steps"),
+        "q_star": Variable("fixed second moment of the preactivations, by mean-field theory"),
+        "chi": Variable("growth of squared gradients a layer, by mean-field theory"),
+        "c_star": Variable("fixed correlation of two inputs, by mean-field theory"),
+        "xi_c": Variable("depth scale of correlations, by mean-field theory", units="layers"),
+        "xi_gradient": Variable("depth scale of gradients, by mean-field theory", units="layers"),
+        "curve_xi_c": Variable("depth scale of correlations, along a curve", _CURVE, "layers", of_cell=False),
+        "curve_xi_gradient": Variable(
+            "depth scale of gradients, along a curve", _CURVE, "layers", of_cell=False
+        ),
+        "critical_sigma_w_squared": Variable("critical weight variance, by mean-field theory"),
+        "threshold": Variable("train accuracy that counts as trained", of_cell=False),
+        "chance_accuracy": Variable("share of the commonest class", of_cell=False),
+        "width": Variable("units of a hidden layer", units="units", of_cell=False),
+    }
+
     def __post_init__(self) -> None:
-        fields.check_distinct(self, "activations", "depths", "sigma_w_squared", "learning_rates")
-        fields.check_seeds(self)
-        fields.check_counts(self, "width", "batch_size", "num_steps", "measure_every", "num_evaluate")
-        fields.check_depths(self)
-        fields.check_positive(self, "sigma_w_squared", "learning_rates")
-        fields.check_not_negative(self, "sigma_b_squared")
-        fields.check_momentum(self)
-        fields.check_threshold(self)
-        fields.check_measure_every(self)
+        fields.check(self, sigma_w_squared=fields.positive, sigma_b_squared=fields.not_negative)
 
     def smoke(self) -> Self:
         """One activation, two depths, two weight variances, two learning rates, twenty steps."""
@@ -98,109 +116,106 @@ class PhaseDiagram:
             max_depth=None,
         )
 
-    def cells(self) -> Sequence[Cell]:
-        """One cell for every activation, depth and weight variance, in this order; all share one program."""
-        return [
-            Cell(
-                f"{activation.name}/depth={depth}/sigma_w_squared={scale:g}",
-                {"activation": activation.name, "depth": depth, "sigma_w_squared": scale},
-            )
-            for activation in self.activations
-            for depth in self.depths
-            for scale in self.sigma_w_squared
-        ]
+    def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
+        """Train the members of one cell until it is settled, beside what theory predicts of it.
 
-    def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
-        """Train the members of one cell; see `result_variables` for what comes back."""
-        from train.experiments import _phase_diagram_programs as programs
-
-        index = [activation.name for activation in self.activations].index(cell.coords["activation"])
-        depth, scale = cell.coords["depth"], cell.coords["sigma_w_squared"]
-        program = programs.get(self)
-        # What a process does once for all cells, data and theory, is not this cell's.
-        predicted = programs.predict(self.activations[index], self.sigma_w_squared, self.sigma_b_squared)
-        started = time.perf_counter()
-        measured = program.run(index, depth, scale, progress)
-        seconds = time.perf_counter() - started
+        Settled is when most of the seeds (more than half) are past the threshold at one learning rate: no other can
+        then be faster; or when all members have diverged. Accuracies past that step are NaN.
+        """
+        activation, depth, scale = cell.coords.values()
+        trial, chance = _trial(self)
+        before, total = trial.compile_seconds, self.num_steps // self.measure_every
+        setting = jnp.asarray(depth, jnp.int32), select(self.activations, self.activations.index(activation))
+        steps = self.steps()
+        accuracy = np.full((trial.num_members, total), np.nan)
+        progress(0.0, "initialise")
+        states = trial.start(*setting, sigma_w=jnp.float32(scale**0.5))
+        for index, (states, chunk) in enumerate(trial.chunks(states, *setting)):  # noqa: B007, B020
+            accuracy[:, index] = chunk.measured["train_accuracy"]
+            progress((index + 1) / total, f"step {steps[index]}")
+            if self._is_settled(accuracy) or np.isnan(accuracy[:, index]).all():
+                break
+        predicted = predict(activation, self.sigma_w_squared, self.sigma_b_squared)
         column = self.sigma_w_squared.index(scale)
-        measured |= {name: predicted[name][column] for name in THEORY}
-        measured |= {name: values for name, values in predicted.items() if name not in THEORY}
-        measured |= {
-            "run_seconds": seconds - measured["compile_seconds"],
+        is_first = (depth, scale) == (self.depths[0], self.sigma_w_squared[0])
+        return {
+            "train_accuracy": accuracy,
+            "step": steps,
+            "steps_to_threshold": first_crossing(accuracy, steps, self.threshold),
+            "diverged_step": trial.diverged_step(states),
+            "steps_trained": steps[index],
+            **predicted,
+            **{name: predicted[name][column] for name in THEORY},
+            "curve_sigma_w_squared": predicted["curve_sigma_w_squared"] if is_first else None,
             "threshold": self.threshold,
-            "chance_accuracy": program.chance,
+            "chance_accuracy": chance,
             "width": self.width,
+            "compile_seconds": trial.compile_seconds - before,
         }
-        coords: dict[str, Any] = {
-            "activation": [cell.coords["activation"]],
-            "depth": [depth],
-            "sigma_w_squared": [scale],
-            "learning_rate": list(self.learning_rates),
-            "seed": list(self.seeds),
-            "step": np.arange(1, self.num_steps // self.measure_every + 1) * self.measure_every,
-            "curve_sigma_w_squared": predicted["curve_sigma_w_squared"],
-        }
-        if (depth, scale) != (self.depths[0], self.sigma_w_squared[0]):
-            del coords["curve_sigma_w_squared"]
-        sizes = {name: len(values) for name, values in coords.items()}
-        variables = {}
-        for name, (dims, units, long_name) in result_variables(self.threshold).items():
-            if not set(dims) <= set(coords):
-                continue
-            values = np.asarray(measured[name]).reshape([sizes[dim] for dim in dims])
-            variables[name] = (dims, values, {"units": units, "long_name": long_name})
-        return results.labelled(variables, coords, COORDINATES)
+
+    def _is_settled(self, accuracy: np.ndarray) -> bool:
+        reached = (accuracy >= self.threshold).any(axis=1).reshape(-1, len(self.seeds))
+        return bool((reached.sum(axis=1) > len(self.seeds) // 2).any())
 
     figures = staticmethod(views.figures)
     findings = staticmethod(words.findings)
     tables = staticmethod(words.tables)
 
 
-THEORY = ("q_star", "chi", "c_star", "xi_c", "xi_gradient")
+@functools.lru_cache(maxsize=4)
+def _trial(study: PhaseDiagram) -> tuple[Trial, float]:
+    """The programs of a study, and what guessing the commonest class scores where accuracy is measured."""
+    data = study.task.load().flat()
+    trial = study.trial(
+        network(
+            data,
+            width=study.width,
+            max_depth=study.max_depth or max(study.depths),
+            activation=study.activations[0],
+            sigma_b=study.sigma_b_squared**0.5,
+        ),
+        parts(data, num_evaluate=study.num_evaluate),
+        evaluate={"train": "train_part"},
+    )
+    labels = data.train_labels[: study.num_evaluate]
+    return trial, np.bincount(labels).max() / len(labels)
 
-COORDINATES = {
-    "activation": ("1", "activation"),
-    "depth": ("layers", "depth"),
-    "sigma_w_squared": ("1", "weight variance times width"),
-    "learning_rate": ("1", "learning rate"),
-    "seed": ("1", "seed"),
-    "step": ("steps", "optimiser step"),
-    "curve_sigma_w_squared": ("1", "weight variance times width, along the theory's curves"),
-}
+
+_CHUNK = 64  # of `theory.mean_field`, which compiles a second program for what does not fill one
 
 
-def result_variables(threshold: float) -> dict[str, tuple[tuple[str, ...], str, str]]:
-    """Name each variable with its dimensions, units and long name.
+@functools.lru_cache(maxsize=32)
+def predict(
+    activation: Activation, sigma_w_squared: tuple[float, ...], sigma_b_squared: float
+) -> dict[str, Any]:
+    """Mean-field theory at every sigma_w^2 of a study and, for its curves, evenly across the heat map.
 
-    `steps_to_threshold` is NaN where the threshold was not reached, and `train_accuracy` past `steps_trained`: a cell
-    ends early once most seeds are past the threshold at one learning rate, for no other can then be faster.
-
-    Theory depends on fewer coordinates than it is stored by, because every number has one cell that it comes from:
-    cells are measured by several processes, which may round it differently. The curves come from the first cell of
-    each activation.
-
-    Args:
-        threshold: the train accuracy that counts as trained.
+    Returns:
+        `q_star`, `chi`, `c_star`, `xi_c`, `xi_gradient`, one number a sigma_w^2; `curve_sigma_w_squared`,
+        `curve_xi_c` and `curve_xi_gradient`, so many that all are multiples of 64; `critical_sigma_w_squared`, NaN
+        where the activation has no critical point at this bias. In float64.
     """
-    square = ("activation", "depth", "sigma_w_squared")
-    member = (*square, "learning_rate", "seed")
-    curve = ("activation", "curve_sigma_w_squared")
+    low, *_, high = edges(np.array(sigma_w_squared))
+    low = max(
+        low, min(sigma_w_squared) / 2
+    )  # the border of a first column much nearer to 0 than to the second
+    curve = np.linspace(
+        low, high, -(-len(sigma_w_squared) // _CHUNK) * _CHUNK + _CHUNK - len(sigma_w_squared)
+    )
+    sigma_b = sigma_b_squared**0.5
+    with jax.enable_x64(True):
+        scales = np.sqrt(np.concatenate([sigma_w_squared, curve]))
+        found = theory.mean_field(activation, sigma_w=scales, sigma_b=sigma_b)
+        values = {name: np.asarray(getattr(found, name)) for name in THEORY}
+    try:
+        critical = float(theory.critical_point(activation, sigma_b=sigma_b).sigma_w) ** 2
+    except ValueError:
+        critical = np.nan
+    count = len(sigma_w_squared)
     return {
-        "train_accuracy": ((*member, "step"), "1", "train accuracy"),
-        "steps_to_threshold": (member, "steps", f"steps to {threshold:.0%} train accuracy"),
-        "diverged_step": (member, "steps", "step at which loss or gradient stopped being finite"),
-        "steps_trained": (square, "steps", "steps until the cell was settled or the budget spent"),
-        "compile_seconds": (square, "s", "time to trace and compile in this cell"),
-        "run_seconds": (square, "s", "time to train, all members"),
-        "q_star": (square, "1", "fixed second moment of the preactivations, by mean-field theory"),
-        "chi": (square, "1", "growth of squared gradients a layer, by mean-field theory"),
-        "c_star": (square, "1", "fixed correlation of two inputs, by mean-field theory"),
-        "xi_c": (square, "layers", "depth scale of correlations, by mean-field theory"),
-        "xi_gradient": (square, "layers", "depth scale of gradients, by mean-field theory"),
-        "curve_xi_c": (curve, "layers", "depth scale of correlations, along a curve"),
-        "curve_xi_gradient": (curve, "layers", "depth scale of gradients, along a curve"),
-        "critical_sigma_w_squared": (square, "1", "critical weight variance, by mean-field theory"),
-        "threshold": ((), "1", "train accuracy that counts as trained"),
-        "chance_accuracy": ((), "1", "share of the commonest class"),
-        "width": ((), "units", "units of a hidden layer"),
+        **{name: each[:count] for name, each in values.items()},
+        "curve_sigma_w_squared": curve,
+        "curve_xi_c": values["xi_c"][count:],
+        "curve_xi_gradient": values["xi_gradient"][count:],
+        "critical_sigma_w_squared": critical,
     }

@@ -1,0 +1,104 @@
+"""The networks that studies compare: a block by its name, "pre_activation-bn", repeated in a dense or conv network."""
+
+import difflib
+from functools import partial
+from typing import Any
+
+from flax import nnx
+
+from jaxact import nn
+from jaxact.activations import Activation
+from train.tasks import Data, Task
+
+STAGES: dict[str, type[nn.Stage]] = {
+    "plain": nn.Plain,
+    "pre_activation": nn.PreAct,
+    "post_activation": nn.PostAct,
+}
+# Momentum 0.9, because with flax's 0.99 a run of a few hundred steps would end on its starting statistics.
+NORMS: dict[str, Any] = {
+    "": None,
+    "bn": partial(nnx.BatchNorm, momentum=0.9),
+    "ln": nnx.LayerNorm,
+    "rms": nnx.RMSNorm,
+}
+NETWORKS = ("dense", "conv")
+
+
+def split_block(block: str) -> tuple[str, str]:
+    """Split "pre_activation-bn" into its stage and norm.
+
+    Raises:
+        ValueError: if either is unknown; names the closest block.
+    """
+    stage, _, norm = block.partition("-")
+    if stage in STAGES and norm in NORMS and (norm or "-" not in block):
+        return stage, norm
+    known = [f"{stage}-{norm}".rstrip("-") for stage in STAGES for norm in NORMS]
+    close = difflib.get_close_matches(block, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"`blocks` must be among {', '.join(known)}, got {block!r}.{hint}")
+
+
+def block_name(block: str) -> str:
+    """A block as a reader says it.
+
+    >>> block_name("pre_activation-bn")
+    'Pre-activation residual + BN'
+    """
+    kind, _, norm = str(block).partition("-")
+    words = {"pre_activation": "pre-activation residual", "post_activation": "post-activation residual"}
+    name = words.get(kind, kind.replace("_", " "))
+    if norm and norm != "none":
+        name += f" + {norm.upper() if len(norm) <= 3 else norm}"
+    return name[:1].upper() + name[1:]
+
+
+def network(
+    data: Data,
+    block: str = "plain",
+    *,
+    kind: str = "dense",
+    width: int,
+    max_depth: int,
+    activation: Activation,
+    **scales: Any,
+) -> nn.Functional:
+    """The pure functions of a network of `max_depth` blocks that classifies a task's inputs.
+
+    Args:
+        data: its inputs' last axis is what the first layer reads: flat for a dense network, channels for a conv one.
+        block: as `split_block` reads it.
+        kind: "dense", or "conv" for 3 x 3 convolutions with zero padding at one resolution and global average pooling.
+        width: units, or channels, of every hidden layer.
+        max_depth: blocks.
+        activation: of every block, unless a call brings another.
+        **scales: `weights`, `sigma_w`, `sigma_b` of `jaxact.nn.MLP`.
+    """
+    stage, norm = split_block(block)
+    build: Any = nn.ResNet if kind == "conv" else nn.MLP
+    sizes = (data.input_shape[-1], width, data.num_classes)
+    parts = {"stage": STAGES[stage], "norm": NORMS[norm], "max_depth": max_depth, "activation": activation}
+    return nn.functional(partial(build, *sizes, **parts, **scales))
+
+
+def inputs_for(kind: str, data: Data) -> Data:
+    """A task's data in the shape that a kind of network takes: rows for "dense", images for "conv"."""
+    return data if kind == "conv" else data.flat()
+
+
+def check_network(kind: str, task: Task) -> None:
+    """Refuse a kind of network that does not exist, or that a task has no inputs for.
+
+    Raises:
+        ValueError: naming the field, the value and the remedy.
+    """
+    if kind not in NETWORKS:
+        close = difflib.get_close_matches(kind, NETWORKS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}, got {kind!r}.{hint}")
+    if kind == "conv" and len(task.input_shape) < 2:
+        raise ValueError(
+            f"`network` conv needs a task of images, and {task} has flat inputs of {task.input_shape[0]} numbers. "
+            "Use --network dense, or --task digits."
+        )

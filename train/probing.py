@@ -1,0 +1,130 @@
+"""What studies look at in the networks of a trial: spectra, bounds, statistics and gradients, for one member each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxact import fit, lipschitz, numerics, probes
+from train.trial import Trial, cross_entropy
+
+
+def singular_values(
+    trial: Trial, state: fit.State, inputs: jax.Array, setting: tuple, *, num: int | None = None
+) -> jax.Array:
+    """Singular values of the Jacobian from an input to the last hidden state, [input, mode], descending.
+
+    Args:
+        trial: whose network.
+        state: of the member.
+        inputs: [input, ...].
+        setting: of the network's call; a depth in it may be traced.
+        num: how many of the largest, by products with the Jacobian, an estimate from below; None for all, from the
+            Jacobian itself.
+    """
+
+    def hidden(x: jax.Array, mode: str) -> jax.Array:
+        one = x if num is None else x[None]
+        return trial.output(state, one, *setting, method="features", mode=mode).reshape(-1)
+
+    if num is None:
+        return probes.singular_values(lambda x: hidden(x, "forward"), inputs)
+
+    def leading(x: jax.Array) -> jax.Array:
+        # A loop with a traced depth has no derivative that goes both ways, but one for each.
+        shape = jax.eval_shape(lambda: hidden(x, "forward")).size, x.size
+        found = numerics.leading_singular_triplets(
+            lambda v: jax.jvp(lambda x: hidden(x, "forward"), (x,), (v.reshape(x.shape),))[1],
+            lambda u: jax.vjp(lambda x: hidden(x, "reverse"), x)[1](u)[0].reshape(-1),
+            shape=shape,
+            num=min(num, *shape),
+            dtype=x.dtype,
+            values_only=True,
+        )
+        return found.values
+
+    return jax.vmap(leading)(inputs)
+
+
+def log10_bound(trial: Trial, state: fit.State, setting: tuple, *, method: str = "product") -> jax.Array:
+    """log10 of an upper bound on the network's Lipschitz constant; `method` as in `jaxact.nn.MLP.log_lipschitz`."""
+    bound = trial.output(
+        state, *setting, method=lambda network, *args: network.log_lipschitz(*args, method=method)
+    )
+    return bound / math.log(10)
+
+
+def log10_ascent(
+    trial: Trial,
+    state: fit.State,
+    inputs: jax.Array,
+    setting: tuple,
+    *,
+    num_steps: int,
+    takes_one: bool = False,
+) -> jax.Array:
+    """log10 of a lower bound on the network's Lipschitz constant, by gradient ascent on ||J(x)|| from every input.
+
+    Args:
+        trial: whose network.
+        state: of the member.
+        inputs: [start, ...].
+        setting: of the network's call.
+        num_steps: of the ascent.
+        takes_one: whether the network takes an input without a batch axis.
+    """
+
+    def network(mode: str) -> Callable:
+        def alone(x: jax.Array) -> jax.Array:
+            if takes_one:
+                return trial.output(state, x, *setting, mode=mode)
+            return trial.output(state, x[None], *setting, mode=mode)[0]
+
+        return jax.jit(alone)  # so that the many places where the ascent calls it share one trace
+
+    forward = network("forward")
+    lower = lipschitz.lower_bound(
+        network("reverse"),
+        inputs,
+        key=jax.random.fold_in(state.key, trial.num_steps),  # batches take the steps before
+        num_steps=num_steps,
+        tangent=lambda x, v: jax.jvp(forward, (x,), (v,))[1],
+    )
+    return jnp.log10(lower.value)
+
+
+def layer_statistics(
+    trial: Trial, state: fit.State, inputs: jax.Array, setting: tuple, activation: Any
+) -> dict[str, jax.Array]:
+    """`jaxact.probes.layer_statistics` of every layer on a batch, by name; [layer]."""
+    trace = trial.output(state, inputs, *setting, method="trace")
+    return probes.layer_statistics(trace.preactivation, activation, hidden=trace.hidden)._asdict()
+
+
+def gradient_norms(
+    trial: Trial, state: fit.State, batch: tuple, setting: tuple
+) -> tuple[jax.Array, jax.Array]:
+    """||dL/dW_l|| and ||dL/dh_l|| on one batch, norms in training mode as the optimiser sees them; [layer] each."""
+    inputs, labels = batch
+    hidden = jax.eval_shape(lambda: trial.output(state, inputs, method="embed"))
+
+    def loss(kernels: jax.Array, taps: jax.Array) -> jax.Array:
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: kernels if _is_stage_kernel(path) else leaf, state.params
+        )
+        options = {"taps": taps, "training": True}
+        return cross_entropy(
+            trial.network.apply(params, state.variables, inputs, *setting, **options)[0], labels
+        )
+
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    (kernels,) = [leaf for path, leaf in leaves if _is_stage_kernel(path)]
+    return probes.gradient_norms(loss, kernels, jnp.zeros((len(kernels), *hidden.shape)))
+
+
+def _is_stage_kernel(path: tuple) -> bool:
+    return jax.tree_util.keystr(path, simple=True, separator="/").startswith("stack/stages/affine/kernel")

@@ -1,0 +1,121 @@
+"""Which runs of a study are looked at: those of the best learning rate; and which of them failed, and how."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from train import words
+
+PHASES = {"initial": "at initialisation", "trained": "after training"}
+
+
+def marked(result: xr.Dataset) -> xr.Dataset:
+    """The result with `present`, `diverged`, and the final accuracies and losses by the rule for runs that failed.
+
+    A run that diverged has accuracy 0 and an infinite loss; `censored` is true of present runs alone.
+    """
+    diverged = result["diverged_step"].astype(float).notnull()
+    present = result["steps_to_threshold"].astype(float).notnull() | diverged
+    present = present | result["train_loss"].astype(float).notnull().any("step")
+    # Combining cells fills absent ones with NaN, which is true as a boolean.
+    censored = (result["censored"].astype(float).fillna(0.0) != 0) & present
+    final = {}
+    for split in ("train", "test"):
+        last = result[[f"{split}_accuracy", f"{split}_loss"]].astype(float).isel(step=-1, drop=True)
+        final[f"final_{split}_accuracy"] = xr.where(diverged, 0.0, last[f"{split}_accuracy"])
+        final[f"final_{split}_loss"] = xr.where(diverged, math.inf, last[f"{split}_loss"])
+    final["final_test_accuracy"].attrs = {"long_name": "test accuracy", "units": "1"}
+    return result.assign(present=present, diverged=diverged, censored=censored, **final)
+
+
+def best(result: xr.Dataset, cell: Sequence[str]) -> xr.Dataset:
+    """The best learning rate of each cell, and only its runs, marked.
+
+    Best is the highest training accuracy at the end, averaged over seeds, a diverged run counting as 0; ties go to
+    the lower training loss, then to the smaller rate. The test set has no say.
+
+    What was probed after training is left out (NaN) where a run diverged: its frozen state is an accident of the step
+    before, with weights of any size.
+
+    Args:
+        result: a result with the dimensions "learning_rate" and "seed".
+        cell: the dimensions of a cell.
+    """
+    result = marked(result).sortby("learning_rate")
+    accuracy = quiet(lambda: result["final_train_accuracy"].mean("seed")).fillna(-1.0)
+    loss = quiet(lambda: result["final_train_loss"].mean("seed")).fillna(math.inf)
+    order = (*cell, "learning_rate")
+    keys = np.stack([loss.transpose(*order).to_numpy(), -accuracy.transpose(*order).to_numpy()])
+    first = np.lexsort(keys, axis=-1)[..., 0]  # the last key is the first to decide; the sort is stable
+    index = xr.DataArray(first, dims=cell, coords={name: result[name] for name in cell})
+    chosen = result.isel(learning_rate=index)
+    is_accident = chosen["diverged"] & (chosen["phase"] == "trained")
+    probed = {name: each for name, each in chosen.data_vars.items() if "phase" in each.dims}
+    return chosen.assign({name: each.where(~is_accident, keep_attrs=True) for name, each in probed.items()})
+
+
+def failures(runs: xr.Dataset, by: str, called: Callable[[Any], str]) -> str:
+    """How many of all runs diverged or did not reach the threshold, split by a coordinate."""
+    total = int(runs["present"].sum())
+    if not total:
+        return "No run was measured."
+
+    def said(name: str, what: str) -> str:
+        counts = {called(value): int(runs[name].sel({by: value}).sum()) for value in runs[by].to_numpy()}
+        split = ", ".join(f"{words.lower(who)} {count}" for who, count in counts.items() if count)
+        return f"{sum(counts.values())} of {words.count(total, 'run')} {what}" + (
+            f" ({split})" if split else ""
+        )
+
+    return f"Over all learning rates {said('diverged', 'diverged')}; {said('censored', not_reached(runs))}."
+
+
+def not_reached(runs: xr.Dataset) -> str:
+    """What a run did not do: "did not reach 90 % training accuracy within 200 steps"."""
+    return f"did not reach {threshold(runs)} training accuracy within {budget(runs)} steps"
+
+
+def threshold(runs: xr.Dataset) -> str:
+    """The accuracy that counts as trained: "90 %"."""
+    return words.percent(float(runs["steps_to_threshold"].attrs.get("threshold", math.nan)))
+
+
+def budget(runs: xr.Dataset) -> int:
+    """The last step that was measured."""
+    return int(np.max(runs["step"].to_numpy(), initial=0))
+
+
+def names(result: xr.Dataset | xr.DataArray, dim: str) -> list[str]:
+    """The labels of a dimension as text."""
+    return [str(name) for name in result[dim].to_numpy()]
+
+
+def seeds(result: xr.Dataset) -> str:
+    """How many seeds there are: "one seed", "3 seeds"."""
+    return "one seed" if result.sizes["seed"] == 1 else words.count(result.sizes["seed"], "seed")
+
+
+def at_phase(values: Any, phase: str) -> Any:
+    """The numbers of one phase; NaN where there is none of it."""
+    if phase not in names(values, "phase"):
+        return values.isel(phase=0, drop=True) * np.nan
+    return values.sel(phase=phase, drop=True)
+
+
+def log10(values: xr.DataArray) -> xr.DataArray:
+    """log10, -inf of 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return xr.apply_ufunc(np.log10, values.astype(float))
+
+
+def quiet(compute: Callable[[], Any]) -> Any:
+    """Run a reduction that may meet only NaN or infinities: both are answers here."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return compute()

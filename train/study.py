@@ -1,0 +1,295 @@
+"""The base of most studies: say what is swept, measured and expected; cells, labels, figures and words follow."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from train import fields, results, words
+from train.experiment import Cell, Progress
+
+
+class Coordinate(NamedTuple):
+    """A dimension of a result.
+
+    Attributes:
+        long_name: what it counts.
+        units: "1" for pure numbers and text.
+        first: the number of the first place, where nothing else labels them.
+        labels: the places by name, where they are always the same.
+    """
+
+    long_name: str
+    units: str = "1"
+    first: int = 1
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Variable:
+    """What a study measures, declared once.
+
+    Attributes:
+        long_name: what it is; a template that the study's fields fill: "steps to {threshold:.0%} train accuracy".
+        dims: its dimensions after those of the cell, members first.
+        units: "1" for pure numbers.
+        theory: the variable of the same dimensions, or fewer, that theory has for it.
+        fields: those of the study that a reader of the number needs; kept as attributes.
+        of_cell: whether the cell's coordinates come before `dims`; otherwise `dims` is all, and every cell that has
+            these labels must give the same numbers.
+    """
+
+    long_name: str
+    dims: tuple[str, ...] = ()
+    units: str = "1"
+    theory: str | None = None
+    fields: tuple[str, ...] = ()
+    of_cell: bool = True
+
+
+COORDINATES = {
+    "block": Coordinate("block"),
+    "activation": Coordinate("activation"),
+    "depth": Coordinate("depth", "layers"),
+    "learning_rate": Coordinate("learning rate"),
+    "seed": Coordinate("seed"),
+    "phase": Coordinate("phase of training", labels=("initial", "trained")),
+    "step": Coordinate("optimiser step", "steps"),
+    "layer": Coordinate("layer", "layers"),
+    "example": Coordinate("held-out example", first=0),
+    "mode": Coordinate("singular value, from the largest"),
+}
+_SECONDS = {
+    "compile_seconds": Variable("time to trace and compile in this cell", units="s"),
+    "run_seconds": Variable("time to train and measure, without compiling", units="s"),
+}
+_SMALL = {"width": 16, "num_steps": 20, "measure_every": 5, "num_probes": 4}  # of a smoke run, at most
+
+
+class Study:
+    """A frozen dataclass that derives from this is an experiment once it has `measure`.
+
+    A subclass declares `swept` and `variables`, and overrides `smoke`, `figures`, `findings` or `tables` where it can
+    say it better. Fields are checked by their names (`train.fields`); rules of its own belong into `__post_init__`.
+
+    Attributes:
+        swept: the field that lists the values of each coordinate of a cell; cells are their product, the last fastest.
+        within: the same for coordinates inside a cell, such as seeds.
+        variables: everything that `measure` returns.
+        coordinates: dimensions beyond those of `COORDINATES`.
+        called: how a reader calls the values of a coordinate: a function of the value, by dimension.
+    """
+
+    swept: ClassVar[Mapping[str, str]]
+    within: ClassVar[Mapping[str, str]] = {"learning_rate": "learning_rates", "seed": "seeds"}
+    variables: ClassVar[Mapping[str, Variable]]
+    coordinates: ClassVar[Mapping[str, Coordinate]] = {}
+    called: ClassVar[Mapping[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+
+    def measure(self, cell: Cell, progress: Progress) -> Mapping[str, Any]:
+        """Measure one cell.
+
+        Args:
+            cell: its `coords` hold the objects themselves.
+            progress: to be called between compiled chunks.
+
+        Returns:
+            Values by the names of `variables`, of any shape that reshapes to their dimensions; labels by dimension
+            where neither a field lists nor a number counts them, None for a dimension that is another cell's to give;
+            and, if known, "compile_seconds".
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define `measure(self, cell, progress)`, which returns arrays by the names in "
+            "`variables`."
+        )
+
+    def smoke(self) -> Self:
+        """At most two values of everything swept, one learning rate and seed, small counts."""
+        known: dict[str, Any] = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}  # type: ignore[arg-type]
+        small = {name: min(known[name], most) for name, most in _SMALL.items() if name in known}
+        small |= {field: _smallest(known[field], 2) for field in self.swept.values()}
+        small |= {field: known[field][:1] for field in self.within.values() if field in known}
+        return replace(self, **small)  # type: ignore[type-var]
+
+    def cells(self) -> Sequence[Cell]:
+        """One cell for every combination of the swept values; the last coordinate varies fastest."""
+        values = [getattr(self, field) for field in self.swept.values()]
+        rows = (dict(zip(self.swept, row, strict=True)) for row in itertools.product(*values))
+        return [Cell("/".join(_part(*item) for item in row.items()), row) for row in rows]
+
+    def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
+        """Measure one cell and label what comes back."""
+        started = time.perf_counter()
+        measured = {"compile_seconds": 0.0, **self.measure(cell, progress)}
+        seconds = time.perf_counter() - started
+        return self.labelled(cell, {**measured, "run_seconds": seconds - float(measured["compile_seconds"])})
+
+    def labelled(self, cell: Cell, measured: Mapping[str, Any]) -> xr.Dataset:
+        """The Dataset of a cell, from what `measure` returned."""
+        declared = {**self.variables, **_SECONDS}
+        dims = {name: (*(self.swept if each.of_cell else ()), *each.dims) for name, each in declared.items()}
+        coords = self._labels(cell, measured, dims)
+        variables = {}
+        for name, variable in declared.items():
+            if not set(dims[name]) <= set(coords):
+                continue  # another cell's to give
+            values = np.asarray(measured[name]).reshape([len(coords[dim]) for dim in dims[name]])
+            variables[name] = (dims[name], values, self._attributes(variable))
+        described = {**COORDINATES, **self.coordinates}
+        return results.labelled(
+            variables, coords, {dim: (described[dim].units, described[dim].long_name) for dim in coords}
+        )
+
+    @classmethod
+    def figures(cls, result: xr.Dataset) -> Mapping[str, Any]:
+        """A figure for every variable that has several numbers along some axis, theory beside it where declared."""
+        drawn = {
+            name: cls.figure(result, name)
+            for name in cls._measured(result)
+            if _axes(result[name], cls.within)
+        }
+        return {name: chart for name, chart in drawn.items() if chart is not None}
+
+    @classmethod
+    def figure(cls, result: xr.Dataset, name: str, **said: Any) -> Any:
+        """Draw one variable along its last axis of numbers, told apart by what is swept.
+
+        Args:
+            result: a result of this study.
+            name: of the variable.
+            **said: what `train.figures.measured` is told besides or instead.
+
+        Returns:
+            A chart, or None where there is no number to draw.
+        """
+        from train import figures as draw
+
+        variable, theory = result[name], cls.variables[name].theory
+        axes = _axes(variable, cls.within)
+        panels = [str(dim) for dim in variable.dims if dim in cls.swept and dim not in axes]
+        over = [str(dim) for dim in variable.dims if dim not in (*axes, *panels)]
+        sample = " and ".join(words.count(result.sizes[dim], dim.replace("_", " ")) for dim in over)
+        told: dict[str, Any] = {
+            "x": axes[-1],
+            "series": panels[-1] if panels else None,
+            "column": panels[0] if len(panels) > 1 else None,
+            "choices": dict.fromkeys((*axes[:-1], *panels[1:-1]), "last"),
+            "over": over,
+            "beside": theory,
+            "words": cls.called,
+            "title": words.capital(variable.attrs["long_name"]),
+            "subtitle": f"Median over {sample}, band from lowest to highest"
+            + ("; lines: theory" if theory else ""),
+            "caption": "Points on their line agree with theory." if theory else "",
+        }
+        return draw.measured(result, name, **told | said)
+
+    @classmethod
+    def findings(cls, result: xr.Dataset) -> Sequence[str]:
+        """How far each variable is from the theory declared beside it; of the others where they are least and most."""
+        said = [
+            _finding(result[name], result.get(cls.variables[name].theory), cls.swept)
+            for name in cls._measured(result)
+        ]
+        return [sentence for sentence in said if sentence] or [
+            "Nothing to conclude: the result holds no number."
+        ]
+
+    @classmethod
+    def tables(cls, result: xr.Dataset) -> Mapping[str, pd.DataFrame]:
+        """The mean of every variable in every cell."""
+        means = {
+            name: result[name].mean([d for d in result[name].dims if d not in cls.swept])
+            for name in cls._measured(result)
+        }
+        frame = xr.Dataset(means).to_dataframe().dropna(how="all").reset_index()
+        frame.attrs["caption"] = "Means over everything within a cell."
+        return {"Every cell": frame}
+
+    @classmethod
+    def _measured(cls, result: xr.Dataset) -> list[str]:
+        """The variables of numbers that are no theory of another."""
+        theories = {each.theory for each in cls.variables.values()}
+        kinds = {name: result[name].dtype.kind for name in cls.variables if name in result}
+        return [name for name, kind in kinds.items() if kind in "iuf" and name not in theories]
+
+    def _labels(
+        self, cell: Cell, measured: Mapping[str, Any], dims: Mapping[str, tuple[str, ...]]
+    ) -> dict[str, Any]:
+        described = {**COORDINATES, **self.coordinates}
+        coords: dict[str, Any] = {dim: [label(value)] for dim, value in cell.coords.items()}
+        for name, own in dims.items():
+            for axis, dim in enumerate(own):
+                if dim in coords:
+                    continue
+                if dim in measured:
+                    coords[dim] = measured[dim]
+                elif dim in self.within:
+                    coords[dim] = [label(value) for value in getattr(self, self.within[dim])]
+                elif described[dim].labels is not None:
+                    coords[dim] = list(described[dim].labels)
+                else:  # counted along the last axes of what was measured
+                    size = np.shape(measured[name])[axis - len(own)]
+                    coords[dim] = np.arange(size) + described[dim].first
+        return {dim: labels for dim, labels in coords.items() if labels is not None}
+
+    def _attributes(self, variable: Variable) -> dict[str, Any]:
+        said = {"units": variable.units, "long_name": variable.long_name.format_map(vars(self))}
+        return said | {name: getattr(self, name) for name in variable.fields}
+
+
+def label(value: Any) -> Any:
+    """The name of a value in a result: numbers and text as they are, other objects by their `name` or as text."""
+    if isinstance(value, bool | int | float | str | np.generic):
+        return value
+    return str(getattr(value, "name", value))
+
+
+def _axes(variable: xr.DataArray, within: Mapping[str, str]) -> list[str]:
+    """The dimensions of numbers that a variable can be drawn along; samples, such as seeds and examples, are none."""
+    sampled = (*within, "example")
+    return [str(dim) for dim in variable.dims if dim not in sampled and variable[dim].dtype.kind in "iuf"]
+
+
+def _finding(variable: xr.DataArray, theory: xr.DataArray | None, swept: Mapping[str, str]) -> str:
+    subject = words.capital(variable.attrs["long_name"])
+    if not bool(np.isfinite(variable).any()):
+        return ""
+    if theory is None:
+        cells = (
+            variable.mean([dim for dim in variable.dims if dim not in swept])
+            .stack(cell=[*swept])
+            .dropna("cell")
+        )
+        names = [" ".join(map(str, place)) for place in cells["cell"].to_numpy()]
+        return f"{subject}: {words.extremes(names, cells.to_numpy(), lambda value: f'{value:.3g}')}."
+    gap = abs(variable - theory)
+    low, high = float(theory.min()), float(theory.max())
+    return (
+        f"{subject}: measured and predicted numbers differ by {float(gap.median()):.2g} in the median and by "
+        f"{float(gap.max()):.2g} at most; predictions go from {low:.2g} to {high:.2g}."
+    )
+
+
+def _part(dim: str, value: Any) -> str:
+    said = label(value)
+    if isinstance(said, str):
+        return said
+    return f"{dim}={said:g}" if isinstance(said, float) else f"{dim}={said}"
+
+
+def _smallest(values: Sequence[Any], most: int) -> tuple[Any, ...]:
+    """The first values, numbers of them no larger than 8."""
+    capped = [min(value, 8) if isinstance(value, int) else value for value in values]
+    return tuple(dict.fromkeys(capped))[:most]

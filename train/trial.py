@@ -1,0 +1,304 @@
+"""A population of networks trained on a task: started, trained in chunks, probed, each program compiled once."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxact import fit, nn
+from train import devices
+from train.optimizers import Optimizer, Sgd
+from train.study import Study
+from train.tasks import Data, Digits, FromText
+
+CALIBRATION = 256  # training examples that set the batch norms' statistics before the first step
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStudy(Study):
+    """A study whose cells train networks on a task.
+
+    Attributes:
+        task: the classification problem.
+        optimizer: how networks are trained; the learning rate is a field of the study.
+        seeds: of initialisation and data order; vmapped.
+        width: units, or channels, of every hidden layer.
+        batch_size: examples a step, drawn with replacement.
+        num_steps: the budget of optimiser steps.
+    """
+
+    task: FromText = Digits()
+    optimizer: Optimizer = Sgd()
+    seeds: tuple[int, ...] = (0,)
+    width: int = 32
+    batch_size: int = 64
+    num_steps: int = 200
+
+    def steps(self) -> np.ndarray:
+        """The steps at which loss and accuracy are measured."""
+        every = self.measure_every  # type: ignore[attr-defined]  # a field of the studies that measure while they train
+        return np.arange(1, self.num_steps // every + 1) * every
+
+    def trial(self, network: nn.Functional, data: Mapping[str, Any], **options: Any) -> Trial:
+        """A population of this study: every seed at every learning rate.
+
+        Args:
+            network: as `Trial` takes it.
+            data: as `Trial` takes it; see `parts`.
+            **options: further arguments of `Trial`; `strength` and the like, tuples of numbers, are hyperparameters
+                that vary more slowly than learning rates and seeds.
+        """
+        swept = {name: options.pop(name) for name, each in [*options.items()] if isinstance(each, tuple)}
+        rates = getattr(self, "learning_rates", None) or (self.learning_rate,)  # type: ignore[attr-defined]
+        return Trial(
+            network,
+            data,
+            members=fit.grid(seeds=self.seeds, **swept, learning_rate=rates),
+            optimizer=self.optimizer,
+            num_steps=self.num_steps,
+            batch_size=self.batch_size,
+            measure_every=getattr(self, "measure_every", None),
+            **options,
+        )
+
+
+class Chunk(NamedTuple):
+    """What a population recorded between two measurements, on the host, a leading axis of members.
+
+    Attributes:
+        loss: of every step, on its batch; [member, step].
+        measured: losses and accuracies at the end, by name; [member].
+    """
+
+    loss: np.ndarray
+    measured: Mapping[str, np.ndarray]
+
+
+class Trial:
+    """The programs of one network, optimiser and task, for all members (learning rates x seeds) side by side.
+
+    What differs from cell to cell of a study, such as depth and activation, is the `setting`: traced arguments that
+    follow the inputs in every call of the network. The data travel as arguments too: as constants they would be copied
+    into every program.
+
+    Attributes:
+        num_members: how many networks there are.
+        data: named parts of the task on the devices, each replicated: what probes read.
+        compile_seconds: time spent so far in first calls: tracing, compiling and one run each.
+    """
+
+    def __init__(
+        self,
+        network: nn.Functional,
+        data: Mapping[str, Any],
+        *,
+        members: fit.Member,
+        optimizer: Optimizer,
+        num_steps: int,
+        batch_size: int,
+        measure_every: int | None = None,
+        evaluate: Mapping[str, str] | None = None,
+        loss: Callable[..., jax.Array] | None = None,
+        calibrate: bool = False,
+    ):
+        """Lay out members and data.
+
+        Args:
+            network: `init` and `apply`, as `jaxact.nn.functional` gives them.
+            data: parts by name, pytrees of arrays; "train", (inputs, labels), is what batches are drawn from, with
+                replacement.
+            members: their hyperparameters hold "learning_rate".
+            optimizer: of all members.
+            num_steps: the budget, over which schedules run.
+            batch_size: examples a step.
+            measure_every: steps of a chunk; all of them if None.
+            evaluate: part of the data by the name that its loss and accuracy are measured under.
+            loss: `loss(logits, labels, hparams=..., call=...)`, where call(method) is another method of the network at
+                the same parameters; cross-entropy if None.
+            calibrate: whether batch norms start with the statistics of the part "calibration".
+        """
+        self.network, self.calibrate = network, calibrate
+        self.num_members = len(members.hparams["seed"])
+        mesh = self.mesh = devices.mesh(self.num_members)
+        # Padded here, once: `population` would otherwise gather the members from all devices after every call.
+        self.members = fit.pad(members, 1 if mesh is None else mesh.size)
+        replicated = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self.data = jax.device_put(dict(data), replicated)
+        self.batch_size, self.num_steps = batch_size, num_steps
+        self.measure_every = measure_every or num_steps
+        self.evaluate = dict(evaluate or {})
+        self.loss = loss or (lambda logits, labels, **_: cross_entropy(logits, labels))
+        self.optimizer = optimizer.bound(num_steps)
+        self.compile_seconds = 0.0
+        self._start, self._step = self.program(self._started), self.program(self._trained, donate_argnums=0)
+
+    def program(self, one: Callable, *, precision: str | None = None, **options: Any) -> Callable:
+        """Make a function of one member and of what all share a compiled program of all members.
+
+        A second trace, which would be a compile a cell, is an error.
+
+        Args:
+            one: `one(member or state, *shared)`.
+            precision: of matrix products; "float32" forbids accelerators to round the operands of float32 products.
+            **options: of `jax.jit`.
+        """
+
+        def every(*args: Any) -> Any:
+            with jax.default_matmul_precision(precision):
+                return fit.population(one, *args, mesh=self.mesh)
+
+        # chex counts by name and place: another trial's programs are others.
+        every.__name__ = f"{getattr(one, '__name__', 'program')}_{next(_SERIAL)}"
+        traced_once = chex.assert_max_traces(every, n=1)
+        return self._timed(jax.jit(traced_once, compiler_options=devices.compiler_options(), **options))
+
+    def start(self, *setting: Any, **scales: Any) -> fit.State:
+        """The states before the first step.
+
+        Args:
+            *setting: what every call of the network takes after its inputs.
+            **scales: traced arguments of the network's `init`, such as sigma_w.
+        """
+        return self._start(self.members, self.data, setting, scales)
+
+    def chunks(self, states: fit.State, *setting: Any) -> Iterator[tuple[fit.State, Chunk]]:
+        """Train, `measure_every` steps at a time, as long as the caller asks for more."""
+        for _ in range(self.num_steps // self.measure_every):
+            states, history = self._step(states, self.data, setting)
+            yield states, Chunk(self.host(history.loss), self.host(history.measurements))
+
+    def train(
+        self, states: fit.State, *setting: Any, progress: Callable[[float, str], None]
+    ) -> tuple[fit.State, dict[str, np.ndarray]]:
+        """Train to the end of the budget; what was measured by name, [member, chunk]."""
+        total, found = self.num_steps // self.measure_every, []
+        progress(0.0, "step 0")
+        for states, chunk in self.chunks(states, *setting):  # noqa: B007, B020  those given are donated: they are gone
+            found.append({"batch_loss": chunk.loss.mean(-1), **chunk.measured})
+            progress(len(found) / total, f"step {len(found) * self.measure_every}")
+        return states, {name: np.stack([each[name] for each in found], axis=1) for name in found[0]}
+
+    def host(self, tree: Any) -> Any:
+        """A tree of arrays with a leading axis of members, on the host, without the copies that fill up the devices."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.num_members], jax.device_get(tree))
+
+    def diverged_step(self, states: fit.State) -> np.ndarray:
+        """The step at which loss or gradient stopped being finite, NaN where they did not; [member]."""
+        steps = self.host(states.diverged_step).astype(float)
+        return np.where(steps < 0, np.nan, steps)
+
+    def output(self, state: fit.State, inputs: jax.Array, *setting: Any, **options: Any) -> Any:
+        """What the network of one member gives at inference; `options` as `jaxact.nn.Functional.apply` takes them."""
+        return self.network.apply(state.params, state.variables, inputs, *setting, **options)[0]
+
+    def _started(
+        self, member: fit.Member, data: Mapping[str, Any], setting: tuple, scales: Mapping
+    ) -> fit.State:
+        key_init, key_data = jax.random.split(member.key)
+        params, variables = self.network.init(key_init, **scales)
+        if self.calibrate:
+            inputs = data["calibration"]
+            _, variables = self.network.apply(params, variables, inputs, *setting, method=nn.calibrate)
+        return fit.start(
+            self.optimizer, key=key_data, params=params, variables=variables, hparams=member.hparams
+        )
+
+    def _trained(self, state: fit.State, data: Mapping[str, Any], setting: tuple) -> Any:
+        inputs, labels = data["train"]
+
+        def sample(key: jax.Array) -> tuple:
+            rows = jax.random.randint(key, (self.batch_size,), 0, len(inputs))
+            return inputs[rows], labels[rows]
+
+        def loss(params: Any, variables: Any, batch: tuple, hparams: Mapping) -> tuple:
+            logits, updated = self.network.apply(params, variables, batch[0], *setting, training=True)
+
+            def call(method: Any) -> Any:
+                return self.network.apply(params, variables, method=method)[0]
+
+            return self.loss(logits, batch[1], hparams=hparams, call=call), (updated, ())
+
+        every = self.measure_every
+        run = fit.fit(
+            loss,
+            sample,
+            self.optimizer,
+            num_steps=every,
+            measure=lambda state: self._evaluated(state, data, setting),
+            measure_every=every,
+        )
+        state, history = run(state)
+        return state, history._replace(measurements=jax.tree.map(lambda rows: rows[0], history.measurements))
+
+    def _evaluated(self, state: fit.State, data: Mapping[str, Any], setting: tuple) -> dict[str, jax.Array]:
+        """Loss and accuracy on each part, NaN for a member that has diverged."""
+        found = {}
+        for name, part in self.evaluate.items():
+            inputs, labels = data[part]
+            logits = self.output(state, inputs, *setting)
+            found[f"{name}_loss"] = cross_entropy(logits, labels)
+            found[f"{name}_accuracy"] = accuracy(logits, labels)
+        return jax.tree.map(lambda value: jnp.where(state.diverged_step < 0, value, jnp.nan), found)
+
+    def _timed(self, program: Callable) -> Callable:
+        def call(*args: Any) -> Any:
+            is_first = program._cache_size() == 0  # type: ignore[attr-defined]
+            started = time.perf_counter()
+            result = jax.block_until_ready(program(*args))
+            if is_first:
+                self.compile_seconds += time.perf_counter() - started
+            return result
+
+        return call
+
+
+_SERIAL = itertools.count()
+
+
+def parts(data: Data, *, num_evaluate: int | None = None, scale: float = 1.0) -> dict[str, Any]:
+    """The parts of a task that trials read, each a prefix of its set.
+
+    Args:
+        data: of the shape that the network takes.
+        num_evaluate: examples, at most, of "train_part" and "test"; all if None.
+        scale: of the inputs.
+
+    Returns:
+        "train", "train_part" and "test" as (inputs, labels); "calibration", inputs alone.
+    """
+    train, test = ((scale * each if scale != 1 else each) for each in (data.train_inputs, data.test_inputs))
+    return {
+        "train": (train, data.train_labels),
+        "train_part": (train[:num_evaluate], data.train_labels[:num_evaluate]),
+        "test": (test[:num_evaluate], data.test_labels[:num_evaluate]),
+        "calibration": train[:CALIBRATION],
+    }
+
+
+def first_crossing(values: np.ndarray, steps: Sequence[int] | np.ndarray, threshold: float) -> np.ndarray:
+    """The first of `steps` at which values along the last axis are at or above a threshold; NaN where none is.
+
+    >>> first_crossing(np.array([[0.1, 0.9, 0.8], [0.1, 0.2, 0.3]]), [10, 20, 30], 0.8).tolist()
+    [20.0, nan]
+    """
+    reached = np.asarray(values) >= threshold
+    return np.where(reached.any(axis=-1), np.asarray(steps)[np.argmax(reached, axis=-1)], np.nan)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy of softmax(logits) with integer labels, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The share of inputs whose largest logit is the label's."""
+    return jnp.mean(jnp.argmax(logits, -1) == labels)

@@ -114,6 +114,7 @@ def test_any_field_is_set_from_the_command_line(call, tmp_path):
     assert result.depth.values.tolist() == [1, 3]
     assert result.activation.values.tolist() == ["tanh", "leaky_relu(0.3)"]
     assert json.loads(result.attrs["config"])["rate"] == 2.0
+    assert result.attrs["smoke"] == "false"
     # The stored command repeats the run.
     status, _, _ = call(*shlex.split(result.attrs["command"])[3:], "--resume", directory)
     assert status == 0
@@ -126,6 +127,7 @@ def test_smoke_is_the_default_that_other_fields_change(call, tmp_path):
     (directory,) = (tmp_path / "there").iterdir()
     assert status == 0
     assert runner.read(directory).cells == ["relu/depth=4", "gelu/depth=4", "tanh/depth=4"]
+    assert results.load(directory / "result.nc").attrs["smoke"] == "true"
     status, out, _ = call("run", FAKE, "--smoke", "--help")
     assert status == 0
     assert "(default: 4)" in out

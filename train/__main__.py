@@ -22,8 +22,6 @@ from train.config import ConfigError
 from train.experiment import Experiment
 from train.interrupt import Interrupted, interruptible
 
-_COMMANDS = ("run", "report", "list")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
@@ -38,17 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM; a run has then said how to continue.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(request.USAGE, end="")
-            return 0 if arguments else 2
-        command, rest = arguments[0], arguments[1:]
-        if command not in _COMMANDS:
-            close = config.closest(command, _COMMANDS, 1)
-            meant = f"Did you mean `{close[0]}`?" if close else f"The commands are {', '.join(_COMMANDS)}."
-            raise ConfigError(f"there is no command {command!r}. {meant}")
-        return {"run": _run, "report": _report, "list": _list}[command](rest)
+        return _called(list(sys.argv[1:] if arguments is None else arguments))
     except ConfigError as error:
         return _fail(str(error))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -56,33 +45,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _called(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(request.USAGE, end="")
+        return 0 if words else 2
+    commands = {"run": _run, "report": _report, "list": _list}
+    if words[0] not in commands:
+        close = config.closest(words[0], commands, 1)
+        meant = f"Did you mean `{close[0]}`?" if close else f"The commands are {', '.join(commands)}."
+        raise ConfigError(f"there is no command {words[0]!r}. {meant}")
+    return commands[words[0]](words[1:])
+
+
 def _run(arguments: Sequence[str]) -> int:
     started = time.monotonic()
     asked = request.parse(arguments)
 
-    from rich.console import Console
+    from train import runner
 
-    from train import runner, workers
-
-    console = Console(emoji=False)
-    num_workers = (
-        workers.default_number(len(asked.experiment.cells())) if asked.workers is None else asked.workers
-    )
-    measure: runner.Measure = workers.in_this_process
-    if num_workers > 0:
-        measure = functools.partial(workers.side_by_side, words=arguments, num_workers=num_workers)
+    console = _console()
+    num_workers, measure = _workers(asked, arguments)
     try:
         directory = _folder(asked)
     except runner.StorageError as error:
         return _fail(str(error))
     console.print(f"Run folder: {directory}", markup=False, highlight=False, soft_wrap=True)
-    interrupted = functools.partial(_interrupted, directory, console)
     try:
-        with interruptible(interrupted):
+        with _telling_if_interrupted(directory, console):
             result = runner.run(asked.experiment, directory, console=console, measure=measure)
-    except Interrupted as error:
-        interrupted(error.signal_number)
-        raise
     except ConfigError:
         raise
     except Exception as error:
@@ -91,6 +81,18 @@ def _run(arguments: Sequence[str]) -> int:
     elapsed = time.monotonic() - started
     print(f"elapsed {elapsed:.0f} s, peak memory {runner.peak_memory(num_workers):.2f} GiB")
     return 0
+
+
+def _workers(asked: request.Request, arguments: Sequence[str]) -> tuple[int, Any]:
+    """How many worker processes, and what measures the cells."""
+    from train import workers
+
+    number = asked.workers
+    if number is None:
+        number = workers.default_number(len(asked.experiment.cells()))
+    if number == 0:
+        return 0, workers.in_this_process
+    return number, functools.partial(workers.side_by_side, words=arguments, num_workers=number)
 
 
 def _folder(asked: request.Request) -> Path:
@@ -105,9 +107,18 @@ def _folder(asked: request.Request) -> Path:
     return asked.resume
 
 
-def _interrupted(directory: Path, console: Any, number: int) -> None:
-    print(f"\nInterrupted by {signal.Signals(number).name}.", file=sys.stderr)
-    _farewell(directory, console)
+@contextlib.contextmanager
+def _telling_if_interrupted(directory: Path, console: Any) -> Iterator[None]:
+    def told(number: int) -> None:
+        print(f"\nInterrupted by {signal.Signals(number).name}.", file=sys.stderr)
+        _farewell(directory, console)
+
+    try:
+        with interruptible(told):
+            yield
+    except Interrupted as error:
+        told(error.signal_number)
+        raise
 
 
 def _failed(error: Exception, asked: request.Request, directory: Path, console: Any) -> int:
@@ -175,34 +186,33 @@ def _list(arguments: Sequence[str]) -> int:
         prog="python -m train list",
         description="Show the studies in configs/ and the runs, finished or not.",
     )
-
-    from rich.console import Console
-
-    console = Console(emoji=False)
-    if not console.is_terminal:
-        console.width = 200  # a name cut to 80 columns is of no use to a program that reads this
     studies = [(str(path), summary) for path, summary in config.find().items()]
     runs = [row for directory in request.runs(given.output) for row in _listed(directory)]
-    if studies:
-        console.print(_table("studies", ("study", "what it asks"), studies))
-    else:
-        console.print("No studies: configs/ holds no config file.")
-    if runs:
-        columns = ("run", "study", "cells", "state", "started")
-        console.print(_table(f"runs in {given.output}", columns, runs))
-    else:
-        console.print(f"No runs in {given.output} yet.", markup=False)
+    console = _console()
+    if not console.is_terminal:
+        console.width = 200  # a name cut to 80 columns is of no use to a program that reads this
+    none = "No studies: configs/ holds no config file."
+    console.print(_table("studies", ("study", "what it asks"), studies, none), markup=False)
+    columns, none = ("run", "study", "cells", "state", "started"), f"No runs in {given.output} yet."
+    console.print(_table(f"runs in {given.output}", columns, runs, none), markup=False)
     return 0
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(emoji=False)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], none: str) -> Any:
+    """Lay rows out under a title; `none` where there are none."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*columns, title=Text(title), title_justify="left")
     for row in rows:
         table.add_row(*(Text(text) for text in row))
-    return table
+    return table if rows else none
 
 
 def _listed(directory: Path) -> Iterator[tuple[str, ...]]:
@@ -213,13 +223,8 @@ def _listed(directory: Path) -> Iterator[tuple[str, ...]]:
         record = runner.read(directory)
         state = "finished" if (directory / "result.nc").exists() else "unfinished"
         state = "running" if runner.is_running(directory) else state
-        yield (
-            str(directory),
-            record.study,
-            _progress(directory).replace(" of ", "/"),
-            state,
-            _age(record.started),
-        )
+        cells = f"{runner.finished_cells(directory)}/{len(record.cells)}"
+        yield str(directory), record.study, cells, state, _age(record.started)
 
 
 def _progress(directory: Path) -> str:

@@ -279,8 +279,9 @@ def _plain(value: Any) -> Any:
 def _differing(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name in dict.fromkeys([*stored, *given]):
         both = stored.get(name), given.get(name)
-        if all(isinstance(value, Mapping) for value in both):
-            yield from ((f"{name}.{inner}", *values) for inner, *values in _differing(*both))  # type: ignore[misc]
+        if isinstance(both[0], Mapping) and isinstance(both[1], Mapping):
+            for inner, stored_value, given_value in _differing(both[0], both[1]):
+                yield f"{name}.{inner}", stored_value, given_value
         elif name not in stored or name not in given or both[0] != both[1]:
             yield name, _shown(stored, name), _shown(given, name)
 

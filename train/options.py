@@ -74,7 +74,7 @@ def _field(name: str, default: Any, settings: Mapping[str, Any]) -> tuple[str, A
     import tyro
 
     kind = tyro.conf.Positional[str] if default is dataclasses.MISSING else type(default)
-    return name, Annotated[kind, tyro.conf.arg(**settings)], dataclasses.field(default=default)  # type: ignore[valid-type]
+    return name, Annotated[kind, tyro.conf.arg(**settings)], dataclasses.field(default=default)
 
 
 def _chosen(instance: Any, words: Sequence[str]) -> Any:

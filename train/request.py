@@ -93,10 +93,13 @@ def find_run(text: str, output: Path) -> Path:
             return candidate
     if Path(text).is_file():
         raise ConfigError(f"{text} is a file, not the folder of a run. Give the folder it lies in.")
+    raise ConfigError(f"there is no run {text}. {_meant_run(text, output)}")
+
+
+def _meant_run(text: str, output: Path) -> str:
     known = {path.name: path for path in runs(output)}
     close = [str(known[name]) for name in config.closest(Path(text).name, known)]
-    remedy = f"Did you mean {' or '.join(close)}?" if close else "`python -m train list` shows the runs."
-    raise ConfigError(f"there is no run {text}. {remedy}")
+    return f"Did you mean {' or '.join(close)}?" if close else "`python -m train list` shows the runs."
 
 
 def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -105,6 +105,13 @@ def test_one_command_runs_a_study_and_others_show_it_again(call, tmp_path):
     assert all(text in row for text in ("fake_study", "4/4", "finished", "just now"))
 
 
+def test_an_empty_list_says_so(call, tmp_path):
+    (tmp_path / "configs").mkdir()
+    status, out, _ = call("list", "--output", "there")
+    assert status == 0
+    assert out.splitlines() == ["No studies: configs/ holds no config file.", "No runs in there yet."]
+
+
 def test_any_field_is_set_from_the_command_line(call, tmp_path):
     words = ["run", FAKE, "--depths", "1", "3", "--activations", "tanh", "leaky_relu(0.3)", "--rate", "2"]
     status, _, _ = call(*words)

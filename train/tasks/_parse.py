@@ -79,8 +79,8 @@ def check_images(name: str, task: Task) -> None:
     >>> check_images("task", get("digits"))
     """
     if not task.holds_images:
-        fixed = {each: kind for each, kind in sorted(_types().items()) if isinstance(kind.input_shape, tuple)}
-        others = [each for each, kind in fixed.items() if len(kind.input_shape) == 3]
+        shapes: dict[str, Any] = {each: kind.input_shape for each, kind in sorted(_types().items())}
+        others = [each for each, shape in shapes.items() if isinstance(shape, tuple) and len(shape) == 3]
         raise ValueError(
             f"`{name}` must hold images (height, width, channel) for a network with convolutions, got {task}, "
             f"whose inputs are {task.input_shape}. Use {' or '.join(others)}."

@@ -208,9 +208,16 @@ def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> Non
             raise ConfigError("the config is another one in a worker process:\n  " + "\n  ".join(different))
         cells = {cell.name: cell for cell in experiment.cells()}
         while True:
-            cell = cells[connection.recv()]
+            name = connection.recv()
+            if name not in cells:
+                raise ConfigError(
+                    f"a worker process has no cell {name!r}. Let `cells()` follow from the fields alone, "
+                    "or measure in one process: --workers 0."
+                )
             measurement = _measured(
-                experiment, cell, lambda fraction, note="": connection.send(("progress", (fraction, note)))
+                experiment,
+                cells[name],
+                lambda fraction, note="": connection.send(("progress", (fraction, note))),
             )
             connection.send(("measured", (measurement.dataset, measurement.seconds)))
     except (EOFError, BrokenPipeError, ConnectionResetError):

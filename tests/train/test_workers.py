@@ -115,6 +115,17 @@ def test_cells_hold_what_cannot_be_sent_to_a_worker(start, tmp_path):
     assert not stored.num_parameters.isnull().any()
 
 
+def test_cells_that_differ_between_processes_are_bad_input(start, tmp_path):
+    text = FAKE.read_text().replace("import hashlib", "import hashlib\nimport os")
+    study = tmp_path / "fickle.py"
+    study.write_text(text.replace('depth={depth}", {', 'depth={depth}/{os.getpid()}", {'))
+    _, err = start("--workers", "1", study=study).communicate(timeout=SECONDS)
+    assert re.search(
+        r"error: a worker process has no cell 'tanh/depth=4/\d+'\. Let `cells\(\)` follow", err
+    ), err
+    assert "Traceback" not in err
+
+
 def test_a_killed_worker_ends_the_run_with_its_cell_and_how_to_continue(start, tmp_path):
     process = start("--workers", "2", "--seconds", "0.5", "--depths", "4", "2", "3", "1")
     victim = workers_of(process, 2)[0]

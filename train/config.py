@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,14 +93,28 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str
         given: the fields to compare.
 
     Returns:
-        One line a differing field; empty if the configs are equal.
+        One line a differing field, one within another as `outer.inner`; empty if the configs are equal.
     """
-    names = list(dict.fromkeys([*stored, *given]))
     return [
-        f"`{name}` is {_shown(stored, name)} in the run and {_shown(given, name)} now"
-        for name in names
-        if name not in stored or name not in given or stored[name] != given[name]
+        f"`{name}` is {stored_value} in the run and {given_value} now"
+        for name, stored_value, given_value in _differing(stored, given)
     ]
+
+
+def choices(value: Any) -> Mapping[str, type]:
+    """Return the dataclasses that could stand in a value's place, by name: what its class's `choices()` gives.
+
+    Args:
+        value: of a field; one without alternatives gives an empty mapping.
+    """
+    is_offered = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return type(value).choices() if is_offered and hasattr(type(value), "choices") else {}
+
+
+def choice_name(value: Any) -> str:
+    """Return the name by which a dataclass instance is chosen among its `choices`; else that of its class."""
+    names = [name for name, kind in choices(value).items() if kind is type(value)]
+    return names[0] if names else type(value).__qualname__
 
 
 def type_name(experiment: Experiment, path: Path) -> str:
@@ -256,10 +270,20 @@ def _plain(value: Any) -> Any:
         return f"{value.__module__}:{value.__qualname__}"
     if dataclasses.is_dataclass(value):
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"type": type(value).__qualname__, **fields}
+        return {"type": choice_name(value), **fields}
     if isinstance(value, enum.Enum):
         return value.name
     return str(value) if isinstance(value, Path) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _differing(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for name in dict.fromkeys([*stored, *given]):
+        both = stored.get(name), given.get(name)
+        if isinstance(both[0], Mapping) and isinstance(both[1], Mapping):
+            for inner, stored_value, given_value in _differing(both[0], both[1]):
+                yield f"{name}.{inner}", stored_value, given_value
+        elif name not in stored or name not in given or both[0] != both[1]:
+            yield name, _shown(stored, name), _shown(given, name)
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

@@ -50,6 +50,7 @@ class Record(NamedTuple):
         started: UTC time, ISO 8601.
         cells: the names of all cells, in order.
         config: every field of the experiment, resolved.
+        smoke: whether it is the small study that `smoke()` makes; the runs before this was noted say no.
     """
 
     study: str
@@ -59,9 +60,12 @@ class Record(NamedTuple):
     started: str
     cells: list[str]
     config: dict[str, Any]
+    smoke: bool = False
 
 
-def create(experiment: Experiment, config_path: Path, *, output: Path, command: str) -> Path:
+def create(
+    experiment: Experiment, config_path: Path, *, output: Path, command: str, smoke: bool = False
+) -> Path:
     """Make the folder of a new run: its config.json and a copy of the config file, or nothing.
 
     Args:
@@ -69,6 +73,7 @@ def create(experiment: Experiment, config_path: Path, *, output: Path, command: 
         config_path: the file it came from; names the study.
         output: the folder of all runs; made if need be.
         command: the command line that repeats the run.
+        smoke: whether `experiment` is a smoke test, for the record.
 
     Returns:
         The new folder, `output`/<study>-<UTC time>-<hash>.
@@ -89,6 +94,7 @@ def create(experiment: Experiment, config_path: Path, *, output: Path, command: 
         started=now.isoformat(timespec="seconds"),
         cells=[cell.name for cell in _checked_cells(experiment)],
         config=fields,
+        smoke=smoke,
     )
     directory, draft = output / run_id, output / f".{run_id}.tmp"
     try:
@@ -121,7 +127,7 @@ def read(directory: Path) -> Record:
     """
     try:
         content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        return Record(**{field: content[field] for field in Record._fields})
+        return Record(**{field: content[field] for field in Record._fields if field in content})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{directory} is not the folder of a run: its config.json cannot be read ({_reason(error)}). "
@@ -259,6 +265,7 @@ def provenance(record: Record) -> dict[str, str]:
         "versions": json.dumps(_versions()),
         "device": _device(),
         "started": record.started,
+        "smoke": json.dumps(record.smoke),
     }
 
 

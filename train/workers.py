@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from train import config
+from train import config, request
 from train.config import ConfigError
 from train.experiment import Cell, Experiment
 from train.progress import Display
@@ -180,7 +180,7 @@ def _assign(
         return
     worker.report = None
     with contextlib.suppress(OSError):  # it has died: reading says so, and what it said last
-        connection.send(worker.cell)
+        connection.send(worker.cell.name)
 
 
 def _received(connection: Any, worker: _Worker) -> tuple[str, Any]:
@@ -197,18 +197,27 @@ def _received(connection: Any, worker: _Worker) -> tuple[str, Any]:
 
 
 def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> None:
-    """Measure the cells that come through the connection, in a process of its own."""
+    """Measure the cells whose names come through the connection, in a process of its own.
+
+    Names, since what a cell holds, such as an activation of the config's own, need not survive being sent.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        from train.__main__ import request
-
-        experiment = request(words).experiment
+        experiment = request.parse(words).experiment
         if different := config.differences(fields, json.loads(json.dumps(config.resolved(experiment)))):
             raise ConfigError("the config is another one in a worker process:\n  " + "\n  ".join(different))
+        cells = {cell.name: cell for cell in experiment.cells()}
         while True:
-            cell = connection.recv()
+            name = connection.recv()
+            if name not in cells:
+                raise ConfigError(
+                    f"a worker process has no cell {name!r}. Let `cells()` follow from the fields alone, "
+                    "or measure in one process: --workers 0."
+                )
             measurement = _measured(
-                experiment, cell, lambda fraction, note="": connection.send(("progress", (fraction, note)))
+                experiment,
+                cells[name],
+                lambda fraction, note="": connection.send(("progress", (fraction, note))),
             )
             connection.send(("measured", (measurement.dataset, measurement.seconds)))
     except (EOFError, BrokenPipeError, ConnectionResetError):

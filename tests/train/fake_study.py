@@ -46,7 +46,7 @@ class Fake:
 
     def cells(self):
         return [
-            Cell(f"{activation.name}/depth={depth}", {"activation": activation.name, "depth": depth})
+            Cell(f"{activation.name}/depth={depth}", {"activation": activation, "depth": depth})
             for activation in self.activations
             for depth in self.depths
         ]
@@ -57,10 +57,10 @@ class Fake:
         if cell == self.cells()[-1]:
             self._be_troublesome()
         progress(1.0)
-        depth = cell.coords["depth"]
+        depth, name = cell.coords["depth"], cell.coords["activation"].name
         layer = np.arange(1, depth + 1)
         axes = ("activation", "depth")
-        moment = np.float32(self.rate) * (len(cell.coords["activation"]) + layer.astype(np.float32) / depth)
+        moment = np.float32(self.rate) * (len(name) + layer.astype(np.float32) / depth)
         dataset = xr.Dataset(
             {
                 "second_moment": ((*axes, "layer"), moment[None, None]),
@@ -68,7 +68,7 @@ class Fake:
                 "censored": (axes, [[depth > 3]]),
                 "run_seconds": (axes, [[time.perf_counter()]]),
             },
-            {"activation": [cell.coords["activation"]], "depth": [depth], "layer": layer},
+            {"activation": [name], "depth": [depth], "layer": layer},
         )
         for name in dataset.variables:
             dataset[name].attrs = {"units": "s" if name == "run_seconds" else "1", "long_name": f"the {name}"}

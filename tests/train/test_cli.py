@@ -105,6 +105,13 @@ def test_one_command_runs_a_study_and_others_show_it_again(call, tmp_path):
     assert all(text in row for text in ("fake_study", "4/4", "finished", "just now"))
 
 
+def test_an_empty_list_says_so(call, tmp_path):
+    (tmp_path / "configs").mkdir()
+    status, out, _ = call("list", "--output", "there")
+    assert status == 0
+    assert out.splitlines() == ["No studies: configs/ holds no config file.", "No runs in there yet."]
+
+
 def test_any_field_is_set_from_the_command_line(call, tmp_path):
     words = ["run", FAKE, "--depths", "1", "3", "--activations", "tanh", "leaky_relu(0.3)", "--rate", "2"]
     status, _, _ = call(*words)
@@ -114,6 +121,7 @@ def test_any_field_is_set_from_the_command_line(call, tmp_path):
     assert result.depth.values.tolist() == [1, 3]
     assert result.activation.values.tolist() == ["tanh", "leaky_relu(0.3)"]
     assert json.loads(result.attrs["config"])["rate"] == 2.0
+    assert result.attrs["smoke"] == "false"
     # The stored command repeats the run.
     status, _, _ = call(*shlex.split(result.attrs["command"])[3:], "--resume", directory)
     assert status == 0
@@ -126,6 +134,7 @@ def test_smoke_is_the_default_that_other_fields_change(call, tmp_path):
     (directory,) = (tmp_path / "there").iterdir()
     assert status == 0
     assert runner.read(directory).cells == ["relu/depth=4", "gelu/depth=4", "tanh/depth=4"]
+    assert results.load(directory / "result.nc").attrs["smoke"] == "true"
     status, out, _ = call("run", FAKE, "--smoke", "--help")
     assert status == 0
     assert "(default: 4)" in out

@@ -1,10 +1,13 @@
 import io
 import itertools
+import re
 import time
 
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
+from jaxact import activations
 from train.experiment import Cell
 from train.progress import Display, Forecast, clock
 
@@ -26,6 +29,19 @@ def test_a_forecast_goes_by_the_cells_that_share_most_coordinates():
     assert forecast.seconds(cell("bn", 10)) == 10.0
     assert forecast.seconds(cell("plain", 100)) == 5.5
     assert forecast.seconds(cell("plain", 10)) == 10.0
+
+
+def test_a_forecast_tells_objects_apart_by_what_they_equal():
+    def using(fn, depth):
+        return Cell(f"{fn.name}/{depth}", {"activation": fn, "depth": depth, "sizes": (depth, 2)})
+
+    own = activations.from_callable(lambda x: jnp.tanh(2 * x), name="mine")
+    forecast = Forecast()
+    forecast.record(using(activations.parse("leaky_relu(0.2)"), 1), 1.0)
+    forecast.record(using(own, 2), 5.0)
+    assert forecast.seconds(using(activations.leaky_relu(0.2), 3)) == 1.0
+    assert forecast.seconds(using(own, 3)) == 5.0
+    assert forecast.seconds(using(activations.relu, 3)) == 3.0  # shares nothing: the mean of all
 
 
 def test_a_log_gets_few_lines_and_the_last_one(monkeypatch):
@@ -76,10 +92,14 @@ def test_cells_that_run_side_by_side_share_the_time_to_go():
     assert "2:30 left" in text  # five cells of a minute, two at a time
 
 
-@pytest.mark.parametrize("fraction", [-1.0, 2.0])
-def test_a_fraction_outside_the_unit_interval_is_clipped(fraction):
-    with Display(CELLS, Console(file=io.StringIO())) as display:
-        display.start(CELLS[0])(fraction)
+@pytest.mark.parametrize(("fraction", "shown"), [(-1.0, "0%"), (2.0, "100%"), (float("-inf"), "0%")])
+def test_a_fraction_outside_the_unit_interval_is_clipped(fraction, shown):
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with Display(CELLS, console) as display:
+        display.start(CELLS[0])(fraction, "training")
+        display._bars.refresh()
+    line = next(line for line in console.file.getvalue().splitlines()[::-1] if "plain/1 training" in line)
+    assert re.search(r"(\S+%)", line)[1] == shown
 
 
 def test_durations_read_as_clocks():

@@ -2,6 +2,7 @@ import errno
 import itertools
 import json
 import os
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -150,12 +151,25 @@ def test_check_accepts_a_result_and_lists_every_failure_of_a_broken_one(dataset)
         assert expected in str(failure.value)
 
 
-def test_text_needs_no_units():
-    results.check_structure(
-        xr.Dataset(
-            {"x": ("block", [1.0], {"units": "1", "long_name": "x"})}, {"block": ["plain"]}
-        ).assign_coords(block=("block", ["plain"], {"long_name": "block"}))
-    )
+@pytest.mark.parametrize(
+    ("values", "attributes", "refused"),
+    [
+        (["plain"], {"long_name": "block"}, []),
+        (["plain"], {}, ["long_name"]),
+        ([4], {"long_name": "block"}, ["units"]),
+        ([4], {}, ["units", "long_name"]),
+    ],
+)
+def test_numbers_need_units_and_a_name_and_text_a_name_alone(values, attributes, refused):
+    dataset = xr.Dataset({"x": ("block", [1.0], {"units": "1", "long_name": "x"})})
+    dataset = dataset.assign_coords(block=("block", values, attributes))
+    try:
+        results.check_structure(dataset)
+        said = ""
+    except ValueError as error:
+        said = str(error)
+    assert re.findall(r"`block` has no attribute `(\w+)`", said) == refused
+    assert bool(said) == bool(refused)
 
 
 def test_a_run_that_returns_no_dataset_is_told_so():

@@ -105,6 +105,35 @@ def test_a_run_stores_each_cell_and_the_whole(experiment, begin, console, report
     assert "[4/4] relu/depth=2 done" in said(console)
 
 
+@pytest.mark.parametrize("smoke", [True, False])
+def test_a_run_knows_whether_it_is_a_smoke_test(experiment, console, tmp_path, smoke):
+    directory = runner.create(experiment, FAKE, output=tmp_path, command="", smoke=smoke)
+    result = runner.run(experiment, directory, console=console)
+    assert runner.read(directory).smoke is smoke
+    assert result.attrs["smoke"] == ("true" if smoke else "false")
+    cell = results.load(next((directory / "cells").iterdir()))
+    assert cell.attrs["smoke"] == result.attrs["smoke"]
+
+
+def test_a_run_from_before_smoke_was_noted_is_read_and_resumed(experiment, begin, console):
+    directory = begin(experiment)
+    whole = runner.run(experiment, directory, console=console)
+    record = json.loads((directory / "config.json").read_text())
+    del record["smoke"]
+    (directory / "config.json").write_text(json.dumps(record))
+    for path in (directory / "cells").iterdir():
+        old = results.load(path)
+        del old.attrs["smoke"]
+        results.save(old, path)
+    assert runner.read(directory).smoke is False
+    results.check(results.load(path))
+    again, ran = counted(experiment)
+    xr.testing.assert_identical(
+        results.measurements(runner.run(again, directory, console=console)), results.measurements(whole)
+    )
+    assert ran == []
+
+
 def test_the_same_config_gives_the_same_measurements(experiment, begin, console):
     first, second = (runner.run(experiment, begin(experiment), console=console) for _ in range(2))
     xr.testing.assert_identical(results.measurements(first), results.measurements(second))

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import math
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -111,6 +112,29 @@ def test_data_is_a_pytree_of_its_four_arrays():
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(moved))
     assert (moved.num_classes, moved.name) == (10, "digits(num_train=30)")
     assert moved.flat().input_shape == (64,)
+
+
+@pytest.mark.parametrize(
+    ("task", "shape"),
+    [
+        (tasks.Digits(), (8, 8, 1)),
+        (tasks.FashionMNIST(), (28, 28, 1)),
+        (tasks.Cifar10(), (32, 32, 3)),
+        (tasks.GaussianMixture(dimension=12), (12,)),
+        (tasks.TeacherStudent(dimension=12), (12,)),
+    ],
+    ids=str,
+)
+def test_the_shape_of_inputs_is_known_before_any_is_loaded(task, shape, nowhere, monkeypatch):
+    monkeypatch.setattr(type(task), "build", None)
+    assert task.input_shape == shape
+    assert task.holds_images == (len(shape) == 3)
+    if task.holds_images:
+        tasks.check_images("task", task)
+    else:
+        told = rf"`problem` must hold images .* got {re.escape(str(task))}, whose inputs are \(12,\)\. Use cifar10 or "
+        with pytest.raises(ValueError, match=told + r".*digits or .*fashion_mnist"):
+            tasks.check_images("problem", task)
 
 
 def test_flat_keeps_every_value():
@@ -310,6 +334,36 @@ def test_idx_files_are_read_as_written(nowhere, compress, subfolder):
     assert np.sort(data.test_inputs, axis=None) == pytest.approx(np.sort(held_out, axis=None), abs=1e-5)
 
 
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        lambda name: name.replace("-idx", ".idx"),
+        lambda name: name.replace("-idx", ".idx").replace("ubyte", "UBYTE").replace("t10k", "T10K"),
+        lambda name: name.title(),
+        lambda name: name.replace("-idx", ".idx") if "images" in name else name,
+    ],
+)
+def test_idx_files_are_found_under_the_names_of_other_distributions(nowhere, spelt, ending):
+    write_fashion(nowhere / "plain")
+    for path in list((nowhere / "plain").iterdir()):
+        content = path.read_bytes()
+        (nowhere / (spelt(path.name) + ending)).write_bytes(gzip.compress(content) if ending else content)
+        path.unlink()
+    data = tasks.FashionMNIST().build()
+    for written in nowhere.iterdir():
+        if written.is_file():
+            written.unlink()
+    write_fashion(nowhere)
+    jax.tree.map(np.testing.assert_array_equal, data, tasks.FashionMNIST().build())
+
+
+def test_a_name_spelt_as_published_wins_over_one_in_capitals(nowhere):
+    write_fashion(nowhere)
+    (nowhere / "TRAIN-IMAGES-IDX3-UBYTE").write_bytes(b"not this")
+    assert len(tasks.FashionMNIST().load().train_labels) == 40
+
+
 def test_the_named_subfolder_wins_over_mnist_files_of_the_same_name(nowhere):
     write_fashion(nowhere, train_images_idx3_ubyte=b"not these")
     write_fashion(nowhere / "fashion-mnist")
@@ -388,7 +442,7 @@ def test_missing_files_are_reported_with_places_and_remedy(nowhere, monkeypatch)
     with pytest.raises(FileNotFoundError) as error:
         tasks.FashionMNIST().load()
     told = str(error.value)
-    assert f"{nowhere}/fashion-mnist: lacks t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz" in told
+    assert f"{nowhere}/fashion-mnist: lacks t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz or " in told
     assert f"{nowhere}: has none of the files" in told
     assert f"{nowhere.parent}/home/none: no such folder" in told
     assert "apt-get install dataset-fashion-mnist" in told
@@ -577,6 +631,7 @@ def test_a_task_of_ones_own_needs_no_registration_and_is_checked():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Broken(tasks.Task):
         name = "broken"
+        input_shape = (8, 8, 1)
         fault: str = ""
 
         def build(self):
@@ -588,8 +643,9 @@ def test_a_task_of_ones_own_needs_no_registration_and_is_checked():
                 "length": {"train_labels": good.train_labels[:-1]},
                 "label": {"num_classes": 9},
                 "nan": {"train_inputs": np.full_like(good.train_inputs, np.nan)},
+                "shape": vars(good.flat()),
             }
-            return dataclasses.replace(good, name=str(self), **faults[self.fault])
+            return dataclasses.replace(good, **{**faults[self.fault], "name": str(self)})
 
     assert "broken" in tasks.names()
     assert tasks.parse("broken").load().num_classes == 10
@@ -603,3 +659,7 @@ def test_a_task_of_ones_own_needs_no_registration_and_is_checked():
         Broken(fault="label").load()
     with pytest.raises(ValueError, match="`train_inputs` must be finite"):
         Broken(fault="nan").load()
+    with pytest.raises(
+        ValueError, match=r"`input_shape` must be that of its inputs, \(64,\), got \(8, 8, 1\)"
+    ):
+        Broken(fault="shape").load()

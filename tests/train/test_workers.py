@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from train import results, runner
+from train import config, results, runner
 from train.workers import default_number
 
 ROOT = Path(__file__).parents[2]
@@ -25,9 +26,9 @@ def start(tmp_path):
     """Start the program in an empty folder, in a process group of its own."""
     started = []
 
-    def start(*words):
+    def start(*words, study=FAKE):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-m", "train", "run", str(FAKE), *words]
+        command = [sys.executable, "-m", "train", "run", str(study), *words]
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True
         )
@@ -94,6 +95,35 @@ def test_two_workers_give_what_one_process_gives(start, tmp_path):
     two, one = (results.load(next(tmp_path.glob(f"{name}/*/result.nc"))) for name in ("two", "one"))
     xr.testing.assert_identical(results.measurements(two), results.measurements(one))
     assert two.activation.values.tolist() == ["tanh", "relu"]
+
+
+def test_cells_hold_what_cannot_be_sent_to_a_worker(start, tmp_path):
+    own = 'from_callable(lambda x: jnp.tanh(2 * x), name="mine")'
+    text = FAKE.read_text().replace(
+        "return Fake()", f"return Fake(activations=({own}, relu), depths=(2, 1, 3))"
+    )
+    study = tmp_path / "own.py"
+    study.write_text(text.replace("import Activation,", "import Activation, from_callable,"))
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        pickle.dumps(config.load(study).cells()[0])
+    process = start("--workers", "2", study=study)
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, err
+    stored = results.load(next(tmp_path.glob("runs/*/result.nc")))
+    assert stored.activation.values.tolist() == ["mine", "relu"]
+    assert stored.depth.values.tolist() == [2, 1, 3]
+    assert not stored.num_parameters.isnull().any()
+
+
+def test_cells_that_differ_between_processes_are_bad_input(start, tmp_path):
+    text = FAKE.read_text().replace("import hashlib", "import hashlib\nimport os")
+    study = tmp_path / "fickle.py"
+    study.write_text(text.replace('depth={depth}", {', 'depth={depth}/{os.getpid()}", {'))
+    _, err = start("--workers", "1", study=study).communicate(timeout=SECONDS)
+    assert re.search(
+        r"error: a worker process has no cell 'tanh/depth=4/\d+'\. Let `cells\(\)` follow", err
+    ), err
+    assert "Traceback" not in err
 
 
 def test_a_killed_worker_ends_the_run_with_its_cell_and_how_to_continue(start, tmp_path):

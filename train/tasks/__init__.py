@@ -4,7 +4,7 @@ A task is a frozen description; `task.load()` fetches its arrays. Importing this
 imports no data library.
 """
 
-from train.tasks._parse import FromText, get, names, parse
+from train.tasks._parse import FromText, check_images, get, names, parse
 from train.tasks._task import Data, DataError, Task, check_number
 from train.tasks.cifar10 import Cifar10
 from train.tasks.digits import Digits
@@ -22,6 +22,7 @@ __all__ = [
     "GaussianMixture",
     "Task",
     "TeacherStudent",
+    "check_images",
     "check_number",
     "get",
     "names",

@@ -1,7 +1,8 @@
 """Where data files are looked for, and the error that says so when they are not there."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -21,7 +22,7 @@ def find(title: str, names: Sequence[Sequence[str]], folders: Sequence[Path], re
 
     Args:
         title: the data set's name, for the message.
-        names: for each file, the names under which it may lie, the preferred first.
+        names: for each file, the names under which it may lie, the preferred first; capitals do not matter.
         folders: where to look, in order.
         remedy: a sentence that says how to get the files.
 
@@ -33,7 +34,7 @@ def find(title: str, names: Sequence[Sequence[str]], folders: Sequence[Path], re
     """
     seen = []
     for folder in folders:
-        found = [next((folder / n for n in options if (folder / n).is_file()), None) for options in names]
+        found = [next(_files(folder, options), None) for options in names]
         if None not in found:
             return [path for path in found if path is not None]
         lacks = [" or ".join(options) for options, path in zip(names, found, strict=True) if path is None]
@@ -45,3 +46,12 @@ def find(title: str, names: Sequence[Sequence[str]], folders: Sequence[Path], re
             seen.append(f"  {folder}: lacks {', '.join(lacks)}")
     unset = "" if os.environ.get("JAXACT_DATA") else "\n  (the environment variable JAXACT_DATA is not set)"
     raise FileNotFoundError(f"{title} was not found. Looked in:\n" + "\n".join(seen) + unset + f"\n{remedy}")
+
+
+def _files(folder: Path, options: Sequence[str]) -> Iterator[Path]:
+    """The files of one of these names, those spelt exactly so first."""
+    yield from (folder / name for name in options if (folder / name).is_file())
+    with contextlib.suppress(OSError):  # no such folder, or not ours to list
+        listed = sorted(folder.iterdir())
+        for name in options:
+            yield from (path for path in listed if path.name.lower() == name.lower() and path.is_file())

@@ -67,6 +67,26 @@ def parse(text: str) -> Task:
     return get(name.strip(), **(_parameters(text, bracket + rest) if bracket else {}))
 
 
+def check_images(name: str, task: Task) -> None:
+    """Raises ValueError unless the task's inputs are images, as a network with convolutions needs them.
+
+    Loads nothing, so that an experiment's `__post_init__` may call it.
+
+    Args:
+        name: the field that holds the task, for the message.
+        task: whose inputs.
+
+    >>> check_images("task", get("digits"))
+    """
+    if not task.holds_images:
+        shapes: dict[str, Any] = {each: kind.input_shape for each, kind in sorted(_types().items())}
+        others = [each for each, shape in shapes.items() if isinstance(shape, tuple) and len(shape) == 3]
+        raise ValueError(
+            f"`{name}` must hold images (height, width, channel) for a network with convolutions, got {task}, "
+            f"whose inputs are {task.input_shape}. Use {' or '.join(others)}."
+        )
+
+
 def _parameters(text: str, call: str) -> dict[str, Any]:
     form = (
         f"`task` must be a name or name(parameter=value, ...) such as 'digits(num_train=500)', got {text!r}."

@@ -72,8 +72,8 @@ class Data:
 class Task(abc.ABC):
     """A classification problem as a type and its parameters: hashable, comparable, cheap to hold in a config.
 
-    To add one, subclass with a `name`, a docstring with the equation or source, and `build`; `check` where
-    fields need a rule. `tasks.parse` finds every subclass that is imported.
+    To add one, subclass with a `name`, an `input_shape`, a docstring with the equation or source, and `build`;
+    `check` where fields need a rule. `tasks.parse` finds every subclass that is imported.
 
     Attributes:
         num_train: how many training rows to use; None for all. Smaller sets are the first rows of larger
@@ -98,6 +98,16 @@ class Task(abc.ABC):
 
     def check(self) -> None:  # noqa: B027  optional to override: most tasks have nothing more to check
         """Raises ValueError naming field, value and rule where a field of the subclass is out of range."""
+
+    @property
+    @abc.abstractmethod
+    def input_shape(self) -> Shape:
+        """The shape of one input, known without loading any: images are (height, width, channel)."""
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether an input is an image, as a convolution needs it; any task's inputs can be laid `flat`."""
+        return len(self.input_shape) == 3
 
     @abc.abstractmethod
     def build(self) -> Data:
@@ -129,6 +139,10 @@ class Task(abc.ABC):
 def _load(task: Task, _data_folder: Hashable) -> Data:
     data = task.build()
     _check_data(data)
+    if data.input_shape != task.input_shape:
+        raise ValueError(
+            f"task {task}: `input_shape` must be that of its inputs, {data.input_shape}, got {task.input_shape}."
+        )
     for array in jax.tree.leaves(data):
         array.flags.writeable = False  # the cache hands the same arrays to everyone
     return data

@@ -31,6 +31,7 @@ class Cifar10(Task):
 
     name = "cifar10"
     available = (50_000, 10_000)
+    input_shape = (32, 32, 3)
 
     def build(self) -> Data:
         """Finds, reads, checks and standardises the batches."""

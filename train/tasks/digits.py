@@ -27,6 +27,7 @@ class Digits(Task):
 
     name = "digits"
     available = (1437, 360)
+    input_shape = (8, 8, 1)
 
     def build(self) -> Data:
         """Reads scikit-learn's copy, splits and standardises it."""

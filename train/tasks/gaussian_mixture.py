@@ -37,6 +37,11 @@ class GaussianMixture(Task):
     separation: float = 4.0
     seed: int = 0
 
+    @property
+    def input_shape(self) -> tuple[int]:
+        """A vector."""
+        return (self.dimension,)
+
     def check(self) -> None:
         """Refuses fields outside of their range."""
         check_positive_integer("num_train", self.num_train)

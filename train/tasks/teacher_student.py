@@ -52,6 +52,11 @@ class TeacherStudent(Task):
     label_noise: float = 0.0
     seed: int = 0
 
+    @property
+    def input_shape(self) -> tuple[int]:
+        """A vector."""
+        return (self.dimension,)
+
     def check(self) -> None:
         """Refuses fields outside of their range and activations that do not parse."""
         from jaxact import activations

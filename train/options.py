@@ -1,0 +1,237 @@
+"""How the words of a command line become options and the fields of dataclasses, with a hint where one is misspelt.
+
+A field whose value's class offers `choices()`, names to dataclasses that need no argument, is chosen by
+`--FIELD NAME`; `--FIELD.SUBFIELD VALUE` sets the fields of what is chosen, in whatever order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from train import config
+from train.config import ConfigError
+
+Option = tuple[str, Any, dict[str, Any]]
+"""Name, default and words for `tyro.conf.arg`; one whose default is `dataclasses.MISSING` is positional."""
+
+
+class _RefusedError(Exception):
+    """A value's own message; not a ValueError, which tyro would frame, or replace where a list is read."""
+
+    def __init__(self, message: str, word: str | None = None):
+        super().__init__(message)
+        self.word = word
+
+
+def read(words: Sequence[str], *options: Option, prog: str, description: str) -> Any:
+    """Read words into an object with one attribute an option.
+
+    Args:
+        words: of the command line.
+        *options: what there is to read. A default that is a dataclass instance is read field by field.
+        prog: the command, for help and messages.
+        description: its line of help.
+
+    Raises:
+        ConfigError: for a value that a dataclass or a list of alternatives refuses.
+        SystemExit: after help, or after a message of tyro's.
+    """
+    import tyro
+
+    fields: list[tuple[str, Any, Any]] = []
+    held = []
+    for name, default, settings in options:
+        if dataclasses.is_dataclass(default):
+            default = _chosen(default, words)
+            held.append(default)
+            fields += (_field(*choice) for choice in _choice_options(default))
+        fields.append(_field(name, default, settings))
+    try:
+        return tyro.cli(
+            dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True),
+            args=list(words),
+            prog=prog,
+            description=description,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed),
+            registry=_constructors(held),
+        )
+    except _RefusedError as error:
+        option = _option_of(error.word, words)
+        raise ConfigError(f"{option}: {error}" if option else str(error)) from error
+    except (ValueError, TypeError) as error:  # from a __post_init__
+        raise ConfigError(str(error)) from error
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """Ask whether the closest of the known words was meant; empty if none is close."""
+    return "".join(f" Did you mean {close}?" for close in config.closest(word, known, 1))
+
+
+def _field(name: str, default: Any, settings: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    import tyro
+
+    kind = tyro.conf.Positional[str] if default is dataclasses.MISSING else type(default)
+    return name, Annotated[kind, tyro.conf.arg(**settings)], dataclasses.field(default=default)
+
+
+def _chosen(instance: Any, words: Sequence[str]) -> Any:
+    """Put what `--FIELD NAME` chooses into each field of alternatives: its type tells tyro its fields."""
+    for field, choices in _alternatives(instance).items():
+        for name in _values(words, field)[-1:]:
+            if name not in choices:
+                raise ConfigError(f"`{field}` {_must_be_one_of(name, choices)}")
+            try:
+                instance = dataclasses.replace(instance, **{field: choices[name]()})
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        for word in words:
+            _check_subfield(word, field, getattr(instance, field), choices)
+    return instance
+
+
+def _alternatives(instance: Any) -> dict[str, Mapping[str, type]]:
+    offered = {name: config.choices(getattr(instance, name)) for name in _field_names(type(instance))}
+    return {name: choices for name, choices in offered.items() if choices}
+
+
+def _choice_options(instance: Any) -> Iterable[Option]:
+    """The options `--FIELD NAME`, which `_chosen` has read: here for help and for hints at misspelt words."""
+    for field, choices in _alternatives(instance).items():
+        described = "; ".join(f"{name} ({', '.join(_field_names(kind))})" for name, kind in choices.items())
+        settings = {"metavar": f"{{{','.join(choices)}}}", "help": f"with the fields of each: {described}"}
+        yield field, config.choice_name(getattr(instance, field)), settings
+
+
+def _values(words: Sequence[str], field: str) -> list[str]:
+    """The values of `--field VALUE` and `--field=VALUE` among the words."""
+    found = []
+    for word, following in zip(words, [*words, "-"][1:], strict=True):
+        option, has_value, value = word.partition("=")
+        if _plain(option) == f"--{field}" and (has_value or not following.startswith("-")):
+            found.append(value if has_value else following)
+    return found
+
+
+def _check_subfield(word: str, field: str, value: Any, choices: Mapping[str, type]) -> None:
+    """Refuse a field that only other choices have; a misspelt one is left to tyro."""
+    prefix = f"--{field}."
+    option = _plain(word.partition("=")[0])
+    if not option.startswith(prefix):
+        return
+    subfield, own = option.removeprefix(prefix).removeprefix("no_"), _field_names(type(value))
+    owners = [name for name, kind in choices.items() if subfield in _field_names(kind)]
+    if owners and subfield not in own:
+        raise ConfigError(
+            f"`{field}.{subfield}` is a field of {', '.join(owners)}, not of {config.choice_name(value)}. "
+            f"Use --{field.replace('_', '-')} {owners[0]}, or one of its own fields: {', '.join(own)}."
+        )
+
+
+def _plain(option: str) -> str:
+    return "--" + option[2:].replace("-", "_") if option.startswith("--") else option
+
+
+def _field_names(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _option_of(value: str | None, words: Sequence[str]) -> str | None:
+    """The option of which a word among the words is a value."""
+    option = None
+    for word in words:
+        option = word.partition("=")[0] if word.startswith("--") else option
+        if value is not None and (word == value or word.endswith(f"={value}")):
+            return option
+    return None
+
+
+def _constructors(held: Sequence[Any]) -> Any:
+    """Teach tyro what it does not read by itself, given the dataclass instances that hold the defaults."""
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_literal)
+    if "jaxact.activations" in sys.modules:  # imported by every config that has one
+        registry.primitive_rule(_activations(held))
+    for instance in held:
+        for field in _alternatives(instance):
+            registry.struct_rule(_checked(field, type(getattr(instance, field)), registry))
+    return registry
+
+
+def _literal(info: Any) -> Any:
+    """Read one of several words as tyro does, but with a hint at the closest."""
+    import tyro
+
+    choices = get_args(info.type)
+    if get_origin(info.type) is not Literal or not all(isinstance(choice, str) for choice in choices):
+        return None
+
+    def chosen(words: list[str]) -> str:
+        if words[0] not in choices:
+            raise ValueError(_must_be_one_of(words[0], choices))
+        return words[0]
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(choices)}}}",
+        instance_from_str=chosen,
+        is_instance=lambda value: value in choices,
+        str_from_instance=lambda value: [value],
+    )
+
+
+def _activations(held: Sequence[Any]) -> Any:
+    """Make the rule that reads an activation by its name, or by that of one that the defaults hold."""
+    import tyro
+
+    from jaxact.activations import Activation, parse
+
+    values = [getattr(instance, name) for instance in held for name in _field_names(type(instance))]
+    listed = [value if isinstance(value, tuple | list) else [value] for value in values]
+    own = {each.name: each for value in listed for each in value if isinstance(each, Activation)}
+
+    def parsed(words: list[str]) -> Activation:
+        try:
+            return own.get(words[0]) or parse(words[0])
+        except ValueError as error:
+            raise _RefusedError(str(error), words[0]) from error
+
+    spec = tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="ACTIVATION",
+        instance_from_str=parsed,
+        is_instance=lambda value: isinstance(value, Activation),
+        str_from_instance=lambda value: [value.name],
+    )
+    return lambda info: spec if info.type is Activation else None
+
+
+def _checked(field: str, kind: type, registry: Any) -> Any:
+    """Make the rule by which what the dataclass in a field refuses is said like what the outer one refuses."""
+    is_asking = False
+
+    def instantiate(**values: Any) -> Any:
+        try:
+            return kind(**values)
+        except (ValueError, TypeError) as error:
+            raise _RefusedError(f"--{field.replace('_', '-')}: {error}") from error
+
+    def rule(info: Any) -> Any:
+        nonlocal is_asking
+        if info.type is not kind or is_asking:
+            return None
+        is_asking = True  # so that the next rule for dataclasses, tyro's own, answers
+        try:
+            return dataclasses.replace(registry.get_struct_spec(info), instantiate=instantiate)
+        finally:
+            is_asking = False
+
+    return rule
+
+
+def _must_be_one_of(word: str, known: Iterable[str]) -> str:
+    return f"must be one of {', '.join(known)}, got {word!r}.{hint(word, known)}"

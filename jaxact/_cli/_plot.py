@@ -11,16 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxact import theory
+from jaxact import theme, theory
 from jaxact._cli._output import InputError, short
 from jaxact.activations import Activation
 
-# Okabe and Ito (2008), "Color universal design", without the yellow; dashes tell lines apart without colour.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3), (5, 5), (3, 1))
-_FONT = "system-ui, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 _SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 _SIZE = 230
+_MOST = 6  # activations: more panels are too small
 _SUFFIXES = (".png", ".svg", ".html")
 _REACH = 4.0
 _GRID = (36, 18)  # sigma_w^2, sigma_b^2
@@ -47,9 +44,9 @@ def check(path: Path, activations: Sequence[Activation]) -> None:
         raise InputError(f"`--plot` writes {', '.join(_SUFFIXES)} files, got {str(path)!r}.")
     if not path.absolute().parent.is_dir():
         raise InputError(f"`--plot` needs an existing folder, got {str(path)!r}. Make {path.parent} first.")
-    if len(activations) > len(_COLOURS):
+    if len(activations) > _MOST:
         raise InputError(
-            f"`--plot` draws at most {len(_COLOURS)} activations, got {len(activations)}. Call it twice."
+            f"`--plot` draws at most {_MOST} activations, got {len(activations)}. Call it twice."
         )
 
 
@@ -69,8 +66,9 @@ def draw(path: Path, activations: Sequence[Activation], *, sigma_b: float) -> No
 
     names = [activation.name for activation in activations]
     sites = [_site(activation, sigma_b) for activation in activations]
-    colours = alt.Scale(domain=names, range=list(_COLOURS[: len(names)]))
-    dashes = alt.Scale(domain=names, range=[list(each) for each in _DASHES[: len(names)]])
+    look = theme.style(names)
+    colours = alt.Scale(domain=names, range=list(look.colours))
+    dashes = alt.Scale(domain=names, range=[list(each) for each in look.dashes])
     series = {
         "color": alt.Color("activation:N", title=None, scale=colours),
         "strokeDash": alt.StrokeDash("activation:N", title=None, scale=dashes),
@@ -84,17 +82,17 @@ def draw(path: Path, activations: Sequence[Activation], *, sigma_b: float) -> No
         lines = alt.Chart(_data(rows)).mark_line(strokeWidth=2.2, clip=True)
         return lines.encode(
             x=alt.X(f"{x}:Q", title=below), y=alt.Y(f"{y}:Q", title=None), **series
-        ).properties(title=title, width=_SIZE, height=_SIZE)
+        ).properties(title=_heading(alt, title), width=_SIZE, height=_SIZE)
 
     diagonal = alt.Chart(_data([{"c": end, "image": end} for end in (-1, 1)]))
-    diagonal = diagonal.mark_line(color="#777", strokeDash=[3, 3]).encode(x="c:Q", y="image:Q")
+    diagonal = diagonal.mark_line(stroke=alt.ExprRef("soft"), strokeDash=[3, 3]).encode(x="c:Q", y="image:Q")
     where = [f"{name}: {site.words}" for name, site in zip(names, sites, strict=True)]
     correlation = panel(maps, "c", "image", "", "correlation c of two inputs in one layer")
     first = alt.hconcat(
         panel(curves, "x", "value", "f(x)", "x"),
         panel(curves, "x", "slope", "f'(x)", "x"),
         alt.layer(diagonal, correlation).properties(
-            title=alt.TitleParams(text="C(c), the same in the next layer", subtitle=where)
+            title=_heading(alt, "C(c), the same in the next layer", where)
         ),
         spacing=26,
     )
@@ -109,10 +107,8 @@ def draw(path: Path, activations: Sequence[Activation], *, sigma_b: float) -> No
         color="independent", strokeDash="independent"
     )
     chart = chart.properties(
-        title=alt.TitleParams(text=", ".join(names), anchor="start", fontSize=16, offset=12),
-        config=_theme(alt),
-        background="white",
-        padding={"left": 8, "top": 8, "right": 20, "bottom": 8},
+        title=", ".join(names),
+        config=alt.Config(**theme.LIGHT),
     )
     try:
         if path.suffix.lower() == ".html":
@@ -212,7 +208,7 @@ def _phase_diagram(alt: Any, activation: Activation, sigma_b: float, *, is_last:
     tooltip = [alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("chi", "depth")]
     ends = {"x2": "w2", "y2": "b2"}
     layers = [
-        alt.Chart(_data(unbounded)).mark_rect(color="#d5d5d5").encode(x=x, y=y, **ends),
+        alt.Chart(_data(unbounded)).mark_rect(color=alt.ExprRef("blank")).encode(x=x, y=y, **ends),
         alt.Chart(_data(bounded))
         .mark_rect(strokeWidth=0)
         .encode(x=x, y=y, color=colour, tooltip=tooltip, **ends),
@@ -233,7 +229,7 @@ def _phase_diagram(alt: Any, activation: Activation, sigma_b: float, *, is_last:
     words = ["edge of chaos: orange" if edge else "no edge of chaos here"]
     words[0] += "; signals grow for ever: grey" if unbounded else ""
     return alt.layer(*layers).properties(
-        title=alt.TitleParams(text=activation.name, subtitle=words), width=_SIZE, height=_SIZE
+        title=_heading(alt, activation.name, words), width=_SIZE, height=_SIZE
     )
 
 
@@ -285,19 +281,6 @@ def _data(rows: list[dict[str, Any]]) -> Any:
     return alt.InlineData(values=json.loads(json.dumps(finite)))
 
 
-def _theme(alt: Any) -> Any:
-    return alt.Config(
-        font=_FONT,
-        title=alt.TitleConfig(
-            anchor="start", fontSize=13, subtitleFontSize=10.5, subtitleColor="#555", subtitlePadding=4, offset=8
-        ),
-        axis=alt.AxisConfig(
-            gridColor="#e8e8e8", domainColor="#999", tickColor="#999", labelColor="#333", titleColor="#333",
-            titleFontWeight="normal", labelFontSize=11, titleFontSize=12,
-        ),
-        legend=alt.LegendConfig(
-            labelFontSize=12, titleFontSize=11, titleFontWeight="normal", symbolSize=120, symbolStrokeWidth=2.5,
-            gradientLength=150,
-        ),
-        view=alt.ViewConfig(stroke="#ddd"),
-    )  # fmt: skip
+def _heading(alt: Any, text: str, below: Sequence[str] = ()) -> Any:
+    """The title of a panel, smaller than the figure's."""
+    return alt.TitleParams(text=text, subtitle=list(below), fontSize=13, subtitleFontSize=11, offset=8)

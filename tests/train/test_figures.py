@@ -1,6 +1,8 @@
 """The vocabulary of figures: numbers survive, awkward ones are drawn, and any number of series has a look."""
 
+import io
 import math
+import re
 
 import altair as alt
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import vl_convert
 import xarray as xr
 
+from jaxact import theme
 from train import figures
 
 
@@ -196,3 +199,183 @@ def test_readout_says_the_number_even_where_floats_cannot(log10, edges, words):
     data = alt.InlineData(values=[{"v": log10}])
     chart = alt.Chart(data).transform_calculate(t=figures.readout("v", edges)).mark_text().encode(text="t:N")
     assert f">{words}<" in svg_of(chart)
+
+
+def make_result(dtype=float):
+    rng = np.random.default_rng(0)
+    coords = {
+        "activation": ["relu", "tanh"],
+        "block": ["plain", "residual"],
+        "depth": [4, 8, 16],
+        "seed": [0, 1],
+    }
+    shape = tuple(len(values) for values in coords.values())
+    accuracy = xr.DataArray(
+        rng.uniform(0.9, 0.97, shape).astype(dtype), coords, tuple(coords), name="accuracy"
+    )
+    accuracy.attrs = {"long_name": "test accuracy", "units": "1"}
+    norm = (10.0 ** (accuracy * 0 - 3)).where(accuracy["depth"] < 16, 0.0).assign_attrs(long_name="norm")
+    result = xr.Dataset({"accuracy": accuracy, "norm": norm, "failed": accuracy < 0.91})
+    result["depth"].attrs = {"long_name": "depth", "units": "layers"}
+    return result
+
+
+def measure(values="accuracy", result=None, **options):
+    said = {"x": "depth", "series": "activation", "column": "block", "over": "seed"} | options
+    result = make_result() if result is None else result
+    return figures.measured(result, values, title="Which?", subtitle="two seeds", caption="See.", **said)
+
+
+def vertical_axis(chart):
+    [channel] = {
+        str(layer["encoding"]["y"])
+        for layer in chart.to_dict()["spec"]["layer"]
+        if layer["mark"]["type"] == "line"
+    }
+    return channel
+
+
+@pytest.mark.parametrize("values", [["a", "b"], [1, 2], [True, False], [0.5, 2.0]])
+@pytest.mark.parametrize("mark", [figures.lines, figures.ribbons, figures.scatter, figures.bars])
+def test_series_and_panels_may_hold_strings_numbers_and_booleans(mark, values):
+    frame = pd.DataFrame({"series": np.repeat(values, 2), "panel": values * 2, "x": [1, 2, 1, 2]})
+    frame = frame.assign(value=[1.0, 2.0, 3.0, 4.0], low=0.5, high=4.5)
+    axes = {"x": figures.Axis(title="x"), "y": figures.Axis(title="y"), "x_field": "x"}
+    bands = {"bands": [("low", "high")]} if mark is figures.ribbons else {}
+    svg = svg_of(mark(frame, **axes, series="series", column="panel", row="series", **bands))
+    assert all(svg.count(f">{value}<") >= 3 for value in values)  # legend, row and column
+
+
+@pytest.mark.parametrize("mark", ["lines", "scatter", "bars", "heat_map"])
+def test_a_declared_figure_says_its_labels(mark):
+    rows = {"y": "activation", "series": None} if mark == "heat_map" else {}
+    svg = svg_of(measure(mark=mark, centre="mean", words={"block": {"plain": "No skips"}.get}, **rows))
+    for words in ("No skips", "residual", "Depth (layers)", "Test accuracy", "relu", "tanh", "Which?"):
+        assert f">{words}<" in svg
+    assert "lowest seed" in svg
+
+
+def test_several_values_are_told_apart_by_quantity():
+    result = make_result().assign(other=make_result()["accuracy"] / 2)
+    svg = svg_of(measure({"accuracy": "measured", "other": "half"}, result, row="quantity"))
+    assert ">measured<" in svg
+    assert ">half<" in svg
+
+
+def test_nothing_measured_is_no_figure():
+    result = make_result()
+    assert measure(result=result.assign(accuracy=result["accuracy"] * np.nan)) is None
+    empty = {"mark": "heat_map", "y": "activation", "series": None}
+    assert measure(result=result.assign(accuracy=result["accuracy"] * np.nan), **empty) is None
+
+
+def test_a_dimension_that_is_neither_drawn_nor_reduced_is_refused():
+    with pytest.raises(ValueError, match=r"\['seed'\].*in over"):
+        measure(over=())
+
+
+def test_a_misspelt_option_is_refused():
+    with pytest.raises(TypeError, match=r"tooltip.*got tooltips"):
+        measure(tooltips=["failed"])
+    with pytest.raises(TypeError, match="got sizes"):
+        measure(mark="heat_map", y="activation", series=None, sizes=(1, 2))
+
+
+def test_an_axis_of_shares_shows_the_data_and_stays_between_none_and_all():
+    result = make_result()
+    assert "[0.89" in vertical_axis(measure(result=result, format=".0%"))
+    low, high = figures.frames.share_domain(np.array([0.99, 1.0, np.nan]))
+    assert 0.98 < low < 0.99
+    assert high == 1.0
+    assert figures.frames.share_domain(np.array([0.0, 1.0])) == (0.0, 1.0)
+
+
+def test_decades_say_in_the_caption_what_lies_on_an_edge():
+    chart = measure("norm", scale="decades").to_dict()
+    assert chart["usermeta"]["caption"] == "See. Norm: what is at most 1e-4 lies on the edge."
+    assert "at most 1e-4" in svg_of(measure("norm", scale="decades"))
+
+
+def test_one_giant_does_not_stretch_an_axis_of_decades():
+    result = make_result()
+    norm = result["norm"].where(result["depth"] < 16, 1e-3)
+    norm = norm.where(
+        (norm["depth"] < 16) | (norm["activation"] == "relu") | (norm["block"] == "plain"), 1e50
+    )
+    assert (
+        "at least 10 lies"
+        in measure("norm", result.assign(norm=norm), scale="decades")["usermeta"]["caption"]
+    )
+
+
+def test_lines_that_coincide_are_both_seen():
+    frame = make_frame().assign(value=0.5)
+    svg = svg_of(draw_lines(frame, band=None))
+    widths = {
+        float(width) for width in re.findall(r'stroke="#(?:0072B2|D55E00)" stroke-width="([\d.]+)"', svg)
+    }
+    assert len(widths) >= 2
+    spec = draw_lines(frame).to_dict()
+    [data] = spec["datasets"].values()
+    at = pd.read_csv(io.StringIO(data)).groupby("depth")["at"]
+    assert (at.nunique() == 2).all()
+    assert ((at.max() / at.min()) < 1.2).all()
+
+
+def test_a_heat_map_writes_each_number_and_crosses_what_is_missing():
+    result = make_result()
+    accuracy = result["accuracy"].where((result["depth"] < 16) | (result["block"] == "plain"))
+    chart = measure(
+        result=result.assign(accuracy=accuracy), mark="heat_map", y="activation", series=None, format=".1%"
+    )
+    svg = svg_of(chart)
+    assert svg.count("\N{MULTIPLICATION SIGN}</text>") == 2
+    mean = f"{float(accuracy.sel(block='plain', activation='relu', depth=4).median()):.1%}"
+    assert f">{mean}</text>" in svg
+
+
+def test_curves_lie_over_a_heat_map_with_borders():
+    result = make_result().isel(block=0, drop=True)
+    curve = xr.DataArray(
+        [[5.0, 12.0]] * 2, {"activation": ["relu", "tanh"], "at": [0.1, 0.3]}, ("activation", "at")
+    )
+    scales = result.rename(seed="sigma").assign_coords(sigma=[0.1, 0.3])
+    chart = measure(
+        result=scales, mark="heat_map", x="sigma", y="depth", column="activation", series=None, over=(),
+        borders={"sigma": "linear", "depth": "log"},
+        curves={"theory's depth": curve, "critical": curve[:, 0] * 0 + 0.2},
+    )  # fmt: skip
+    svg = svg_of(chart)
+    assert "theory's depth" in svg
+    assert svg.count('stroke="#000000"') >= 2
+
+
+def test_a_histogram_has_area_one_beside_its_density():
+    rng = np.random.default_rng(0)
+    sample = xr.DataArray(rng.normal(size=(2, 500)), {"phase": ["a", "b"]}, ("phase", "unit"), name="h")
+    at = np.linspace(-3, 3, 7)
+    density = xr.DataArray(np.exp(-(at**2) / 2) / np.sqrt(2 * np.pi), {"z": at}, ("z",))
+    result = xr.Dataset({"h": sample, "normal": density})
+    chart = measure(
+        "h", result, mark="histogram", x=None, series="phase", column=None, over="unit", beside="normal"
+    )
+    [data] = chart.to_dict()["datasets"].values()
+    frame = pd.read_csv(io.StringIO(data))
+    areas = ((frame["to"] - frame["from"]) * frame["value"]).groupby(frame["phase_index"]).sum()
+    assert areas.tolist() == pytest.approx([1.0, 1.0], rel=1e-3)  # numbers keep five digits
+    assert frame["density"].max() == pytest.approx(0.39894)
+
+
+def test_the_quartiles_of_a_sample_are_ribbons():
+    svg = svg_of(measure(mark="ribbons", along="seed", over=(), row="activation"))
+    assert "lower quartile: " in svg
+
+
+@pytest.mark.parametrize("config", [theme.LIGHT, theme.DARK])
+def test_a_config_changes_every_colour_of_the_page(config):
+    spec = measure(open_where="failed", level=(0.95, "target")).to_dict() | {"config": config}
+    svg = vl_convert.vegalite_to_svg(spec)
+    paper = {each["name"]: each["value"] for each in config["params"]}["paper"]
+    assert f'fill="{paper}" stroke="#' in svg
+    other = theme.DARK if config is theme.LIGHT else theme.LIGHT
+    assert all(f'"{each["value"]}"' not in svg for each in other["params"])

@@ -85,7 +85,9 @@
     const groups = [["shown_", boxes], ["chosen_", menu]].flatMap(([kind, control]) =>
       [...uses].filter(([name]) => name.startsWith(kind)).map(([name, found]) => control(name, name.slice(kind.length), found)));
     const form = make("form", { className: "filters", ariaLabel: "Filters", autocomplete: "off" }, ...groups.filter(Boolean));
-    if (form.children.length) document.querySelector(".filtered").prepend(form);
+    if (!form.children.length) return form;
+    form.prepend("In all figures and tables:");
+    document.querySelector(".filtered").prepend(form);
     form.addEventListener("change", () => update());
     return form;
   }
@@ -149,13 +151,15 @@
     return typeof width === "number" ? { ...node, width: Math.min(width, Math.max(160, width - excess)) } : node;
   }
 
+  const upright = { legend: { layout: { bottom: { anchor: "start", direction: "vertical" } } } };
+
   function dressed({ spec, now }) {
     const params = (spec.params ?? []).map((parameter) => {
       const { bind, ...rest } = parameter; // the page has its own widgets
       return driven(parameter) ? { ...rest, value: now[parameter.name] } : parameter;
     });
     const page = { ...spec, params, config: dark.matches ? merged(spec.config ?? {}, darkConfig) : spec.config };
-    return narrow.matches ? narrowed({ ...page, config: { ...page.config, legend: { ...page.config?.legend } } }) : page;
+    return narrow.matches ? narrowed({ ...page, config: merged(page.config ?? {}, upright) }) : page;
   }
 
   async function embed(figure, page) {

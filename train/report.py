@@ -33,6 +33,12 @@ _FIRST_FACTS = (
     "git_commit",
 )
 _SMOKE = "SMOKE RUN: numbers mean nothing"
+_NAMES = {
+    "wall_seconds": "total time",
+    "experiment": "code of the study",
+    "format": "file format",
+    "smoke": "smoke run",
+}
 _HERE = Path(__file__).parent
 # Laid over a chart's own config where the reader's screen is dark.
 _DARK = {
@@ -218,8 +224,8 @@ def _figures(specs: Mapping[str, Spec]) -> str:
     ]
     hint = (
         '<p class="hint">Point at a mark for its numbers; click an entry of a legend to pick it out (with Shift, '
-        "several); the boxes and menus above act on all figures and tables.</p>\n<noscript><p>The figures need "
-        "JavaScript here; the folder figures/ holds them as PNG and SVG.</p></noscript>\n"
+        "several).</p>\n<noscript><p>The figures need JavaScript here; the folder figures/ holds them as PNG and "
+        "SVG.</p></noscript>\n"
     )
     return (hint if specs else "") + ("\n".join(folds) or "<p>No other figure.</p>")
 
@@ -357,9 +363,10 @@ def _making(result: xr.Dataset) -> str:
 
 def _fact(name: str, value: Any) -> tuple[str, Any]:
     """The name and value of an attribute in plain words."""
+    words = _NAMES.get(name, name.replace("_seconds", "_time")).replace("_", " ")
     if name.endswith("_seconds") and isinstance(value, int | float):
-        return f"{name.removesuffix('_seconds')} time", f"{value:.1f} s, added over all parts of the study"
-    return name.replace("_", " "), _moment(value) if name == "started" else value
+        return words, f"{value:.1f} s, added over all parts of the study"
+    return words, _moment(str(value)) if name == "started" else value
 
 
 def _parsed(value: Any) -> Any:

@@ -414,7 +414,7 @@ def test_settings_are_said_in_words(answer_page):
     assert rows["depths"] == "4, 16"
     assert rows["sigma w"] == "not set"
     assert rows["use bias"] == "yes"
-    assert rows["wall time"].startswith("12.3 s")
+    assert rows["total time"].startswith("12.3 s")
     assert "null" not in "".join(rows.values())
 
 

@@ -11,6 +11,27 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+class Finding(str):
+    """A sentence about a result that knows what it is about; everywhere else it is plain text.
+
+    The report groups findings by topic. What string methods return is a `str` without one.
+
+    Attributes:
+        topic: a few words, the same for all findings that belong together; "" where there is none.
+
+    >>> print(Finding("Plain networks train to depth 16.", topic="Accuracy"))
+    Plain networks train to depth 16.
+    """
+
+    topic: str
+
+    def __new__(cls, sentence: str, topic: str = "") -> Self:
+        """Text with its topic beside it."""
+        finding = super().__new__(cls, sentence)
+        finding.topic = topic
+        return finding
+
+
 class Cell(NamedTuple):
     """One independent piece of a study: the smallest thing that is run, stored and skipped as a whole.
 
@@ -53,11 +74,11 @@ class Experiment(Protocol):
 
     @staticmethod
     def figures(result: xr.Dataset) -> Mapping[str, altair.Chart | altair.FacetChart]:
-        """Draw the figures, by file name, from a stored result alone."""
+        """Draw the figures, by file name, from a stored result alone; the first is the answer to the study."""
 
     @staticmethod
     def findings(result: xr.Dataset) -> Sequence[str]:
-        """Say what the result shows, the verdict first: sentences with numbers."""
+        """Say what the result shows, the verdict first: sentences with numbers, each a `Finding` if it has a topic."""
 
     @staticmethod
     def tables(result: xr.Dataset) -> Mapping[str, pandas.DataFrame]:

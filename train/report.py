@@ -1,11 +1,12 @@
-"""The report of a run: one self-contained page with the findings first, and the figures as files."""
+"""The report of a run: one self-contained page that opens with the answer, and the figures as files."""
 
+import datetime
 import functools
 import html
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,37 @@ __all__ = ["write_report"]
 
 _SCALE = 2.0  # pixels of a PNG for each pixel of the chart
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_PARAMETER = re.compile(r"(shown|chosen)_(\w+)")
-_FIRST_FACTS = ("study", "run_id", "command", "device", "started", "wall_seconds", "git_commit", "experiment")
+_FIRST_FACTS = (
+    "study",
+    "run_id",
+    "command",
+    "device",
+    "started",
+    "wall_seconds",
+    "compile_seconds",
+    "run_seconds",
+    "git_commit",
+)
+_SMOKE = "SMOKE RUN: numbers mean nothing"
+_NAMES = {
+    "wall_seconds": "total time",
+    "experiment": "code of the study",
+    "format": "file format",
+    "smoke": "smoke run",
+}
 _HERE = Path(__file__).parent
+# Laid over a chart's own config where the reader's screen is dark.
+_DARK = {
+    "background": "transparent",
+    "axis": {"gridColor": "#2b3138", "domainColor": "#6e7681", "tickColor": "#6e7681"}
+    | {"labelColor": "#e6edf3", "titleColor": "#e6edf3"},
+    "legend": {"labelColor": "#e6edf3", "titleColor": "#e6edf3"},
+    "header": {"labelColor": "#e6edf3", "titleColor": "#e6edf3"},
+    "title": {"color": "#e6edf3", "subtitleColor": "#9aa4af"},
+    "view": {"stroke": "#2b3138"},
+    "text": {"color": "#9aa4af"},
+    "rule": {"color": "#9aa4af"},
+}
 # Nothing may be loaded; vega compiles its expressions, which needs eval.
 _POLICY = "; ".join(
     [
@@ -39,8 +68,9 @@ Spec = dict[str, Any]
 def write_report(result: xr.Dataset, experiment: Any, directory: Path) -> Path:
     """Write the figures and the page of a result into its run folder, from the result alone.
 
-    The page opens without a network: scripts and data are inside it, and its content security policy forbids
-    it to load anything. The same result gives the same bytes.
+    The page opens with the first finding, the verdict, and beside it the first figure, which shows it. It opens
+    without a network: scripts and data are inside it, and its content security policy forbids it to load
+    anything. The same result gives the same bytes.
 
     Args:
         result: a combined Dataset; its attributes say how it was made.
@@ -81,18 +111,22 @@ def _spec(chart: alt.TopLevelMixin) -> Spec:
 
 
 def _page(result: xr.Dataset, experiment: Any, specs: Mapping[str, Spec]) -> str:
-    title, lead = _title(result, experiment)
-    origin = [str(result.attrs[name]) for name in ("run_id", "started", "device") if result.attrs.get(name)]
-    tables = {str(name): table for name, table in experiment.tables(result).items()}
+    name, lead = _title(result, experiment)
+    smoke = result.attrs.get("smoke") == "true"
+    verdict, *others = experiment.findings(result) or ["No finding: the result holds nothing to judge."]
     parts = [
-        f"<header><h1>{_text(title)}</h1>",
+        f"<header><h1>{_text(name)}{f' <strong>{_SMOKE}</strong>' if smoke else ''}</h1>",
         f'<p class="lead">{_text(lead)}</p>' if lead else "",
-        f'<p class="origin">{_text(" / ".join(origin))}</p></header>' if origin else "</header>",
+        f'<p class="origin">{" &middot; ".join(map(_text, _origin(result)))}</p></header>',
         "<main>",
-        _findings(experiment.findings(result)),
-        _figures(specs),
-        _tables(tables, shown={name for name, _ in _parameters(specs) if name.startswith("shown_")}),
-        _making(result),
+        _answer(verdict, specs),
+        _contents(specs),
+        _section("findings", "Findings", _findings(others)),
+        '<div class="filtered">',
+        _section("figures", "Figures", _figures(specs)),
+        _section("tables", "Tables", _tables(experiment.tables(result))),
+        "</div>",
+        _section("making", "How it was made", _making(result)),
         "</main>",
         _scripts(specs),
     ]
@@ -103,7 +137,7 @@ def _page(result: xr.Dataset, experiment: Any, specs: Mapping[str, Spec]) -> str
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(title)}</title>
+<title>{_text(f"{_SMOKE}. {name}" if smoke else name)}</title>
 <style>
 {(_HERE / "report.css").read_text(encoding="utf-8")}</style>
 </head>
@@ -124,51 +158,91 @@ def _title(result: xr.Dataset, experiment: Any) -> tuple[str, str]:
     return name[:1].upper() + name[1:], " ".join(lead.split())
 
 
+def _origin(result: xr.Dataset) -> list[str]:
+    """What was run, where, when and by which optimizer, as far as the result says."""
+    config = _parsed(result.attrs.get("config"))
+    optimizer = config.get("optimizer") if isinstance(config, dict) else None
+    run, device, started = (str(result.attrs.get(name, "")) for name in ("run_id", "device", "started"))
+    facts = [run, device, _moment(started), f"optimizer {_readable(optimizer)}" if optimizer else ""]
+    return [fact for fact in facts if fact]
+
+
+def _moment(text: str) -> str:
+    try:
+        return f"{datetime.datetime.fromisoformat(text):%Y-%m-%d %H:%M %Z}".strip()
+    except ValueError:
+        return text
+
+
+def _answer(verdict: str, specs: Mapping[str, Spec]) -> str:
+    picture = "<p>No figure: the result holds no number to draw.</p>"
+    for name, spec in list(specs.items())[:1]:
+        picture = _figure(name, spec, f"<figcaption>{_heading(1, name, spec)}</figcaption>\n")
+    words = f'<div><h2 id="verdict">Verdict</h2>\n<p class="verdict">{_text(verdict)}</p></div>'
+    return f'<section class="answer">{words}\n{picture}</section>'
+
+
+def _contents(specs: Mapping[str, Spec]) -> str:
+    titles = {name: _text(_words(spec, name)[0]) for name, spec in specs.items()}
+    figures = "\n".join(f'<li><a href="#figure-{name}">{title}</a></li>' for name, title in titles.items())
+    return (
+        '<nav aria-label="On this page"><p><a href="#findings">Findings</a> <a href="#figures">Figures</a> '
+        '<a href="#tables">Tables</a> <a href="#making">How it was made</a></p>\n'
+        + (f"<ol>\n{figures}\n</ol></nav>" if figures else "</nav>")
+    )
+
+
+def _section(key: str, title: str, body: str) -> str:
+    button = ' <button type="button" data-unfold>open all</button>' if body.count("<details>") > 1 else ""
+    return f'<section><div class="head"><h2 id="{key}">{title}</h2>{button}</div>\n{body}</section>'
+
+
 def _findings(findings: Sequence[str]) -> str:
-    items = [_finding(finding) for finding in findings] or ["No finding: the result holds nothing to judge."]
-    lines = "\n".join(f"<li>{item}</li>" for item in items)
-    return f'<section><h2 id="verdict">Verdict</h2>\n<ul class="verdict">\n{lines}\n</ul></section>'
+    """The findings of one topic under one fold, topics in the order in which they first appear."""
+    topics: dict[str, list[str]] = {}
+    for finding in findings:
+        topics.setdefault(getattr(finding, "topic", ""), []).append(finding)
+    return "\n".join(map(_topic, topics.items())) or "<p>No finding beside the verdict.</p>"
 
 
-def _finding(sentence: str) -> str:
-    subject, colon, rest = sentence.partition(": ")
-    if colon and len(subject) <= 80:
-        return f"<strong>{_text(subject)}:</strong> {_text(rest)}"
-    return _text(sentence)
+def _topic(group: tuple[str, Sequence[str]]) -> str:
+    topic, findings = group
+    items = "\n".join(f"<li>{_text(finding)}</li>" for finding in findings)
+    count = f" ({len(findings)})" if len(findings) > 1 else ""
+    return (
+        f"<details><summary><h3>{_text(topic or 'Other findings')}{count}</h3>"
+        f' <span class="peek">{_text(findings[0])}</span></summary>\n<ul>\n{items}\n</ul></details>'
+    )
 
 
 def _figures(specs: Mapping[str, Spec]) -> str:
-    if not specs:
-        nothing = "No figure: the result holds no number to draw."
-        return f'<section><h2 id="figures">Figures</h2>\n<p>{nothing}</p></section>'
-    items, figures = [], []
-    for number, (name, spec) in enumerate(specs.items(), start=1):
-        title, subtitle = _words(spec, name)
-        caption = spec.get("usermeta", {}).get("caption", "")
-        items.append(f'<li><a href="#{name}">{_text(title)}</a></li>')
-        figures.append(
-            f'<figure id="{name}" aria-labelledby="title-{name}">\n'
-            f'<figcaption><h3 id="title-{name}">{number}. {_text(title)}</h3>\n'
-            + (f'<p class="subtitle">{_text(subtitle)}</p>\n' if subtitle else "")
-            + f'</figcaption>\n<div class="view" id="view-{name}" data-state="waiting"></div>\n'
-            + (f'<p class="note">{_text(caption)}</p>\n' if caption else "")
-            + "</figure>"
-        )
-    return "\n".join(
-        [
-            '<section><h2 id="figures">Figures</h2>',
-            '<nav aria-label="Figures"><ol>',
-            *items,
-            "</ol></nav>",
-            "<p>Hover over a mark for its numbers; click an entry of a legend to highlight it (with Shift, "
-            "several); the "
-            "boxes below act on all figures and tables.</p>",
-            "<noscript><p>The figures need JavaScript here; the folder figures/ holds them as PNG and "
-            "SVG.</p></noscript>",
-            _filters(specs),
-            *figures,
-            "</section>",
-        ]
+    """What the page does with figures, and under a fold each but the first, which stands beside the verdict."""
+    folds = [
+        f"<details><summary>{_heading(number, name, spec)}</summary>\n{_figure(name, spec)}</details>"
+        for number, (name, spec) in enumerate(specs.items(), start=1)
+        if number > 1
+    ]
+    hint = (
+        '<p class="hint">Point at a mark for its numbers; click an entry of a legend to pick it out (with Shift, '
+        "several).</p>\n<noscript><p>The figures need JavaScript here; the folder figures/ holds them as PNG and "
+        "SVG.</p></noscript>\n"
+    )
+    return (hint if specs else "") + ("\n".join(folds) or "<p>No other figure.</p>")
+
+
+def _heading(number: int, name: str, spec: Spec) -> str:
+    title, subtitle = _words(spec, name)
+    under = f' <span class="subtitle">{_text(subtitle)}</span>' if subtitle else ""
+    return f'<h3 id="title-{name}">{number}. {_text(title)}</h3>{under}'
+
+
+def _figure(name: str, spec: Spec, heading: str = "") -> str:
+    caption = spec.get("usermeta", {}).get("caption", "")
+    return (
+        f'<figure id="figure-{name}" aria-labelledby="title-{name}">\n{heading}'
+        f'<div class="view" id="view-{name}" data-state="waiting"></div>\n'
+        + (f'<p class="note">{_text(caption)}</p>\n' if caption else "")
+        + "</figure>"
     )
 
 
@@ -183,97 +257,22 @@ def _joined(text: Any) -> str:
     return " ".join(str(line) for line in text) if isinstance(text, list) else str(text)
 
 
-def _filters(specs: Mapping[str, Spec]) -> str:
-    """Checkboxes for what is shown and menus for what is chosen, each once for all figures."""
-    groups = []
-    colours: dict[str, dict[str, str]] = {}
-    for spec in specs.values():
-        for field, names in spec.get("usermeta", {}).get("colours", {}).items():
-            colours.setdefault(field, {}).update(names)
-    for parameter, uses in _parameters(specs):
-        kind, field = _split(parameter)
-        if kind == "shown":
-            values = _union(use.get("value", []) for use in uses)
-            if len(values) > 1:
-                boxes = [_box(parameter, value, colours.get(field, {}).get(str(value))) for value in values]
-                groups.append(
-                    f"<fieldset><legend>{_text(field.replace('_', ' '))}</legend>{''.join(boxes)}"
-                    '<span><button type="button" data-set-all="true">all</button> / '
-                    '<button type="button" data-set-all="false">none</button></span></fieldset>'
-                )
-        else:
-            groups.append(_menu(parameter, field, uses))
-    return (
-        f'<form class="filters" aria-label="Filters" autocomplete="off">{"".join(groups)}</form>'
-        if any(groups)
-        else ""
-    )
-
-
-def _box(parameter: str, value: Any, colour: str | None) -> str:
-    swatch = f'<span class="swatch" style="background:{_text(colour)}"></span>' if colour else ""
-    return (
-        f'<label><input type="checkbox" checked data-parameter="{_text(parameter)}" '
-        f'value="{_text(json.dumps(value))}">'
-        f"{swatch}{_text(value)}</label>"
-    )
-
-
-def _menu(parameter: str, field: str, uses: Sequence[Spec]) -> str:
-    options = _union(use.get("bind", {}).get("options", [use.get("value")]) for use in uses)
-    if len(options) < 2:
-        return ""
-    defaults = _union([use.get("value")] for use in uses)
-    label = str(uses[0].get("bind", {}).get("name") or field.replace("_", " ")).strip()
-    # Figures with different defaults keep theirs until the reader chooses.
-    rows = ['<option value="null" selected>as each figure says</option>'] if len(defaults) > 1 else []
-    for option in options:
-        selected = " selected" if defaults == [option] else ""
-        rows.append(f'<option value="{_text(json.dumps(option))}"{selected}>{_text(option)}</option>')
-    return (
-        f"<fieldset><legend>{_text(label)}</legend>"
-        f'<select aria-label="{_text(label)}" data-parameter="{_text(parameter)}">'
-        f"{''.join(rows)}</select></fieldset>"
-    )
-
-
-def _parameters(specs: Mapping[str, Spec]) -> list[tuple[str, list[Spec]]]:
-    """The parameters that the page drives, each with its definitions in the figures; shown before chosen."""
-    found: dict[str, list[Spec]] = {}
-    for spec in specs.values():
-        for parameter in spec.get("params", []):
-            if _PARAMETER.fullmatch(parameter.get("name", "")) and "select" not in parameter:
-                found.setdefault(parameter["name"], []).append(parameter)
-    return sorted(found.items(), key=lambda item: item[0].startswith("chosen_"))
-
-
-def _split(parameter: str) -> tuple[str, str]:
-    kind, _, field = parameter.partition("_")
-    return kind, field
-
-
-def _union(lists: Iterable[Iterable[Any]]) -> list[Any]:
-    return list(dict.fromkeys(value for values in lists for value in values))
-
-
 def _scripts(specs: Mapping[str, Spec]) -> str:
-    if not specs:
-        return ""
     datasets: Spec = {}
     pages = {}
     for name, spec in specs.items():
         datasets |= spec.get("datasets", {})  # named by their content: what figures share is stored once
-        page = {key: value for key, value in spec.items() if key not in ("$schema", "title", "usermeta")}
-        page["datasets"] = dict.fromkeys(spec.get("datasets", {}))
-        page["params"] = [_without_widget(parameter) for parameter in spec.get("params", [])]
-        pages[name] = page
+        page = {key: value for key, value in spec.items() if key not in ("$schema", "title")}
+        pages[name] = page | {"datasets": dict.fromkeys(spec.get("datasets", {}))}
+    blocks = {"datasets": datasets, "specs": pages, "dark": _DARK}
+    sources = [_bundle()] if specs else []
+    sources.append(_script((_HERE / "report.js").read_text(encoding="utf-8")))
     return "\n".join(
         [
-            f'<script type="application/json" id="datasets">{_json(datasets)}</script>',
-            f'<script type="application/json" id="specs">{_json(pages)}</script>',
-            f"<script>{_bundle()}</script>",
-            f"<script>{_script((_HERE / 'report.js').read_text(encoding='utf-8'))}</script>",
+            f'<script type="application/json" id="{key}">{_json(block)}</script>'
+            for key, block in blocks.items()
         ]
+        + [f"<script>{source}</script>" for source in sources]
     )
 
 
@@ -281,12 +280,6 @@ def _scripts(specs: Mapping[str, Spec]) -> str:
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script."""
     return _script(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub misses the default
-
-
-def _without_widget(parameter: Spec) -> Spec:
-    if _PARAMETER.fullmatch(parameter.get("name", "")) and "select" not in parameter:
-        return {key: value for key, value in parameter.items() if key != "bind"}
-    return parameter
 
 
 def _json(value: Any) -> str:
@@ -300,37 +293,32 @@ def _script(source: str) -> str:
     )
 
 
-def _tables(tables: Mapping[str, pd.DataFrame], shown: set[str]) -> str:
+def _tables(tables: Mapping[str, pd.DataFrame]) -> str:
     if not tables:
-        return ""
-    parts = ['<section><h2 id="tables">Tables</h2>', "<p>Click a column's name to sort by it.</p>"]
+        return "<p>No table: this study makes none.</p>"
+    parts = ["<p>Click a column's name to sort by it.</p>"]
     for title, table in tables.items():
         caption = table.attrs.get("caption", "")
         parts.append(f"<h3>{_text(title)}</h3>")
-        if caption:
-            parts.append(f'<p class="note">{_text(caption)}</p>')
-        parts.append(_table(title, table, shown))
-    return "\n".join([*parts, "</section>"])
+        parts += [f'<p class="note">{_text(caption)}</p>'] if caption else []
+        parts.append(_table(str(title), table))
+    return "\n".join(parts)
 
 
-def _table(title: str, table: pd.DataFrame, shown: set[str]) -> str:
+def _table(title: str, table: pd.DataFrame) -> str:
     if not isinstance(table.index, pd.RangeIndex):
         table = table.reset_index()
-    numeric = [pd.api.types.is_numeric_dtype(table.dtypes.iloc[i]) for i in range(table.shape[1])]
+    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]
     classes = [' class="number"' if number else "" for number in numeric]
     heads = "".join(
-        f'<th scope="col"{kind}><button type="button">{_text(name)}</button></th>'
+        f'<th scope="col"{kind} data-column="{_text(name)}"><button type="button">{_text(name)}</button></th>'
         for name, kind in zip(table.columns, classes, strict=True)
     )
-    filters = [
-        f' data-parameter-of="shown_{name}"' if f"shown_{name}" in shown else ""
-        for name in map(str, table.columns)
-    ]
     rows = []
     for row in table.itertuples(index=False, name=None):
         cells = "".join(
-            f"<td{kind}{field}{_sort_key(value)}>{_text(_cell(value))}</td>"
-            for value, kind, field in zip(row, classes, filters, strict=True)
+            f"<td{kind}{_sort_key(value)}>{_text(_cell(value))}</td>"
+            for value, kind in zip(row, classes, strict=True)
         )
         rows.append(f"<tr>{cells}</tr>")
     return (
@@ -358,31 +346,27 @@ def _sort_key(value: Any) -> str:
 
 
 def _making(result: xr.Dataset) -> str:
-    attributes = {str(name): value for name, value in result.attrs.items()}
-    names = [name for name in _FIRST_FACTS if name in attributes]
-    names += sorted(name for name in attributes if name not in names)
-    facts, details = [], []
-    for name in names:
-        parsed = _parsed(attributes[name])
-        if isinstance(parsed, dict):
-            title = name.replace("_", " ").capitalize()
-            details.append(f'<details class="made" open><summary>{_text(title)}</summary>')
-            details.append(f"{_facts(parsed)}</details>")
-        else:
-            facts.append((name.replace("_", " "), _fact(name, parsed)))
+    attributes = {str(name): _parsed(value) for name, value in result.attrs.items()}
+    order = [name for name in _FIRST_FACTS if name in attributes]
+    order += sorted(attributes.keys() - set(order))
     sizes = ", ".join(f"{dim} {size}" for dim, size in result.sizes.items())
-    facts.append(("dimensions", sizes or "none"))
-    table = _facts(dict(facts))
-    return "\n".join(['<section><h2 id="making">How it was made</h2>', table, *details, "</section>"])
+    facts = dict(_fact(name, attributes[name]) for name in order if not isinstance(attributes[name], dict))
+    parts = [_facts(facts | {"size of the result": sizes or "none"})]
+    for name in order:
+        if isinstance(attributes[name], dict):
+            words, state = ("Settings", " open") if name == "config" else (name.capitalize(), "")
+            facts = {str(key).replace("_", " "): value for key, value in attributes[name].items()}
+            summary = f"<summary><h3>{_text(words.replace('_', ' '))}</h3></summary>"
+            parts.append(f"<details{state}>{summary}{_facts(facts)}</details>")
+    return "\n".join(parts)
 
 
-def _fact(name: str, value: Any) -> Any:
-    if name.endswith("_seconds"):
-        try:
-            return f"{float(value):.1f} s, all cells together"
-        except (TypeError, ValueError):
-            return value
-    return value
+def _fact(name: str, value: Any) -> tuple[str, Any]:
+    """The name and value of an attribute in plain words."""
+    words = _NAMES.get(name, name.replace("_seconds", "_time")).replace("_", " ")
+    if name.endswith("_seconds") and isinstance(value, int | float):
+        return words, f"{value:.1f} s, added over all parts of the study"
+    return words, _moment(str(value)) if name == "started" else value
 
 
 def _parsed(value: Any) -> Any:
@@ -395,11 +379,27 @@ def _parsed(value: Any) -> Any:
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    rows = []
-    for name, value in facts.items():
-        words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        rows.append(f'<tr><th scope="row">{_text(name)}</th><td>{_text(words)}</td></tr>')
+    rows = [
+        f'<tr><th scope="row">{_text(name)}</th><td>{_text(_readable(value))}</td></tr>'
+        for name, value in facts.items()
+    ]
     return '<table class="facts"><tbody>' + "\n".join(rows) + "</tbody></table>"
+
+
+def _readable(value: Any) -> str:
+    """A setting as one would say it: "4, 8, 16", "Digits(num_train=64)", "not set"."""
+    if value is None or isinstance(value, bool):
+        return {None: "not set", True: "yes", False: "no"}[value]
+    if isinstance(value, list):
+        return ", ".join(
+            f"({_readable(each)})" if isinstance(each, list) else _readable(each) for each in value
+        )
+    if isinstance(value, dict):
+        fields = [
+            f"{key}={_readable(each)}" for key, each in value.items() if key != "type" and each is not None
+        ]
+        return f"{value.get('type', '')}({', '.join(fields)})" if fields else str(value.get("type", "none"))
+    return str(value)
 
 
 def _text(value: Any) -> str:

@@ -1,17 +1,22 @@
 """The report of a depth sweep: drawn in a browser, judged on results that are whole, partial or hopeless."""
 
+import html
 import json
+import pickle
 import re
 import shutil
 import struct
 import subprocess
 import zlib
 
+import altair as alt
 import numpy as np
+import pandas as pd
 import pytest
 import vl_convert
 import xarray as xr
 
+from train.experiment import Finding
 from train.experiments import _depth_sweep_members as members
 from train.experiments import _depth_sweep_views as views
 from train.report import write_report
@@ -92,7 +97,7 @@ PROBE = """<script>
   out.filtered = count();
   out.rowsFiltered = rows();
   const depth = document.querySelector("select[data-parameter=chosen_depth]");
-  await change(() => { depth.value = "8"; depth.dispatchEvent(new Event("change")); });
+  await change(() => { depth.value = "8"; depth.dispatchEvent(new Event("change", { bubbles: true })); });
   out.depth = count();
   await change(() => document.querySelector("[data-set-all=false]").click());
   out.none = count();
@@ -111,21 +116,24 @@ PROBE = """<script>
 </script>"""
 
 
-def open_in(chromium, page, folder):
-    """The page's document after its scripts ran, with `WATCH` before them and `PROBE` after."""
+def open_in(chromium, page, folder, *, probe=PROBE, frame=None, flags=()):
+    """What `probe` found on the page, with `WATCH` before its scripts; the page alone or inside `frame`."""
     copy = folder / "probed.html"
     page = page.replace("<head>", f"<head>{WATCH}", 1)
     end = page.rindex("</body>")  # the scripts inside hold that word too
-    copy.write_text(f"{page[:end]}{PROBE}{page[end:]}", encoding="utf-8")
+    copy.write_text(f"{page[:end]}{probe}{page[end:]}", encoding="utf-8")
+    if frame:
+        copy = folder / "frame.html"
+        copy.write_text(frame, encoding="utf-8")
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", *flags,
         f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=60000", "--dump-dom", copy.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, f"the probe did not finish: {done.stdout[-2000:]}"
-    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    return json.loads(html.unescape(found[1]))
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +204,243 @@ def test_a_hostile_or_tiny_result_is_drawn_too(chromium, make_depth_sweep, tmp_p
     assert {view["state"] for view in seen["before"].values()} == {"drawn"}
     assert seen["seenWhileDrawing"] == []
     assert seen["errors"] == []
+
+
+# On the reader's screen -----------------------------------------------------------------------------------
+
+ACTIVATIONS, DEPTHS, BLOCKS = (
+    ("relu", "tanh", "selu"),
+    (4, 16, 64),
+    ("plain", "pre-activation", "post-activation"),
+)
+
+
+class Answer:
+    """A study that answers with a heat map about as wide as a real one."""
+
+    @staticmethod
+    def figures(result):
+        """The answer, a grid wider than any telephone, a small chart, two side by side."""
+        grid = pd.MultiIndex.from_product(
+            [ACTIVATIONS, DEPTHS, BLOCKS], names=["activation", "depth", "block"]
+        )
+        frame = grid.to_frame(index=False).assign(accuracy=np.linspace(0.1, 0.99, len(grid)))
+        base = alt.Chart(frame, width=210, height=280).encode(x="depth:O", y="activation:N")
+        boxes, words = base.mark_rect().encode(color="accuracy:Q"), base.mark_text().encode(text="accuracy:Q")
+        lines = alt.Chart(frame, width=255, height=80).mark_line().encode(x="depth:Q", y="accuracy:Q")
+        small = lines.properties(width=150, height=90)
+        return {
+            "answer": alt.layer(boxes, words).facet(column="block:N").properties(title="Who trains?"),
+            "grid": lines.encode(color="activation:N", column="block:N", row="activation:N"),
+            "small": small,
+            "pair": alt.hconcat(small, small.properties(width=400)),
+        }
+
+    @staticmethod
+    def findings(result):
+        return [
+            "At depth 64 every activation trains in residual blocks, and none in a plain network, whatever its scale.",
+            Finding("Plain networks stop at depth 16.", topic="Accuracy"),
+            Finding("sigmoid: 1e-12 of it is left.", "Gradients <b>"),
+            "A note: of no topic.",
+            Finding("Residual blocks do not stop.", topic="Accuracy"),
+        ]
+
+    @staticmethod
+    def tables(result):
+        return {"Wide": pd.DataFrame({f"column {i}": [0.1 * i] for i in range(30)})}
+
+
+@pytest.fixture(scope="module")
+def answer_page(tmp_path_factory):
+    config = {
+        "optimizer": {"type": "Adam", "b1": 0.9, "b2": None}, "task": {"type": "Digits", "num_train": None},
+        "depths": [4, 16], "sigma_w": None, "use_bias": True,
+    }  # fmt: skip
+    attributes = {"smoke": "true", "run_id": "run-1", "device": "1 x cpu", "config": json.dumps(config)}
+    attributes |= {"started": "2026-11-29T00:26:01+00:00", "wall_seconds": 12.34}
+    folder = tmp_path_factory.mktemp("answer")
+    return write_report(xr.Dataset(attrs=attributes), Answer, folder).read_text(encoding="utf-8")
+
+
+# A window of Chromium is at least 500 pixels wide; a frame is as narrow as one likes.
+FRAME = """<!DOCTYPE html><meta name="color-scheme" content="light dark">
+<iframe src="probed.html" width="1400" height="1000" style="border: 0"></iframe>
+<script>
+addEventListener("message", ({ data }) => {
+  const frame = document.querySelector("iframe");
+  if (data.size) { [frame.width, frame.height] = data.size; return; }
+  const pre = document.createElement("pre");
+  pre.id = "probe";
+  pre.textContent = JSON.stringify(data);
+  document.body.append(pre);
+});
+</script>"""
+MEASURE = """<script>
+(async () => {
+  const until = async (test) => { while (!test()) await new Promise((r) => setTimeout(r, 20)); };
+  const root = document.documentElement, all = (selector) => [...document.querySelectorAll(selector)];
+  const box = (element) => {
+    const { left, top, right, bottom, width } = element.getBoundingClientRect();
+    return { left, top, right, bottom, width };
+  };
+  const folds = () => all("section > details").map((fold) => fold.open);
+  const colour = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
+  const measure = () => ({
+    size: [innerWidth, innerHeight],
+    scrollWidth: root.scrollWidth,
+    verdict: box(document.querySelector(".verdict")),
+    picture: box(document.querySelector(".answer svg.marks")),
+    drawings: Object.fromEntries(all("svg.marks").map((svg) => [
+      svg.closest(".view").id.slice(5), { ...box(svg), own: Number(svg.getAttribute("width")) },
+    ])),
+    legends: all("svg.marks .role-legend").map(box),
+    paper: colour("body", "backgroundColor"),
+    text: colour(".answer svg.marks .role-axis-label text", "fill"),
+    words: colour("body", "color"),
+  });
+  await until(() => root.dataset.drawn);
+  const out = { title: document.title, headline: document.querySelector("h1").textContent, folds: folds() };
+  dispatchEvent(new Event("beforeprint"));
+  out.printed = folds();
+  dispatchEvent(new Event("afterprint"));
+  out.afterwards = folds();
+  for (const fold of all("section > details")) fold.open = true;
+  out.wide = measure();
+  parent.postMessage({ size: [400, 800] }, "*");
+  await until(() => root.dataset.updates === "1");
+  out.narrow = measure();
+  const fold = document.getElementById("figure-small").closest("details");
+  fold.open = false;
+  document.querySelector('nav a[href="#figure-small"]').click();
+  out.followed = fold.open;
+  out.seen = window.seen;
+  parent.postMessage(out, "*");
+})();
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def screens(chromium, answer_page, tmp_path_factory):
+    """Measures of the page at 1400 x 1000 and 400 x 800, under each colour scheme."""
+    return {
+        scheme: open_in(
+            chromium,
+            answer_page,
+            tmp_path_factory.mktemp(scheme),
+            probe=MEASURE,
+            frame=FRAME,
+            flags=["--window-size=1500,1200", f"--blink-settings=preferredColorScheme={number}"],
+        )
+        for scheme, number in {"dark": 0, "light": 1}.items()
+    }
+
+
+def test_the_first_screen_holds_the_verdict_and_beside_it_the_picture(screens):
+    wide = screens["light"]["wide"]
+    assert wide["size"] == [1400, 1000]
+    for part in ("verdict", "picture"):
+        assert wide[part]["top"] >= 0
+        assert wide[part]["bottom"] <= 1000
+        assert 0 <= wide[part]["left"] < wide[part]["right"] <= 1400
+    assert wide["picture"]["width"] > 700
+    assert wide["verdict"]["right"] <= wide["picture"]["left"]
+    assert wide["verdict"]["top"] < wide["picture"]["bottom"]
+
+
+def test_nothing_runs_over_the_side_of_a_telephone(screens):
+    narrow = screens["light"]["narrow"]
+    assert narrow["size"] == [400, 800]
+    assert narrow["scrollWidth"] <= 400
+    assert len(narrow["legends"]) == 2
+    for legend in narrow["legends"]:
+        assert 0 <= legend["left"] < legend["right"] <= 400
+    for name in ("answer", "small", "pair"):
+        assert narrow["drawings"][name]["right"] <= 400, name
+    assert (
+        narrow["drawings"]["grid"]["right"] > 400
+    )  # scrolls within its own box, for it would not be legible
+
+
+def test_a_chart_keeps_its_own_size_where_there_is_room(screens):
+    drawings = screens["light"]["wide"]["drawings"]
+    assert 150 < drawings["small"]["own"] < 300
+    for name, drawing in drawings.items():
+        assert drawing["width"] == pytest.approx(drawing["own"], abs=0.5), name
+
+
+def luminance(colour):
+    red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", colour)[:3])
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("size", ["wide", "narrow"])
+def test_a_dark_screen_gets_a_dark_page_and_charts_that_can_be_read(screens, size):
+    dark, light = screens["dark"][size], screens["light"][size]
+    assert luminance(dark["paper"]) < 0.1
+    assert luminance(light["paper"]) > 0.9
+    for what in ("text", "words"):
+        assert luminance(dark[what]) > 0.7
+        assert luminance(light[what]) < 0.3
+
+
+def test_folds_are_closed_on_the_screen_and_open_on_paper(screens):
+    *folds, settings = screens["light"]["folds"]
+    assert (len(folds), any(folds), settings) == (3 + 3, False, True)
+    assert all(screens["light"]["printed"])
+    assert screens["light"]["afterwards"] == screens["light"]["folds"]
+    assert screens["light"]["followed"]  # a link of the list opens the fold that it leads to
+
+
+def test_the_screens_are_drawn_without_an_error(screens):
+    assert screens["light"]["seen"] == screens["dark"]["seen"] == []
+
+
+def test_a_smoke_run_says_that_its_numbers_mean_nothing(screens, answer_page, run_folder):
+    warning = "SMOKE RUN: numbers mean nothing"
+    assert screens["light"]["title"] == f"{warning}. Answer"
+    assert screens["light"]["headline"] == f"Answer {warning}"
+    assert "SMOKE RUN" not in (run_folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_one_line_says_what_was_run(answer_page):
+    line = "run-1 &middot; 1 x cpu &middot; 2026-11-29 00:26 UTC &middot; optimizer Adam(b1=0.9)"
+    assert f'<p class="origin">{line}</p>' in answer_page
+
+
+def test_settings_are_said_in_words(answer_page):
+    rows = dict(re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td></tr>', answer_page))
+    assert rows["task"] == "Digits"
+    assert rows["depths"] == "4, 16"
+    assert rows["sigma w"] == "not set"
+    assert rows["use bias"] == "yes"
+    assert rows["total time"].startswith("12.3 s")
+    assert "null" not in "".join(rows.values())
+
+
+def test_findings_of_one_topic_stand_together_in_order_of_appearance(answer_page):
+    groups = re.findall(
+        r"<h3>([^<]*)</h3> <span class=\"peek\">([^<]*)</span>.*?<ul>(.*?)</ul>", answer_page, re.DOTALL
+    )
+    assert [group[:2] for group in groups] == [
+        ("Accuracy (2)", "Plain networks stop at depth 16."),
+        ("Gradients &lt;b&gt;", "sigmoid: 1e-12 of it is left."),
+        ("Other findings", "A note: of no topic."),
+    ]
+    assert re.findall("<li>(.*?)</li>", groups[0][2]) == [
+        "Plain networks stop at depth 16.",
+        "Residual blocks do not stop.",
+    ]
+    assert 'class="verdict">At depth 64 every activation' in answer_page
+
+
+def test_a_finding_is_its_sentence_and_keeps_its_topic():
+    finding = Finding("It trains.", topic="Accuracy")
+    assert finding == "It trains."
+    assert f"- {finding}" == "- It trains."
+    assert json.dumps([finding]) == '["It trains."]'
+    assert pickle.loads(pickle.dumps(finding)).topic == "Accuracy"
+    assert Finding("It trains.").topic == ""
 
 
 # Files ----------------------------------------------------------------------------------------------------
@@ -288,6 +533,42 @@ def test_a_study_without_figures_or_tables_has_a_page(tmp_path):
     page = write_report(xr.Dataset(), Bare(), tmp_path).read_text(encoding="utf-8")
     assert "a &lt; b &amp; c" in page
     assert "<h1>Bare</h1>" in page
+    for words in ("No figure: the result", "No finding beside the verdict.", "No table: this study"):
+        assert words in page
+    Bare.findings = staticmethod(lambda result: [])
+    page = write_report(xr.Dataset(), Bare(), tmp_path).read_text(encoding="utf-8")
+    assert 'class="verdict">No finding: the result holds nothing to judge.</p>' in page
+
+
+def test_tables_sort_on_a_page_without_figures(chromium, tmp_path):
+    class Bare:
+        figures = staticmethod(lambda result: {})
+        findings = staticmethod(lambda result: [])
+        tables = staticmethod(lambda result: {"T": pd.DataFrame({"x": [3.0, 1.0, 2.0]})})
+
+    probe = """<script>(async () => {
+      while (!document.documentElement.dataset.drawn) await new Promise((r) => setTimeout(r, 20));
+      document.querySelector("th button").click();
+      const pre = document.createElement("pre");
+      pre.id = "probe";
+      pre.textContent = JSON.stringify([...document.querySelectorAll("td.number")].map((cell) => cell.textContent));
+      document.body.append(pre);
+    })();</script>"""
+    page = write_report(xr.Dataset(), Bare, tmp_path).read_text(encoding="utf-8")
+    assert open_in(chromium, page, tmp_path, probe=probe) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("name", ["specs", "datasets", "dark", "verdict", "figures"])
+def test_a_figure_may_have_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(vl_convert, "vegalite_to_svg", lambda *args, **options: "<svg/>")
+    monkeypatch.setattr(vl_convert, "svg_to_png", lambda *args, **options: b"")
+
+    class One(Answer):
+        figures = staticmethod(lambda result: {name: Answer.figures(result)["small"]})
+
+    page = write_report(xr.Dataset(), One, tmp_path).read_text(encoding="utf-8")
+    identities = re.findall(r' id="([^"]*)"', re.sub("(?s)<script>.*", "", page))
+    assert len(identities) == len(set(identities))
 
 
 # Findings -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ def best(result: xr.Dataset, cell: Sequence[str]) -> xr.Dataset:
     chosen = result.isel(learning_rate=index)
     is_accident = chosen["diverged"] & (chosen["phase"] == "trained")
     probed = {name: each for name, each in chosen.data_vars.items() if "phase" in each.dims}
-    return chosen.assign({name: each.where(~is_accident, keep_attrs=True) for name, each in probed.items()})
+    return chosen.assign({name: each.where(~is_accident) for name, each in probed.items()})
 
 
 def failures(runs: xr.Dataset, by: str, called: Callable[[Any], str]) -> str:
@@ -82,8 +83,10 @@ def not_reached(runs: xr.Dataset) -> str:
 
 
 def threshold(runs: xr.Dataset) -> str:
-    """The accuracy that counts as trained: "90 %"."""
-    return words.percent(float(runs["steps_to_threshold"].attrs.get("threshold", math.nan)))
+    """The accuracy that counts as trained: "90 %"; "the threshold" where a result does not say."""
+    said = runs["steps_to_threshold"].attrs.get("threshold")
+    said = json.loads(runs.attrs.get("config", "{}")).get("threshold") if said is None else said
+    return "the threshold" if said is None else words.percent(float(said))
 
 
 def budget(runs: xr.Dataset) -> int:

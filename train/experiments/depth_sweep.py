@@ -457,7 +457,7 @@ def _prepared(result: xr.Dataset) -> xr.Dataset:
         # Rounding may put the ellipsoid's bound above the product; some networks have the product alone.
         lipschitz_best_log10=xr.apply_ufunc(np.fmin, ellipsoid, product, keep_attrs=True),
         initial_second_moment=moment.assign_attrs(best["second_moment"].attrs),
-        loss_alive=loss.where(is_alive & np.isfinite(loss), keep_attrs=True),
+        loss_alive=loss.where(is_alive & np.isfinite(loss)),
         # The median itself is censored once half of the runs are: all that is known is that it is no smaller.
         mostly_censored=best["censored"].sum("seed") * 2 >= best["present"].sum("seed"),
     )

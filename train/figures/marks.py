@@ -466,14 +466,16 @@ def _signs(
     step = -1 if has_points else 1
     dash = alt.Scale(domain=names[::step], range=[list(each) for each in dashes[::step]])
     widths = np.linspace(_WIDEST, _THINNEST, len(names)).round(2).tolist()
-    wide = alt.Scale(domain=names, range=widths)
+    wide = alt.Scale(domain=names[::-1], range=widths[::-1])  # apart from the legend, as above
     return _Signs(
         colour=alt.Color(series, scale=palette, legend=key, **named),
         fill=alt.Fill(series, scale=palette, **named),
         shape=alt.Shape(series, scale=alt.Scale(domain=names, range=shapes), **named),
         dash=alt.StrokeDash(series, scale=dash, legend=None if has_points else stroke, **named),
         # A scale of one width makes the legend lay its only symbol over the words (vega 6).
-        width=alt.StrokeWidth(series, scale=wide, legend=None, **named) if len(names) > 1 else alt.value(2.0),
+        width=alt.StrokeWidth(series, scale=wide, legend=None, type="ordinal")
+        if len(names) > 1
+        else alt.value(2.0),
         highlight=alt.selection_point(name=f"highlight_{series}", fields=[series], bind="legend"),
     )
 

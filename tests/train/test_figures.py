@@ -347,7 +347,9 @@ def test_curves_lie_over_a_heat_map_with_borders():
     )  # fmt: skip
     svg = svg_of(chart)
     assert "theory's depth" in svg
-    assert svg.count('stroke="#000000"') >= 2
+    first, second = theme.style(["theory's depth", "critical"]).colours
+    assert svg.count(f'stroke="{first}"') >= 2  # a curve a panel
+    assert svg.count(f'stroke="{second}"') >= 2
 
 
 def test_a_histogram_has_area_one_beside_its_density():

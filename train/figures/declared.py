@@ -135,7 +135,8 @@ class Declaration:
             self._scaled[0] if self.series else self._scaled[0].assign(one_series="")
         )  # one nameless series
         chart = draw(frame, **(self._arguments() | dict(self.options)))
-        names = (self.series, self.column, self.row) if self.shown is None else self.shown
+        drawn = [name for name in (self.series, self.column, self.row) if name]
+        names = drawn if self.shown is None else self.shown
         filters = {
             name: self._levels(name) for name in names if name in self.result.coords and name in self.frame
         }
@@ -202,14 +203,14 @@ class Declaration:
     def _variables(self) -> list[str]:
         """Variables, not coordinates, that are positions, fields or said."""
         named = [self.x, *self._fields, *self.tooltip]
-        return [name for name in dict.fromkeys(named) if name in self.result.data_vars]
+        return [name for name in dict.fromkeys(named) if name is not None and name in self.result.data_vars]
 
     @property
     def _columns(self) -> list[str]:
         """The columns of numbers along the vertical axis."""
         names = ["value"] if self.mark == "histogram" else list(_ENDS)
         if self.mark == "ribbons":
-            names = [name for name in self._table.data_vars if name not in self._variables]
+            names = [str(name) for name in self._table.data_vars if name not in self._variables]
         return names + (["beside"] if "beside" in self._table else [])
 
     def _centre(self, name: str) -> xr.DataArray:
@@ -333,18 +334,25 @@ class Declaration:
         name = str(self.x)
         if self.mark in ("bars", "heat_map") and not self.options.get("borders"):
             return marks.Axis(title=self._title(name))
+        if self.x_scale == "decades":
+            ticks = frames.decade_ticks(self._scaled[0][name].to_numpy(dtype=float))
+            return marks.Axis(title=self._title(name), scale="decades", ticks=ticks)
         positions = np.unique(self.frame[name].dropna().to_numpy(dtype=float))
         doubles = (
             bool(len(positions)) and positions[0] > 0 and bool((positions[1:] >= 2 * positions[:-1]).all())
         )
-        scale = self.x_scale or self.result[name].attrs.get("scale") or ("doubling" if doubles else "linear")
+        scale: Any = (
+            self.x_scale or self.result[name].attrs.get("scale") or ("doubling" if doubles else "linear")
+        )
         is_few = scale == "doubling" or "borders" in self.options
         ticks = positions.tolist() if is_few else None
         return marks.Axis(title=self._title(name), scale=scale, ticks=ticks, format=self.x_format)
 
     def _vertical(self) -> marks.Axis:
         if self._kind != "linear":
-            return marks.Axis(title=self._value_title, scale="decades", domain=self.domain)
+            columns = ["from", "to"] if self.mark == "histogram" else self._columns
+            ticks = frames.decade_ticks(self._scaled[0][columns].to_numpy(dtype=float).ravel())
+            return marks.Axis(title=self._value_title, scale="decades", domain=self.domain, ticks=ticks)
         form, domain = self.format, self.domain
         if domain is None and form is not None and form.endswith("%"):
             domain = frames.share_domain(self.frame[self._columns].to_numpy(dtype=float).ravel())
@@ -361,7 +369,7 @@ class Declaration:
             "titles": {name: self._title(name) for name in self._fields},
             "choices": [self._choice(*item) for item in self.choices.items()],
             "tooltip": self._tooltips(),
-            "calculate": {f"{name}_text": self._number(name) for name in self._numbers()},
+            "calculate": {f"{name}_text": self._number(name) for name in self._numbers()} | self._position(),
         }
         return common | getattr(self, f"_{self.mark}")()
 
@@ -490,6 +498,11 @@ class Declaration:
         form = self.format or ".3g"
         return f"isValid(datum['{name}']) ? format(datum['{name}'], '{form}') : ''"
 
+    def _position(self) -> dict[str, str]:
+        """The expression of a horizontal position that is drawn as its logarithm."""
+        is_log = self.x_scale == "decades"
+        return {f"{self.x}_text": frames.readout(str(self.x), self._scaled[1]["x"])} if is_log else {}
+
     def _tooltips(self) -> list[alt.Tooltip]:
         who = [name for name in dict.fromkeys([*self._fields, self.x]) if name is not None]
         said = [self._tip(name) for name in who]
@@ -501,7 +514,9 @@ class Declaration:
         is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
         form: dict[str, Any] = {"format": ".4~g"} if is_number else {}
         title = self._title(name)
-        kind = "quantitative" if is_number else "nominal"
+        if name == self.x and self.x_scale == "decades":
+            name, is_number, form = f"{name}_text", False, {}
+        kind: Any = "quantitative" if is_number else "nominal"
         return alt.Tooltip(name, type=kind, title=title[:1].lower() + title[1:], **form)
 
     def _colours(self) -> dict[str, dict[str, str]]:

@@ -209,7 +209,11 @@ def dodged(frame: pd.DataFrame, x: str, series: str, *, doubling: bool) -> pd.Da
         positions = np.log2(positions)
     if len(positions) > 12 or not (doubling or len(positions) > 1):
         return frame.assign(at=frame[x])
-    gap = min([1.0, *np.diff(positions)]) if doubling else np.diff(positions).min()
+    gap = (
+        min([1.0 if len(positions) > 1 else 0.2, *np.diff(positions)])
+        if doubling
+        else np.diff(positions).min()
+    )
     shift = 0.26 * gap * ((frame[series].cat.codes + 0.5) / max(count, 1) - 0.5)
     return frame.assign(at=frame[x] * 2**shift if doubling else frame[x] + shift)
 
@@ -225,7 +229,7 @@ def thinned(frame: pd.DataFrame, x: str, by: Sequence[str], most: int) -> pd.Dat
 
 def quantiles(
     values: xr.DataArray,
-    along: Hashable,
+    along: str,
     over: Sequence[Hashable],
     shares: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
 ) -> xr.Dataset:
@@ -259,6 +263,21 @@ def fences(logs: np.ndarray) -> tuple[float, float]:
         float(floor) if finite.min() < floor else -math.inf,
         float(ceiling) if finite.max() > ceiling else math.inf,
     )
+
+
+def decade_ticks(logs: np.ndarray) -> list[float] | None:
+    """Ticks at 1, 2 and 5 times each power of ten where numbers span few decades; None where powers suffice.
+
+    >>> (10 ** np.array(decade_ticks(np.log10([15.0, 120.0])))).round().tolist()
+    [20.0, 50.0, 100.0]
+    """
+    finite = logs[np.isfinite(logs)]
+    low, high = finite.min(initial=math.inf), finite.max(initial=-math.inf)
+    if not 0 < high - low < 3:
+        return None
+    ticks = np.arange(math.floor(low), math.ceil(high) + 1)[:, None] + np.log10([1.0, 2.0, 5.0])
+    inside = ticks[(ticks >= low) & (ticks <= high)]
+    return [round(tick, 5) for tick in inside.tolist()] if len(inside) > 1 else None
 
 
 def share_domain(values: np.ndarray) -> tuple[float, float]:

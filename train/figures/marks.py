@@ -6,6 +6,7 @@ are shown, `chosen_<field>` the one value that is shown. Colours of the page its
 parameters of the config, see `jaxact.theme`, so a page swaps light for dark by swapping the config.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
@@ -20,6 +21,8 @@ from train.figures import frames
 _PAPER, _SOFT, _BLANK = (alt.ExprRef(name) for name in ("paper", "soft", "blank"))
 _LOOK = alt.Config(**theme.LIGHT)  # marks name its parameters
 _CROSS = "\N{MULTIPLICATION SIGN}"
+# Labels of words: upright, broken at spaces.
+_BROKEN = alt.Axis(labelAngle=0, labelExpr="split(replace(datum.label, ' + ', ' +\u00a0'), ' ')")
 _WIDEST, _THINNEST = 3.2, 1.4  # pixels: the first line is the widest, so that it shows beneath the last
 
 
@@ -48,7 +51,7 @@ class Axis:
 
     def y(self, field: str) -> alt.Y:
         """The vertical channel of a field."""
-        return alt.Y(field, type="quantitative", title=self.title or None, **self._options())
+        return alt.Y(field, type="quantitative", title=_wrapped(self.title, 36), **self._options())
 
     def colour(self, field: str, scheme: str) -> alt.Color:
         """The colour channel of a field, with its gradient."""
@@ -57,7 +60,7 @@ class Axis:
             scale |= {"domain": list(self.domain), "clamp": True}
         words = self._labels() | {"gradientLength": 150}
         words |= {} if self.ticks is None else {"values": [plain(tick) for tick in self.ticks]}
-        title = _wrapped(self.title)
+        title = _wrapped(self.title, 18)
         return alt.Color(
             field, type="quantitative", title=title, scale=alt.Scale(**scale), legend=alt.Legend(**words)
         )
@@ -83,7 +86,7 @@ class Axis:
             ends = list(self.domain or self._around_ticks())
             scale = {"type": "log", "base": 2, "domain": ends, "nice": False}
             axis["labelOverlap"] = True
-        elif self.scale == "decades":
+        elif self.scale == "decades" and self.ticks is None:
             axis["tickMinStep"] = 1
         return {"scale": alt.Scale(**scale), "axis": alt.Axis(**axis)}
 
@@ -360,7 +363,9 @@ def bars(
     heights = own.y(y_field)
     if y.domain is None and y.scale == "linear":
         heights = heights.scale(zero=True)  # the length of a bar is read
-    groups = alt.X(x_field, type="nominal", title=x.title or None, sort=frames.levels(frame, x_field))
+    groups = alt.X(
+        x_field, type="nominal", title=x.title or None, sort=frames.levels(frame, x_field), axis=_BROKEN
+    )
     base = alt.Chart().encode(
         x=groups, xOffset=alt.XOffset(series, type="nominal", sort=frames.levels(frame, series))
     )
@@ -425,7 +430,7 @@ class _Signs(NamedTuple):
     fill: alt.Fill
     shape: alt.Shape
     dash: alt.StrokeDash
-    width: alt.StrokeWidth
+    width: Any
     highlight: alt.Parameter
 
     def lit(self, bright: float, dim: float) -> Any:
@@ -444,26 +449,33 @@ def _signs(
         [str(level) for level in frame[series].cat.categories]
     )  # absent ones keep their looks
     present = set(frames.levels(frame, series))
-    names, colours, shapes, dashes = (
-        [sign for name, sign in zip(every.names, signs, strict=True) if name in present] for signs in every
-    )
-    named: dict[str, Any] = {"type": "nominal", "title": (titles or {}).get(series, series)}
+    signs: list[list[Any]] = [
+        [sign for name, sign in zip(every.names, row, strict=True) if name in present] for row in every
+    ]
+    names, colours, shapes, dashes = signs
+    named: dict[str, Any] = {"type": "nominal", "title": _wrapped((titles or {}).get(series, series), 24)}
     key = alt.Legend(symbolOpacity=1) if names != [""] else None
     if on_top:
         key = alt.Legend(orient="top", title=None, symbolType="square", direction="horizontal", columns=4)
     palette = alt.Scale(domain=names, range=colours)
-    stroke = alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2, symbolSize=300)
+    stroke = alt.Legend(
+        symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2, symbolSize=250, labelOffset=8
+    )
     # Legends of one domain merge into one, or all into none: a reversed domain keeps the dashes, which would fray the
     # points of the legend, out of it.
     step = -1 if has_points else 1
     dash = alt.Scale(domain=names[::step], range=[list(each) for each in dashes[::step]])
-    widths = np.linspace(_WIDEST, _THINNEST, len(names)).round(2).tolist() if len(names) > 1 else [2.0]
+    widths = np.linspace(_WIDEST, _THINNEST, len(names)).round(2).tolist()
+    wide = alt.Scale(domain=names[::-1], range=widths[::-1])  # apart from the legend, as above
     return _Signs(
         colour=alt.Color(series, scale=palette, legend=key, **named),
         fill=alt.Fill(series, scale=palette, **named),
         shape=alt.Shape(series, scale=alt.Scale(domain=names, range=shapes), **named),
         dash=alt.StrokeDash(series, scale=dash, legend=None if has_points else stroke, **named),
-        width=alt.StrokeWidth(series, scale=alt.Scale(domain=names, range=widths), legend=None, **named),
+        # A scale of one width makes the legend lay its only symbol over the words (vega 6).
+        width=alt.StrokeWidth(series, scale=wide, legend=None, type="ordinal")
+        if len(names) > 1
+        else alt.value(2.0),
         highlight=alt.selection_point(name=f"highlight_{series}", fields=[series], bind="legend"),
     )
 
@@ -508,8 +520,10 @@ def _level(level: tuple[float, str] | None) -> list[Any]:
     if level is None:
         return []
     once = _once().encode(y=alt.datum(level[0]))
-    words = once.mark_text(text=level[1], align="left", dx=4, dy=-6).encode(x=alt.value(0))
-    return [once.mark_rule(strokeDash=[3, 3]), words]
+    beside: dict[str, Any] = {"text": level[1], "align": "left", "dx": 4, "dy": -6}
+    halo = once.mark_text(stroke=_PAPER, strokeWidth=3, **beside).encode(x=alt.value(0))
+    words = once.mark_text(**beside).encode(x=alt.value(0))
+    return [once.mark_rule(strokeDash=[3, 3]), halo, words]
 
 
 def _diagonal(frame: pd.DataFrame, x: Axis, y: Axis, x_field: str, y_field: str) -> list[Any]:
@@ -527,10 +541,10 @@ def _table(frame: pd.DataFrame, x: Axis, y: Axis, x_field: str, y_field: str) ->
         if isinstance(across.dtype, pd.CategoricalDtype)
         else [plain(value) for value in sorted(across.unique())]
     )
-    flat = {"grid": False, "ticks": False, "domain": False}
+    flat: dict[str, Any] = {"grid": False, "ticks": False, "domain": False}
     columns = alt.Axis(labelAngle=0, labelOverlap=True, **flat)
     rows = alt.Axis(labelLimit=160, **flat)
-    title = {"type": "ordinal", "scale": alt.Scale(padding=0)}
+    title: dict[str, Any] = {"type": "ordinal", "scale": alt.Scale(padding=0)}
     return {
         "x": alt.X(x_field, sort=order, title=x.title or None, axis=columns, **title),
         "y": alt.Y(y_field, sort=frames.levels(frame, y_field), title=y.title or None, axis=rows, **title),
@@ -558,9 +572,8 @@ def _bordered_boxes(
             nice=False,
             zero=False,
         )
-        ticks = alt.Axis(
-            grid=False, **({} if axis.ticks is None else {"values": [plain(t) for t in axis.ticks]})
-        )
+        marked: dict[str, Any] = {} if axis.ticks is None else {"values": [plain(t) for t in axis.ticks]}
+        ticks = alt.Axis(grid=False, **marked)
         channel = {"x": alt.X, "y": alt.Y}[name]
         options: dict[str, Any] = {"type": "quantitative", "scale": scale, "axis": ticks}
         place[name] = channel(f"{field}_from", title=axis.title or None, **options)
@@ -574,9 +587,7 @@ def _curves(x: Axis, y: Axis, names: Sequence[str], titles: Mapping[str, str] | 
     look = theme.style(names)
     title = (titles or {}).get("line", "Theory")
     key = alt.Legend(symbolType="stroke", symbolStrokeWidth=2.5, symbolSize=300)
-    colours = alt.Scale(
-        domain=list(names), range=["#D55E00", "#000000", "#CC79A7", *look.colours][: len(names)]
-    )
+    colours = alt.Scale(domain=list(names), range=list(look.colours))
     dashes = alt.Scale(domain=list(names), range=[list(dash) for dash in look.dashes])
     stroke = alt.Stroke("line", type="nominal", title=title, scale=colours, legend=key)
     dash = alt.StrokeDash("line", type="nominal", title=title, scale=dashes, legend=key)
@@ -586,7 +597,7 @@ def _curves(x: Axis, y: Axis, names: Sequence[str], titles: Mapping[str, str] | 
         y=alt.Y("curve_y", type="quantitative"), order=alt.Order("curve_x", type="quantitative")
     )
     rule = curve.transform_filter("!isValid(datum.curve_y)")
-    halo = {"stroke": "white", "opacity": 0.8, "strokeWidth": 5}
+    halo: dict[str, Any] = {"stroke": "white", "opacity": 0.8, "strokeWidth": 5}
     detail = alt.Detail("line", type="nominal")
     return [
         line.mark_line(clip=True, **halo).encode(detail=detail),
@@ -721,12 +732,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number)
 
 
-def _wrapped(title: str, width: int = 16) -> list[str] | None:
-    """A title in lines, for a narrow legend."""
-    rows: list[str] = []
-    for word in title.split():
-        if rows and len(rows[-1]) + len(word) < width:
-            rows[-1] += f" {word}"
-        else:
-            rows.append(word)
-    return rows or None
+def _wrapped(title: str, width: int) -> list[str] | None:
+    """A title in lines, for a narrow place."""
+    return textwrap.wrap(title, width) or None

@@ -264,17 +264,25 @@ def answer_page(tmp_path_factory):
 
 
 # A window of Chromium is at least 500 pixels wide; a frame is as narrow as one likes.
-FRAME = """<!DOCTYPE html><meta name="color-scheme" content="light dark">
-<iframe src="probed.html" width="1400" height="1000" style="border: 0"></iframe>
+FRAMES = """<!DOCTYPE html><meta name="color-scheme" content="light dark">
+<iframe src="probed.html" width="1400" height="1000"></iframe>
+<iframe src="probed.html" width="400" height="800"></iframe>
 <script>
+const found = {};
 addEventListener("message", ({ data }) => {
-  const frame = document.querySelector("iframe");
-  if (data.size) { [frame.width, frame.height] = data.size; return; }
+  found[data.size[0]] = data;
+  if (Object.keys(found).length < 2) return;
   const pre = document.createElement("pre");
   pre.id = "probe";
-  pre.textContent = JSON.stringify(data);
+  pre.textContent = JSON.stringify({ wide: found[1400], narrow: found[400] });
   document.body.append(pre);
 });
+</script>"""
+# Lets a probe change what the page is told of the screen, as a reader does who switches to dark.
+SCREEN = """<script>
+window.queries = {};
+const asked = window.matchMedia.bind(window);
+window.matchMedia = (query) => (queries[query] ??= Object.assign(new EventTarget(), { matches: asked(query).matches }));
 </script>"""
 MEASURE = """<script>
 (async () => {
@@ -286,8 +294,20 @@ MEASURE = """<script>
   };
   const folds = () => all("section > details").map((fold) => fold.open);
   const colour = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
-  const measure = () => ({
+  const text = () => colour(".answer svg.marks .role-axis-label text", "fill");
+  await until(() => root.dataset.drawn);
+  const out = {
     size: [innerWidth, innerHeight],
+    title: document.title,
+    headline: document.querySelector("h1").textContent,
+    folds: folds(),
+  };
+  dispatchEvent(new Event("beforeprint"));
+  out.printed = folds();
+  dispatchEvent(new Event("afterprint"));
+  out.afterwards = folds();
+  for (const fold of all("section > details")) fold.open = true;
+  Object.assign(out, {
     scrollWidth: root.scrollWidth,
     verdict: box(document.querySelector(".verdict")),
     picture: box(document.querySelector(".answer svg.marks")),
@@ -296,20 +316,14 @@ MEASURE = """<script>
     ])),
     legends: all("svg.marks .role-legend").map(box),
     paper: colour("body", "backgroundColor"),
-    text: colour(".answer svg.marks .role-axis-label text", "fill"),
     words: colour("body", "color"),
+    text: text(),
   });
-  await until(() => root.dataset.drawn);
-  const out = { title: document.title, headline: document.querySelector("h1").textContent, folds: folds() };
-  dispatchEvent(new Event("beforeprint"));
-  out.printed = folds();
-  dispatchEvent(new Event("afterprint"));
-  out.afterwards = folds();
-  for (const fold of all("section > details")) fold.open = true;
-  out.wide = measure();
-  parent.postMessage({ size: [400, 800] }, "*");
+  const scheme = queries["(prefers-color-scheme: dark)"];
+  scheme.matches = !scheme.matches;
+  scheme.dispatchEvent(new Event("change"));
   await until(() => root.dataset.updates === "1");
-  out.narrow = measure();
+  out.switched = text();
   const fold = document.getElementById("figure-small").closest("details");
   fold.open = false;
   document.querySelector('nav a[href="#figure-small"]').click();
@@ -326,11 +340,11 @@ def screens(chromium, answer_page, tmp_path_factory):
     return {
         scheme: open_in(
             chromium,
-            answer_page,
+            answer_page.replace("<head>", f"<head>{SCREEN}", 1),
             tmp_path_factory.mktemp(scheme),
             probe=MEASURE,
-            frame=FRAME,
-            flags=["--window-size=1500,1200", f"--blink-settings=preferredColorScheme={number}"],
+            frame=FRAMES,
+            flags=["--window-size=2000,1200", f"--blink-settings=preferredColorScheme={number}"],
         )
         for scheme, number in {"dark": 0, "light": 1}.items()
     }
@@ -384,22 +398,29 @@ def test_a_dark_screen_gets_a_dark_page_and_charts_that_can_be_read(screens, siz
         assert luminance(light[what]) < 0.3
 
 
+@pytest.mark.parametrize("size", ["wide", "narrow"])
+def test_charts_follow_a_screen_that_turns_dark_or_light(screens, size):
+    assert screens["light"][size]["switched"] == screens["dark"][size]["text"]
+    assert screens["dark"][size]["switched"] == screens["light"][size]["text"]
+
+
 def test_folds_are_closed_on_the_screen_and_open_on_paper(screens):
-    *folds, settings = screens["light"]["folds"]
+    seen = screens["light"]["wide"]
+    *folds, settings = seen["folds"]
     assert (len(folds), any(folds), settings) == (3 + 3, False, True)
-    assert all(screens["light"]["printed"])
-    assert screens["light"]["afterwards"] == screens["light"]["folds"]
-    assert screens["light"]["followed"]  # a link of the list opens the fold that it leads to
+    assert all(seen["printed"])
+    assert seen["afterwards"] == seen["folds"]
+    assert seen["followed"]  # a link of the list opens the fold that it leads to
 
 
 def test_the_screens_are_drawn_without_an_error(screens):
-    assert screens["light"]["seen"] == screens["dark"]["seen"] == []
+    assert [found["seen"] for scheme in screens.values() for found in scheme.values()] == [[]] * 4
 
 
-def test_a_smoke_run_says_that_its_numbers_mean_nothing(screens, answer_page, run_folder):
+def test_a_smoke_run_says_that_its_numbers_mean_nothing(screens, run_folder):
     warning = "SMOKE RUN: numbers mean nothing"
-    assert screens["light"]["title"] == f"{warning}. Answer"
-    assert screens["light"]["headline"] == f"Answer {warning}"
+    assert screens["light"]["wide"]["title"] == f"{warning}. Answer"
+    assert screens["light"]["wide"]["headline"] == f"Answer {warning}"
     assert "SMOKE RUN" not in (run_folder / "report.html").read_text(encoding="utf-8")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from train.fields import among
 
 if TYPE_CHECKING:
     import optax
@@ -26,6 +27,9 @@ class Optimizer:
         (1 + cos(pi (t - w) / (T - w))) / 2    "cosine",
         1 - (t - w) / (T - w)                  "linear".
 
+    To add one, derive a dataclass with the `name` of optax's function and fields named like its arguments, and list it
+    in `choices`.
+
     Attributes:
         schedule: "constant", "cosine" or "linear".
         warmup_steps: steps over which the rate rises to its value; 0 for none.
@@ -39,24 +43,14 @@ class Optimizer:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            close = difflib.get_close_matches(self.schedule, SCHEDULES, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+        among(SCHEDULES)("optimizer.schedule", self.schedule)
+        for name, value in vars(self).items():
+            if name in _RANGES and value is not None and not _RANGES[name][0](value):
+                raise ValueError(f"`optimizer.{name}` must be {_RANGES[name][1]}, got {value}.")
+        if getattr(self, "nesterov", False) and getattr(self, "momentum", 1) == 0:
             raise ValueError(
-                f"`optimizer.schedule` must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}.{hint}"
+                "`optimizer.nesterov` needs a momentum above 0, got 0. Use --optimizer.momentum 0.9."
             )
-        if self.warmup_steps < 0:
-            raise ValueError(
-                f"`optimizer.warmup_steps` must be 0 or more, got {self.warmup_steps}. Use 0 for no warm-up."
-            )
-        if self.clip_norm is not None:
-            _check_range(
-                "clip_norm", self.clip_norm, low=0, is_open=True, remedy="Leave it out for no clipping."
-            )
-        self.check()
-
-    def check(self) -> None:
-        """Raises ValueError naming field, value and rule where a field of the subclass is out of range."""
 
     def check_budget(self, num_steps: int) -> None:
         """Raises ValueError where the warm-up would not end within the study's `num_steps`."""
@@ -88,48 +82,49 @@ class Optimizer:
 
         def transformation(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
             moves = self.transformation(self._scheduled(hparams["learning_rate"], num_steps))
-            return (
-                moves
-                if self.clip_norm is None
-                else optax.chain(optax.clip_by_global_norm(self.clip_norm), moves)
-            )
+            if self.clip_norm is None:
+                return moves
+            return optax.chain(optax.clip_by_global_norm(self.clip_norm), moves)
 
         return transformation
 
     def transformation(self, learning_rate: Any) -> optax.GradientTransformation:
-        """Optax's own, at a learning rate that is a scalar or a schedule."""
-        raise NotImplementedError(f"{type(self).__name__} must define `transformation(learning_rate)`.")
+        """Optax's function of this name, with this one's own fields."""
+        import optax
+
+        return getattr(optax, self.name)(learning_rate, **self._own())
+
+    def _own(self) -> dict[str, Any]:
+        """The fields that optax's function takes: those that not all optimisers have."""
+        common = {each.name for each in fields(Optimizer)}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in common}
 
     def _scheduled(self, learning_rate: Any, num_steps: int) -> Any:
         import optax
 
         left = num_steps - self.warmup_steps
-        after = {
+        rates = {
             "constant": lambda: (
                 optax.constant_schedule(learning_rate) if self.warmup_steps else learning_rate
             ),
             "cosine": lambda: optax.cosine_decay_schedule(learning_rate, left),
             "linear": lambda: optax.linear_schedule(learning_rate, 0.0, left),
-        }[self.schedule]()
+        }
         if not self.warmup_steps:
-            return after
-        return optax.join_schedules(
-            [lambda step: learning_rate * (step + 1) / self.warmup_steps, after], [self.warmup_steps]
-        )
+            return rates[self.schedule]()
+        rising = lambda step: learning_rate * (step + 1) / self.warmup_steps  # noqa: E731
+        return optax.join_schedules([rising, rates[self.schedule]()], [self.warmup_steps])
 
     def __str__(self) -> str:
-        """In words: the name, and every field that differs from what Optax's user would assume.
+        """In words: the name, and what it is set to.
 
         >>> print(AdamW(weight_decay=0.1, schedule="cosine"))
-        adamw (weight decay 0.1, cosine schedule)
+        adamw (cosine schedule, b1 0.9, b2 0.999, weight decay 0.1)
         """
-        said = [
-            f"{each.name.replace('_', ' ')} {getattr(self, each.name):g}"
-            for each in fields(self)
-            if each.name not in ("schedule", "nesterov") and getattr(self, each.name)
-        ]
-        said += ["Nesterov"] if getattr(self, "nesterov", False) else []
-        said += [f"{self.schedule} schedule"] if self.schedule != "constant" else []
+        values = {each.name.replace("_", " "): getattr(self, each.name) for each in fields(self)}
+        schedule = values.pop("schedule")
+        said = [f"{schedule} schedule"] if schedule != "constant" else []
+        said += [name if value is True else f"{name} {value:g}" for name, value in values.items() if value]
         return f"{self.name} ({', '.join(said)})" if said else self.name
 
 
@@ -146,20 +141,6 @@ class Sgd(Optimizer):
 
     momentum: float = 0.9
     nesterov: bool = False
-
-    def check(self) -> None:
-        """`momentum` in [0, 1); Nesterov's needs some."""
-        _check_range("momentum", self.momentum, low=0, high=1)
-        if self.nesterov and not self.momentum:
-            raise ValueError(
-                "`optimizer.nesterov` needs a momentum above 0, got 0. Use --optimizer.momentum 0.9."
-            )
-
-    def transformation(self, learning_rate: Any) -> optax.GradientTransformation:
-        """`optax.sgd`."""
-        import optax
-
-        return optax.sgd(learning_rate, momentum=self.momentum or None, nesterov=self.nesterov)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,17 +159,6 @@ class Adam(Optimizer):
     b2: float = 0.999
     nesterov: bool = False
 
-    def check(self) -> None:
-        """`b1` and `b2` in [0, 1)."""
-        _check_range("b1", self.b1, low=0, high=1)
-        _check_range("b2", self.b2, low=0, high=1)
-
-    def transformation(self, learning_rate: Any) -> optax.GradientTransformation:
-        """`optax.adam`."""
-        import optax
-
-        return optax.adam(learning_rate, b1=self.b1, b2=self.b2, nesterov=self.nesterov)
-
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Adam):
@@ -201,18 +171,6 @@ class AdamW(Adam):
     name = "adamw"
 
     weight_decay: float = 1e-4
-
-    def check(self) -> None:
-        """As Adam's, and `weight_decay` >= 0."""
-        super().check()
-        _check_range("weight_decay", self.weight_decay, low=0)
-
-    def transformation(self, learning_rate: Any) -> optax.GradientTransformation:
-        """`optax.adamw`."""
-        import optax
-
-        decay = self.weight_decay
-        return optax.adamw(learning_rate, b1=self.b1, b2=self.b2, weight_decay=decay, nesterov=self.nesterov)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,18 +188,6 @@ class Lion(Optimizer):
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 1e-3
-
-    def check(self) -> None:
-        """`b1` and `b2` in [0, 1), `weight_decay` >= 0."""
-        _check_range("b1", self.b1, low=0, high=1)
-        _check_range("b2", self.b2, low=0, high=1)
-        _check_range("weight_decay", self.weight_decay, low=0)
-
-    def transformation(self, learning_rate: Any) -> optax.GradientTransformation:
-        """`optax.lion`."""
-        import optax
-
-        return optax.lion(learning_rate, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,21 +209,14 @@ class Muon(Optimizer):
     nesterov: bool = True
     weight_decay: float = 0.0
 
-    def check(self) -> None:
-        """`momentum` in [0, 1), `weight_decay` >= 0."""
-        _check_range("momentum", self.momentum, low=0, high=1)
-        _check_range("weight_decay", self.weight_decay, low=0)
-
     def transformation(self, learning_rate: Any) -> optax.GradientTransformation:
-        """`optax.contrib.muon`."""
+        """`optax.contrib.muon`, told which axes of which parameters make a matrix."""
         import optax.contrib
 
+        own = self._own()
+        beta = own.pop("momentum")
         return optax.contrib.muon(
-            learning_rate,
-            beta=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
-            muon_weight_dimension_numbers=_hidden_matrices,
+            learning_rate, beta=beta, muon_weight_dimension_numbers=_hidden_matrices, **own
         )
 
 
@@ -291,17 +230,22 @@ def _hidden_matrices(params: Any) -> Any:
         if "kernel" not in names or names[0] in ("embed", "head"):
             return None
         first = 1 if "stages" in names else 0  # a stack's leading axis counts layers
-        return MuonDimensionNumbers(
-            reduction_axis=tuple(range(first, leaf.ndim - 1)), output_axis=leaf.ndim - 1
-        )
+        return MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
-def _check_range(
-    name: str, value: float, *, low: float, high: float = math.inf, is_open: bool = False, remedy: str = ""
-) -> None:
-    if not (math.isfinite(value) and value >= low and value < high) or (is_open and value == low):
-        rule = "positive and finite" if is_open else "finite and not negative"
-        rule = f"in [{low:g}, {high:g})" if math.isfinite(high) else rule
-        raise ValueError(f"`optimizer.{name}` must be {rule}, got {value}. {remedy}".rstrip())
+def _is_decay(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def _is_size(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(("momentum", "b1", "b2"), (_is_decay, "in [0, 1)")),
+    "weight_decay": (_is_size, "finite and not negative"),
+    "warmup_steps": (_is_size, "0 or more"),
+    "clip_norm": (lambda value: _is_size(value) and value > 0, "positive and finite, or left out"),
+}

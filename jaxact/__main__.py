@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxact._cache import use_compilation_cache
 from jaxact._cli._output import InputError
+from jaxact.cache import use_compilation_cache
 
 _DEFAULT_SIGMA_B = 0.05**0.5
 _LAWS = ("gaussian", "orthogonal")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from jaxact._cache import use_compilation_cache
+from jaxact.cache import use_compilation_cache
 from train import config
 from train.config import ConfigError
 from train.experiment import Experiment

@@ -22,6 +22,7 @@ from jaxact.theory._phase import critical_point
 
 __all__ = [
     "Branch",
+    "bias",
     "critical_bias",
     "critical_delta_orthogonal",
     "critical_gaussian",
@@ -40,13 +41,13 @@ __all__ = [
 Params = TypeVar("Params")
 
 
-def gaussian(sigma_w: float = 1.0) -> Initializer:
+def gaussian(sigma_w: ArrayLike = 1.0) -> Initializer:
     """Draw independent weights of the mean-field scale.
 
         W_ij ~ N(0, sigma_w^2 / fan_in)
 
     Args:
-        sigma_w: weight scale, nonnegative.
+        sigma_w: weight scale, nonnegative; a scalar, may be traced (the initialiser is then not hashable).
 
     Returns:
         An initialiser of kernels [*receptive, in, out].
@@ -63,7 +64,7 @@ def gaussian(sigma_w: float = 1.0) -> Initializer:
     return _Gaussian(_scale("sigma_w", sigma_w))
 
 
-def orthogonal(sigma_w: float = 1.0) -> Initializer:
+def orthogonal(sigma_w: ArrayLike = 1.0) -> Initializer:
     """Draw a uniformly distributed orthogonal matrix that keeps the mean square of its input, times sigma_w^2.
 
         W = sigma_w max(1, sqrt(out / fan_in)) Q,   Q Haar-distributed [fan_in, out], for h' = W^T f(h)
@@ -78,7 +79,7 @@ def orthogonal(sigma_w: float = 1.0) -> Initializer:
     A convolution's kernel is orthogonal as the map from one patch; see `delta_orthogonal` for the whole signal.
 
     Args:
-        sigma_w: weight scale, nonnegative.
+        sigma_w: weight scale, nonnegative; a scalar, may be traced (the initialiser is then not hashable).
 
     Returns:
         An initialiser of kernels [*receptive, in, out].
@@ -96,7 +97,7 @@ def orthogonal(sigma_w: float = 1.0) -> Initializer:
     return _Orthogonal(_scale("sigma_w", sigma_w))
 
 
-def delta_orthogonal(sigma_w: float = 1.0) -> Initializer:
+def delta_orthogonal(sigma_w: ArrayLike = 1.0) -> Initializer:
     """Draw a convolution that is an orthogonal matrix at its centre tap and zero elsewhere.
 
         W[centre] = sigma_w sqrt(out / in) Q,   Q Haar-distributed [in, out] with orthonormal rows
@@ -108,7 +109,7 @@ def delta_orthogonal(sigma_w: float = 1.0) -> Initializer:
     output.
 
     Args:
-        sigma_w: weight scale, nonnegative.
+        sigma_w: weight scale, nonnegative; a scalar, may be traced (the initialiser is then not hashable).
 
     Returns:
         An initialiser of kernels [*receptive, in, out].
@@ -124,6 +125,28 @@ def delta_orthogonal(sigma_w: float = 1.0) -> Initializer:
         (0.0, True)
     """
     return _DeltaOrthogonal(_scale("sigma_w", sigma_w))
+
+
+def bias(sigma_b: ArrayLike = 0.0) -> Initializer:
+    """Draw independent biases of the mean-field scale.
+
+        b_i ~ N(0, sigma_b^2)
+
+    Args:
+        sigma_b: bias scale, nonnegative; a scalar, may be traced (the initialiser is then not hashable).
+
+    Returns:
+        An initialiser of arrays of any shape.
+
+    Raises:
+        TypeError: sigma_b is no real number.
+        ValueError: sigma_b is negative or not finite; when called, a dtype of integers.
+
+    Example:
+        >>> float(bias()(jax.random.key(0), ()))
+        0.0
+    """
+    return _Bias(_scale("sigma_b", sigma_b))
 
 
 def variance_preserving(activation: Any) -> Initializer:
@@ -274,7 +297,7 @@ def critical_bias(
         >>> float(critical_bias(activations.relu)(jax.random.key(0), ()))
         0.0
     """
-    return _Bias(_critical(activation, sigma_b, q_star)[1])
+    return bias(_critical(activation, sigma_b, q_star)[1])
 
 
 def scaled(initializer: Initializer, factor: float) -> Initializer:
@@ -514,16 +537,15 @@ def _shapes(variances: Any, kernels: list) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Gaussian:
-    sigma_w: float
+    sigma_w: Any
 
     def __call__(self, key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
-        deviation = self.sigma_w / math.sqrt(max(_fan_in(shape), 1))
-        return jax.random.normal(key, shape, _floating(dtype), out_sharding=out_sharding) * deviation
+        return _normal(key, shape, self.sigma_w / math.sqrt(max(_fan_in(shape), 1)), dtype, out_sharding)
 
 
 @dataclass(frozen=True)
 class _Orthogonal:
-    sigma_w: float
+    sigma_w: Any
 
     def __call__(self, key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
         matrix = _haar(key, _fan_in(shape), shape[-1], self.sigma_w, dtype)
@@ -532,7 +554,7 @@ class _Orthogonal:
 
 @dataclass(frozen=True)
 class _DeltaOrthogonal:
-    sigma_w: float
+    sigma_w: Any
 
     def __call__(self, key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
         if len(shape) < 3 or shape[-1] < shape[-2] or 0 in shape[:-2]:
@@ -547,12 +569,13 @@ class _DeltaOrthogonal:
 
 @dataclass(frozen=True)
 class _Bias:
-    sigma_b: float
+    sigma_b: Any
 
     def __call__(self, key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
-        if self.sigma_b == 0:
+        # Each draw costs a third of a second to compile.
+        if not isinstance(self.sigma_b, jax.core.Tracer) and self.sigma_b == 0:
             return jnp.zeros(shape, _floating(dtype), out_sharding=out_sharding)
-        return jax.random.normal(key, shape, _floating(dtype), out_sharding=out_sharding) * self.sigma_b
+        return _normal(key, shape, self.sigma_b, dtype, out_sharding)
 
 
 @dataclass(frozen=True)
@@ -574,7 +597,12 @@ class _Constant:
         return jnp.full(shape, self.value, _floating(dtype), out_sharding=out_sharding)
 
 
-def _haar(key: Any, rows: int, columns: int, sigma_w: float, dtype: Any) -> Array:
+def _normal(key: Any, shape: Any, deviation: Any, dtype: Any, out_sharding: Any) -> Array:
+    standard = jax.random.normal(key, shape, _floating(dtype), out_sharding=out_sharding)
+    return (standard * deviation).astype(standard.dtype)  # a traced scale may be wider
+
+
+def _haar(key: Any, rows: int, columns: int, sigma_w: Any, dtype: Any) -> Array:
     """An orthogonal matrix, scaled so that the mean square of x^T W is sigma_w^2 times that of x."""
     dtype = _floating(dtype)
     if not rows * columns:
@@ -613,12 +641,18 @@ def _critical(activation: Any, sigma_b: float | None, q_star: float | None) -> t
     return float(found.sigma_w), float(found.sigma_b)
 
 
-def _scale(name: str, value: Any) -> float:
+def _scale(name: str, value: Any) -> Any:
+    """One scale: traced as it is; concrete as a number that can be hashed, in float32 where it came so.
+
+    Then it is divided in float32, as one that is traced.
+    """
     try:
-        is_number = np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number)
-    except (TypeError, ValueError):  # of a tracer, or a ragged list
+        array = value if isinstance(value, jax.core.Tracer) else np.asarray(value)
+        is_number = array.ndim == 0 and jnp.issubdtype(array.dtype, np.number)
+    except (TypeError, ValueError):  # of a ragged list
         is_number = False
-    if not is_number or np.iscomplexobj(value):
+    if not is_number or jnp.iscomplexobj(array):
         raise TypeError(f"`{name}` must be one real number, got {value!r}. Make an initialiser for each.")
     check_nonnegative(**{name: value})
-    return float(value)
+    is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 8
+    return array if isinstance(array, jax.core.Tracer) else array[()] if is_narrow else float(array)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxact import activations, nn
+from jaxact.theory import initializers
 
 STAGES = (nn.Plain, nn.PreAct, nn.PostAct)
 NORMS = (None, nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm)
@@ -86,6 +87,31 @@ def test_orthogonal_convolutions_are_isometries_too():
     np.testing.assert_allclose(jnp.sum(stage.affine(x) ** 2), jnp.sum(x**2), rtol=1e-5)
 
 
+@pytest.mark.parametrize("kernel_size", [2, 4, 5, (2, 3), (4, 2)])
+def test_orthogonal_convolutions_have_all_singular_values_1_whether_the_kernel_is_even_or_odd(kernel_size):
+    """By the decomposition of the whole operator with its zero padding, a matrix of all pixels by all pixels."""
+    stage = nn.Plain(3, jnp.tanh, kernel_size=kernel_size, weights="orthogonal", rngs=nnx.Rngs(0))
+    shape = (6, 3) if isinstance(kernel_size, int) else (4, 5, 3)
+    operator = jax.jacfwd(lambda x: stage.affine(x[None])[0].ravel())(jnp.zeros(shape))
+    values = np.linalg.svd(np.asarray(operator, float).reshape(np.prod(shape), -1), compute_uv=False)
+    np.testing.assert_allclose(values, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize("kernel_size", [None, 3])
+def test_stages_draw_what_the_initialisers_draw(weights, kernel_size):
+    stage = nn.Plain(
+        6, jnp.tanh, kernel_size=kernel_size, weights=weights, sigma_w=1.3, sigma_b=0.2, rngs=nnx.Rngs(5)
+    )
+    rngs = nnx.Rngs(5)
+    law = "delta_orthogonal" if kernel_size and weights == "orthogonal" else weights
+    kernel, bias = stage.affine.kernel[...], stage.affine.bias[...]
+    np.testing.assert_array_equal(
+        kernel, getattr(initializers, law)(1.3)(rngs.params(), kernel.shape, jnp.float32)
+    )
+    np.testing.assert_array_equal(bias, initializers.bias(0.2)(rngs.params(), bias.shape, jnp.float32))
+
+
 def test_sigma_w_may_be_traced():
     def kernel(sigma_w):
         return nn.Plain(5, jnp.tanh, sigma_w=sigma_w, sigma_b=sigma_w, rngs=nnx.Rngs(0)).affine.kernel[...]
@@ -145,8 +171,8 @@ def test_bad_arguments_are_refused_with_the_rule_and_the_value():
     for arguments, message in (
         ({"width": 0}, "`width` must be a positive integer, got 0"),
         ({"width": 2.0}, "must be a positive integer, got 2.0"),
-        ({"sigma_w": -1.0}, "`sigma_w` must be finite and not negative, got -1.0"),
-        ({"sigma_b": float("nan")}, "`sigma_b` must be finite and not negative, got nan"),
+        ({"sigma_w": -1.0}, "`sigma_w` must be finite and nonnegative, got -1.0"),
+        ({"sigma_b": float("nan")}, "`sigma_b` must be finite and nonnegative, got nan"),
         ({"weights": "uniform"}, '`weights` must be "gaussian" or "orthogonal"'),
         ({"kernel_size": 0}, "`kernel_size` must be a positive integer, got 0"),
     ):

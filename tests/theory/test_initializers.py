@@ -339,6 +339,19 @@ def test_initializers_are_drop_ins_for_those_of_jax():
         np.testing.assert_allclose(W.T @ W, np.eye(4), atol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["gaussian", "orthogonal", "delta_orthogonal", "bias"])
+def test_a_traced_scale_draws_what_a_known_one_draws(name):
+    law, shape = getattr(initializers, name), (3, 7, 10)
+    scales = jnp.array([0.0, 0.3, 1.7])
+    traced = jax.vmap(lambda scale: law(scale)(KEY, shape, jnp.bfloat16))(scales)
+    assert traced.dtype == jnp.bfloat16
+    for scale, drawn in zip(scales, jax.vmap(lambda scale: law(scale)(KEY, shape))(scales), strict=True):
+        for known in (scale, float(scale)):
+            np.testing.assert_allclose(drawn, law(known)(KEY, shape), rtol=4e-7)  # the scale's rounding
+    assert hash(law(jnp.float32(0.5))) == hash(law(0.5))
+    assert law(np.float64(0.3)) == law(0.3)
+
+
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="tanh, which stays below"):
         initializers.variance_preserving(TANH)

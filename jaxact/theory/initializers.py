@@ -6,9 +6,10 @@ their size over `out`. Initialisers are immutable, hashable, equal if their numb
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,9 @@ from jaxact.theory._phase import critical_point
 
 __all__ = [
     "Branch",
+    "Critical",
     "bias",
+    "critical",
     "critical_bias",
     "critical_delta_orthogonal",
     "critical_gaussian",
@@ -174,6 +177,60 @@ def variance_preserving(activation: Any) -> Initializer:
     return gaussian(gain(activation))
 
 
+class Critical(NamedTuple):
+    """The initialisers of a layer at the edge of chaos, named as the layers of Flax name them.
+
+    Attributes:
+        kernel_init: of the weights.
+        bias_init: of the biases; without them the layer is not at the edge, unless they are 0.
+    """
+
+    kernel_init: Initializer
+    bias_init: Initializer
+
+
+def critical(
+    activation: Any,
+    *,
+    sigma_b: float | None = None,
+    q_star: float | None = None,
+    weights: Literal["gaussian", "orthogonal", "delta_orthogonal"] = "orthogonal",
+) -> Critical:
+    """Draw weights and biases at the edge of chaos.
+
+        h' = W^T f(h) + b,   sigma_w^2 E f'(sqrt(q) z)^2 = 1,   q = sigma_w^2 E f(sqrt(q) z)^2 + sigma_b^2
+
+    Either sigma_b or q is given, the other and sigma_w follow. A layer is there with both initialisers alone:
+    `nnx.Linear(64, 64, **critical(f, q_star=0.1)._asdict(), rngs=rngs)`. See `critical_gaussian`, `critical_orthogonal`
+    and `critical_delta_orthogonal` for the laws.
+
+    Args:
+        activation: an `Activation`.
+        sigma_b: bias scale, as in `theory.critical_point`; 0 if neither it nor q_star is given.
+        q_star: second moment of the preactivations at the fixed point, instead of sigma_b.
+        weights: law of the weights; "delta_orthogonal" for convolutions.
+
+    Returns:
+        A `Critical`: `kernel_init` and `bias_init`.
+
+    Raises:
+        TypeError: as `theory.critical_point`.
+        ValueError: as `theory.critical_point`, or another law.
+
+    Example:
+        >>> from jaxact import activations
+        >>> init = critical(activations.tanh, q_star=0.1)
+        >>> W, b = init.kernel_init(jax.random.key(0), (4, 4)), init.bias_init(jax.random.key(1), (4,))
+        >>> bool((W.T @ W)[0, 0] > 1), bool((b != 0).all())
+        (True, True)
+    """
+    laws = {"gaussian": gaussian, "orthogonal": orthogonal, "delta_orthogonal": delta_orthogonal}
+    if weights not in laws:
+        raise ValueError(f"`weights` must be one of {', '.join(map(repr, laws))}, got {weights!r}.")
+    sigma_w, sigma_b = _critical(activation, sigma_b, q_star)
+    return Critical(laws[weights](sigma_w), bias(sigma_b))
+
+
 def critical_gaussian(
     activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
 ) -> Initializer:
@@ -182,7 +239,7 @@ def critical_gaussian(
         W_ij ~ N(0, sigma_w^2 / fan_in),   sigma_w^2 E f'(sqrt(q) z)^2 = 1 at the fixed point q
 
     Gradients then neither vanish nor explode with depth, to first order (Schoenholz et al. 2017, "Deep information
-    propagation"; Hayou et al. 2019). Biases are to be drawn from `critical_bias` of the same arguments.
+    propagation"; Hayou et al. 2019). The biases belong to it: take both from `critical`.
 
     Whether the fixed point attracts is not implied; where it repels (gelu) unit inputs leave it: check
     `theory.mean_field(...).phase`.
@@ -190,7 +247,8 @@ def critical_gaussian(
     Args:
         activation: an `Activation`.
         sigma_b: bias scale, as in `theory.critical_point`; 0 if neither it nor q_star is given.
-        q_star: second moment of the preactivations at the fixed point, instead of sigma_b.
+        q_star: second moment of the preactivations at the fixed point, instead of sigma_b; a UserWarning names the
+            sigma_b that it asks for.
 
     Returns:
         An initialiser of kernels [*receptive, in, out].
@@ -204,7 +262,7 @@ def critical_gaussian(
         >>> critical_gaussian(activations.tanh) == gaussian(1.0)
         True
     """
-    return gaussian(_critical(activation, sigma_b, q_star)[0])
+    return gaussian(_critical_scale(activation, sigma_b, q_star))
 
 
 def critical_orthogonal(
@@ -237,7 +295,7 @@ def critical_orthogonal(
         >>> bool(jnp.allclose(W.T @ W, 2 * jnp.eye(4), atol=1e-5))
         True
     """
-    return orthogonal(_critical(activation, sigma_b, q_star)[0])
+    return orthogonal(_critical_scale(activation, sigma_b, q_star))
 
 
 def critical_delta_orthogonal(
@@ -267,13 +325,13 @@ def critical_delta_orthogonal(
         >>> critical_delta_orthogonal(activations.tanh) == delta_orthogonal(1.0)
         True
     """
-    return delta_orthogonal(_critical(activation, sigma_b, q_star)[0])
+    return delta_orthogonal(_critical_scale(activation, sigma_b, q_star))
 
 
 def critical_bias(
     activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
 ) -> Initializer:
-    """Draw the biases that belong to the other critical initialisers.
+    """Draw the biases that belong to the other critical initialisers; `critical` gives both.
 
         b_i ~ N(0, sigma_b^2)
 
@@ -639,6 +697,18 @@ def _critical(activation: Any, sigma_b: float | None, q_star: float | None) -> t
         raise ValueError(f"`q_star` must be one number, got {q_star}. Make an initialiser for each.")
     found = critical_point(activation, sigma_b=sigma_b, q_star=q_star)
     return float(found.sigma_w), float(found.sigma_b)
+
+
+def _critical_scale(activation: Any, sigma_b: float | None, q_star: float | None) -> float:
+    """sigma_w at the edge of chaos; who asks for it by q_star has not seen the sigma_b that goes with it."""
+    sigma_w, found = _critical(activation, sigma_b, q_star)
+    if q_star is not None and found > 0:
+        warnings.warn(
+            f"at q_star={q_star} these weights, sigma_w = {sigma_w:.4g}, are critical only beside biases of sigma_b = "
+            f"{found:.4g}. Take both from `critical(activation, q_star={q_star})`, or say sigma_b instead of q_star.",
+            stacklevel=3,
+        )
+    return sigma_w
 
 
 def _scale(name: str, value: Any) -> Any:

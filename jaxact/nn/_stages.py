@@ -90,16 +90,28 @@ class Stage(nnx.Module):
 
         Args:
             lipschitz: sup |f'|, a scalar.
+
+        Raises:
+            NotImplementedError: the subclass does not define it.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no bound. Define {type(self).__name__}.log_lipschitz(self, lipschitz): "
+            "it returns the natural logarithm of an upper bound on its Lipschitz constant, a scalar, for sup |f'| = "
+            "`lipschitz`; or bound the network as any function of one array by lipschitz.certify."
+        )
 
     def as_matrices(self) -> tuple[float, Float[Array, "width hidden"], Float[Array, "hidden width"]]:
         """(S, W, D) of a dense stage h' = S h + W f(D h) + b, a batch norm at inference folded in; for the ellipsoid.
 
         Raises:
+            NotImplementedError: the subclass does not define it.
             ValueError: a convolution, or a norm that is not diagonal at inference.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no matrices. Define {type(self).__name__}.as_matrices(self): it returns "
+            "(S, W, D) of h' = S h + W f(D h) + b, S a Python float, W [width, hidden], D [hidden, width]; or use "
+            'method="product", or lipschitz.certify.'
+        )
 
 
 class Plain(Stage):

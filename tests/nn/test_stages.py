@@ -148,6 +148,43 @@ def test_log_lipschitz_is_tight_where_one_norm_decides():
     np.testing.assert_allclose(orthogonal.log_lipschitz(1.0), 0.0, atol=1e-5)
 
 
+class Unbounded(nn.Stage):
+    """A stage of one's own that says nothing about bounds: h' = h / 2 + W f(h) + b."""
+
+    hidden_is_preactivation = True
+
+    def __call__(self, h, *, activation=None):
+        return h / 2 + self.affine((activation or self.activation)(h))
+
+
+class Bounded(Unbounded):
+    """The same with what the messages ask for."""
+
+    def log_lipschitz(self, lipschitz):
+        return jnp.log(0.5 + lipschitz * jnp.linalg.norm(self.affine.kernel[...], 2))
+
+    def as_matrices(self):
+        return 0.5, self.affine.kernel[...].T, jnp.eye(self.affine.kernel[...].shape[0])
+
+
+def test_a_stage_without_bounds_is_told_what_to_define_and_with_it_is_bounded():
+    def network(stage):
+        return nn.MLP(3, 4, 2, max_depth=3, activation=activations.tanh, stage=stage, rngs=nnx.Rngs(0))
+
+    x = jax.random.normal(jax.random.key(1), (5, 3))
+    chex.assert_shape(network(Unbounded)(x), (5, 2))
+    made = network(Bounded)
+    slopes = np.asarray(jax.vmap(jax.jacfwd(lambda x: made(x[None])[0]))(x))
+    for method, name, returns in (
+        ("product", "log_lipschitz", "logarithm of an upper bound"),
+        ("ellipsoid", "as_matrices", r"returns \(S, W, D\) of h' = S h \+ W f\(D h\) \+ b"),
+    ):
+        message = rf"Unbounded has no .*\. Define Unbounded\.{name}\(self.*{returns}"
+        with pytest.raises(NotImplementedError, match=message):
+            network(Unbounded).log_lipschitz(method=method)
+        assert np.log(np.linalg.norm(slopes, 2, axis=(1, 2)).max()) <= made.log_lipschitz(method=method) < 5
+
+
 def test_learned_activations_get_parameters_in_every_layer_and_train():
     x = jax.random.normal(jax.random.key(1), (20, 4))  # every unit sees both signs
     for learned in (nn.PReLU, nn.Swish, nn.Softplus):

@@ -207,10 +207,18 @@ def affine(
     )
     for size in sizes:
         check_count("kernel_size", size)
-    laws_at_scale = {"kernel_init": laws[weights](sigma_w), "bias_init": initializers.bias(sigma_b)}
+    kernel_init, bias_init = laws[weights](sigma_w), initializers.bias(sigma_b)
     if kernel_size is None:
-        return nnx.Linear(in_features, out_features, **laws_at_scale, rngs=rngs)
-    return nnx.Conv(in_features, out_features, sizes, strides=strides, **laws_at_scale, rngs=rngs)
+        return nnx.Linear(in_features, out_features, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs)
+    return nnx.Conv(
+        in_features,
+        out_features,
+        sizes,
+        strides=strides,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        rngs=rngs,
+    )
 
 
 def make_norm(norm: Any, width: int, *, rngs: nnx.Rngs) -> nnx.Module | None:

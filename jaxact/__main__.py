@@ -11,10 +11,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from jaxact._cache import use_compilation_cache
 from jaxact._cli._output import InputError
+from jaxact.cache import use_compilation_cache
 
 _DEFAULT_SIGMA_B = 0.05**0.5
 _LAWS = ("gaussian", "orthogonal")
@@ -91,14 +91,15 @@ def _silence_stdout() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    program = "jaxact" if Path(sys.argv[0]).stem == "jaxact" else "python -m jaxact"  # as it was called
     parser = _Parser(
-        prog="python -m jaxact",
+        prog=program,
         description="Which activation and initialisation will train at which depth, according to theory.",
         epilog=(
             "examples:\n"
-            '  python -m jaxact describe gelu "leaky_relu(0.2)" --plot gelu.svg\n'
-            "  python -m jaxact compare relu tanh gelu --depth 64\n"
-            "  python -m jaxact certify mymodule:model --input-shape 784\n"
+            f'  {program} describe gelu "leaky_relu(0.2)" --plot gelu.svg\n'
+            f"  {program} compare relu tanh gelu --depth 64\n"
+            f"  {program} certify mymodule:model --input-shape 784\n"
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -424,7 +425,8 @@ def _fail(message: str) -> int:
     return 2
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The program: what `python -m jaxact` and the script `jaxact` do with the words of this process."""
     # Small programs in float64: an accelerator would only lose its memory to them.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     use_compilation_cache()
@@ -435,3 +437,7 @@ if __name__ == "__main__":
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(130)
+
+
+if __name__ == "__main__":
+    run()

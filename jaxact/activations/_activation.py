@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ class Activation:
     Two are equal if their names, facts and functions are.
 
     Attributes:
-        name: canonical text; `parse(name)` gives an equal Activation for every member of the zoo.
+        name: canonical text, and what `str` gives; `parse(name)` is an equal Activation for every member of the zoo.
         fn: f itself, on floating arrays. Call the Activation rather than `fn`.
         derivative: f', on floating arrays; at a kink the value that the docstring states.
         range: closure of {f(x)}.
@@ -162,26 +162,14 @@ class Activation:
             words.append("estimated")
         return ", ".join(words)
 
+    def __str__(self) -> str:
+        return self.name
+
     def __copy__(self) -> Activation:
         return self
 
     def __deepcopy__(self, memo: dict) -> Activation:
         return self
-
-    def __reduce__(self) -> Any:
-        # A member of the zoo travels by its name: its compiled functions cannot be pickled.
-        from jaxact.activations._parse import parse
-
-        try:
-            if parse(self.name) == self:
-                return parse, (self.name,)
-        except ValueError:
-            pass
-        return _rebuild, ({name: getattr(self, name) for name in self.__dataclass_fields__},)
-
-
-def _rebuild(fields: dict[str, Any]) -> Activation:
-    return Activation(**fields)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 import inspect
 import re
+from collections.abc import Callable
+from typing import Any
 
 from jaxact.activations._activation import Activation
 from jaxact.activations._registry import ZOO, names
@@ -16,7 +19,7 @@ def parse(text: str) -> Activation:
     Nothing in the text is evaluated; parameters are numbers, by position or by keyword.
 
     Args:
-        text: a name of `names()`, with or without parameters. `parse(a.name) == a` for every member `a`.
+        text: a name of `names()`, with or without parameters. `parse(str(a)) == a` for every member `a`.
 
     Returns:
         The Activation.
@@ -74,3 +77,21 @@ def _parameters(name: str, known: list[str], arguments: str) -> dict[str, float]
         except ValueError:
             raise ValueError(f"`{key}` of {name} must be a number, got {number.strip()!r}.") from None
     return values
+
+
+def _reduce(activation: Activation) -> tuple[Callable[..., Activation], tuple[Any, ...]]:
+    """How an Activation is pickled; a member of the zoo by its name, since compiled functions cannot be."""
+    try:
+        if parse(activation.name) == activation:
+            return parse, (activation.name,)
+    except ValueError:
+        pass
+    return _rebuild, ({name: getattr(activation, name) for name in activation.__dataclass_fields__},)
+
+
+def _rebuild(fields: dict[str, Any]) -> Activation:
+    return Activation(**fields)
+
+
+# Here and not in the type, which must not know the parser of its own members.
+copyreg.pickle(Activation, _reduce)

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxact.lipschitz._joint import ellipsoid_block, log_bound, normalized
+from jaxact.nn._ellipsoid import ellipsoid_block, log_bound, normalized
 from jaxact.nn._stack import Mode, Stack, Trace, lipschitz_of, slopes_of
 from jaxact.nn._stages import (
     Elementwise,

@@ -7,12 +7,12 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxact.numerics import full_precision
+from jaxact.theory import initializers
 
 Elementwise = Callable[[jax.Array], jax.Array]
 Weights = Literal["gaussian", "orthogonal"]
@@ -90,16 +90,28 @@ class Stage(nnx.Module):
 
         Args:
             lipschitz: sup |f'|, a scalar.
+
+        Raises:
+            NotImplementedError: the subclass does not define it.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no bound. Define {type(self).__name__}.log_lipschitz(self, lipschitz): "
+            "it returns the natural logarithm of an upper bound on its Lipschitz constant, a scalar, for sup |f'| = "
+            "`lipschitz`; or bound the network as any function of one array by lipschitz.certify."
+        )
 
     def as_matrices(self) -> tuple[float, Float[Array, "width hidden"], Float[Array, "hidden width"]]:
         """(S, W, D) of a dense stage h' = S h + W f(D h) + b, a batch norm at inference folded in; for the ellipsoid.
 
         Raises:
+            NotImplementedError: the subclass does not define it.
             ValueError: a convolution, or a norm that is not diagonal at inference.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no matrices. Define {type(self).__name__}.as_matrices(self): it returns "
+            "(S, W, D) of h' = S h + W f(D h) + b, S a Python float, W [width, hidden], D [hidden, width]; or use "
+            'method="product", or lipschitz.certify.'
+        )
 
 
 class Plain(Stage):
@@ -181,43 +193,27 @@ def affine(
 ) -> nnx.Linear | nnx.Conv:
     """An affine map W x + b of flax with weights at sigma_w and biases at sigma_b.
 
-    "gaussian": W_ij ~ N(0, sigma_w^2 / fan_in). "orthogonal": W has orthonormal rows or columns, times
-    sigma_w max(1, sqrt(out / in)), so that the mean square of W x is sigma_w^2 times that of x either way.
+    "gaussian" is `theory.initializers.gaussian`; "orthogonal" is `orthogonal` there, and `delta_orthogonal` for a
+    convolution. The mean square of W x is sigma_w^2 times that of x either way.
     """
     check_count("in_features", in_features)
     check_count("out_features", out_features)
-    check_scale("sigma_w", sigma_w)
-    check_scale("sigma_b", sigma_b)
-    if weights not in ("gaussian", "orthogonal"):
+    orthogonal = initializers.orthogonal if kernel_size is None else initializers.delta_orthogonal
+    laws = {"gaussian": initializers.gaussian, "orthogonal": orthogonal}
+    if weights not in laws:
         raise ValueError(f'`weights` must be "gaussian" or "orthogonal", got {weights!r}.')
     sizes = (
         () if kernel_size is None else (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
     )
     for size in sizes:
         check_count("kernel_size", size)
-    fan_in = in_features
-    for size in sizes:
-        fan_in *= size
-
-    def kernel_init(key, shape, dtype=jnp.float32, out_sharding=None):
-        if weights == "gaussian":
-            return jax.random.normal(key, shape, dtype) * (sigma_w / fan_in**0.5)
-        scale = sigma_w * max(1.0, out_features / in_features) ** 0.5
-        matrix = jax.nn.initializers.orthogonal()(key, (in_features, out_features), dtype) * scale
-        centre = tuple(size // 2 for size in sizes)
-        return jnp.zeros(shape, dtype).at[centre].set(matrix) if sizes else matrix
-
-    def bias_init(key, shape, dtype=jnp.float32, out_sharding=None):
-        if isinstance(sigma_b, int | float) and sigma_b == 0:
-            return jnp.zeros(shape, dtype)  # each draw costs a third of a second to compile
-        return jax.random.normal(key, shape, dtype) * sigma_b
-
+    kernel_init, bias_init = laws[weights](sigma_w), initializers.bias(sigma_b)
     if kernel_size is None:
         return nnx.Linear(in_features, out_features, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs)
     return nnx.Conv(
         in_features,
         out_features,
-        kernel_size=sizes,
+        sizes,
         strides=strides,
         kernel_init=kernel_init,
         bias_init=bias_init,
@@ -284,13 +280,6 @@ def check_count(name: str, value: Any) -> None:
     """Refuse anything but a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-
-
-def check_scale(name: str, value: ArrayLike) -> None:
-    """Refuse a concrete standard deviation that is negative or not finite."""
-    # numpy, because within a trace jnp stages even what it does to constants
-    if not isinstance(value, jax.core.Tracer) and not (np.isfinite(value) & (np.asarray(value) >= 0)).all():
-        raise ValueError(f"`{name}` must be finite and not negative, got {value!r}.")
 
 
 def _folded_scale(norm: nnx.Module | None) -> Float[Array, " width"] | None:

@@ -21,7 +21,7 @@ SCORE = (
 _NUMBERS = (
     *("sigma_w", "sigma_b", "q_star", "chi", "phase", "c_star", "xi_c", "xi_gradient"),
     *("q_end", "growth_decades", "correlation_end", "contrast_left", "contrast_depth", "zero_probability"),
-    *("largest_over_rms", "gradient_decades", "input_decades", "conditioning_decades", "score"),
+    *("largest_over_rms", "gradient_decades", "input_decades", "conditioning_decades"),
 )
 _WIDE = 130  # columns of a terminal in which scales and fixed points stand beside the rest; --json has them always
 _SCALES = {
@@ -70,7 +70,7 @@ def _row(row: Prediction) -> dict[str, Any]:
         "weights": row.weights,
     }
     numbers = {name: getattr(row, name) for name in _NUMBERS}
-    return names | plain(numbers) | {"why": why(row), "code": theory.recipe(row)}
+    return names | plain(numbers | {"why": why(row), "score": row.score, "code": theory.recipe(row)})
 
 
 def _missing(each: Missing) -> dict[str, Any]:

@@ -32,7 +32,7 @@ Origins = Mapping[Lin, tuple[Any, Place | None]]
 
 def emitted(
     source: Lin, result: Lin, lins: Sequence[Lin], places: Mapping[int, Place], made_at: Origins
-) -> tuple[Program, str | None]:
+) -> tuple[Program, ArgumentError | None]:
     """Write a result out as a program, and say why it is bounded within a region only, if so.
 
     Args:

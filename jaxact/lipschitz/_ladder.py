@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,10 @@ from jaxact.numerics import widest_input
 
 _SLOPE, _CLEVER = "slope attained", "CLEVER"
 _ELLIPSOID, _CLOSED, _PRODUCT = "ellipsoid", "closed form", "product of norms"
-_ATTAINED, _CERTIFIED, _ESTIMATE, _REFUSED = "attained", "certified upper bound", "estimate", "refused"
+_ATTAINED: Final = "attained"
+_CERTIFIED: Final = "certified upper bound"
+_ESTIMATE: Final = "estimate"
+_REFUSED: Final = "refused"
 _NUM_STARTS, _MOST_STARTS = 8, 32
 _SCALES = (0.25, 1.0, 4.0)
 _NUM_CROSSINGS, _FEW = 10, 64  # walking across kinks pays where there are few of them: small inputs

@@ -314,7 +314,7 @@ def _rows(
     field, course = follow(activation, depth, sigmas_w, sigmas_b)
     rows = []
     for index, start in enumerate(starts):
-        limit = MeanField(*(float(each[index]) for each in field))
+        limit = MeanField(*(float(each[index]) for each in field))  # type: ignore[arg-type]
         way = Course(*(each[:, index] for each in course))
         for law in dict.fromkeys(weights):
             if law == "gaussian" or not start.is_habit:

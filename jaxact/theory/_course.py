@@ -1,7 +1,7 @@
 """What unit preactivations become on their way through a plain network, for many weight scales at once."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,11 +57,11 @@ def follow(
 class _Moments(NamedTuple):
     """Per layer q and chi, and of f there: squared Hermite coefficients, E f^2, q E f'^2."""
 
-    q: np.ndarray
-    chi: np.ndarray
-    series: np.ndarray
-    value: np.ndarray
-    slope: np.ndarray
+    q: Any
+    chi: Any
+    series: Any
+    value: Any
+    slope: Any
 
 
 def _correlations(found: _Moments, sigma_w: np.ndarray, sigma_b: np.ndarray) -> np.ndarray:

@@ -29,9 +29,9 @@ def parse(text: str) -> Activation:
 
     >>> parse("leaky_relu(0.2)").lipschitz
     1.0
-    >>> parse("tahn")
+    >>> parse("gellu")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    jaxact.errors.ArgumentError: unknown activation 'tahn': did you mean tanh? activations.names() lists all.
+    jaxact.errors.ArgumentError: unknown activation 'gellu': did you mean gelu or ...? activations.names() lists all.
     """
     if not isinstance(text, str):
         raise TypeError(

@@ -9,11 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxact import activations, cache, fit, lipschitz, nn, numerics, probes, theory
+    from jaxact import activations, adapters, cache, errors, fit, lipschitz, nn, numerics, probes, theme, theory
 
     __version__: str
 
-__all__ = ["activations", "cache", "fit", "lipschitz", "nn", "numerics", "probes", "theory"]
+__all__ = [
+    "activations",
+    "adapters",
+    "cache",
+    "errors",
+    "fit",
+    "lipschitz",
+    "nn",
+    "numerics",
+    "probes",
+    "theme",
+    "theory",
+]
 
 
 def __getattr__(name: str) -> Any:

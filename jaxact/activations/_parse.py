@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxact.activations._activation import Activation
 from jaxact.activations._registry import ZOO, names
+from jaxact.errors import ArgumentError
 
 
 def parse(text: str) -> Activation:
@@ -31,9 +32,9 @@ def parse(text: str) -> Activation:
 
     >>> parse("leaky_relu(0.2)").lipschitz
     1.0
-    >>> parse("gellu")
+    >>> parse("gellu")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: unknown activation 'gellu': did you mean gelu or elu or selu? activations.names() lists all.
+    jaxact.errors.ArgumentError: unknown activation 'gellu': did you mean gelu or ...? activations.names() lists all.
     """
     if not isinstance(text, str):
         raise TypeError(
@@ -46,8 +47,10 @@ def parse(text: str) -> Activation:
     name, arguments = match[1], match[2]
     if name not in ZOO:
         close = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ValueError(f"unknown activation {name!r}: {hint}activations.names() lists all.")
+        hint = f" did you mean {' or '.join(close)}?" if close else ""
+        raise ArgumentError(
+            f"unknown activation {name!r}:{hint}", "activations.names() lists all.", give="names"
+        )
     entry = ZOO[name]
     if isinstance(entry, Activation):
         if arguments is not None and arguments.strip():

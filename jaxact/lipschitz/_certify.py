@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxact.errors import ArgumentError, ArgumentTypeError
 from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Region, evaluate
 from jaxact.lipschitz._walk import Lowered, lower
@@ -122,14 +123,14 @@ def _translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -
         try:
             lowered = lower(fn, example, wide)
             if region is None and lowered.restricted is not None:
-                raise ValueError(lowered.restricted)
+                raise lowered.restricted
             _check_translation(fn, lowered, example, region, wide)
             return lowered
         except Exception as error:
             reason = untraceable(error)
             if reason is None:
                 raise
-            raise TypeError(f"`fn` {reason}") from error
+            raise ArgumentTypeError(reason, argument="fn") from error
 
 
 def untraceable(error: Exception) -> str | None:
@@ -178,10 +179,12 @@ def _check_translation(
         if lowered.narrowest is not None:
             allowed = max(allowed, 8 * float(jnp.finfo(lowered.narrowest).eps) * (scale + max(parts)))
         if np.isfinite(scale) and not np.max(np.abs(theirs - ours)) <= allowed:
-            raise ValueError(
-                "`fn` could not be translated: what was made of its jaxpr gives other outputs than fn itself, by "
-                f"{np.max(np.abs(theirs - ours)):g} where the largest is {scale:g}. Does it depend on a state or on "
-                "chance, or magnify its own rounding (then try it in float64)? If not, please report it."
+            raise ArgumentError(
+                "could not be translated: what was made of its jaxpr gives other outputs than fn itself, by "
+                f"{np.max(np.abs(theirs - ours)):g} where the largest is {scale:g}.",
+                "Does it depend on a state or on chance, or magnify its own rounding (then try it in float64)? "
+                "If not, please report it.",
+                argument="fn",
             )
         compared.append((np.reshape(point, np.shape(example)), ours, max(parts)))
     if not _has_float64():
@@ -214,11 +217,12 @@ def _check_float32(run: Callable[[Any], Any], lowered: Lowered, x: Array, ours: 
         1e-2 * scale + 1e-5 * largest, 8 * eps * (scale + largest)
     )
     if np.isfinite(allowed) and not difference <= allowed:
-        raise ValueError(
-            f"`fn` must be the same function in {x.dtype}, as it runs now, and in float64, in which it is certified: "
-            f"its outputs differ by {difference:g} where the largest is {scale:g}. Does it draw random numbers, let "
-            "integers wrap, ask for a dtype or magnify its own rounding? Compute such constants beforehand and close "
-            "over the arrays, or enable float64."
+        raise ArgumentError(
+            f"must be the same function in {x.dtype}, as it runs now, and in float64, in which it is certified: "
+            f"its outputs differ by {difference:g} where the largest is {scale:g}.",
+            "Does it draw random numbers, let integers wrap, ask for a dtype or magnify its own rounding? Compute such "
+            "constants beforehand and close over the arrays, or enable float64.",
+            argument="fn",
         )
 
 

@@ -409,6 +409,10 @@ class Certificate:
         assumptions: what the proof takes for granted, in words.
         factors: (label, natural logarithm of the growth of the bound in this step), in order: where the bound is lost.
             Their sum is that of `value`. Labels say the step's sizes and, from a function, the line that it is on.
+        sizes: entries (in, out) of each of these steps.
+        by_norms_beyond: so many entries were held jointly, and beyond them norms of operators alone were used; None
+            where all were.
+        is_global: whether it is the bound over all inputs, which may be the better one within a region too.
         seconds: wall clock, compilation included.
         history: the bound's natural logarithm at the start and after each refinement step, not proved; within a region
             with slopes extrapolated in most.
@@ -424,6 +428,9 @@ class Certificate:
     factors: tuple[tuple[str, float], ...] = ()
     seconds: float = 0.0
     history: tuple[float, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    by_norms_beyond: int | None = None
+    is_global: bool = False
 
     def __float__(self) -> float:
         return self.value

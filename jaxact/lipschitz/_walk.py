@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxact.errors import ArgumentError, ArgumentTypeError
 from jaxact.lipschitz import _formula, _slopes
 from jaxact.lipschitz._emit import PRODUCTS, emitted, refusal
 from jaxact.lipschitz._formula import Expr, UnsupportedError
@@ -73,7 +74,7 @@ class Lowered:
 
     program: Program
     assumptions: tuple[str, ...]
-    restricted: str | None
+    restricted: ArgumentError | None
     depends: tuple[bool, ...]
     exact: bool
     num_equations: int = 0
@@ -101,9 +102,11 @@ def lower(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None)
         if wide is not None:
             wide += wide_constants(closed)
         if any(isinstance(c, jax.core.Tracer) for c in closed.consts):
-            raise TypeError(
-                "`fn` must close over concrete arrays, got traced ones: a certificate is found on the host, outside "
-                "jit and grad. As a penalty use upper_bound, or a network's log_lipschitz."
+            raise ArgumentTypeError(
+                "must close over concrete arrays, got traced ones: a certificate is found on the host, outside jit "
+                "and grad.",
+                "As a penalty use upper_bound, or a network's log_lipschitz.",
+                argument="fn",
             )
         walker = _Walker()
         source = Lin(tuple(np.shape(example)), kind="input")
@@ -183,7 +186,7 @@ class _Value:
 class _Failed:
     """What cannot be bounded; an error only once the output needs it."""
 
-    message: str
+    error: ArgumentError
 
 
 @dataclass
@@ -911,12 +914,13 @@ class _Walker:
         outputs = [output.force() if isinstance(output, _Deferred) else output for output in outputs]
         for output in outputs:
             if isinstance(output, _Failed):
-                raise ValueError(output.message)
+                raise output.error
         for output in outputs:
             if _is_constant(output) and not _is_finite(output):
-                raise ValueError(
-                    "`fn` must have finite outputs, got NaN or inf in one that does not depend on the input. "
-                    "Load finite weights, or leave that output out."
+                raise ArgumentError(
+                    "must have finite outputs, got NaN or inf in one that does not depend on the input.",
+                    "Load finite weights, or leave that output out.",
+                    argument="fn",
                 )
         depends = tuple(not _is_constant(output) and output.size > 0 for output in outputs)
         try:
@@ -924,7 +928,7 @@ class _Walker:
                 source, [output for output, does in zip(outputs, depends, strict=True) if does]
             )
         except UnsupportedError as error:
-            raise ValueError(f"The output cannot be bounded: {error}. Leave it out.") from None
+            raise ArgumentError(f"The output cannot be bounded: {error}.", "Leave it out.") from None
         program, restricted = emitted(source, result, self.lins, self.places, self.made_at)
         assumptions = [
             "the function is meant in exact arithmetic, with its parameters as they are",
@@ -980,8 +984,9 @@ def _shaped(values: Any, shape: tuple[int, ...]) -> Any:
     return values.reshape(shape) if isinstance(values, np.ndarray) and values.ndim else values
 
 
-def _unknown(reason: str, primitive: str, line: str) -> str:
-    return (
-        f"`fn` cannot be bounded: {reason} (`{primitive}` at {line}). "
-        "Write that part with affine and elementwise operations, or bound the parts before and after it."
+def _unknown(reason: str, primitive: str, line: str) -> ArgumentError:
+    return ArgumentError(
+        f"cannot be bounded: {reason} (`{primitive}` at {line}).",
+        "Write that part with affine and elementwise operations, or bound the parts before and after it.",
+        argument="fn",
     )

@@ -17,11 +17,13 @@ from jaxact.numerics._quadrature import (
     hermite_coefficients,
     nan_unless_gaussian,
 )
+from jaxact.numerics._widest import Widest, widest_input
 
 __all__ = [
     "KINK_ENDS",
     "Bidiagonal",
     "SingularTriplets",
+    "Widest",
     "bivariate_expectation",
     "expectation_with_tails",
     "full_precision",
@@ -33,4 +35,5 @@ __all__ = [
     "leading_singular_triplets",
     "nan_unless_gaussian",
     "trailing_singular_triplets",
+    "widest_input",
 ]

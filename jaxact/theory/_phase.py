@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxact.errors import ArgumentError
 from jaxact.numerics import (
     KINK_ENDS,
     expectation_with_tails,
@@ -484,9 +485,12 @@ def critical_point(
     length = _critical_length(activation, target)
     if length is None:
         refuse_unresolved(activation, float(_LENGTHS[0]))
-        raise ValueError(
-            f"`sigma_b` = {target:g} has no critical point for {name} in {_searched(activation)}: chi = 1 at a fixed "
-            "point there needs another bias. Give q_star instead."
+        raise ArgumentError(
+            f"= {target:g} has no critical point for {name} in {_searched(activation)}: chi = 1 at a fixed point "
+            "there needs another bias.",
+            "Give q_star instead.",
+            argument="sigma_b",
+            give="q_star",
         )
     weight, _ = _critical_scales(activation, np.array([length or _SMALL]))
     return CriticalPoint(np.sqrt(weight[0]), np.float64(target), np.float64(length))

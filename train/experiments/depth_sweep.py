@@ -489,11 +489,11 @@ def _verdict(accuracy: xr.DataArray) -> Finding:
     parts = []
     for block, (names, values) in rows.items():
         good = [name for name, value in zip(names, values, strict=True) if value >= TRAINED]
-        who = f"all {len(names)} activations" if len(good) == len(names) > 1 else words.listed(good) or "none"
-        count = f" ({len(good)} of {len(names)})" if 0 < len(good) < len(names) else ""
-        parts.append(f"{block_name(block)}: {who}{count}")
+        who = f"{len(good)} of {len(names)} activations ({words.listed(good)})"
+        who = {0: "no activation", len(names): f"all {words.count(names, 'activation')}"}.get(len(good), who)
+        parts.append(f"{words.lower(block_name(block))} networks with {who}")
     return Finding(
-        f"{words.percent(TRAINED)} test accuracy at depth {depth}, reached by: {'; '.join(parts)}."
+        f"At depth {depth}, {words.percent(TRAINED)} test accuracy is reached by {words.listed(parts)}."
     )
 
 

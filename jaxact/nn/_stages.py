@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -251,9 +252,12 @@ def operator_norm(
 ) -> Float[Array, ""]:
     """||S W||_2 of an affine layer with its outputs scaled by S: exact for a dense one, else an upper bound.
 
-    For a convolution with zero padding the bound is the least of two: the sum over taps of ||K_t||_2 (triangle
-    inequality), and sqrt(number of taps) times the 2-norm of the kernel as a matrix [taps in, out] or
-    [in, taps out] (Singla & Feizi 2021, Theorem 1).
+    For a convolution with zero padding, of any image, the bound is the least of three: the sum over taps of ||K_t||_2
+    (triangle inequality); sqrt(number of taps) times the 2-norm of the kernel as a matrix [taps in, out] or
+    [in, taps out] (Singla & Feizi 2021, Theorem 1); and the norm on an endless grid, max_w ||K(w)|| with
+    K(w) = sum_t K_t e^(-i w t) (Sedghi et al. 2019), the limit of large images. The last is looked for at 10 k
+    frequencies along an axis of k taps and divided by cos(pi / 20 (k - 1) / k) for each axis, by which a trigonometric
+    polynomial of degree (k - 1) / 2 may rise between them (Ehlich & Zeller 1964): 1.1 % in all for 3 x 3 taps.
 
     Args:
         layer: the layer; its kernel is [in, out] or [*taps, in, out].
@@ -268,7 +272,17 @@ def operator_norm(
     tall = taps.reshape(-1, taps.shape[-1])
     wide = jnp.moveaxis(taps, 0, 1).reshape(taps.shape[1], -1)
     as_matrix = jnp.minimum(spectral_norm(tall), spectral_norm(wide)) * taps.shape[0] ** 0.5
-    return jnp.minimum(as_matrix, jnp.sum(jax.vmap(spectral_norm)(taps)))
+    by_taps = jnp.minimum(as_matrix, jnp.sum(jax.vmap(spectral_norm)(taps)))
+    return jnp.minimum(by_taps, _endless_norm(kernel))
+
+
+def _endless_norm(kernel: Float[Array, "*taps in out"]) -> Float[Array, ""]:
+    """The norm of a convolution on an endless grid, from above; see `operator_norm`."""
+    sizes = kernel.shape[:-2]
+    # The kernel is real, so that half of the frequencies of the last axis have the norms of the other half.
+    transformed = jnp.fft.rfftn(kernel, [10 * size for size in sizes], axes=range(len(sizes)))
+    highest = jnp.max(jax.vmap(spectral_norm)(transformed.reshape(-1, *kernel.shape[-2:])))
+    return highest / math.prod(math.cos(math.pi / 20 * (size - 1) / size) for size in sizes)
 
 
 def spectral_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxact import activations, nn
+from jaxact.nn._stages import operator_norm
 from jaxact.theory import initializers
 
 STAGES = (nn.Plain, nn.PreAct, nn.PostAct)
@@ -221,3 +222,18 @@ def test_bad_arguments_are_refused_with_the_rule_and_the_value():
         nn.Plain(4, jnp.tanh, norm=nnx.BatchNorm(4, rngs=rngs), rngs=rngs)
     with pytest.raises(ValueError, match="No Lipschitz bound is known"):
         nn.Plain(4, jnp.tanh, norm=partial(nnx.GroupNorm, num_groups=2), rngs=rngs).log_lipschitz(1.0)
+
+
+@pytest.mark.parametrize("taps", [(3, 3), (2, 2), (5, 1), (1, 3), (4,)])
+def test_a_convolutions_bound_lies_little_above_its_norm_on_large_images(taps):
+    layer = nnx.Conv(3, 4, kernel_size=taps, rngs=nnx.Rngs(0))
+    bound = float(operator_norm(layer))
+    image = (*[8 if size > 1 else 1 for size in taps], 3)
+    basis = jnp.eye(int(np.prod(image))).reshape(-1, *image)
+    without_bias = layer(basis) - layer(jnp.zeros((1, *image)))
+    exact = np.linalg.svd(np.asarray(without_bias, np.float64).reshape(len(basis), -1), compute_uv=False)[0]
+    kernel = np.asarray(layer.kernel[...], np.float64)
+    axes = tuple(range(len(taps)))
+    fine = np.linalg.svd(np.fft.fftn(kernel, [199] * len(taps), axes=axes), compute_uv=False).max()
+    assert exact <= bound
+    assert fine <= bound <= 1.03 * fine

@@ -18,8 +18,7 @@ import numpy as np
 from jaxact import lipschitz
 from jaxact._cli._model import OneExample, load, on_one_example, shape_text, told
 from jaxact._cli._output import InputError, console, for_each, plain, print_json, short
-from jaxact.lipschitz import Ball, Box, Certificate
-from jaxact.lipschitz._wide import run_again
+from jaxact.lipschitz import Ball, Box, Certificate, run_again
 
 _ATTAINED, _CERTIFIED, _ESTIMATE, _REFUSED = "attained", "certified upper bound", "estimate", "refused"
 _SLOPE, _CLEVER = "slope attained", "CLEVER"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact._cli._output import InputError
-from jaxact.lipschitz._certify import untraceable
+from jaxact.numerics import untraceable
 
 _SAME_OUTPUT = 1e-4
 

@@ -10,6 +10,7 @@ from jaxact.lipschitz._layers import upper_bound
 from jaxact.lipschitz._lower import LowerBound, lower_bound
 from jaxact.lipschitz._norms import convolution_norm, dense_norm, gram_norm
 from jaxact.lipschitz._program import Ball, Box, Certificate
+from jaxact.lipschitz._wide import run_again
 
 __all__ = [
     "Ball",
@@ -23,5 +24,6 @@ __all__ = [
     "dense_norm",
     "gram_norm",
     "lower_bound",
+    "run_again",
     "upper_bound",
 ]

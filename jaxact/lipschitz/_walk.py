@@ -25,7 +25,8 @@ from jaxact.lipschitz._host import BATCHED, computed, in_float64, is_plain
 from jaxact.lipschitz._lazy import Lin
 from jaxact.lipschitz._program import Program
 from jaxact.lipschitz._source import Place, called, place
-from jaxact.lipschitz._wide import inner_jaxprs, run_again, wide_constants
+from jaxact.lipschitz._wide import run_again, wide_constants
+from jaxact.numerics import check_inference, inner_jaxprs
 
 #: primitive -> which operands it is jointly linear in, the others being constant; None: all
 _LINEAR: dict[str, tuple[int, ...] | None] = {
@@ -94,6 +95,7 @@ def lower(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None)
         `Lowered`.
 
     Raises:
+        FunctionError: it normalises by the statistics of its batch, which is that input alone.
         ValueError: the function uses a primitive that cannot be bounded; names it and its line.
     """
     with jax.enable_x64(True):
@@ -105,6 +107,7 @@ def lower(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None)
                 "`fn` must close over concrete arrays, got traced ones: a certificate is found on the host, outside "
                 "jit and grad. As a penalty use upper_bound, or a network's log_lipschitz."
             )
+        check_inference(closed)
         walker = _Walker()
         source = Lin(tuple(np.shape(example)), kind="input")
         walker.lins.append(source)

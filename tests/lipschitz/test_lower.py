@@ -239,7 +239,7 @@ def test_bad_input_is_refused_by_name():
     run = lambda x, **options: lipschitz.lower_bound(jnp.tanh, x, key=jax.random.key(0), **options)  # noqa: E731
     with pytest.raises(TypeError, match="`inputs` must be real floating-point, got dtype int32"):
         run(jnp.ones((2, 3), int))
-    with pytest.raises(ValueError, match=r"`inputs` must be \[starts.*\(0, 3\)"):
+    with pytest.raises(ValueError, match=r"`inputs` must be \[batch.*\(0, 3\)"):
         run(jnp.ones((0, 3)))
     with pytest.raises(ValueError, match="`num_steps` must be an integer >= 0, got -1"):
         run(jnp.ones((2, 3)), num_steps=-1)

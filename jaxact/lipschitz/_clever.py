@@ -87,7 +87,9 @@ def clever(
     one = jax.ShapeDtypeStruct(center.shape, center.dtype)
     size = jnp.asarray(radius, center.dtype)
     run = runner(derivatives(fn, output), one, center, size, key)
-    maxima = np.asarray(run(_maxima, (num_groups, group_size), center, size, key), np.float64)
+    maxima = np.asarray(
+        run(_maxima, (num_groups, group_size), center, size, key, repeats=num_groups), np.float64
+    )
     return _fit(maxima, float(jnp.finfo(center.dtype).eps))
 
 

@@ -19,6 +19,8 @@ from jaxtyping import Array
 from jaxact.lipschitz._wide import run_again
 
 _NUM_PROGRAMS = 32  # kept, those used last: of 1 MB or so each
+_FEW_FLOPS = 1e8
+_UNOPTIMISED: dict[str, Any] = {"xla_backend_optimization_level": 0}
 _PROGRAMS: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
 
 
@@ -82,9 +84,10 @@ class _Traced(NamedTuple):
 
 
 def runner(live: Derivatives, x: jax.ShapeDtypeStruct, *args: Any) -> Callable[..., Any]:
-    """How to run the pieces of a search: (piece, statics, *args) -> piece(derivatives, *statics, *args).
+    """How to run the pieces of a search: (piece, statics, *args, repeats) -> piece(derivatives, *statics, *args).
 
-    Compiled, unless something is traced: then the pieces are part of what it is traced for.
+    Compiled, unless something is traced: then the pieces are part of what it is traced for. `repeats` says how often
+    the loop in a piece runs.
 
     Args:
         live: of the function.
@@ -96,10 +99,12 @@ def runner(live: Derivatives, x: jax.ShapeDtypeStruct, *args: Any) -> Callable[.
         consts = [closed.consts for closed in traced.closed]
         if not any(isinstance(each, jax.core.Tracer) for each in jax.tree.leaves(consts)):
             arrays = [[jnp.asarray(each) for each in group] for group in consts]
-            return lambda piece, statics, *args: _compiled(traced, piece, statics, arrays, args)(
-                arrays, *args
-            )
-    return lambda piece, statics, *args: piece(live, *statics, *args)
+
+            def run(piece: Callable, statics: tuple, *args: Any, repeats: int = 1) -> Any:
+                return _compiled(traced, piece, statics, arrays, args, repeats)(arrays, *args)
+
+            return run
+    return lambda piece, statics, *args, repeats=1: piece(live, *statics, *args)
 
 
 def _trace(live: Derivatives, x: jax.ShapeDtypeStruct) -> _Traced:
@@ -118,21 +123,37 @@ def _trace(live: Derivatives, x: jax.ShapeDtypeStruct) -> _Traced:
 
 
 def _compiled(
-    traced: _Traced, piece: Callable, statics: tuple, consts: Any, args: tuple
+    traced: _Traced, piece: Callable, statics: tuple, consts: Any, args: tuple, repeats: int
 ) -> Callable[..., Any]:
     """The program of a piece, from before if there was one of the same form."""
     given = [(each.aval, each.sharding) for each in jax.tree.leaves((consts, args))]
-    key = (piece, statics, traced.form, traced.output.shape, tuple(given), jax.config.jax_default_device)
+    key = (
+        piece,
+        statics,
+        traced.form,
+        traced.output.shape,
+        tuple(given),
+        getattr(jax.config, "jax_default_device", None),
+    )
     program = None if traced.form is None else _PROGRAMS.pop(key, None)
     if program is None:
         # Ahead of time, so that what is kept holds neither the function nor its arrays.
         whole = jax.jit(lambda consts, *args: piece(traced.derivatives(consts), *statics, *args))
-        program = whole.lower(consts, *args).compile()
+        lowered = whole.lower(consts, *args)
+        program = lowered.compile(_UNOPTIMISED if _is_short(lowered, repeats) else None)
     if traced.form is not None:
         _PROGRAMS[key] = program
         while len(_PROGRAMS) > _NUM_PROGRAMS:
             _PROGRAMS.popitem(last=False)
     return program
+
+
+def _is_short(lowered: Any, repeats: int) -> bool:
+    """Whether to optimise a program would take longer than it saves."""
+    flops = (lowered.cost_analysis() or {}).get(
+        "flops", -1
+    )  # of one round of each loop; not known everywhere
+    return 0 <= flops * max(repeats, 1) < _FEW_FLOPS
 
 
 def _form(jaxpr: Any) -> tuple[Any, ...]:

@@ -128,8 +128,12 @@ def lower_bound(
     step_size = jnp.asarray(native(step_size), starts.dtype)
     one = jax.ShapeDtypeStruct(starts.shape[1:], starts.dtype)
     run = runner(derivatives(fn, given.output, tangent), one, starts, key, step_size)
-    starts, unit_length = run(_begin, (tuple(scales), num_starts, num_crossings), starts, key, step_size)
-    climbed, history = run(_climb, (num_steps,), starts, run(_pairs, (), starts), unit_length, key)
+    starts, unit_length = run(
+        _begin, (tuple(scales), num_starts, num_crossings), starts, key, step_size, repeats=25 * num_crossings
+    )
+    climbed, history = run(
+        _climb, (num_steps,), starts, run(_pairs, (), starts), unit_length, key, repeats=num_steps
+    )
     return run(_best, (), climbed, run(_pairs, (), climbed), history)
 
 

@@ -63,7 +63,7 @@ def gradient_norms(loss: Callable[..., Array], *params: Any) -> tuple[Any, ...]:
 
 
 def _is_array(argument: Any) -> bool:
-    return jax.tree.structure(argument) == jax.tree.structure(0)
+    return jax.tree_util.treedef_is_leaf(jax.tree.structure(argument))
 
 
 def _norms(stacked: Array) -> Float[Array, " layer"]:

@@ -102,7 +102,7 @@ def _trained(study: CertifiedAccuracy, approach: str, members: fit.Member, data:
         total = optax.softmax_cross_entropy_with_integer_labels(scale * logits, batch[1]).mean()
         if approach == "penalty":
             chain, _ = network.apply(params, variables, method=kernels)
-            bound = lipschitz.upper_bound(chain, study.activation, method="eclipse_fast", log=True)
+            bound = lipschitz.upper_bound(chain, study.activation, method="eclipse_fast").log
             total = total + hparams["strength"] * bound
         return total, (variables, ())
 

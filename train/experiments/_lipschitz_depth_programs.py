@@ -119,7 +119,7 @@ class _Programs:
         for index, (name, given) in enumerate(options.items()):
             report((index + 1) / (len(options) + 1), name)
             certificate = certify(network, point, **given)
-            bounds[name], seconds[name] = certificate.log10, certificate.seconds
+            bounds[name], seconds[name] = float(certificate.log10), certificate.seconds
         for name in names[1:-3]:  # what holds everywhere holds in a ball
             bounds[name] = min(bounds[name], bounds["ellipsoid"])
         return {

@@ -9,6 +9,7 @@ x * sigmoid(x) or h + f(h) is one function.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -157,7 +158,11 @@ def _traced(fn: Callable[[Any], Any], example: Any) -> tuple[Any, bool]:
         return fn(x)
 
     try:
-        return jax.make_jaxpr(once)(jax.ShapeDtypeStruct(np.shape(example), np.float64)), True
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # of float64 stored in float32: it was not asked for
+            return jax.make_jaxpr(once)(jax.ShapeDtypeStruct(np.shape(example), np.float64)), True
     except (TypeError, ValueError) as error:
         # Loops that insist on float32 carries, for one.
         try:

@@ -9,7 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxact import activations, adapters, cache, errors, fit, lipschitz, nn, numerics, probes, theme, theory
+    from jaxact import (
+        activations,
+        adapters,
+        cache,
+        errors,
+        fit,
+        lipschitz,
+        nn,
+        numerics,
+        probes,
+        theme,
+        theory,
+    )
 
     __version__: str
 

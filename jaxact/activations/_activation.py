@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jaxact.numerics import native
+
 
 class Interval(NamedTuple):
     """The least closed interval that holds a set of reals; an end may be infinite or only approached."""
@@ -189,6 +191,7 @@ def _kept(y: Array, x: Array) -> Array:
 
 
 def _as_floating(x: ArrayLike, name: str) -> Array:
+    x = native(x)
     dtype = jnp.result_type(x, float)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"`x` must be real: {name} is a function of real numbers, got {dtype}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Region, evaluate
 from jaxact.lipschitz._walk import Lowered, lower
 from jaxact.lipschitz._wide import forget, run_again
-from jaxact.numerics import full_precision
+from jaxact.numerics import FunctionError, full_precision, native, untraceable
 
 
 @full_precision
@@ -53,7 +54,8 @@ def certify(
         fn: JAX function of ONE input, closed over its parameters (`lambda x: model(x)`, or
             `lambda x: model.apply(params, x)`); returns an array or a pytree of arrays, taken as one vector.
             Normalisation layers must be in inference mode.
-        example: an input, or any array of its shape. A batch axis should be of length 1: a batch is one vector.
+        example: ONE input, or any array of its shape, whatever its number of axes: what looks like a batch is one
+            vector, so that a batch axis should be of length 1.
         norm: 2, the only one there is.
         region: a `Ball` or `Box` of the input's shape; None for all inputs. As it shrinks, the bound tends to the
             norm of the Jacobian.
@@ -68,7 +70,8 @@ def certify(
         "affine 3: 784 -> 128 (model.py:42)".
 
     Raises:
-        TypeError: `example` is not real floating-point, or `fn` is not callable or cannot be traced.
+        TypeError: `example` is not real floating-point, or `fn` is not callable, cannot be traced or is
+            in training mode: see `jaxact.numerics.FunctionError`.
         ValueError: `norm` is not 2; `region` is not of the input's shape; the function has a part that cannot be
             bounded, which is named with its source line; weights, constants or outputs are not finite.
 
@@ -128,26 +131,9 @@ def _translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -
             return lowered
         except Exception as error:
             reason = untraceable(error)
-            if reason is None:
+            if reason is None or isinstance(error, FunctionError):
                 raise
-            raise ArgumentTypeError(reason, argument="fn") from error
-
-
-def untraceable(error: Exception) -> str | None:
-    """What a function must be for JAX to trace it, with the remedy; None if the error says something else."""
-    if type(error).__name__ == "TraceContextError":  # of flax
-        return "must not change a model's state. Put it into inference mode, model.eval(), beforehand."
-    if isinstance(error, jax.errors.UnexpectedTracerError):
-        return (
-            "must not keep arrays that it makes, in a cache or an attribute, for it would keep its trace. "
-            "Make them beforehand, or call the function once before."
-        )
-    if isinstance(error, jax.errors.JAXTypeError):
-        return (
-            f"must be a function that JAX can trace, got {str(error).splitlines()[0]} "
-            "Write it with jax.numpy, and branches with jnp.where."
-        )
-    return None
+            raise FunctionError("`fn`", reason) from error
 
 
 def _check_translation(
@@ -253,8 +239,7 @@ def _check(fn: Any, example: Any, norm: Any, region: Any) -> Any:
             f"`example` must be concrete, got {example}. Call certify outside jit, vmap and grad."
         )
     if not isinstance(example, jax.Array):
-        example = np.asarray(example)
-        example = example.astype(example.dtype.newbyteorder("="), copy=False)
+        example = native(_as_numpy(example))
     if example.dtype.itemsize > 8 or not jnp.issubdtype(example.dtype, jnp.floating):
         raise TypeError(
             f"`example` must be an input, real floating-point of at most 64 bits, got dtype {example.dtype}. "
@@ -274,3 +259,13 @@ def _check(fn: Any, example: Any, norm: Any, region: Any) -> Any:
                 "Reshape its center or bounds."
             )
     return example
+
+
+def _as_numpy(example: Any) -> np.ndarray:
+    try:
+        return np.asarray(example)
+    except (TypeError, ValueError) as error:  # rows of unlike lengths
+        raise TypeError(
+            f"`example` must be an input, real floating-point, got {reprlib.repr(example)}. "
+            "Pass jnp.zeros(shape), for instance."
+        ) from error

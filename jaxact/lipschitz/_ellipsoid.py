@@ -168,7 +168,7 @@ def _bound(
         method += f", by norms where more than {memory_limit} entries are in use"
     return Certificate(
         value=checked.value,
-        log10=checked.log / math.log(10),
+        log=checked.log,
         method=method,
         region=region,
         certified=True,

@@ -9,6 +9,7 @@ x * sigmoid(x) or h + f(h) is one function.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,8 @@ from jaxact.lipschitz._host import BATCHED, computed, in_float64, is_plain
 from jaxact.lipschitz._lazy import Lin
 from jaxact.lipschitz._program import Program
 from jaxact.lipschitz._source import Place, called, place
-from jaxact.lipschitz._wide import inner_jaxprs, run_again, wide_constants
+from jaxact.lipschitz._wide import run_again, wide_constants
+from jaxact.numerics import check_inference, inner_jaxprs
 
 #: primitive -> which operands it is jointly linear in, the others being constant; None: all
 _LINEAR: dict[str, tuple[int, ...] | None] = {
@@ -95,6 +97,7 @@ def lower(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None)
         `Lowered`.
 
     Raises:
+        FunctionError: it normalises by the statistics of its batch, which is that input alone.
         ValueError: the function uses a primitive that cannot be bounded; names it and its line.
     """
     with jax.enable_x64(True):
@@ -108,6 +111,7 @@ def lower(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None)
                 "As a penalty use upper_bound, or a network's log_lipschitz.",
                 argument="fn",
             )
+        check_inference(closed)
         walker = _Walker()
         source = Lin(tuple(np.shape(example)), kind="input")
         walker.lins.append(source)
@@ -157,7 +161,11 @@ def _traced(fn: Callable[[Any], Any], example: Any) -> tuple[Any, bool]:
         return fn(x)
 
     try:
-        return jax.make_jaxpr(once)(jax.ShapeDtypeStruct(np.shape(example), np.float64)), True
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # of float64 stored in float32: it was not asked for
+            return jax.make_jaxpr(once)(jax.ShapeDtypeStruct(np.shape(example), np.float64)), True
     except (TypeError, ValueError) as error:
         # Loops that insist on float32 carries, for one.
         try:

@@ -276,7 +276,7 @@ def kernels(network: MLP) -> list[Float[Array, "in out"]]:
     With the network's activation between them their bound is that of the network, and traced and differentiable as
     they are it can be a penalty in training:
 
-        loss + weight * upper_bound(kernels(network), activation, method="eclipse_fast", log=True)
+        loss + weight * upper_bound(kernels(network), activation, method="eclipse_fast").log
 
     Batch norms are folded in as at inference, a diagonal after the kernel before them.
 

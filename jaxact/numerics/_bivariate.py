@@ -19,10 +19,10 @@ def bivariate_expectation(
     g: Callable[[Array], Array],
     h: Callable[[Array], Array],
     *,
-    correlation: Float[ArrayLike, "*shape"],
-    mean: Float[ArrayLike, "*shape"] | tuple[Float[ArrayLike, "*shape"], Float[ArrayLike, "*shape"]] = 0.0,
-    variance: Float[ArrayLike, "*shape"]
-    | tuple[Float[ArrayLike, "*shape"], Float[ArrayLike, "*shape"]] = 1.0,
+    correlation: Float[ArrayLike, "*#shape"],
+    mean: Float[ArrayLike, "*#shape"] | tuple[Float[ArrayLike, "*#shape"], Float[ArrayLike, "*#shape"]] = 0.0,
+    variance: Float[ArrayLike, "*#shape"]
+    | tuple[Float[ArrayLike, "*#shape"], Float[ArrayLike, "*#shape"]] = 1.0,
     kinks: tuple[Sequence[float], Sequence[float]] = ((), ()),
     is_wide: bool = False,
 ) -> Float[Array, "*shape"]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import Initializer
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.theory._checks import check_count, check_nonnegative, check_number, check_real
 from jaxact.theory._initialization import gain
@@ -40,7 +40,7 @@ __all__ = [
 Params = TypeVar("Params")
 
 
-def gaussian(sigma_w: float = 1.0) -> Initializer:
+def gaussian(sigma_w: ArrayLike = 1.0) -> Initializer:
     """Draw independent weights of the mean-field scale.
 
         W_ij ~ N(0, sigma_w^2 / fan_in)
@@ -63,7 +63,7 @@ def gaussian(sigma_w: float = 1.0) -> Initializer:
     return _Gaussian(_scale("sigma_w", sigma_w))
 
 
-def orthogonal(sigma_w: float = 1.0) -> Initializer:
+def orthogonal(sigma_w: ArrayLike = 1.0) -> Initializer:
     """Draw a uniformly distributed orthogonal matrix that keeps the mean square of its input, times sigma_w^2.
 
         W = sigma_w max(1, sqrt(out / fan_in)) Q,   Q Haar-distributed [fan_in, out], for h' = W^T f(h)
@@ -96,7 +96,7 @@ def orthogonal(sigma_w: float = 1.0) -> Initializer:
     return _Orthogonal(_scale("sigma_w", sigma_w))
 
 
-def delta_orthogonal(sigma_w: float = 1.0) -> Initializer:
+def delta_orthogonal(sigma_w: ArrayLike = 1.0) -> Initializer:
     """Draw a convolution that is an orthogonal matrix at its centre tap and zero elsewhere.
 
         W[centre] = sigma_w sqrt(out / in) Q,   Q Haar-distributed [in, out] with orthonormal rows
@@ -152,7 +152,10 @@ def variance_preserving(activation: Any) -> Initializer:
 
 
 def critical_gaussian(
-    activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, ""] | None = None,
 ) -> Initializer:
     """Draw independent weights at the edge of chaos.
 
@@ -185,7 +188,10 @@ def critical_gaussian(
 
 
 def critical_orthogonal(
-    activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, ""] | None = None,
 ) -> Initializer:
     """Draw orthogonal weights at the edge of chaos: `orthogonal` at the sigma_w of `critical_gaussian`.
 
@@ -218,7 +224,10 @@ def critical_orthogonal(
 
 
 def critical_delta_orthogonal(
-    activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, ""] | None = None,
 ) -> Initializer:
     """Draw convolutions at the edge of chaos: `delta_orthogonal` at the sigma_w of `critical_gaussian`.
 
@@ -248,7 +257,10 @@ def critical_delta_orthogonal(
 
 
 def critical_bias(
-    activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, ""] | None = None,
 ) -> Initializer:
     """Draw the biases that belong to the other critical initialisers.
 
@@ -277,7 +289,7 @@ def critical_bias(
     return _Bias(_critical(activation, sigma_b, q_star)[1])
 
 
-def scaled(initializer: Initializer, factor: float) -> Initializer:
+def scaled(initializer: Initializer, factor: Float[ArrayLike, ""]) -> Initializer:
     """Multiply what another initialiser draws.
 
         W = factor W_0,   W_0 as `initializer` draws it
@@ -317,7 +329,9 @@ class Branch(NamedTuple):
     last: Initializer
 
 
-def fixup(num_blocks: int, num_layers_per_branch: int, *, base: Initializer | None = None) -> Branch:
+def fixup(
+    num_blocks: int | np.integer, num_layers_per_branch: int | np.integer, *, base: Initializer | None = None
+) -> Branch:
     """Scale the kernels of residual branches so that a step changes the output as much at every depth.
 
         inner layers: num_blocks^(-1 / (2 m - 2)) W_0,   last layer: 0,   m = num_layers_per_branch
@@ -351,7 +365,7 @@ def fixup(num_blocks: int, num_layers_per_branch: int, *, base: Initializer | No
     return Branch(scaled(gaussian(2**0.5) if base is None else base, factor), _Constant(0.0))
 
 
-def skip_init(num_blocks: int | None = None) -> Initializer:
+def skip_init(num_blocks: int | np.integer | None = None) -> Initializer:
     """Start the multiplier of a residual branch, h' = h + alpha branch(h), at 0 or at num_blocks^(-1/2).
 
     De & Smith 2020, "Batch normalization biases residual blocks towards the identity function in deep networks",
@@ -400,9 +414,9 @@ def lsuv(
     params: Params,
     *,
     kernels: Callable[[Params], Any],
-    target: float = 1.0,
-    tol: float = 0.01,
-    max_steps: int = 10,
+    target: Float[ArrayLike, ""] = 1.0,
+    tol: Float[ArrayLike, ""] = 0.01,
+    max_steps: int | np.integer = 10,
 ) -> Params:
     """Rescale kernels layer by layer until every layer's output has a given variance on a batch of data.
 
@@ -605,7 +619,9 @@ def _floating(dtype: Any) -> Any:
     return dtype
 
 
-def _critical(activation: Any, sigma_b: float | None, q_star: float | None) -> tuple[float, float]:
+def _critical(
+    activation: Any, sigma_b: Float[ArrayLike, ""] | None, q_star: Float[ArrayLike, ""] | None
+) -> tuple[float, float]:
     """sigma_w and sigma_b at the edge of chaos."""
     if q_star is not None and np.ndim(q_star) != 0:
         raise ValueError(f"`q_star` must be one number, got {q_star}. Make an initialiser for each.")

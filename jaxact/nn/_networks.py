@@ -276,6 +276,6 @@ def _check_stage(stage: Any) -> None:
 def _finish(network, stage, width, out_features, activation, norm, rngs):
     """The read-out's parts: a norm and activation of its own where the stack hands over preactivations."""
     waits = stage.hidden_is_preactivation
-    network.norm = make_norm(norm if waits else None, width, rngs=rngs)
+    network.norm = nnx.data(make_norm(norm if waits else None, width, rngs=rngs))
     network.activation = make_activation(activation, width, rngs=rngs) if waits else None
     network.head = affine(width, out_features, rngs=rngs)

@@ -78,7 +78,7 @@ class Stage(nnx.Module):
             sigma_b=sigma_b,
             rngs=rngs,
         )
-        self.norm = make_norm(norm, width, rngs=rngs)
+        self.norm = nnx.data(make_norm(norm, width, rngs=rngs))
         self.activation = make_activation(activation, width, rngs=rngs)
 
     def preactivation(self, h: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
@@ -228,7 +228,7 @@ def affine(
 def make_norm(norm: Any, width: int, *, rngs: nnx.Rngs) -> nnx.Module | None:
     """Make the norm over `width` features that a caller named by its class, or None."""
     if norm is None:
-        return nnx.data(None)
+        return None
     if isinstance(norm, nnx.Module) or not callable(norm):
         raise TypeError(
             f"`norm` must be None, a flax norm class or a callable (width, rngs=...) -> module, got {norm!r}. "

@@ -293,7 +293,7 @@ def check_scale(name: str, value: ArrayLike) -> None:
         raise ValueError(f"`{name}` must be finite and not negative, got {value!r}.")
 
 
-def _folded_scale(norm: nnx.Module | None) -> Float[Array, " width"] | None:
+def _folded_scale(norm: nnx.Module | None) -> Float[Array, "*layer width"] | None:
     """The factor a feature that a batch norm at inference multiplies by, or None for any other norm."""
     if not isinstance(norm, nnx.BatchNorm):
         return None

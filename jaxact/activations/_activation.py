@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxact.numerics import native
 
@@ -175,7 +175,7 @@ class Activation:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _apply(activation: Activation, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def _apply(activation: Activation, x: Array) -> Array:
     return _kept(activation.fn(x), x)
 
 

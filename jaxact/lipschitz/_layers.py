@@ -320,6 +320,7 @@ def _values(activation: Any) -> tuple[float, float]:
 
 
 def _check_biases(biases: Any, kernels: Sequence[Any], *, within: bool = False) -> list[np.ndarray | None]:
+    """What the layers add, checked; None for nothing, and for what is traced, which no bound over all inputs needs."""
     if biases is None:
         return [None] * len(kernels)
     given = list(biases) if isinstance(biases, Sequence | np.ndarray | jax.Array) else [biases]
@@ -348,7 +349,7 @@ def _check_biases(biases: Any, kernels: Sequence[Any], *, within: bool = False) 
             raise ValueError(
                 f"`biases[{index}]` must be finite, got NaN or inf. A diverged network has no Lipschitz bound."
             )
-        offsets.append(bias)
+        offsets.append(None if is_traced else bias)
     return offsets
 
 

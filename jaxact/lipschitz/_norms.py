@@ -83,7 +83,9 @@ def _scaled_up(bound: float, exponent: int) -> float:
 
 
 @full_precision
-def gram_norm(matrix: Float[ArrayLike, "out in"], *, num_iterations: int = 8) -> Float[Array, ""]:
+def gram_norm(
+    matrix: Float[ArrayLike, "out in"] | Int[ArrayLike, "out in"], *, num_iterations: int = 8
+) -> Float[Array, ""]:
     """Bound the spectral norm of a matrix from above by Gram iteration.
 
         G_0 = A,  G_{k+1} = G_k^T G_k:   ||A||_2 <= ||G_k||_F^(2^-k)
@@ -143,7 +145,7 @@ def gram_norm(matrix: Float[ArrayLike, "out in"], *, num_iterations: int = 8) ->
 
 
 def convolution_norm(
-    kernel: Float[ArrayLike, "*window in_per_group out"],
+    kernel: Float[ArrayLike, "*window in_per_group out"] | Int[ArrayLike, "*window in_per_group out"],
     input_shape: Sequence[int],
     *,
     strides: int | Sequence[int] = 1,

@@ -16,9 +16,11 @@ from jaxtyping import Array, Float
 
 from jaxact.lipschitz._norms import UNIT, dense_norm, real_array
 
-Bounds: TypeAlias = tuple[Float[np.ndarray, " size"], Float[np.ndarray, " size"]]
+Bounds: TypeAlias = tuple[
+    Float[np.ndarray, " _size"], Float[np.ndarray, " _size"]
+]  # each variable has its own size
 Intervals: TypeAlias = Mapping[int, Bounds]  # variable -> (lower, upper), both [size]
-Values: TypeAlias = Mapping[int, Float[np.ndarray, " size"]]  # variable -> [size]
+Values: TypeAlias = Mapping[int, Float[np.ndarray, " _size"]]  # variable -> [size]
 
 
 @jax.tree_util.register_pytree_node_class

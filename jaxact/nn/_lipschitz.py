@@ -270,7 +270,7 @@ class OrthogonalConv(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
-def kernels(network: MLP) -> list[Float[Array, "in out"]]:
+def kernels(network: MLP) -> list[Float[Array, "_in _out"]]:
     """The kernels of a plain dense network from the input to the output, as `jaxact.lipschitz.upper_bound` takes them.
 
     With the network's activation between them their bound is that of the network, and traced and differentiable as

@@ -79,7 +79,7 @@ class Stage(nnx.Module):
             sigma_b=sigma_b,
             rngs=rngs,
         )
-        self.norm = make_norm(norm, width, rngs=rngs)
+        self.norm = nnx.data(make_norm(norm, width, rngs=rngs))
         self.activation = make_activation(activation, width, rngs=rngs)
 
     def preactivation(self, h: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
@@ -225,7 +225,7 @@ def affine(
 def make_norm(norm: Any, width: int, *, rngs: nnx.Rngs) -> nnx.Module | None:
     """Make the norm over `width` features that a caller named by its class, or None."""
     if norm is None:
-        return nnx.data(None)
+        return None
     if isinstance(norm, nnx.Module) or not callable(norm):
         raise TypeError(
             f"`norm` must be None, a flax norm class or a callable (width, rngs=...) -> module, got {norm!r}. "
@@ -296,7 +296,7 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
 
 
-def _folded_scale(norm: nnx.Module | None) -> Float[Array, " width"] | None:
+def _folded_scale(norm: nnx.Module | None) -> Float[Array, "*layer width"] | None:
     """The factor a feature that a batch norm at inference multiplies by, or None for any other norm."""
     if not isinstance(norm, nnx.BatchNorm):
         return None

@@ -20,10 +20,10 @@ def bivariate_expectation(
     fn_u: Callable[[Array], Array],
     fn_v: Callable[[Array], Array],
     *,
-    correlation: Float[ArrayLike, "*shape"],
-    mean: Float[ArrayLike, "*shape"] | tuple[Float[ArrayLike, "*shape"], Float[ArrayLike, "*shape"]] = 0.0,
-    variance: Float[ArrayLike, "*shape"]
-    | tuple[Float[ArrayLike, "*shape"], Float[ArrayLike, "*shape"]] = 1.0,
+    correlation: Float[ArrayLike, "*#shape"],
+    mean: Float[ArrayLike, "*#shape"] | tuple[Float[ArrayLike, "*#shape"], Float[ArrayLike, "*#shape"]] = 0.0,
+    variance: Float[ArrayLike, "*#shape"]
+    | tuple[Float[ArrayLike, "*#shape"], Float[ArrayLike, "*#shape"]] = 1.0,
     kinks: tuple[Sequence[float], Sequence[float]] = ((), ()),
     is_wide: bool = False,
 ) -> Float[Array, "*shape"]:

@@ -23,9 +23,9 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 def gaussian_expectation(
     fn: Callable[[Array], Array],
     *,
-    kinks: Sequence[float] | Array = (),
-    mean: Float[ArrayLike, "*shape"] = 0.0,
-    variance: Float[ArrayLike, "*shape"] = 1.0,
+    kinks: Sequence[ArrayLike] | Array = (),
+    mean: Float[ArrayLike, "*#shape"] = 0.0,
+    variance: Float[ArrayLike, "*#shape"] = 1.0,
     is_wide: bool = False,
 ) -> Float[Array, "*shape"]:
     """Compute the expectation of a function of a Gaussian variable.
@@ -72,7 +72,7 @@ def gaussian_expectation(
 
 
 def nan_unless_gaussian(
-    mean: Float[ArrayLike, "*shape"], variance: Float[ArrayLike, "*shape"]
+    mean: Float[ArrayLike, "*#shape"], variance: Float[ArrayLike, "*#shape"]
 ) -> Float[Array, "*shape"]:
     """A factor for expectations: 1, or NaN where a traced mean or variance is none of a Gaussian.
 
@@ -157,9 +157,9 @@ def hermite_coefficients(
 
 
 def gaussian_nodes(
-    kinks: Sequence[float] | Array,
-    mean: Float[ArrayLike, "*shape"],
-    variance: Float[ArrayLike, "*shape"],
+    kinks: Sequence[ArrayLike] | Array,
+    mean: Float[ArrayLike, "*#shape"],
+    variance: Float[ArrayLike, "*#shape"],
     *,
     is_wide: bool = False,
 ) -> tuple[Float[Array, "*shape nodes"], Float[Array, "*shape nodes"]]:

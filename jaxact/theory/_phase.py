@@ -92,7 +92,7 @@ class MeanField(NamedTuple):
 
 
 def mean_field(
-    activation: Any, *, sigma_w: Float[ArrayLike, "*shape"], sigma_b: Float[ArrayLike, "*shape"] = 0.0
+    activation: Any, *, sigma_w: Float[ArrayLike, "*#shape"], sigma_b: Float[ArrayLike, "*#shape"] = 0.0
 ) -> MeanField:
     """Predict what depth does to signals and gradients in a wide random network.
 
@@ -426,7 +426,10 @@ class CriticalPoint(NamedTuple):
 
 
 def critical_point(
-    activation: Any, *, sigma_b: float | None = None, q_star: Float[ArrayLike, "*shape"] | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, "*shape"] | None = None,
 ) -> CriticalPoint:
     """Find the edge of chaos: sigma_w^2 E f'(sqrt(q) z)^2 = 1 at the fixed point q = V(q).
 
@@ -531,12 +534,14 @@ def _critical_length(activation: Any, sigma_b: float) -> float | None:
     return found
 
 
-def _critical_scales(activation: Any, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _critical_scales(
+    activation: Any, q: Float[np.ndarray, "*shape"]
+) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
     """sigma_w^2 and sigma_b^2 that make each q a critical fixed point, in float64."""
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         value, slope = (np.asarray(each) for each in _second_moments(activation, jnp.asarray(q, jnp.float64)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return 1 / slope, q - value / slope
+        return np.asarray(1 / slope), np.asarray(q - value / slope)
 
 
 @partial(jax.jit, static_argnums=0)

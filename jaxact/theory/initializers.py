@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import Initializer
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.theory._checks import check_count, check_nonnegative, check_number, check_real
 from jaxact.theory._initialization import gain
@@ -232,7 +232,10 @@ def critical(
 
 
 def critical_gaussian(
-    activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, ""] | None = None,
 ) -> Initializer:
     """Draw independent weights at the edge of chaos.
 
@@ -266,7 +269,10 @@ def critical_gaussian(
 
 
 def critical_orthogonal(
-    activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, ""] | None = None,
 ) -> Initializer:
     """Draw orthogonal weights at the edge of chaos: `orthogonal` at the sigma_w of `critical_gaussian`.
 
@@ -299,7 +305,10 @@ def critical_orthogonal(
 
 
 def critical_delta_orthogonal(
-    activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, ""] | None = None,
 ) -> Initializer:
     """Draw convolutions at the edge of chaos: `delta_orthogonal` at the sigma_w of `critical_gaussian`.
 
@@ -329,7 +338,10 @@ def critical_delta_orthogonal(
 
 
 def critical_bias(
-    activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, ""] | None = None,
 ) -> Initializer:
     """Draw the biases that belong to the other critical initialisers; `critical` gives both.
 
@@ -358,7 +370,7 @@ def critical_bias(
     return bias(_critical(activation, sigma_b, q_star)[1])
 
 
-def scaled(initializer: Initializer, factor: float) -> Initializer:
+def scaled(initializer: Initializer, factor: Float[ArrayLike, ""]) -> Initializer:
     """Multiply what another initialiser draws.
 
         W = factor W_0,   W_0 as `initializer` draws it
@@ -398,7 +410,9 @@ class Branch(NamedTuple):
     last: Initializer
 
 
-def fixup(num_blocks: int, num_layers_per_branch: int, *, base: Initializer | None = None) -> Branch:
+def fixup(
+    num_blocks: int | np.integer, num_layers_per_branch: int | np.integer, *, base: Initializer | None = None
+) -> Branch:
     """Scale the kernels of residual branches so that a step changes the output as much at every depth.
 
         inner layers: num_blocks^(-1 / (2 m - 2)) W_0,   last layer: 0,   m = num_layers_per_branch
@@ -432,7 +446,7 @@ def fixup(num_blocks: int, num_layers_per_branch: int, *, base: Initializer | No
     return Branch(scaled(gaussian(2**0.5) if base is None else base, factor), _Constant(0.0))
 
 
-def skip_init(num_blocks: int | None = None) -> Initializer:
+def skip_init(num_blocks: int | np.integer | None = None) -> Initializer:
     """Start the multiplier of a residual branch, h' = h + alpha branch(h), at 0 or at num_blocks^(-1/2).
 
     De & Smith 2020, "Batch normalization biases residual blocks towards the identity function in deep networks",
@@ -481,9 +495,9 @@ def lsuv(
     params: Params,
     *,
     kernels: Callable[[Params], Any],
-    target: float = 1.0,
-    tol: float = 0.01,
-    max_steps: int = 10,
+    target: Float[ArrayLike, ""] = 1.0,
+    tol: Float[ArrayLike, ""] = 0.01,
+    max_steps: int | np.integer = 10,
 ) -> Params:
     """Rescale kernels layer by layer until every layer's output has a given variance on a batch of data.
 
@@ -691,7 +705,9 @@ def _floating(dtype: Any) -> Any:
     return dtype
 
 
-def _critical(activation: Any, sigma_b: float | None, q_star: float | None) -> tuple[float, float]:
+def _critical(
+    activation: Any, sigma_b: Float[ArrayLike, ""] | None, q_star: Float[ArrayLike, ""] | None
+) -> tuple[float, float]:
     """sigma_w and sigma_b at the edge of chaos."""
     if q_star is not None and np.ndim(q_star) != 0:
         raise ValueError(f"`q_star` must be one number, got {q_star}. Make an initialiser for each.")

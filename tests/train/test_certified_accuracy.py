@@ -131,7 +131,9 @@ def test_findings_choose_the_strength_with_the_best_certified_accuracy():
     broken["broken_certificates"].loc[
         {"approach": "penalty", "setting": 1, "seed": 0, "attack_radius": 0.5}
     ] = 2
-    assert any("2 certificates were broken" in sentence for sentence in CertifiedAccuracy.findings(broken))
+    assert any(
+        "The attack broke 2 certificates" in sentence for sentence in CertifiedAccuracy.findings(broken)
+    )
 
 
 def steep(approach, radius):

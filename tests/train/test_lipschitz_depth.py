@@ -69,7 +69,7 @@ def test_findings_state_the_gaps_of_a_known_result():
     )
     assert any("relu 10 / 63.1 / 1.0e5; tanh 10 / 63.1 / 1.0e5" in sentence for sentence in said)
     assert any("0.6 within a ball of radius 0.1." in sentence for sentence in said)
-    assert any("within a ball of radius 0.1: 2 s; ellipsoid, refined: 3 s" in sentence for sentence in said)
+    assert any("2 s (within a ball of radius 0.1); 3 s (ellipsoid, refined)" in sentence for sentence in said)
     assert said[0].topic == ""
     assert all(sentence.topic for sentence in said[1:])
     assert said[-1] == "lower <= ellipsoid <= closed form <= product on all 16 networks."

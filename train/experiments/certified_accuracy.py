@@ -232,13 +232,12 @@ class CertifiedAccuracy(TrainingStudy):
     @classmethod
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
         """The figures of the study, by name; one that has no number to show is left out."""
-        told = {"over": "seed", "centre": "mean", "x_scale": "linear", "format": ".0%", "column": "approach"}
+        told: dict[str, Any] = {"over": "seed", "centre": "mean", "column": "approach"}
+        told |= {"x_scale": "linear", "format": ".0%"}
         told["words"] = {"approach": CALLED.get, "setting": partial(_rank, result.sizes["setting"])}
-        drawn = {
-            **dict.fromkeys(("trade_off", "certified_accuracy"), result),
-            "attack": _attacked_best(result),
-        }
-        charts = {name: draw.measured(drawn[name], **told | said) for name, said in _figures(result).items()}
+        drawn = {"attack": _attacked_best(result)}
+        figures = _figures(result).items()
+        charts = {name: draw.measured(drawn.get(name, result), **told | said) for name, said in figures}
         return {name: chart for name, chart in charts.items() if chart is not None}
 
     @classmethod
@@ -358,8 +357,9 @@ def _on_grid(result: xr.Dataset, radius: float) -> float:
 
     What is certified within a larger radius is certified within this one; within a smaller one it need not be.
     """
-    grid = np.sort(result["radius"].to_numpy())
-    return float(grid[min(np.searchsorted(grid, radius), len(grid) - 1)])
+    grid = result["radius"].to_numpy()
+    larger = grid[grid >= radius]
+    return float(larger.min() if len(larger) else grid.max())
 
 
 def _quoted(result: xr.Dataset) -> list[float]:
@@ -394,6 +394,8 @@ def _rank(count: int, setting: int) -> str:
 def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
     seeds, middle = runs.seeds(result), _middle(result)[1]
     best = f"At the strength with the best certified accuracy at radius {middle:g}"
+    sides = {"attacked_accuracy": "at most: under attack", "certified_among_attacked": "at least: certified"}
+    axes = {"value": "Clean test accuracy", "median_radius": "Median certified radius"}
     return {
         "trade_off": {
             "values": "test_accuracy",
@@ -401,11 +403,7 @@ def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
             "series": "approach",
             "column": None,
             "tooltip": ("strength", "lipschitz"),
-            "labels": {
-                "value": "Clean test accuracy",
-                "median_radius": "Median certified radius",
-                "lipschitz": "K",
-            },
+            "labels": axes | {"approach": "Approach", "lipschitz": "K"},
             "size": (420, 280),
             "title": "What does a certified radius cost in clean accuracy?",
             "subtitle": f"Each point a strength of the approach: mean over {seeds}, bars from lowest to highest",
@@ -428,10 +426,7 @@ def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
             "can bring the accuracy lower. Tighter settings start lower and fall later.",
         },
         "attack": {
-            "values": {
-                "attacked_accuracy": "at most: under attack",
-                "certified_among_attacked": "at least: certified",
-            },
+            "values": sides,
             "x": "attack_radius",
             "series": "quantity",
             "labels": {"value": "Test accuracy", "attack_radius": "Radius", "quantity": "Accuracy"},
@@ -457,8 +452,7 @@ def _strengths(approach: str, table: pd.DataFrame) -> str:
     """Accuracy, constant and radius at every strength of an approach."""
     rows = table[["strength", "test accuracy", "K", "median radius"]].itertuples(index=False, name=None)
     said = [
-        (f"at {strength:g}: " if strength else "")
-        + f"{clean:.3f} (K {bound:.3g}, median radius {radius:.2f})"
+        f"{f'at {strength:g}: ' * bool(strength)}{clean:.3f} (K {bound:.3g}, median radius {radius:.2f})"
         for strength, clean, bound, radius in rows
     ]
     return f"{words.capital(CALLED[approach])}, clean test accuracy: {'; '.join(said)}."
@@ -468,7 +462,7 @@ def _broken(result: xr.Dataset) -> str:
     broken = int(result["broken_certificates"].sum())
     tried = words.count(int(result["certified_among_attacked"].notnull().sum()), "attack")
     if broken:
-        return f"{words.count(broken, 'certificate')} were broken by the attack: report it."
+        return f"The attack broke {words.count(broken, 'certificate')}: report it."
     held = "no input changed its class within its certified radius"
     return f"No certificate was broken: in {tried} on networks, {held}."
 

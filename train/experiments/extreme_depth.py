@@ -177,14 +177,9 @@ class ExtremeDepth(TrainingStudy):
     @classmethod
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
         """The figures of the study, by name; one that has no number to show is left out."""
-        told = {
-            "x": "position",
-            "column": "weights",
-            "over": "seed",
-            "x_format": ".0%",
-            "most": len(POSITIONS),
-        }
-        told |= {"point_field": None, "words": {"depth": "{:,} layers".format, "weights": _law}}
+        told: dict[str, Any] = {"x": "position", "x_format": ".0%", "column": "weights", "over": "seed"}
+        told |= {"most": len(POSITIONS), "point_field": None}
+        told["words"] = {"depth": "{:,} layers".format, "weights": _law}
         drawn = _prepared(result)
         charts = {name: draw.measured(drawn, **told | said) for name, said in _figures(drawn).items()}
         return {name: chart for name, chart in charts.items() if chart is not None}
@@ -384,19 +379,15 @@ def _summary(result: xr.Dataset) -> pd.DataFrame:
     """A row for each network that was measured, medians over seeds; the depths of each kind of weights in order."""
     result = result.sortby("depth")
     accuracy, gradient = result["test_accuracy"], result["log10_gradient_norm"].astype(float)
-    predicted = result["log10_singular_value_theory"]
+    arriving, predicted = _resolved(result).notnull(), result["log10_singular_value_theory"]
+    first = gradient.isel(position=0, drop=True)
+    steps = result["steps_to_threshold"].fillna(np.inf)  # not reached: later than any step
     columns = {
         "final test accuracy": accuracy.isel(step=-1, drop=True).fillna(0).median("seed"),  # diverged: none
-        "steps to threshold": result["steps_to_threshold"]
-        .fillna(np.inf)
-        .median("seed"),  # later than any step
-        "share of directions within 1e-5 of the largest": _resolved(result)
-        .notnull()
-        .mean(["seed", "example", "mode"]),
+        "steps to threshold": steps.median("seed"),
+        "share of directions within 1e-5 of the largest": arriving.mean(["seed", "example", "mode"]),
         "the same by theory": (predicted > predicted.max("mode") + _RESOLUTION).mean("mode"),
-        "log10 gradient, first over last layer": gradient.isel(position=0, drop=True)
-        .median("seed")
-        .clip(_FLOOR),
+        "log10 gradient, first over last layer": first.median("seed").clip(_FLOOR),
         "seconds a step": result["step_seconds"],
     }
     is_measured = accuracy.notnull().any(["seed", "step"]) | gradient.notnull().any(["seed", "position"])

@@ -147,7 +147,7 @@ class LipschitzDepth(TrainingStudy):
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
         """The figures of the study, by name; one that has no number to show is left out."""
         shown, called = _prepared(result), {"bound": _called(result).get, "phase": runs.PHASES.get}
-        told = {"x": "depth", "x_scale": "doubling", "series": "bound", "column": "block"}
+        told: dict[str, Any] = {"x": "depth", "x_scale": "doubling", "series": "bound", "column": "block"}
         told["words"] = {**called, "block": block_name}
         charts = {name: draw.measured(shown, **told | said) for name, said in _figures(shown).items()}
         return {name: chart for name, chart in charts.items() if chart is not None}
@@ -157,13 +157,12 @@ class LipschitzDepth(TrainingStudy):
         """Say in sentences what the study found, the verdict first."""
         values = result["lipschitz_log10"].astype(float)
         if not bool(values.sel(phase="trained").notnull().any()):
-            return [Finding("Nothing to conclude: no trained network of this study has a bound.")]
-        called = _called(result)
+            nothing = "Nothing to conclude: no trained network of this study has a bound."
+            return [Finding(each) for each in (nothing, _diverged(values)) if each]
+        called, blocks = _called(result), values["block"]
         said = {
             "": [_verdict(values)],
-            "At least / ellipsoid / product, trained": [
-                _of_block(values.sel(block=one)) for one in values["block"]
-            ],
+            "At least / ellipsoid / product, trained": [_of_block(values.sel(block=one)) for one in blocks],
             "What training changes": [_training(values)],
             "Within a ball": [_local(values, called)],
             "Time": [_times(result["bound_time"].astype(float), called)],
@@ -257,7 +256,9 @@ class _Bounded:
         found = {}
         for index, (name, given) in enumerate(sorted(wanted.items(), key=lambda item: "radius" in item[1])):
             report((index + 1) / (len(wanted) + 1), name)
-            region = {"region": Ball(self.point, given["radius"])} if "radius" in given else {}
+            region: dict[str, Any] = (
+                {"region": Ball(self.point, given["radius"])} if "radius" in given else {}
+            )
             certificate = certify(function, self.point, num_steps=given["num_steps"], **region)
             found[name] = certificate.log10, certificate.seconds
         everywhere = found["ellipsoid"][0]  # what holds everywhere holds in a ball
@@ -399,16 +400,16 @@ def _local(values: xr.DataArray, called: dict[str, str]) -> str:
 def _times(seconds: xr.DataArray, called: dict[str, str]) -> str:
     deep = _deepest(seconds)
     parts = [
-        f"{called[name]}: {_middle(deep.sel(bound=name), '.2g')} s" for name in runs.names(deep, "bound")
+        f"{_middle(deep.sel(bound=name), '.2g')} s ({called[name]})" for name in runs.names(deep, "bound")
     ]
     said = f"Depth {int(deep['depth'])}, median, of certificates with what is compiled on the way"
     return f"{said}: {'; '.join(parts)}."
 
 
 def _diverged(values: xr.DataArray) -> str:
-    count = int(values.isnull().all("bound").sel(phase="trained").sum())
-    total = int(values.sel(phase="initial").notnull().any("bound").sum())
-    said = f"{count} of {words.count(total, 'network')} diverged in training and have no bound after it."
+    before, after = (values.sel(phase=phase).notnull().any("bound") for phase in runs.PHASES)
+    count, total = int((before & ~after).sum()), words.count(int(before.sum()), "network")
+    said = f"{count} of {total} diverged in training and have no bound after it."
     return said if count else ""
 
 

@@ -84,6 +84,14 @@ def test_a_broken_order_and_a_diverged_network_are_said_not_hidden():
     assert "is broken 1 times" in said[-1]
     assert said[-2] == "1 of 8 networks diverged in training and have no bound after it."
     assert len(LipschitzDepth.tables(result)["Every network"]) == 15
+    result["lipschitz_log10"].loc[{"block": "pre_activation-bn", "activation": "tanh", "depth": 8}] = np.nan
+    said = LipschitzDepth.findings(result)  # what was not measured has not diverged
+    assert said[-2] == "1 of 7 networks diverged in training and have no bound after it."
+    result["lipschitz_log10"].loc[{"phase": "trained"}] = np.nan
+    assert LipschitzDepth.findings(result) == [
+        "Nothing to conclude: no trained network of this study has a bound.",
+        "7 of 7 networks diverged in training and have no bound after it.",
+    ]
 
 
 def test_figures_show_every_bound_and_leave_out_what_was_not_measured():

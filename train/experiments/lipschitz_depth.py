@@ -256,9 +256,7 @@ class _Bounded:
         found = {}
         for index, (name, given) in enumerate(sorted(wanted.items(), key=lambda item: "radius" in item[1])):
             report((index + 1) / (len(wanted) + 1), name)
-            region: dict[str, Any] = (
-                {"region": Ball(self.point, given["radius"])} if "radius" in given else {}
-            )
+            region = {"region": Ball(self.point, given["radius"])} if "radius" in given else {}
             certificate = certify(function, self.point, num_steps=given["num_steps"], **region)
             found[name] = certificate.log10, certificate.seconds
         everywhere = found["ellipsoid"][0]  # what holds everywhere holds in a ball

@@ -311,6 +311,7 @@ def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
             "row": "phase",
             "over": ("seed", "activation"),
             "scale": "linear",
+            "x_scale": "linear",  # so that a constant factor a layer is a straight line
             "labels": {"value": "Certificate over ascent (orders of magnitude)", "bound": "Certificate"},
             "size": (255, 150),
             "title": "How loose is each certificate?",

@@ -9,7 +9,7 @@ from math import inf
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.activations._activation import Activation, Interval
 from jaxact.activations._registry import ZOO
@@ -99,7 +99,7 @@ class _Derivative:
 
     fn: Callable[[Array], Array]
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def __call__(self, x: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
         return jax.jvp(self.fn, (x,), (jnp.ones_like(x),))[1]
 
 

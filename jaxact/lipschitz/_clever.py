@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +137,7 @@ def _log_likelihood(samples: np.ndarray, fit: tuple[float, float, float]) -> flo
     return float(stats.weibull_max.logpdf(samples, shape, location, scale).sum())
 
 
-def _check(center: ArrayLike, radius: float, num_groups: int, group_size: int) -> None:
+def _check(center: Any, radius: Any, num_groups: Any, group_size: Any) -> None:
     if isinstance(center, jax.core.Tracer):
         raise TypeError(f"`center` must be concrete, got {center}. Call clever outside jit, vmap and grad.")
     if not 0 < radius < np.inf:

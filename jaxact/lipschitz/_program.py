@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import jax
@@ -400,23 +400,7 @@ Region: TypeAlias = Ball | Box
 Scalar: TypeAlias = float | np.floating | Float[Array, "*batch"]  # with a batch axis under vmap
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("value", "log"),
-    meta_fields=(
-        "method",
-        "norm",
-        "region",
-        "certified",
-        "assumptions",
-        "factors",
-        "seconds",
-        "history",
-        "sizes",
-        "by_norms_beyond",
-        "is_global",
-    ),
-)
+@jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False)
 class Certificate:
     """An upper bound on a Lipschitz constant and what it rests on: the result of all that bound a function.
@@ -494,6 +478,19 @@ class Certificate:
         return self.value >= _number(other)
 
     __hash__ = object.__hash__  # as a value, equal numbers are found by `value`
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The numbers by name, and the rest in the order of the fields."""
+        numbers = (jax.tree_util.GetAttrKey("value"), self.value), (jax.tree_util.GetAttrKey("log"), self.log)
+        return numbers, tuple(getattr(self, each.name) for each in fields(self)[len(numbers) :])
+
+    @classmethod
+    def tree_unflatten(cls, rest: tuple[Any, ...], numbers: Sequence[Any]) -> Certificate:
+        """Past `__init__`, for JAX puts shapes and placeholders where the numbers go."""
+        certificate = object.__new__(cls)
+        for each, value in zip(fields(cls), (*numbers, *rest), strict=True):
+            object.__setattr__(certificate, each.name, value)
+        return certificate
 
 
 def _number(other: Any) -> Any:

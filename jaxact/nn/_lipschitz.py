@@ -252,7 +252,7 @@ class OrthogonalConv(nnx.Module):
         W = self.bound * _semi_orthogonal(self.weight[...])
         return W.T @ taps if self.is_wide else taps @ W
 
-    def __call__(self, x: Float[Array, "batch *space in"]) -> Float[Array, "batch *space out"]:
+    def __call__(self, x: Float[Array, "batch *space in"]) -> Float[Array, "batch *space_out out"]:
         """The convolution of a batch of images."""
         padding: Any = self.padding
         if padding == "CIRCULAR":

@@ -84,7 +84,8 @@ class _Network(nnx.Module):
 
     def pool(self, h: Float[Array, "*batch_and_hidden"]) -> Float[Array, "*batch width"]:
         """One vector an input: the mean over spatial axes, where there are any."""
-        return h.mean(axis=tuple(range(1, h.ndim - 1))) if h.ndim > 2 else h
+        num_spatial = self.embed.kernel.ndim - 2  # not that of h, which may have no batch axis
+        return h.mean(axis=tuple(range(-1 - num_spatial, -1))) if num_spatial else h
 
     @full_precision
     def log_lipschitz(

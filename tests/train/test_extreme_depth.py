@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from train.experiments._extreme_depth_programs import angle_map
 
 from jaxact import activations, theory
 from train import results
-from train.experiments._extreme_depth_programs import angle_map
 from train.experiments.extreme_depth import ExtremeDepth
 
 STUDY = ExtremeDepth(

@@ -1,6 +1,7 @@
 """Optimisers: optax's own with the numbers asked for, scheduled, clipped, at traced rates; bad fields are refused."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 import chex
@@ -280,9 +281,8 @@ def test_equal_settings_are_one_key():
     ],
 )  # fmt: skip
 def test_fields_out_of_range_are_refused_with_field_value_and_rule(kind, fields, rule):
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match="^" + re.escape(f"`optimizer.{next(iter(fields))}` {rule}")):
         kind(**fields)
-    assert str(refusal.value).startswith(f"`optimizer.{next(iter(fields))}` {rule}")
 
 
 def test_a_warm_up_must_end_within_the_budget():

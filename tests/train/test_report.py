@@ -22,8 +22,8 @@ from train.experiments.depth_sweep import CELL, DepthSweep
 from train.report import write_report
 
 FIGURES = (
-    "test_accuracy", "test_accuracy_by_depth", "steps_to_threshold", "jacobian_spectrum", "condition_number", "lipschitz_bounds",
-    "gradient_norms", "second_moment", "loss", "inactive_units",
+    "test_accuracy", "test_accuracy_by_depth", "steps_to_threshold", "jacobian_spectrum", "condition_number",
+    "lipschitz_bounds", "gradient_norms", "second_moment", "loss", "inactive_units",
 )  # fmt: skip
 
 

@@ -1,1 +1,66 @@
-"""jaxact: activation functions, initialisation and residual blocks, in theory and by measurement."""
+"""jaxact: activation functions, initialisation and residual blocks, in theory and by measurement.
+
+The packages below are imported when they are first asked for: `import jaxact; jaxact.activations.relu`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxact import (
+        activations,
+        adapters,
+        cache,
+        errors,
+        fit,
+        lipschitz,
+        nn,
+        numerics,
+        probes,
+        theme,
+        theory,
+    )
+
+    __version__: str
+
+__all__ = [
+    "activations",
+    "adapters",
+    "cache",
+    "errors",
+    "fit",
+    "lipschitz",
+    "nn",
+    "numerics",
+    "probes",
+    "theme",
+    "theory",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Not at the top: jax takes a second, flax another, and who wants activations needs no flax.
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        return _version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _version() -> str:
+    """The version that is installed; from a bare checkout, the one that it would install."""
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, version
+    from pathlib import Path
+
+    try:
+        return version(__name__)
+    except PackageNotFoundError:
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        return tomllib.loads(project.read_text())["project"]["version"] if project.exists() else "0+unknown"

@@ -1,11 +1,13 @@
 """The command line: facts as tables and JSON, rankings, figures, and errors that say what to write."""
 
+import ast
 import builtins
+import contextlib
+import io
 import json
 import math
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -117,113 +119,70 @@ def test_list_names_the_zoo(call):
 
 @pytest.fixture(scope="module")
 def ranking():
+    zoo = [activations.parse(name) for name in ("tanh", "relu", "sigmoid")]
+    return theory.compare(zoo, depth=64, sigma_b=SIGMA_B, shaping=())
+
+
+@pytest.fixture(scope="module")
+def in_print(ranking):
     from jaxact._cli import _compare
 
-    rows, missing = [], []
-    for name in ("tanh", "relu", "sigmoid"):
-        found = _compare.predict(activations.parse(name), depth=64, sigma_b=SIGMA_B)
-        rows += found[0]
-        missing += found[1]
-    return _compare.rank(rows), missing
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        _compare._print(ranking, 64)
+    return out.getvalue()
 
 
-def the(rows, activation, initialisation, weights, sigma_b=0.0):
-    (row,) = (
-        row
-        for row in rows
-        if row["activation"] == activation
-        and initialisation in row["initialisation"].split(" = ")
-        and row["weights"] == weights
-        and row["sigma_b"] == pytest.approx(sigma_b)
-    )
-    return row
+@pytest.mark.parametrize(
+    "words",
+    [
+        "  1. tanh (critical = lecun, orthogonal): Signals shrink",
+        "-  tanh, variance-preserving: `activation` must reach",
+        "-  relu, critical, sigma_b = 0.22361: `sigma_b` = 0.223607 has no critical point for relu",
+        "Try another --sigma-b.",
+        "Gradients keep their size; inputs become indistinguishable after ",
+        "polynomially",
+        "50 % of them are 0",
+        "squared gradients shrink by 6x a layer: 10^-49.8 over 64 layers",
+        "the first of them, tanh (critical = lecun, orthogonal), in Flax NNX:",
+        '    "kernel_init": initializers.critical_orthogonal(f),',
+    ],
+)
+def test_compare_prints_a_ranking_with_sentences_and_the_code_of_the_first(in_print, words):
+    assert words in in_print
 
 
-def test_dynamical_isometry_leads_and_flat_sigmoids_trail(ranking):
-    rows, _ = ranking
-    first = the(rows, "tanh", "critical", "orthogonal")
-    assert first["rank"] == 1
-    assert {row["activation"] for row in rows if row["rank"] > len(rows) - 2} == {"sigmoid"}
-    assert [row["score"] for row in rows] == sorted(row["score"] for row in rows)
-    for row in rows:
-        parts = [row[f"{part}_decades"] for part in ("gradient", "input", "conditioning")]
-        assert row["score"] == pytest.approx(sum(parts))
+def test_sentences_say_what_is_lost_altogether(ranking):
+    from jaxact._cli._why import why
 
-
-def test_he_initialisation_is_critical_and_its_correlations_creep_to_one(ranking):
-    rows, missing = ranking
-    row = the(rows, "relu", "variance-preserving", "gaussian")
-    assert row is the(rows, "relu", "critical", "gaussian")
-    assert (row["phase"], row["xi_c"], row["xi_gradient"]) == ("critical", "inf", "inf")
-    assert row["growth_decades"] == pytest.approx(0, abs=1e-10)
-    # Cho & Saul 2009: the correlation map of relu in closed form, 64 times.
-    c = np.array([0.0, 0.9])
-    for _ in range(64):
-        c = (np.sqrt(1 - c**2) + c * (np.pi - np.arccos(c))) / np.pi
-    assert 1 - row["correlation_end"] == pytest.approx(1 - c[0], rel=5e-3)
-    assert row["contrast_left"] == pytest.approx((c[1] - c[0]) / 0.9, rel=5e-3)
-    assert row["why"].startswith("Gradients keep their size; inputs become indistinguishable after ")
-    assert "polynomially" in row["why"]
-    assert "50 % of them are 0" in row["why"]
-    assert row["zero_probability"] == pytest.approx(0.5, abs=1e-12)
-    assert any(
-        each["activation"] == "relu" and each["initialisation"] == "critical, sigma_b = 0.22361"
-        for each in missing
-    )
-
-
-def test_gradients_of_small_weights_vanish_at_the_rate_of_their_scale(ranking):
-    rows, _ = ranking
-    row = the(rows, "relu", "pytorch", "gaussian")
-    assert row["chi"] == pytest.approx(1 / 6)
-    assert row["growth_decades"] == pytest.approx(-64 * math.log10(6))
-    assert row["xi_c"] is None  # nothing of finite length is left to correlate
-    assert "squared gradients shrink by 6x a layer: 10^-49.8 over 64 layers" in row["why"]
-    assert "Signals shrink" in row["why"]
-
-
-def test_gaussian_weights_of_a_linear_network_cost_what_fuss_and_catalan_say(ranking):
-    rows, _ = ranking
-    # Of 64 Gaussian matrices, lambda_max = 65^65 / 64^64; tanh of vanishing signals is all but linear.
-    row = the(rows, "tanh", "pytorch", "gaussian")
-    assert row["largest_over_rms"] == pytest.approx(
-        math.exp((65 * math.log(65) - 64 * math.log(64)) / 2), rel=1e-6
-    )
-
-
-def test_the_way_is_that_of_quadrature_in_the_plane():
-    from jaxact._cli import _compare
-
-    starts, _ = _compare._starts(activations.tanh, SIGMA_B)
-    sigma_w, sigma_b = np.array([[start.sigma_w, start.sigma_b] for start in (*starts, *starts)][:5]).T
-    _, path = _compare.follow(activations.tanh, 64, sigma_w, sigma_b)
-    with jax.enable_x64(True):
-        found = jax.jit(
-            lambda: theory.correlation_map(
-                activations.tanh, path.c[5].T, q=path.q[5], sigma_w=sigma_w, sigma_b=sigma_b
-            )
-        )()
-    np.testing.assert_allclose(1 - path.c[6].T, 1 - np.asarray(found), rtol=1e-10)
-
-
-def test_compare_prints_a_ranking_with_sentences(ranking, capsys):
-    from jaxact._cli import _compare
-
-    _compare._print(*ranking, 64)
-    out = capsys.readouterr().out
-    assert "  1. tanh (critical = lecun, orthogonal): Signals shrink" in out
-    assert "-  tanh, variance-preserving: `activation` must reach" in out
+    row = ranking.ranking[0]
+    lost = row._replace(contrast_left=math.nan, largest_over_rms=math.nan)
+    overflown = lost._replace(q_end=math.inf, growth_decades=math.inf)
+    assert why(overflown) == "Signals overflow; gradients overflow."
+    vanished = lost._replace(q_end=0.0, growth_decades=-math.inf, gradient_decades=math.inf)
+    assert why(vanished) == "Signals shrink (0x the variance); gradients vanish altogether."
 
 
 def test_compare_prints_strict_json(call, ranking):
-    status, out, err = call("compare", "tanh", "tanh", "--json")
+    from jaxact._cli import _compare
+
+    status, out, err = call("compare", "tanh", "tanh", "--shaping", "none", "--json")
     assert (status, err) == (0, "")
     found = strict(out)
     assert found["depth"] == 64
     assert found["score"].startswith("decades lost over the depth")
-    expected = [{**row, "rank": None} for row in ranking[0] if row["activation"] == "tanh"]
-    assert [{**row, "rank": None} for row in found["ranking"]] == expected
-    assert [row["rank"] for row in found["ranking"]] == list(range(1, len(expected) + 1))
+    expected = [_compare._row(row) for row in ranking.ranking if row.activation == activations.tanh]
+    assert found["ranking"] == [{"rank": rank} | row for rank, row in enumerate(expected, 1)]
+    assert all(f"range({found['depth']})" in row["code"] for row in found["ranking"])
+
+
+def test_compare_tries_every_way_by_default(call):
+    status, out, _ = call("compare", "relu", "--weights", "orthogonal", "--depth", 32, "--json")
+    assert status == 0
+    code = {row["initialisation"]: row["code"] for row in strict(out)["ranking"]}
+    assert set(code) == {"variance-preserving = critical", "dks", "tat"}
+    for method in ("dks", "tat"):
+        assert f'f = theory.shape(activations.relu, 32, method="{method}")' in code[method]
 
 
 BOTH = ["gaussian", "orthogonal"]
@@ -249,45 +208,12 @@ def test_lists_of_compare_leave_the_names_alone(monkeypatch, words, names, weigh
     assert (options.names, options.weights, options.sigma_b) == (names, weights, sigma_b)
 
 
-def test_shaped_activations_are_compared_as_what_the_shaping_makes_of_them(monkeypatch):
-    from jaxact._cli import _compare
-
-    monkeypatch.setattr(
-        _compare, "_starts", lambda *_: ([], [])
-    )  # the other initialisations have their own test
-    shaped = partial(_compare.predict, depth=32, weights=("gaussian",))
-    rows, missing = shaped(activations.relu, shaping=("dks", "tat"))
-    dks, tat = rows
-    assert [(row["activation"], row["sigma_w"]) for row in rows] == [("relu", 1.0)] * 2
-    assert (dks["initialisation"], tat["initialisation"], missing) == ("dks", "tat", [])
-    # Martens et al. 2021: C'(1)^depth = zeta; Zhang et al. 2022: C'(1) = 1, and C composed takes 0 to eta.
-    assert dks["growth_decades"] == pytest.approx(np.log10(1.5), abs=1e-9)
-    assert tat["growth_decades"] == pytest.approx(0, abs=1e-9)
-    assert tat["correlation_end"] == pytest.approx(0.9, abs=1e-3)
-    rows, (missing,) = shaped(activations.hard_tanh, shaping=("tat",))
-    assert (rows, missing["initialisation"]) == ([], "tat")
-    assert "finite C''(1)" in missing["reason"]
-
-
 @pytest.mark.parametrize("name", ["describe", "compare", "certify", "list"])
 def test_help_of_a_command_is_its_own(call, name):
     status, out, err = call("help", name)
     assert (status, err) == (0, "")
     assert out.startswith(f"usage: python -m jaxact {name} ")
     assert out == call(name, "--help")[1]
-
-
-def test_signals_that_overflow_lose_everything():
-    from jaxact._cli import _compare
-
-    q, growing = np.array([1.0, np.inf, np.inf]), dict.fromkeys(theory.MeanField._fields, math.nan)
-    c, chi = np.array([[0.0, 0.9], [0.5, 0.9], [np.nan, np.nan]]), np.array([2.0, np.inf])
-    start = _compare.Start(("lecun",), 2.0, 0.0, True)
-    row = _compare._row(
-        activations.relu_squared, start, "gaussian", growing | {"q_star": math.inf}, q, c, chi
-    )
-    assert row["score"] == math.inf
-    assert row["why"] == "Signals overflow; gradients overflow."
 
 
 @pytest.mark.parametrize(
@@ -371,17 +297,6 @@ def test_help_is_printed_without_importing_jax():
     assert "the ladder, all in the Euclidean norm" in done.stdout
 
 
-def test_signals_that_vanish_in_floating_point_have_no_singular_values():
-    from jaxact._cli import _compare
-
-    q, gone = np.array([1.0, 0.0, 0.0]), dict.fromkeys(theory.MeanField._fields, 0.0)
-    c, chi = np.array([[0.0, 0.9], [np.nan, np.nan], [np.nan, np.nan]]), np.array([0.5, 0.0])
-    start = _compare.Start(("pytorch",), 3**-0.5, 0.0, True)
-    row = _compare._row(activations.relu_squared, start, "gaussian", gone, q, c, chi)
-    assert (row["q_end"], row["largest_over_rms"], row["score"]) == (0, None, math.inf)
-    assert row["why"] == "Signals shrink (0x the variance); gradients vanish altogether."
-
-
 @pytest.mark.parametrize("depth", ["10001", "9" * 23, "9" * 5000])
 def test_depths_that_no_memory_holds_are_refused(call, depth):
     status, out, err = call("compare", "relu", "--depth", depth)
@@ -420,3 +335,23 @@ def test_remedies_are_those_of_the_command_line(call):
     assert "Try another --sigma-b." in out
     assert "q_star instead" not in out
     assert "0, on an interval" in out
+
+
+@pytest.mark.parametrize(("word", "shaping"), [("none", []), ("tat", ["tat"]), ("dks,tat", ["dks", "tat"])])
+def test_shaping_narrows_what_is_tried(monkeypatch, word, shaping):
+    from jaxact._cli import _compare
+
+    seen = []
+    monkeypatch.setattr(_compare, "run", lambda options: seen.append(options.shaping) or 0)
+    assert main(["compare", "relu", "--shaping", word]) == 0
+    assert main(["compare", "relu"]) == 0
+    assert seen == [shaping, ["dks", "tat"]]
+
+
+def test_commands_import_no_private_module_of_another_package():
+    package = ROOT / "jaxact"
+    for file in (*(package / "_cli").glob("*.py"), package / "__main__.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            parts = node.module.split(".")[1:] if isinstance(node, ast.ImportFrom) and node.module else []
+            is_private = any(part.startswith("_") for part in parts)
+            assert not is_private or parts[0] in ("_cli", "_cache"), f"{file.name}: {node.module}"

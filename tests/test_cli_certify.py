@@ -6,138 +6,21 @@ import json
 import math
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from user_models import U, V, write_modules
 
 from jaxact.__main__ import main
-from jaxact._cli import _certify
-
-#: A network of two inputs, whose linear pieces are sectors.
-V = np.array([[1.0, 2.0], [-1.0, 0.5], [0.3, -1.0], [2.0, -0.7], [-0.5, -0.5]])
-U = np.array([[1.0, -0.5, 2.0, 0.1, -1.0], [0.5, 1.0, -0.3, 1.0, 0.7]])
-SECTORS = f"""
-import jax, numpy as np
-print("a module may print")
-V, U = np.array({V.tolist()}, np.float32), np.array({U.tolist()}, np.float32)
-
-def model(x):
-    return U @ jax.nn.relu(V @ x)
-"""
-
-BARE = """
-import functools
-import jax, jax.numpy as jnp
-
-calls = []
-number = 3
-
-def square(x):
-    return x ** 2
-
-def product(x):
-    return x[:2] * x[2:]
-
-def ranked(x):
-    return jnp.sort(x)
-
-def classes(x):
-    return jnp.argmax(x)
-
-def identity(x):
-    return x
-
-def only_batches(x):
-    n, k = x.shape
-    return x * 2
-
-def diverged(x):
-    return x @ jnp.full((3, 2), jnp.nan)
-
-def nothing(x):
-    return ()
-
-def broken(x):
-    raise RuntimeError("not today")
-
-def factory():
-    calls.append(1)
-    return lambda x: 3 * x
-
-def bad_factory():
-    return 1 / 0
-
-def returns_number():
-    return 5
-
-class NeedsWidth:
-    def __init__(self, width):
-        self.width = width
-
-many = lambda *x: x[0]
-"""
-
-NNX = """
-import numpy as np
-from flax import nnx
-
-class Model(nnx.Module):
-    def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.linear = nnx.Linear(3, 4, rngs=rngs)
-        self.norm = nnx.BatchNorm(4, rngs=rngs)
-        self.norm.var[...] = np.arange(1.0, 5.0, dtype=np.float32)
-        self.drop = nnx.Dropout(0.5, rngs=rngs)
-
-    def __call__(self, x):
-        n, k = x.shape
-        return self.drop(self.norm(self.linear(x)))
-
-class Pooled(nnx.Module):
-    def __call__(self, x):
-        return x.mean(0)
-
-model = Model()
-pooled = Pooled()
-layer = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-"""
-
-LINEN = """
-import jax, jax.numpy as jnp
-from flax import linen
-
-module = linen.Dense(2)
-pair = module, module.init(jax.random.key(0), jnp.zeros((1, 3)))
-triple = (*pair, 1)
-"""
-
-EQUINOX = """
-import equinox as eqx, jax
-
-def model():
-    keys = jax.random.split(jax.random.key(0))
-    return eqx.nn.Sequential([eqx.nn.Linear(3, 2, key=keys[0]), eqx.nn.Dropout(0.5)])
-"""
+from jaxact._cli import _certify_tables, _verdict
+from jaxact.lipschitz import Ladder, Rung, _ladder
 
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory):
     """The modules of this file in the current directory, whence they are imported."""
     folder = tmp_path_factory.mktemp("models")
-    package = folder / "certify_package"
-    package.mkdir()
-    files = {"sectors": SECTORS, "bare": BARE, "nnx": NNX, "linen": LINEN, "equinox": EQUINOX}
-    files |= {
-        "exits": "import sys\nsys.exit(1)\n",
-        "lacks": "import certify_no_such_thing\n",
-        "fails": "x = 1\ny = x / 0\n",
-        "typo": "def model(x)\n    return x\n",
-    }
-    for name, text in files.items():
-        (folder / f"certify_{name}.py").write_text(text)
-    (package / "__init__.py").write_text("")
-    (package / "inner.py").write_text("class Space:\n    model = staticmethod(lambda x: 2 * x)\n")
+    write_modules(folder)
     np.save(folder / "center.npy", np.ones((1, 3)))
     np.save(folder / "inputs.npy", np.ones((2, 3)))
     np.save(folder / "wrong.npy", np.ones(4))
@@ -146,8 +29,8 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("sys.path", [*sys.path])
-        patch.setattr(_certify, "_NUM_CROSSINGS", 0)  # which takes long to compile
-        patch.setattr(_certify, "_GROUP_SIZE", 5)
+        patch.setattr(_ladder, "_NUM_CROSSINGS", 0)  # which takes long to compile
+        patch.setattr(_ladder, "_GROUP_SIZE", 5)
         yield folder
 
 
@@ -181,11 +64,8 @@ def ladder():
 @pytest.fixture
 def without_estimate(monkeypatch):
     """CLEVER compiles a second search, which most tests do not look at."""
-    monkeypatch.setattr(
-        _certify,
-        "_estimated",
-        lambda fn, where, *_: _certify._missing("CLEVER", "estimate", where, "not asked"),
-    )
+    not_asked = lambda fn, where, *_: Rung("CLEVER", "estimate", where, missing="not asked")  # noqa: E731
+    monkeypatch.setattr(_ladder, "_estimated", not_asked)
 
 
 def rungs(found, region=None):
@@ -244,8 +124,8 @@ def test_the_tables_fit_a_terminal_of_80_columns(ladder, monkeypatch):
     from rich.console import Console
 
     out = io.StringIO()
-    monkeypatch.setattr(_certify, "console", lambda: Console(file=out, width=80, highlight=False))
-    _certify._print(ladder)
+    monkeypatch.setattr(_certify_tables, "console", lambda: Console(file=out, width=80, highlight=False))
+    _certify_tables.print_ladder(ladder)
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
@@ -279,81 +159,9 @@ def test_in_a_ball_the_square_is_as_steep_as_its_edge(without_estimate):
     (everywhere,) = rungs(found).values()
     assert everywhere["value"] is None
     assert everywhere["kind"] == "refused"
-    assert _certify._cells(everywhere, [])[1:4] == ["none", "", "refused"]
+    assert _certify_tables._cells(everywhere, [])[1:4] == ["none", "", "refused"]
     assert "integer_pow" in everywhere["missing"]
     assert "the Lipschitz constant in the ball" in found["verdict"]
-
-
-def test_in_a_box_every_entry_keeps_to_its_interval():
-    box = _certify.Box(np.full(2, -1.0), np.full(2, 3.0))
-    with jax.enable_x64(True):
-        inside, scale = _certify._inside(box, jnp.float64)
-        np.testing.assert_array_equal(inside(jnp.array([5.0, -0.5])), [3.0, 0.0])
-    assert scale == 2
-
-
-def closed_form(name, shape, **options):
-    with contextlib.redirect_stdout(io.StringIO()):
-        fn = _certify.on_one_example(_certify.load(name), shape, **options)
-    return fn, _certify._certified(fn, None, "closed form")["value"]
-
-
-def test_a_batch_norm_of_nnx_stands_in_eval_mode():
-    fn, value = closed_form("certify_nnx:model", (3,))
-    kernel = np.asarray(sys.modules["certify_nnx"].model.linear.kernel[...], np.float64)
-    exact = np.linalg.norm(kernel / np.sqrt(np.arange(1.0, 5.0) + 1e-5), 2)
-    assert value == pytest.approx(exact, rel=1e-5)  # its own scale is computed in float32
-    assert (fn.model.kind, fn.called_on) == ("NNX module in eval mode", (1, 3))
-
-
-def test_a_pair_of_linen_and_its_variables_is_a_model():
-    fn, value = closed_form("certify_linen:pair", (3,))
-    _, variables = sys.modules["certify_linen"].pair
-    kernel = np.asarray(variables["params"]["kernel"], np.float64)
-    assert fn.called_on == (1, 3)
-    assert value == pytest.approx(np.linalg.norm(kernel, 2), rel=1e-9)
-
-
-def test_a_function_may_return_an_equinox_module_with_dropout():
-    eqx = pytest.importorskip("equinox")
-    fn, value = closed_form("certify_equinox:model", (3,))
-    weight = np.asarray(sys.modules["certify_equinox"].model().layers[0].weight, np.float64)
-    assert issubclass(eqx.nn.Linear, eqx.Module)
-    assert fn.called_on == (3,)
-    assert fn.model.kind == "Equinox module in inference mode"
-    assert value == pytest.approx(np.linalg.norm(weight, 2), rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("name", "called_on", "value"),
-    [
-        ("certify_bare:factory", (3,), 3),
-        ("certify_bare:only_batches", (1, 3), 2),
-        ("certify_bare:many", (3,), 1),
-        ("certify_package.inner:Space.model", (3,), 2),
-    ],
-)
-def test_functions_are_called_as_they_want_to_be(name, called_on, value):
-    fn, found = closed_form(name, (3,))
-    assert fn.called_on == called_on
-    assert found == pytest.approx(value, rel=1e-9)
-
-
-def test_a_factory_is_called_once():
-    _certify.load("certify_bare:factory")
-    calls = sys.modules["certify_bare"].calls
-    before = len(calls)
-    _certify.load("certify_bare:factory")
-    assert len(calls) == before + 1
-
-
-def test_what_is_a_batch_can_be_said():
-    fn, value = closed_form("certify_nnx:pooled", (2, 3), batch=False)
-    assert fn.output_shapes == ((3,),)
-    assert value == pytest.approx(1 / math.sqrt(2), rel=1e-9)
-    fn, value = closed_form("certify_nnx:pooled", (2, 3), batch=True)
-    assert fn.output_shapes == ((2, 3),)
-    assert value == pytest.approx(1, rel=1e-9)
 
 
 SHAPE = ["--input-shape", "3"]
@@ -432,13 +240,13 @@ def test_bad_input_exits_with_2_and_one_message(words, messages):
     [("784", (784,)), ("28,28,1", (28, 28, 1)), ("28x28x1", (28, 28, 1)), ("(3,)", (3,)), ("[2, 3]", (2, 3))],
 )
 def test_shapes_are_read_as_they_are_written(text, shape):
-    from jaxact.__main__ import _shape
+    from jaxact._cli._values import shape as parsed
 
-    assert _shape(text) == shape
+    assert parsed(text) == shape
 
 
-def row(log10, kind="certified upper bound"):
-    return {"value": 10**log10 if log10 < 308 else math.inf, "log10": log10, "region": None, "kind": kind}
+def rung(log10, kind):
+    return Rung(kind, kind, None, 10**log10 if log10 < 308 else math.inf, log10)
 
 
 @pytest.mark.parametrize(
@@ -457,6 +265,5 @@ def row(log10, kind="certified upper bound"):
     ],
 )
 def test_the_verdict_says_what_the_ratio_means(upper, lower, message):
-    upper, lower = row(upper), row(lower)
-    verdict = _certify._verdict(upper, lower, _certify._log_ratio(upper, lower))
-    assert message in verdict
+    rungs = (rung(lower, "attained"), rung(upper, "certified upper bound"))
+    assert message in _verdict.verdict(Ladder(rungs, None, jnp.float64, 0))

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxact._cache import use_compilation_cache
+from jaxact.cache import use_compilation_cache
 from train import config, options, request
 from train.config import ConfigError
 from train.experiment import Experiment

@@ -197,7 +197,7 @@
       }
       Object.assign(figure.now, changed);
       // A grid that lost a row or a column keeps its old cells (vega 6): draw it anew.
-      const grid = figure.spec.facet?.row && figure.spec.facet?.column && Object.keys(changed).length;
+      const grid = (figure.spec.facet?.row || figure.spec.facet?.column) && Object.keys(changed).length;
       if (anew || grid || !figure.view) await draw(figure);
       else if (Object.keys(changed).length) {
         for (const [name, value] of Object.entries(changed)) figure.view.signal(name, value);

@@ -15,6 +15,7 @@ import pandas as pd
 import vl_convert
 import xarray as xr
 
+from jaxact import theme
 from train.results import write_atomically
 
 __all__ = ["write_report"]
@@ -40,18 +41,6 @@ _NAMES = {
     "smoke": "smoke run",
 }
 _HERE = Path(__file__).parent
-# Laid over a chart's own config where the reader's screen is dark.
-_DARK = {
-    "background": "transparent",
-    "axis": {"gridColor": "#2b3138", "domainColor": "#6e7681", "tickColor": "#6e7681"}
-    | {"labelColor": "#e6edf3", "titleColor": "#e6edf3"},
-    "legend": {"labelColor": "#e6edf3", "titleColor": "#e6edf3"},
-    "header": {"labelColor": "#e6edf3", "titleColor": "#e6edf3"},
-    "title": {"color": "#e6edf3", "subtitleColor": "#9aa4af"},
-    "view": {"stroke": "#2b3138"},
-    "text": {"color": "#9aa4af"},
-    "rule": {"color": "#9aa4af"},
-}
 # Nothing may be loaded; vega compiles its expressions, which needs eval.
 _POLICY = "; ".join(
     [
@@ -264,7 +253,7 @@ def _scripts(specs: Mapping[str, Spec]) -> str:
         datasets |= spec.get("datasets", {})  # named by their content: what figures share is stored once
         page = {key: value for key, value in spec.items() if key not in ("$schema", "title")}
         pages[name] = page | {"datasets": dict.fromkeys(spec.get("datasets", {}))}
-    blocks = {"datasets": datasets, "specs": pages, "dark": _DARK}
+    blocks = {"datasets": datasets, "specs": pages, "dark": theme.DARK}
     sources = [_bundle()] if specs else []
     sources.append(_script((_HERE / "report.js").read_text(encoding="utf-8")))
     return "\n".join(

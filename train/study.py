@@ -252,8 +252,8 @@ class Study:
                     coords[dim] = measured[dim]
                 elif dim in self.within:
                     coords[dim] = [label(value) for value in getattr(self, self.within[dim])]
-                elif described[dim].labels is not None:
-                    coords[dim] = list(described[dim].labels)
+                elif labels := described[dim].labels:
+                    coords[dim] = list(labels)
                 else:  # counted along the last axes of what was measured
                     shape, place = np.shape(_given(name, measured)), axis - len(own)
                     size = shape[place] if len(shape) >= -place else 1

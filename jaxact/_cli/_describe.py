@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxact import theory
-from jaxact._cli._output import console, for_each, parse_activations, plain, print_json, reason, short
+from jaxact._cli._output import console, in_options, parse_activations, plain, print_json, progress, short
 from jaxact.activations import Activation
 
 _NEARBY = 1e-3  # relative to q_star: where V(q) - q tells whether the fixed point attracts from above
@@ -26,7 +26,11 @@ def run(options: argparse.Namespace) -> int:
         from jaxact._cli import _plot
 
         _plot.check(options.plot, activations)
-    found = for_each(partial(describe, sigma_b=options.sigma_b, batch_size=options.batch_size), activations)
+    found = []
+    with progress() as say:
+        for activation in activations:
+            say(activation.name)
+            found.append(describe(activation, sigma_b=options.sigma_b, batch_size=options.batch_size))
     if options.json:
         print_json({"activations": found})
     else:
@@ -125,7 +129,7 @@ def _critical(activation: Activation, sigma_b: float) -> dict[str, Any]:
     try:
         found = theory.critical_point(activation, sigma_b=sigma_b)
     except ValueError as error:
-        return point | {"sigma_b": sigma_b, "missing": reason(error)}
+        return point | {"sigma_b": sigma_b, "missing": in_options(error)}
     return point | {"sigma_b": sigma_b, "sigma_w": float(found.sigma_w), "q_star": float(found.q_star)}
 
 

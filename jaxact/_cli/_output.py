@@ -1,22 +1,62 @@
-"""How the commands print: strict JSON, short numbers, tables and errors."""
+"""How the commands print: strict JSON, short numbers, tables, and errors in words of their options."""
 
+import contextlib
 import json
 import math
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.console import Console
 
     from jaxact.activations import Activation
 
-Found = TypeVar("Found")
+#: What a message is about, by the name of the library's argument.
+_SUBJECTS = {"shape": "`--input-shape`", "name": "the model"}
+#: What to do instead, by the argument of the library that would mend it.
+_REMEDIES = {
+    "q_star": "Try another --sigma-b.",
+    "names": "`python -m jaxact list` shows all.",
+    "batch": "Say which it is: --batch if its first axis is a batch, --no-batch if it takes one example.",
+}
 
 
 class InputError(ValueError):
     """What the user asked for cannot be done; the message says why and what to write instead."""
+
+
+def in_options(
+    error: Exception, subjects: "Mapping[str, str] | None" = None, remedies: "Mapping[str, str] | None" = None
+) -> str:
+    """What an error of the library says, with options in place of the arguments that it names.
+
+    Args:
+        error: one with fields, or any other, whose message is given as it is.
+        subjects: what stands for an argument, beside the usual ones.
+        remedies: what stands for the remedy that another argument is, beside the usual ones.
+    """
+    from jaxact.errors import ArgumentError, ArgumentTypeError
+
+    if not isinstance(error, ArgumentError | ArgumentTypeError):
+        return " ".join(str(error).split())
+    subject = None
+    if error.argument is not None:
+        subject = (_SUBJECTS | dict(subjects or {})).get(error.argument, f"`{error.argument}`")
+    remedy = (_REMEDIES | dict(remedies or {})).get(error.give or "", error.remedy)
+    return " ".join(error.sentence(subject, remedy).split())
+
+
+@contextlib.contextmanager
+def errors_in_options() -> "Iterator[None]":
+    """Turn what the library refuses into an `InputError`."""
+    from jaxact.errors import ArgumentError
+
+    try:
+        yield
+    except ArgumentError as error:
+        raise InputError(in_options(error)) from error
 
 
 def parse_activations(texts: "Sequence[str]") -> "list[Activation]":
@@ -27,30 +67,22 @@ def parse_activations(texts: "Sequence[str]") -> "list[Activation]":
     """
     from jaxact import activations
 
-    found = []
-    for text in texts:
-        try:
-            found.append(activations.parse(text))
-        except ValueError as error:
-            message = str(error).replace(
-                "activations.names() lists all.", "`python -m jaxact list` shows all."
-            )
-            raise InputError(message) from error
-    return list(dict.fromkeys(found))
+    try:
+        return list(dict.fromkeys(map(activations.parse, texts)))
+    except ValueError as error:
+        raise InputError(in_options(error)) from error
 
 
-def for_each(work: "Callable[[Any], Found]", items: "Sequence[Any]") -> "list[Found]":
-    """Map over items with a name, one after the other, and say on a terminal which one is at work."""
+@contextlib.contextmanager
+def progress() -> "Iterator[Callable[[str], None]]":
+    """What to call with the name of what is at work: a terminal shows it."""
     if not sys.stderr.isatty():
-        return [work(item) for item in items]
+        yield lambda name: None
+        return
     from rich.console import Console
 
-    found = []
     with Console(stderr=True).status("") as status:
-        for item in items:
-            status.update(f"computing {item.name}")
-            found.append(work(item))
-    return found
+        yield lambda name: status.update(f"computing {name}")
 
 
 def print_json(value: Any) -> None:
@@ -92,8 +124,3 @@ def console() -> "Console":
     if not found.is_terminal:
         found.width = 200
     return found
-
-
-def reason(error: ValueError) -> str:
-    """Why there is none, with the remedy that the command line has in place of the library's."""
-    return str(error).replace("Give q_star instead.", "Try another --sigma-b.")

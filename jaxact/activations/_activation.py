@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
+
+from jaxact.numerics import native
 
 
 class Interval(NamedTuple):
@@ -41,7 +43,7 @@ class Activation:
     Two are equal if their names, facts and functions are.
 
     Attributes:
-        name: canonical text; `parse(name)` gives an equal Activation for every member of the zoo.
+        name: canonical text, and what `str` gives; `parse(name)` is an equal Activation for every member of the zoo.
         fn: f itself, on floating arrays. Call the Activation rather than `fn`.
         derivative: f', on floating arrays; at a kink the value that the docstring states.
         range: closure of {f(x)}.
@@ -162,30 +164,18 @@ class Activation:
             words.append("estimated")
         return ", ".join(words)
 
+    def __str__(self) -> str:
+        return self.name
+
     def __copy__(self) -> Activation:
         return self
 
     def __deepcopy__(self, memo: dict) -> Activation:
         return self
 
-    def __reduce__(self) -> Any:
-        # A member of the zoo travels by its name: its compiled functions cannot be pickled.
-        from jaxact.activations._parse import parse
-
-        try:
-            if parse(self.name) == self:
-                return parse, (self.name,)
-        except ValueError:
-            pass
-        return _rebuild, ({name: getattr(self, name) for name in self.__dataclass_fields__},)
-
-
-def _rebuild(fields: dict[str, Any]) -> Activation:
-    return Activation(**fields)
-
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _apply(activation: Activation, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def _apply(activation: Activation, x: Array) -> Array:
     return _kept(activation.fn(x), x)
 
 
@@ -201,6 +191,7 @@ def _kept(y: Array, x: Array) -> Array:
 
 
 def _as_floating(x: ArrayLike, name: str) -> Array:
+    x = native(x)
     dtype = jnp.result_type(x, float)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"`x` must be real: {name} is a function of real numbers, got {dtype}.")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 import inspect
 import re
+from collections.abc import Callable
+from typing import Any
 
 from jaxact.activations._activation import Activation
 from jaxact.activations._registry import ZOO, names
+from jaxact.errors import ArgumentError
 
 
 def parse(text: str) -> Activation:
@@ -16,7 +20,7 @@ def parse(text: str) -> Activation:
     Nothing in the text is evaluated; parameters are numbers, by position or by keyword.
 
     Args:
-        text: a name of `names()`, with or without parameters. `parse(a.name) == a` for every member `a`.
+        text: a name of `names()`, with or without parameters. `parse(str(a)) == a` for every member `a`.
 
     Returns:
         The Activation.
@@ -28,9 +32,9 @@ def parse(text: str) -> Activation:
 
     >>> parse("leaky_relu(0.2)").lipschitz
     1.0
-    >>> parse("gellu")
+    >>> parse("gellu")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: unknown activation 'gellu': did you mean gelu or elu or selu? activations.names() lists all.
+    jaxact.errors.ArgumentError: unknown activation 'gellu': did you mean gelu or ...? activations.names() lists all.
     """
     if not isinstance(text, str):
         raise TypeError(
@@ -43,8 +47,10 @@ def parse(text: str) -> Activation:
     name, arguments = match[1], match[2]
     if name not in ZOO:
         close = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ValueError(f"unknown activation {name!r}: {hint}activations.names() lists all.")
+        hint = f" did you mean {' or '.join(close)}?" if close else ""
+        raise ArgumentError(
+            f"unknown activation {name!r}:{hint}", "activations.names() lists all.", give="names"
+        )
     entry = ZOO[name]
     if isinstance(entry, Activation):
         if arguments is not None and arguments.strip():
@@ -74,3 +80,21 @@ def _parameters(name: str, known: list[str], arguments: str) -> dict[str, float]
         except ValueError:
             raise ValueError(f"`{key}` of {name} must be a number, got {number.strip()!r}.") from None
     return values
+
+
+def _reduce(activation: Activation) -> tuple[Callable[..., Activation], tuple[Any, ...]]:
+    """How an Activation is pickled; a member of the zoo by its name, since compiled functions cannot be."""
+    try:
+        if parse(activation.name) == activation:
+            return parse, (activation.name,)
+    except ValueError:
+        pass
+    return _rebuild, ({name: getattr(activation, name) for name in activation.__dataclass_fields__},)
+
+
+def _rebuild(fields: dict[str, Any]) -> Activation:
+    return Activation(**fields)
+
+
+# Here and not in the type, which must not know the parser of its own members.
+copyreg.pickle(Activation, _reduce)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxact.activations._activation import Activation
+from jaxact.activations._activation import Activation, Interval
 
 # Value, first and second derivative at x; float32 or float64, in and out.
 Jet = tuple[Array, Array, Array]
@@ -68,7 +68,7 @@ def define(name: str = "anonymous", **facts: Any) -> Callable[[JetFunction], Act
 
     Args:
         name: the Activation's name.
-        **facts: the other fields of Activation: range, slope_range, kinks, ...
+        **facts: the other fields of Activation: range and slope_range as pairs, kinks, ...
 
     Returns:
         A decorator.
@@ -76,7 +76,8 @@ def define(name: str = "anonymous", **facts: Any) -> Callable[[JetFunction], Act
 
     def decorate(jet: JetFunction) -> Activation:
         fn, derivative = _functions(jet)
-        return Activation(name=name, fn=fn, derivative=derivative, **facts)
+        intervals = {label: Interval(*facts[label]) for label in ("range", "slope_range")}
+        return Activation(name=name, fn=fn, derivative=derivative, **facts | intervals)
 
     return decorate
 

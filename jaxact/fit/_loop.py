@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 Loss: TypeAlias = Callable[
     [PyTree, PyTree, PyTree, Mapping[str, Array]], tuple[Float[Array, ""], tuple[PyTree, PyTree]]
@@ -60,7 +60,7 @@ def start(
     key: jax.Array,
     params: PyTree,
     variables: PyTree = None,
-    hparams: Mapping[str, Array] | None = None,
+    hparams: Mapping[str, ArrayLike] | None = None,
 ) -> State:
     """The `State` before the first step.
 
@@ -76,14 +76,14 @@ def start(
     """
     if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
         raise TypeError(f"`key` must be a typed PRNG key, got {key!r}. Use jax.random.key(0).")
-    hparams = {name: jnp.asarray(value) for name, value in (hparams or {}).items()}
+    traced = {name: jnp.asarray(value) for name, value in (hparams or {}).items()}
     return State(
         step=jnp.zeros((), jnp.int32),
         key=key,
-        hparams=hparams,
+        hparams=traced,
         params=params,
         variables=variables,
-        opt_state=_resolve(optimizer, hparams).init(params),
+        opt_state=_resolve(optimizer, traced).init(params),
         diverged_step=jnp.full((), -1, jnp.int32),
     )
 

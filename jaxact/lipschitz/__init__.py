@@ -6,6 +6,7 @@ input that attains it.
 
 from jaxact.lipschitz._certify import certify
 from jaxact.lipschitz._clever import Clever, clever
+from jaxact.lipschitz._ladder import Ladder, Layer, Rung, ladder
 from jaxact.lipschitz._layers import upper_bound
 from jaxact.lipschitz._lower import LowerBound, lower_bound
 from jaxact.lipschitz._norms import convolution_norm, dense_norm, gram_norm
@@ -16,12 +17,16 @@ __all__ = [
     "Box",
     "Certificate",
     "Clever",
+    "Ladder",
+    "Layer",
     "LowerBound",
+    "Rung",
     "certify",
     "clever",
     "convolution_norm",
     "dense_norm",
     "gram_norm",
+    "ladder",
     "lower_bound",
     "upper_bound",
 ]

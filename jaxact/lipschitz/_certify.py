@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxact.errors import ArgumentError, ArgumentTypeError
 from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Region, evaluate
 from jaxact.lipschitz._walk import Lowered, lower
 from jaxact.lipschitz._wide import forget, run_again
-from jaxact.numerics import full_precision
+from jaxact.numerics import FunctionError, full_precision, native, untraceable
 
 
 @full_precision
@@ -52,7 +54,8 @@ def certify(
         fn: JAX function of ONE input, closed over its parameters (`lambda x: model(x)`, or
             `lambda x: model.apply(params, x)`); returns an array or a pytree of arrays, taken as one vector.
             Normalisation layers must be in inference mode.
-        example: an input, or any array of its shape. A batch axis should be of length 1: a batch is one vector.
+        example: ONE input, or any array of its shape, whatever its number of axes: what looks like a batch is one
+            vector, so that a batch axis should be of length 1.
         norm: 2, the only one there is.
         region: a `Ball` or `Box` of the input's shape; None for all inputs. As it shrinks, the bound tends to the
             norm of the Jacobian.
@@ -67,7 +70,8 @@ def certify(
         "affine 3: 784 -> 128 (model.py:42)".
 
     Raises:
-        TypeError: `example` is not real floating-point, or `fn` is not callable or cannot be traced.
+        TypeError: `example` is not real floating-point, or `fn` is not callable, cannot be traced or is
+            in training mode: see `jaxact.numerics.FunctionError`.
         ValueError: `norm` is not 2; `region` is not of the input's shape; the function has a part that cannot be
             bounded, which is named with its source line; weights, constants or outputs are not finite.
 
@@ -122,31 +126,14 @@ def _translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -
         try:
             lowered = lower(fn, example, wide)
             if region is None and lowered.restricted is not None:
-                raise ValueError(lowered.restricted)
+                raise lowered.restricted
             _check_translation(fn, lowered, example, region, wide)
             return lowered
         except Exception as error:
             reason = untraceable(error)
-            if reason is None:
+            if reason is None or isinstance(error, FunctionError):
                 raise
-            raise TypeError(f"`fn` {reason}") from error
-
-
-def untraceable(error: Exception) -> str | None:
-    """What a function must be for JAX to trace it, with the remedy; None if the error says something else."""
-    if type(error).__name__ == "TraceContextError":  # of flax
-        return "must not change a model's state. Put it into inference mode, model.eval(), beforehand."
-    if isinstance(error, jax.errors.UnexpectedTracerError):
-        return (
-            "must not keep arrays that it makes, in a cache or an attribute, for it would keep its trace. "
-            "Make them beforehand, or call the function once before."
-        )
-    if isinstance(error, jax.errors.JAXTypeError):
-        return (
-            f"must be a function that JAX can trace, got {str(error).splitlines()[0]} "
-            "Write it with jax.numpy, and branches with jnp.where."
-        )
-    return None
+            raise FunctionError("`fn`", reason) from error
 
 
 def _check_translation(
@@ -178,10 +165,12 @@ def _check_translation(
         if lowered.narrowest is not None:
             allowed = max(allowed, 8 * float(jnp.finfo(lowered.narrowest).eps) * (scale + max(parts)))
         if np.isfinite(scale) and not np.max(np.abs(theirs - ours)) <= allowed:
-            raise ValueError(
-                "`fn` could not be translated: what was made of its jaxpr gives other outputs than fn itself, by "
-                f"{np.max(np.abs(theirs - ours)):g} where the largest is {scale:g}. Does it depend on a state or on "
-                "chance, or magnify its own rounding (then try it in float64)? If not, please report it."
+            raise ArgumentError(
+                "could not be translated: what was made of its jaxpr gives other outputs than fn itself, by "
+                f"{np.max(np.abs(theirs - ours)):g} where the largest is {scale:g}.",
+                "Does it depend on a state or on chance, or magnify its own rounding (then try it in float64)? "
+                "If not, please report it.",
+                argument="fn",
             )
         compared.append((np.reshape(point, np.shape(example)), ours, max(parts)))
     if not _has_float64():
@@ -214,11 +203,12 @@ def _check_float32(run: Callable[[Any], Any], lowered: Lowered, x: Array, ours: 
         1e-2 * scale + 1e-5 * largest, 8 * eps * (scale + largest)
     )
     if np.isfinite(allowed) and not difference <= allowed:
-        raise ValueError(
-            f"`fn` must be the same function in {x.dtype}, as it runs now, and in float64, in which it is certified: "
-            f"its outputs differ by {difference:g} where the largest is {scale:g}. Does it draw random numbers, let "
-            "integers wrap, ask for a dtype or magnify its own rounding? Compute such constants beforehand and close "
-            "over the arrays, or enable float64."
+        raise ArgumentError(
+            f"must be the same function in {x.dtype}, as it runs now, and in float64, in which it is certified: "
+            f"its outputs differ by {difference:g} where the largest is {scale:g}.",
+            "Does it draw random numbers, let integers wrap, ask for a dtype or magnify its own rounding? Compute such "
+            "constants beforehand and close over the arrays, or enable float64.",
+            argument="fn",
         )
 
 
@@ -249,8 +239,7 @@ def _check(fn: Any, example: Any, norm: Any, region: Any) -> Any:
             f"`example` must be concrete, got {example}. Call certify outside jit, vmap and grad."
         )
     if not isinstance(example, jax.Array):
-        example = np.asarray(example)
-        example = example.astype(example.dtype.newbyteorder("="), copy=False)
+        example = native(_as_numpy(example))
     if example.dtype.itemsize > 8 or not jnp.issubdtype(example.dtype, jnp.floating):
         raise TypeError(
             f"`example` must be an input, real floating-point of at most 64 bits, got dtype {example.dtype}. "
@@ -270,3 +259,13 @@ def _check(fn: Any, example: Any, norm: Any, region: Any) -> Any:
                 "Reshape its center or bounds."
             )
     return example
+
+
+def _as_numpy(example: Any) -> np.ndarray:
+    try:
+        return np.asarray(example)
+    except (TypeError, ValueError) as error:  # rows of unlike lengths
+        raise TypeError(
+            f"`example` must be an input, real floating-point, got {reprlib.repr(example)}. "
+            "Pass jnp.zeros(shape), for instance."
+        ) from error

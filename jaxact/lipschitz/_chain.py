@@ -20,7 +20,7 @@ _LEAST = 1e-6  # t: below, V - M would be all but singular
 _LANCZOS = 384  # width from which on the largest eigenvalue comes from an iteration
 
 Matrix = Float[np.ndarray, "n n"]
-Kernels = Sequence[Float[np.ndarray, "in out"]]
+Kernels = Sequence[Float[np.ndarray, "_in _out"]]  # each has its own sizes
 
 
 # --- Everywhere -------------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from jaxact.lipschitz._derivatives import Derivatives, derivatives, runner
 from jaxact.lipschitz._lower import singular_pair
-from jaxact.numerics import full_precision
+from jaxact.numerics import full_precision, read_one
 
 
 class Clever(NamedTuple):
@@ -60,7 +61,7 @@ def clever(
 
     Args:
         fn: maps ONE input to one real array; differentiable in both modes. Static.
-        center: of the ball [*input], floating-point.
+        center: of the ball, one input of any shape, floating-point.
         radius: of the ball, positive.
         key: for the samples.
         num_groups: maxima to fit to, at least 10.
@@ -70,7 +71,8 @@ def clever(
         A `Clever`, on the host: not for use under jit. A Jacobian with NaN gives NaN.
 
     Raises:
-        TypeError: `center` is not real floating-point.
+        TypeError: `center` is not real floating-point, or `fn` cannot be traced or measured: see
+            `jaxact.numerics.FunctionError`.
         ValueError: `center` is empty, `radius` is not positive and finite, `num_groups` is below 10 or
             `group_size` below 1.
 
@@ -80,19 +82,26 @@ def clever(
         >>> round(found.estimate, 4)  # linear: nothing to extrapolate
         3.0
     """
-    center = _check(center, radius, num_groups, group_size)
-    push = lambda x, v: jax.jvp(fn, (x,), (v,))[1]  # noqa: E731
-    norm = jax.vmap(lambda x: singular_pair(fn, push, x).value)
-
-    @jax.jit
-    def largest(center: Array, keys: Array) -> Array:
-        return lax.map(lambda key: norm(_ball(center, radius, group_size, key)).max(), keys)
-
-    maxima = np.asarray(largest(center, jax.random.split(key, num_groups)), np.float64)
+    _check(center, radius, num_groups, group_size)
+    center, output = read_one(fn, center, name="center")
+    one = jax.ShapeDtypeStruct(center.shape, center.dtype)
+    size = jnp.asarray(radius, center.dtype)
+    run = runner(derivatives(fn, output), one, center, size, key)
+    maxima = np.asarray(
+        run(_maxima, (num_groups, group_size), center, size, key, repeats=num_groups), np.float64
+    )
     return _fit(maxima, float(jnp.finfo(center.dtype).eps))
 
 
-def _ball(center: Array, radius: float, num: int, key: Array) -> Array:
+def _maxima(
+    of: Derivatives, num_groups: int, group_size: int, center: Array, radius: Array, key: Array
+) -> Float[Array, " group"]:
+    norm = jax.vmap(lambda x: singular_pair(of, x).value)
+    keys = jax.random.split(key, num_groups)
+    return lax.map(lambda key: norm(_ball(center, radius, group_size, key)).max(), keys)
+
+
+def _ball(center: Array, radius: Array, num: int, key: Array) -> Array:
     """Points uniform in a ball: a direction, and a distance whose n-th power is uniform."""
     key_direction, key_distance = jax.random.split(key)
     directions = jax.random.normal(key_direction, (num, center.size), center.dtype)
@@ -128,16 +137,9 @@ def _log_likelihood(samples: np.ndarray, fit: tuple[float, float, float]) -> flo
     return float(stats.weibull_max.logpdf(samples, shape, location, scale).sum())
 
 
-def _check(center: ArrayLike, radius: float, num_groups: int, group_size: int) -> Array:
+def _check(center: ArrayLike, radius: float, num_groups: int, group_size: int) -> None:
     if isinstance(center, jax.core.Tracer):
         raise TypeError(f"`center` must be concrete, got {center}. Call clever outside jit, vmap and grad.")
-    center = jnp.asarray(center)
-    if not jnp.issubdtype(center.dtype, jnp.floating):
-        raise TypeError(
-            f"`center` must be real floating-point, got dtype {center.dtype}. Use .astype(jnp.float32)."
-        )
-    if center.size == 0:
-        raise ValueError(f"`center` must not be empty, got shape {center.shape}. Pass one input of `fn`.")
     if not 0 < radius < np.inf:
         raise ValueError(f"`radius` must be positive and finite, got {radius}. Use 0.1 to begin with.")
     for name, value, low, usual in (("num_groups", num_groups, 10, 50), ("group_size", group_size, 1, 100)):
@@ -145,4 +147,3 @@ def _check(center: ArrayLike, radius: float, num_groups: int, group_size: int) -
             raise ValueError(
                 f"`{name}` must be an integer >= {low}, got {value!r}. Use {usual} to begin with."
             )
-    return center

@@ -142,6 +142,7 @@ def _bound(
         learning_rate=learning_rate,
     )
     local = None if region is None else _locate(prepared, region)
+    is_global = region is None
     checked, history, method = search(local, _verify(prepared, local, None))
     assumptions = ["the slope ranges of the elementwise steps hold"]
     if region is not None:
@@ -161,17 +162,21 @@ def _bound(
             other, its_history, its_method = search(None, everywhere)
             if other.log < checked.log:
                 checked, history, method = other, its_history, f"{its_method}, over all inputs"
+                is_global = True
     if prepared.by_norms:
         assumptions.append("norms of operators are the bounds that they state")
         method += f", by norms where more than {memory_limit} entries are in use"
     return Certificate(
         value=checked.value,
-        log10=checked.log / math.log(10),
+        log=checked.log,
         method=method,
         region=region,
         certified=True,
         assumptions=tuple(assumptions),
         factors=checked.factors,
+        sizes=checked.sizes,
+        by_norms_beyond=memory_limit if prepared.by_norms else None,
+        is_global=is_global,
         seconds=time.perf_counter() - started,
         history=tuple(history),
     )
@@ -243,6 +248,7 @@ class _Checked(NamedTuple):
     value: float
     log: float
     factors: tuple[tuple[str, float], ...]
+    sizes: tuple[tuple[int, int], ...]
     intervals: Mapping[int, Bounds]
     multipliers: Mapping[int, Multipliers]
     searchable: bool  # whether any multiplier is free
@@ -278,7 +284,7 @@ def _verify(
         state = _Matrix(np.eye(program.input_size) if start is None else start, 0).normalized()
     else:
         state = _Norms((1.0,), 0)
-    factors, used = [], {}
+    factors, sizes, used = [], [], {}
     level = state.log()
     largest: float | None = None  # eigenvalue of Q, where a step has just found it
     for index, step in enumerate(program.steps):
@@ -321,14 +327,15 @@ def _verify(
         reached = state.log(largest)
         if math.isfinite(reached) and math.isfinite(level):
             factors.append((label(program, index), reached - level))
+            sizes.append((sum(program.sizes[v] for v in step.sources), step.size))
         level = reached
     if not proved:
-        return _Checked(math.nan, state.log(), (), {}, {}, False)
+        return _Checked(math.nan, state.log(), (), (), {}, {}, False)
     value, log = state.norm()
     if factors and math.isfinite(log):
         factors[-1] = (factors[-1][0], factors[-1][1] + log - level)
     free = any((each.T > 0).any() for each in used.values())
-    return _Checked(value, log, tuple(factors), intervals.found, used, free)
+    return _Checked(value, log, tuple(factors), tuple(sizes), intervals.found, used, free)
 
 
 class _Matrix(NamedTuple):

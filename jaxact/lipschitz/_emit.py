@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxact.errors import ArgumentError
 from jaxact.lipschitz import _formula, _slopes
 from jaxact.lipschitz._formula import Expr
 from jaxact.lipschitz._lazy import (
@@ -31,7 +32,7 @@ Origins = Mapping[Lin, tuple[Any, Place | None]]
 
 def emitted(
     source: Lin, result: Lin, lins: Sequence[Lin], places: Mapping[int, Place], made_at: Origins
-) -> tuple[Program, str | None]:
+) -> tuple[Program, ArgumentError | None]:
     """Write a result out as a program, and say why it is bounded within a region only, if so.
 
     Args:
@@ -52,7 +53,7 @@ def emitted(
     numbers: dict[Lin, int] = {source: 0}
     steps: list[Step] = []
     fresh = itertools.count(1)
-    restricted: str | None = None
+    restricted: ArgumentError | None = None
     lin_of: dict[int, Lin] = {}
     for lin in lins:
         if lin not in needed or lin is source:
@@ -123,7 +124,7 @@ def _made_where(lin: Lin | None, made_at: Origins) -> Place | None:
     return around if eqn is None else place(eqn, around)
 
 
-def _unbounded(expr: Expr, places: Mapping[int, Place]) -> str | None:
+def _unbounded(expr: Expr, places: Mapping[int, Place]) -> ArgumentError | None:
     """Why a formula has no finite slope over the whole line, or None."""
     found = _slopes.slope_range(expr)
     if np.isfinite(found.lower).all() and np.isfinite(found.upper).all():
@@ -147,14 +148,17 @@ def _check_finite(step: Step, formula: Expr | None, is_output: bool) -> None:
     else:
         bad = formula is not None and not _formula.is_finite(formula)
     if bad:
-        raise ValueError(
-            f"`fn` cannot be certified: it must have finite weights and constants, got NaN or inf in {step.label}. "
-            "A diverged network has no Lipschitz bound: load finite weights."
+        raise ArgumentError(
+            f"cannot be certified: it must have finite weights and constants, got NaN or inf in {step.label}.",
+            "A diverged network has no Lipschitz bound: load finite weights.",
+            argument="fn",
         )
 
 
-def refusal(reason: str, primitive: str, line: str) -> str:
-    return (
-        f"`fn` cannot be bounded over all inputs: {reason} (`{primitive}` at {line}). "
-        "Pass region=Ball(center, radius) or Box(lower, upper) to bound it there."
+def refusal(reason: str, primitive: str, line: str) -> ArgumentError:
+    return ArgumentError(
+        f"cannot be bounded over all inputs: {reason} (`{primitive}` at {line}).",
+        "Pass region=Ball(center, radius) or Box(lower, upper) to bound it there.",
+        argument="fn",
+        give="region",
     )

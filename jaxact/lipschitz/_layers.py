@@ -2,7 +2,9 @@
 
 import math
 import reprlib
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby, pairwise
 from typing import Any
@@ -19,27 +21,33 @@ from jaxact.lipschitz._norms import one_thread, real_array
 from jaxact.lipschitz._panels import slope_table
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Dense, Elementwise, Program, Region
 from jaxact.lipschitz._sdp import SOLVERS, lipsdp
-from jaxact.numerics import full_precision
+from jaxact.numerics import full_precision, native
 
 _METHODS = ("product", "absolute", "eclipse_fast", "ellipsoid", "lipsdp")
 _FULL_SPECTRUM = 128  # width up to which the largest eigenvalue comes from all of them
 _POWER_STEPS = 48
+_SLOPES = "the slope ranges of the activations hold"
+_ROUNDING = ("the bound's own rounding, about eps sqrt(width) a layer, is not added",)
+_CENTRE = (
+    "the values of the layers at the region's centre are right to 1e-11 of the largest",
+    "LAPACK's largest eigenvalues are right to 1e-9",
+)
 
 
 @full_precision
 def upper_bound(
-    weights: Sequence[Float[ArrayLike, " in out"]] | Float[Array, " layer width width"],
+    weights: Sequence[Float[ArrayLike, "_in _out"] | Sequence[Sequence[float]]]
+    | Float[ArrayLike, "layer width width"],
     activation: Any,
     *,
     method: str = "product",
-    log: bool = False,
     num_steps: int = 200,
     seconds: float | None = None,
     variant: str = "neuron",
     solver: str = "CLARABEL",
-    biases: Sequence[Float[ArrayLike, " out"] | None] | None = None,
+    biases: Sequence[Float[ArrayLike, " _out"] | Sequence[float] | None] | None = None,
     region: Region | None = None,
-) -> Float[Array, ""]:
+) -> Certificate:
     """Bound the Lipschitz constant of a chain of dense layers from above.
 
     The chain is f(x) = W_L^T phi(... phi(W_1^T x + b_1) ...) + b_L; biases matter within a region alone. By `method`:
@@ -87,7 +95,6 @@ def upper_bound(
             result is as good as what is stated: an estimate for an `Activation` whose `exact` is False; `certify`
             bounds slopes from the formula instead.
         method: see above.
-        log: return the natural logarithm, for depths whose bound exceeds the dtype's range.
         num_steps: of "ellipsoid".
         seconds: stop the refinement of "ellipsoid" after so long.
         variant: of "lipsdp": one multiplier for each "neuron", or one for each "layer", faster and looser.
@@ -96,8 +103,10 @@ def upper_bound(
         region: a `Ball` or `Box` of inputs [in], for "product" and "eclipse_fast"; None for all inputs.
 
     Returns:
-        A scalar in the weights' dtype, at least float32: the bound, or its logarithm (-inf for a bound of 0). A NumPy
-        scalar where a method runs on the host and all weights are NumPy arrays.
+        A `Certificate`. Its `value` and `log` (for depths whose bound exceeds the dtype's range, and for penalties) are
+        scalars in the weights' dtype, at least float32; NumPy scalars where a method runs on the host and all weights
+        are NumPy arrays. It is `certified` where it is proved, that is of "ellipsoid" and "lipsdp" and within a region,
+        and the slopes of the activations are known.
 
     Raises:
         TypeError: `weights` is no sequence or array, a weight or bias is not real, or an activation has no `lipschitz`.
@@ -116,7 +125,7 @@ def upper_bound(
         15.0
         >>> round(float(upper_bound(weights, activations.relu, method="absolute")), 4)  # |(12, 3)|
         12.3693
-        >>> round(float(upper_bound(jnp.stack([100 * jnp.eye(2)] * 64), activations.tanh, log=True)), 2)
+        >>> round(float(upper_bound(jnp.stack([100 * jnp.eye(2)] * 64), activations.tanh).log), 2)
         294.73
         >>> near = Ball([1.0, -1.0], radius=0.5)  # the second unit is off there
         >>> round(float(upper_bound(weights, activations.relu, method="eclipse_fast", region=near)), 4)
@@ -136,23 +145,28 @@ def upper_bound(
             "`weights` must be a sequence of kernels [in, out] or one array [layer, width, width], "
             f"got {reprlib.repr(weights)}. Put a single kernel into a list."
         )
+    started = time.perf_counter()
     if region is not None:
-        return _within(weights, activation, method, biases, region, log)
+        return _within(weights, activation, method, biases, region, started)
     on_host = _on_host(weights)
     kernels: list[Any] = _check_weights(weights) if on_host is None else on_host[0]
     _check_biases(biases, kernels)
+    activations = _as_list(activation, len(kernels) - 1)
     constants, ranges = _check_activations(activation, len(kernels) - 1)
+    done = partial(_certificate, method=method, activations=activations)
     if on_host is not None and any(isinstance(end, jax.core.Tracer) for pair in ranges for end in pair):
         on_host, kernels = None, _check_weights(weights)
     dtype = jnp.result_type(jnp.float32, *kernels) if on_host is None else on_host[2]
     if method in ("ellipsoid", "lipsdp"):
         certificate = chain_certificate(kernels, ranges, method, num_steps, seconds, variant, solver)
-        if not certificate.certified:
-            raise ValueError(
-                f"`method` 'lipsdp' found no bound: {certificate.assumptions[-1]}. Use 'ellipsoid'."
-            )
-        value = certificate.log10 * math.log(10) if log else certificate.value
-        return _rounded(value, weights, dtype, outward=True)
+        rounded = partial(_rounded, weights=weights, dtype=dtype, outward=True)
+        return replace(
+            certificate,
+            value=rounded(certificate.value),
+            log=rounded(certificate.log),
+            certified=_are_exact(activations),
+            assumptions=(*certificate.assumptions, *_estimates(activations)),
+        )
     if on_host is not None:
         with one_thread(max(map(len, kernels))):
             if method == "eclipse_fast":
@@ -162,7 +176,8 @@ def upper_bound(
                 found = math.fsum(map(_log, (*norms, *constants)))
                 if method == "absolute":
                     found += float(_absolute(kernels, np.float64, np))
-        return _rounded(_exp(found, log), weights, dtype, outward=False)
+        rounded = partial(_rounded, weights=weights, dtype=dtype, outward=False)
+        return done(rounded(_exp(found)), rounded(found), seconds=time.perf_counter() - started)
     if method == "eclipse_fast":
         log_bound = _eclipse_fast(kernels, ranges, dtype)
     else:
@@ -173,7 +188,40 @@ def upper_bound(
         for constant in constants:
             log_bound = log_bound + jnp.log(jnp.asarray(constant, dtype))
     log_bound = jnp.asarray(log_bound, dtype)
-    return log_bound if log else jnp.exp(log_bound)
+    return done(jnp.exp(log_bound), log_bound)
+
+
+def _certificate(
+    value: Any,
+    log: Any,
+    *,
+    method: str,
+    activations: Sequence[Any],
+    region: Region | None = None,
+    seconds: float = 0.0,
+) -> Certificate:
+    """Of a chain; within a region proved."""
+    assumed = _ROUNDING if region is None else _CENTRE
+    return Certificate(
+        value,
+        log,
+        method,
+        region=region,
+        certified=region is not None and _are_exact(activations),
+        assumptions=(_SLOPES, *assumed, *_estimates(activations)),
+        seconds=seconds,
+    )
+
+
+def _are_exact(activations: Sequence[Any]) -> bool:
+    return all(getattr(each, "exact", True) for each in activations)
+
+
+def _estimates(activations: Sequence[Any]) -> tuple[str, ...]:
+    named = [getattr(each, "name", repr(each)) for each in activations if not getattr(each, "exact", True)]
+    return tuple(
+        f"the slopes of {name} are an estimate, and so is the bound" for name in dict.fromkeys(named)
+    )
 
 
 def chain_certificate(
@@ -220,7 +268,9 @@ def chain_certificate(
     )
 
 
-def _within(weights: Any, activation: Any, method: str, biases: Any, region: Any, log: bool) -> Any:
+def _within(
+    weights: Any, activation: Any, method: str, biases: Any, region: Any, started: float
+) -> Certificate:
     """The bound in a region."""
     if method not in ("product", "eclipse_fast"):
         raise ValueError(
@@ -252,7 +302,16 @@ def _within(weights: Any, activation: Any, method: str, biases: Any, region: Any
     ]
     layers.append(Layer(kernels[-1], squares[-1], offsets[-1], None))
     bound = within if method == "eclipse_fast" else product_within
-    return _rounded(_exp(bound(layers, region), log), weights, dtype, outward=True)
+    log = bound(layers, region)
+    rounded = partial(_rounded, weights=weights, dtype=dtype, outward=True)
+    return _certificate(
+        rounded(_exp(log)),
+        rounded(log),
+        method=method,
+        activations=activations,
+        region=region,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _values(activation: Any) -> tuple[float, float]:
@@ -261,6 +320,7 @@ def _values(activation: Any) -> tuple[float, float]:
 
 
 def _check_biases(biases: Any, kernels: Sequence[Any], *, within: bool = False) -> list[np.ndarray | None]:
+    """What the layers add, checked; None for nothing, and for what is traced, which no bound over all inputs needs."""
     if biases is None:
         return [None] * len(kernels)
     given = list(biases) if isinstance(biases, Sequence | np.ndarray | jax.Array) else [biases]
@@ -289,15 +349,15 @@ def _check_biases(biases: Any, kernels: Sequence[Any], *, within: bool = False) 
             raise ValueError(
                 f"`biases[{index}]` must be finite, got NaN or inf. A diverged network has no Lipschitz bound."
             )
-        offsets.append(bias)
+        offsets.append(None if is_traced else bias)
     return offsets
 
 
-def _exp(log_bound: float, log: bool) -> float:
-    return log_bound if log else math.exp(log_bound) if log_bound < 709 else math.inf
+def _exp(log_bound: float) -> float:
+    return math.exp(log_bound) if log_bound < 709 else math.inf
 
 
-def _rounded(value: float, weights: Any, dtype: Any, *, outward: bool) -> Any:
+def _rounded(value: Any, *, weights: Any, dtype: Any, outward: bool) -> Any:
     """In `dtype`; `outward`: not below a value that is itself right to two roundings."""
     if outward and math.isfinite(value):
         value += 4e-16 * abs(value)
@@ -434,7 +494,7 @@ def _on_host(weights: Any) -> tuple[list[np.ndarray], list[float], Any] | None:
             if isinstance(kernel, jax.core.Tracer):
                 return None
             try:
-                kernel = np.asarray(kernel)
+                kernel = native(np.asarray(kernel))
             except (TypeError, ValueError):
                 return None
         if kernel.dtype != np.float64:
@@ -465,7 +525,7 @@ def _check_weights(weights: Any) -> list[Array]:
     kernels = []
     for index, kernel in enumerate(given):
         try:
-            kernels.append(jnp.asarray(kernel))
+            kernels.append(jnp.asarray(native(kernel)))
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"`weights[{index}]` must be a kernel [in, out] of real numbers, got {reprlib.repr(kernel)}. "

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxact.errors import ArgumentError
 from jaxact.lipschitz._norms import UNIT
 from jaxact.lipschitz._program import (
     Affine,
@@ -261,9 +262,10 @@ def slopes_of(program: Program, index: int, intervals: Mapping[int, Bounds]) -> 
         alpha, beta = (np.asarray(end, np.float64) for end in step.slopes(intervals))
     alpha, beta = (np.broadcast_to(end, (step.size,)) for end in (alpha, beta))
     if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
-        raise ValueError(
-            f"Step {label(program, index)} must have bounded slopes, got [{alpha.min()}, {beta.max()}]. "
-            "No bound holds for all these inputs: pass `region=`, or a smaller one."
+        raise ArgumentError(
+            f"Step {label(program, index)} must have bounded slopes, got [{alpha.min()}, {beta.max()}].",
+            "No bound holds for all these inputs: pass `region=`, or a smaller one.",
+            give="region",
         )
     if (alpha > beta).any():
         raise ValueError(f"Step {label(program, index)} must have slopes with lower <= upper.")

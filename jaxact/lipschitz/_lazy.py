@@ -14,6 +14,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float
 
+from jaxact.errors import ArgumentError
 from jaxact.lipschitz import _formula, _slopes
 from jaxact.lipschitz._formula import Expr
 from jaxact.lipschitz._program import Affine, Dense, Diagonal, Elementwise, Identity, Linear, Step
@@ -35,7 +36,7 @@ class Lin:
         origin: tuple[Lin, Expr] | None = None,
         kind: str = "op",
         data: Any = None,
-        where: str = "",
+        where: ArgumentError | None = None,
     ):
         self.shape = shape
         self.size = math.prod(shape)

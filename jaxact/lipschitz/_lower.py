@@ -1,5 +1,6 @@
 """Lower bounds on a Lipschitz constant: inputs at which the Jacobian's norm is large."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Real
@@ -11,7 +12,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from jaxact.numerics import full_precision, leading_singular_triplets
+from jaxact.lipschitz._derivatives import Derivatives, derivatives, runner
+from jaxact.numerics import full_precision, leading_singular_triplets, native, read_inputs
 
 _LARGEST_STEP = 1e3  # relative to the first
 _SMALLEST_STEP = 2.0**-12  # relative to the first: below, the search starts afresh in a random direction
@@ -37,6 +39,14 @@ class LowerBound(NamedTuple):
     history: Float[Array, " step"]
 
 
+class Pair(NamedTuple):
+    """A singular triplet of a Jacobian: the unit direction w, ||J w||, and the unit output J w / ||J w||."""
+
+    value: Array
+    output: Array
+    direction: Array
+
+
 class _Search(NamedTuple):
     x: Array
     w: Array  # unit input direction
@@ -48,7 +58,7 @@ class _Search(NamedTuple):
 @full_precision
 def lower_bound(
     fn: Callable[[Array], Array],
-    inputs: Float[ArrayLike, " starts *input"],
+    inputs: Float[ArrayLike, "*starts_and_input"],
     *,
     key: PRNGKeyArray,
     num_steps: int = 100,
@@ -76,10 +86,14 @@ def lower_bound(
     2-12-8-8-2 of relu, leaky relu and |x| that made the bound exact far more often than as many evaluations
     spent on steps; for a smooth fn it is of no use.
 
+    Compiled once for all functions of one form, whatever arrays they close over, and for these shapes and static
+    arguments; within `jax.jit` or `jax.vmap` as part of that.
+
     Args:
         fn: maps ONE input to one real array; reverse-differentiable, and the reverse pass
             forward-differentiable. Static.
-        inputs: starting points [starts, *input], searched independently, more of them find more; or one input [n].
+        inputs: starting points [starts, *input], searched independently, more of them find more; or one input, told
+            apart as `jaxact.numerics.Inputs` says.
         key: for random directions. Traced.
         num_steps: steps from each start; static. 0 gives the largest ||J||_2 over `inputs`.
         step_size: length of the first step, as a share of the root mean square of ||inputs||_2 (of 1 if they
@@ -97,8 +111,9 @@ def lower_bound(
         start.
 
     Raises:
-        TypeError: `inputs` is not real floating-point.
-        ValueError: `inputs` has no starts axis or is empty, `num_steps`, `num_starts` or `num_crossings` is
+        TypeError: `inputs` is not real floating-point, or `fn` cannot be traced or measured: see
+            `jaxact.numerics.FunctionError`.
+        ValueError: `inputs` is empty, `num_steps`, `num_starts` or `num_crossings` is
             negative, or `step_size` or one of `scales` is not positive.
 
     Example:
@@ -107,22 +122,53 @@ def lower_bound(
         >>> round(float(found.value), 4)  # attained at 0
         3.0
     """
-    inputs = _check(inputs, num_steps, step_size, scales, num_starts, num_crossings)
-    push = partial(_push, fn) if tangent is None else tangent
+    _check(num_steps, step_size, scales, num_starts, num_crossings)
+    given = read_inputs(fn, inputs, name="inputs")
+    starts = given.batch
+    step_size = jnp.asarray(native(step_size), starts.dtype)
+    one = jax.ShapeDtypeStruct(starts.shape[1:], starts.dtype)
+    run = runner(derivatives(fn, given.output, tangent), one, starts, key, step_size)
+    starts, unit_length = run(
+        _begin, (tuple(scales), num_starts, num_crossings), starts, key, step_size, repeats=25 * num_crossings
+    )
+    climbed, history = run(
+        _climb, (num_steps,), starts, run(_pairs, (), starts), unit_length, key, repeats=num_steps
+    )
+    return run(_best, (), climbed, run(_pairs, (), climbed), history)
+
+
+def _begin(
+    of: Derivatives,
+    scales: tuple[float, ...],
+    num_starts: int,
+    num_crossings: int,
+    inputs: Array,
+    key: Array,
+    step_size: Array,
+) -> tuple[Array, Array]:
+    """All starts and the length of the first step."""
     norm = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(inputs.reshape(inputs.shape[0], -1)), 1)))
     norm = jnp.where(norm > 0, norm, 1)
-    unit_length = jnp.asarray(step_size, inputs.dtype) * norm
     key_starts, key_walk = jax.random.split(jax.random.fold_in(key, 1))
-    inputs = _starts(inputs, norm, scales, num_starts, key_starts)
+    starts = _starts(inputs, norm, scales, num_starts, key_starts)
     if num_crossings:
-        walk = partial(_walk, fn, push, norm, num_crossings)
-        inputs = jax.vmap(walk)(inputs, jax.random.split(key_walk, inputs.shape[0]))
-    singular = jax.vmap(partial(singular_pair, fn, push))
+        walk = partial(_walk, of, norm, num_crossings)
+        starts = jax.vmap(walk)(starts, jax.random.split(key_walk, starts.shape[0]))
+    return starts, step_size * norm
 
-    def start(x: Array) -> _Search:
-        pair = singular_pair(fn, push, x)
-        pulled, ascent = _pulled_and_ascent(fn, x, pair.output, pair.direction)
-        return _Search(x, pair.direction, ascent, _norm(pulled), jnp.ones((), inputs.dtype))
+
+def _pairs(of: Derivatives, xs: Array) -> Pair:
+    return jax.vmap(partial(singular_pair, of))(xs)
+
+
+def _climb(
+    of: Derivatives, num_steps: int, starts: Array, pairs: Pair, unit_length: Array, key: Array
+) -> tuple[Array, Array]:
+    """The ascent: where it ends, and the best value at every step."""
+
+    def start(x: Array, pair: Pair) -> _Search:
+        pulled, ascent = of.ascent(x, pair.output, pair.direction)
+        return _Search(x, pair.direction, ascent, _norm(pulled), jnp.ones((), starts.dtype))
 
     def step(search: _Search, key: PRNGKeyArray) -> _Search:
         fresh = search.length <= _SMALLEST_STEP
@@ -131,9 +177,9 @@ def lower_bound(
         direction = _unit(jnp.where(steep, search.ascent, noise))
         length = jnp.where(fresh, 1, search.length)
         x = search.x + length * unit_length * direction
-        w = _unit(_pull(fn, x, _unit(push(x, search.w))))
-        u = _unit(push(x, w))
-        pulled, ascent = _pulled_and_ascent(fn, x, u, w)
+        w = _unit(of.pulling(x)(_unit(of.push(x, search.w))))
+        u = _unit(of.push(x, w))
+        pulled, ascent = of.ascent(x, u, w)
         value = _norm(pulled)
         better = (value > search.value) & jnp.isfinite(value) | ~jnp.isfinite(search.value)
         # A random step mostly fails: shrink by little (the 1/5 rule of evolution strategies), and not at all
@@ -145,16 +191,19 @@ def lower_bound(
         return jax.tree.map(partial(jnp.where, better), found, search._replace(length=length))
 
     def every(searches: _Search, key: PRNGKeyArray) -> tuple[_Search, Array]:
-        moved = jax.vmap(step)(searches, jax.random.split(key, inputs.shape[0]))
+        moved = jax.vmap(step)(searches, jax.random.split(key, starts.shape[0]))
         return moved, _largest(moved.value)
 
-    searches = jax.vmap(start)(inputs)
+    searches = jax.vmap(start)(starts, pairs)
     first = _largest(searches.value)
     searches, history = lax.scan(every, searches, jax.random.split(key, num_steps))
-    pairs = singular(searches.x)
+    return searches.x, jnp.concatenate([first[None], history])
+
+
+def _best(of: Derivatives, xs: Array, pairs: Pair, history: Array) -> LowerBound:
     best = jnp.argmax(jnp.where(jnp.isfinite(pairs.value), pairs.value, -1))
     value = jnp.where(jnp.isfinite(pairs.value[best]), pairs.value[best], jnp.nan)
-    return LowerBound(value, searches.x[best], jnp.concatenate([first[None], history]))
+    return LowerBound(value, xs[best], history)
 
 
 def _starts(inputs: Array, norm: Array, scales: tuple[float, ...], num_starts: int, key: Array) -> Array:
@@ -179,7 +228,7 @@ class _Walk(NamedTuple):
     value: Array  # at best
 
 
-def _walk(fn: Callable, push: Callable, reach: Array, num_crossings: int, x: Array, key: Array) -> Array:
+def _walk(of: Derivatives, reach: Array, num_crossings: int, x: Array, key: Array) -> Array:
     """Walk from linear piece to linear piece and return the best point visited.
 
     Along a random ray the next kink of fn is where J(x + t d) d changes: bracketed by powers of four, then
@@ -191,10 +240,9 @@ def _walk(fn: Callable, push: Callable, reach: Array, num_crossings: int, x: Arr
     num_lengths = (jnp.finfo(x.dtype).nmant - 8) // 2
     lengths = _REACH * reach * 4.0 ** -jnp.arange(num_lengths, dtype=x.dtype)[::-1]
     lengths = jnp.concatenate([jnp.zeros(1, x.dtype), lengths])
-    output = jax.eval_shape(fn, x)
 
     def slope(x: Array, d: Array, t: Array) -> Array:
-        return push(x + t * d, d)
+        return of.push(x + t * d, d)
 
     def differs(slope: Array, base: Array) -> Array:
         return _norm(slope - base) > _CHANGE * _norm(base)
@@ -215,12 +263,12 @@ def _walk(fn: Callable, push: Callable, reach: Array, num_crossings: int, x: Arr
 
         ends = lax.fori_loop(0, _NUM_BISECTIONS, halve, (lengths[jnp.maximum(first - 1, 0)], lengths[first]))
         sides = walk.x + jnp.stack(ends).reshape(2, *[1] * x.ndim) * d
-        pulls = jax.vmap(lambda x: _pull(fn, x, u))(sides)
+        pulls = jax.vmap(lambda x: of.pulling(x)(u))(sides)
         normal = jnp.where(has_kink, _unit(pulls[1] - pulls[0]), 0)
         there = jnp.where(has_kink, sides[1], walk.x)
 
         def power(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            pulled = _pull(fn, there, _unit(push(there, carry[0])))
+            pulled = of.pulling(there)(_unit(of.push(there, carry[0])))
             return _unit(pulled), _norm(pulled)
 
         start = (
@@ -236,7 +284,7 @@ def _walk(fn: Callable, push: Callable, reach: Array, num_crossings: int, x: Arr
     noise = (
         jax.random.normal(key_d, (num_crossings, *x.shape), x.dtype),
         jax.random.normal(key_tilt, (num_crossings, *x.shape), x.dtype),
-        jax.random.normal(key_u, (num_crossings, *output.shape), output.dtype),
+        jax.random.normal(key_u, (num_crossings, *of.output.shape), of.output.dtype),
         jax.random.bernoulli(key_slide, 0.5, (num_crossings,)),
     )
     zero = jnp.zeros_like(x)
@@ -244,40 +292,23 @@ def _walk(fn: Callable, push: Callable, reach: Array, num_crossings: int, x: Arr
     return lax.scan(cross, first, noise)[0].best
 
 
-class _Pair(NamedTuple):
-    value: Array
-    output: Array  # u
-    direction: Array  # w
-
-
-def singular_pair(fn: Callable, push: Callable, x: Array) -> _Pair:
+def singular_pair(of: Derivatives, x: Array) -> Pair:
     """The largest singular value at one input, as ||J w|| for the unit w that the iteration found."""
-    output, pull = jax.vjp(fn, x)
+    output, pull = of.output, of.pulling(x)
     dtype = jnp.promote_types(jnp.promote_types(x.dtype, output.dtype), jnp.float32)
 
     def matvec(v: Array) -> Array:
-        return push(x, v.astype(x.dtype).reshape(x.shape)).reshape(-1).astype(dtype)
+        return of.push(x, v.astype(x.dtype).reshape(x.shape)).reshape(-1).astype(dtype)
 
     def rmatvec(u: Array) -> Array:
-        return pull(u.astype(output.dtype).reshape(output.shape))[0].reshape(-1).astype(dtype)
+        return pull(u.astype(output.dtype).reshape(output.shape)).reshape(-1).astype(dtype)
 
-    found = leading_singular_triplets(matvec, rmatvec, shape=(output.size, x.size), num=1, dtype=dtype)
+    found = leading_singular_triplets(
+        matvec, rmatvec, shape=(math.prod(output.shape), x.size), num=1, dtype=dtype
+    )
     w = _unit(found.right[0].astype(x.dtype).reshape(x.shape))
-    image = push(x, w)
-    return _Pair(_norm(image), _unit(image), w)
-
-
-def _push(fn: Callable, x: Array, v: Array) -> Array:
-    return jax.jvp(fn, (x,), (v,))[1]
-
-
-def _pull(fn: Callable, x: Array, u: Array) -> Array:
-    return jax.vjp(fn, x)[1](u)[0]
-
-
-def _pulled_and_ascent(fn: Callable, x: Array, u: Array, w: Array) -> tuple[Array, Array]:
-    # u^T J(x) w has the gradient (sum_i u_i Hessian f_i) w: the derivative of x -> J(x)^T u along w.
-    return jax.jvp(lambda x: _pull(fn, x, u), (x,), (w,))
+    image = of.push(x, w)
+    return Pair(_norm(image), _unit(image), w)
 
 
 def _norm(v: Array) -> Array:
@@ -296,14 +327,12 @@ def _largest(values: Array) -> Array:
 
 
 def _check(
-    inputs: ArrayLike,
     num_steps: int,
     step_size: ArrayLike,
     scales: tuple[float, ...],
     num_starts: int,
     num_crossings: int,
-) -> Array:
-    inputs = _check_inputs(inputs)
+) -> None:
     usual = {"num_steps": 100, "num_starts": 0, "num_crossings": 0}
     for name, value in zip(usual, (num_steps, num_starts, num_crossings), strict=True):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -317,17 +346,3 @@ def _check(
         )
     if not isinstance(step_size, jax.core.Tracer) and not np.all(np.asarray(step_size) > 0):
         raise ValueError(f"`step_size` must be positive, got {step_size}. Use 0.5 to begin with.")
-    return inputs
-
-
-def _check_inputs(inputs: ArrayLike) -> Array:
-    inputs = jnp.asarray(inputs)
-    if not jnp.issubdtype(inputs.dtype, jnp.floating):
-        raise TypeError(
-            f"`inputs` must be real floating-point, got dtype {inputs.dtype}. Use .astype(jnp.float32)."
-        )
-    if inputs.ndim < 1 or inputs.size == 0:
-        raise ValueError(
-            f"`inputs` must be [starts, *input] and not empty, got shape {inputs.shape}. Pass x[None]."
-        )
-    return inputs[None] if inputs.ndim == 1 else inputs

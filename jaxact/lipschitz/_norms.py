@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
-from jaxact.numerics import full_precision
+from jaxact.numerics import full_precision, native
 
 try:
     import threadpoolctl
@@ -29,7 +29,9 @@ _EXACT_ENTRIES = 2**22  # entries of a convolution's matrix up to which it is wr
 _FREQUENCY_ENTRIES = 2**26  # of all its matrices in frequency together, that is 1 GiB
 
 
-def dense_norm(matrix: Float[ArrayLike, "out in"]) -> float:
+def dense_norm(
+    matrix: Float[ArrayLike, "out in"] | Int[ArrayLike, "out in"] | Sequence[Sequence[float]],
+) -> float:
     """Bound the spectral norm of a matrix from above, as closely as float64 allows.
 
         ||A||_2^2 = lambda_max(A A^T)
@@ -81,7 +83,9 @@ def _scaled_up(bound: float, exponent: int) -> float:
 
 
 @full_precision
-def gram_norm(matrix: Float[ArrayLike, "out in"], *, num_iterations: int = 8) -> Float[Array, ""]:
+def gram_norm(
+    matrix: Float[ArrayLike, "out in"] | Int[ArrayLike, "out in"], *, num_iterations: int = 8
+) -> Float[Array, ""]:
     """Bound the spectral norm of a matrix from above by Gram iteration.
 
         G_0 = A,  G_{k+1} = G_k^T G_k:   ||A||_2 <= ||G_k||_F^(2^-k)
@@ -108,7 +112,7 @@ def gram_norm(matrix: Float[ArrayLike, "out in"], *, num_iterations: int = 8) ->
         >>> round(float(gram_norm(jnp.diag(jnp.array([3.0, 4.0])))), 3)
         4.0
     """
-    G = jnp.asarray(matrix)
+    G = jnp.asarray(native(matrix))
     if jnp.issubdtype(G.dtype, jnp.complexfloating):
         raise TypeError(f"`matrix` must be real, got dtype {G.dtype}. Stack [[re, -im], [im, re]].")
     if not jnp.issubdtype(G.dtype, jnp.floating):
@@ -141,7 +145,7 @@ def gram_norm(matrix: Float[ArrayLike, "out in"], *, num_iterations: int = 8) ->
 
 
 def convolution_norm(
-    kernel: Float[ArrayLike, "*window in_per_group out"],
+    kernel: Float[ArrayLike, "*window in_per_group out"] | Int[ArrayLike, "*window in_per_group out"],
     input_shape: Sequence[int],
     *,
     strides: int | Sequence[int] = 1,

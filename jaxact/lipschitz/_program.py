@@ -6,7 +6,7 @@ import math
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import jax
@@ -16,9 +16,11 @@ from jaxtyping import Array, Float
 
 from jaxact.lipschitz._norms import UNIT, dense_norm, real_array
 
-Bounds: TypeAlias = tuple[Float[np.ndarray, " size"], Float[np.ndarray, " size"]]
+Bounds: TypeAlias = tuple[
+    Float[np.ndarray, " _size"], Float[np.ndarray, " _size"]
+]  # each variable has its own size
 Intervals: TypeAlias = Mapping[int, Bounds]  # variable -> (lower, upper), both [size]
-Values: TypeAlias = Mapping[int, Float[np.ndarray, " size"]]  # variable -> [size]
+Values: TypeAlias = Mapping[int, Float[np.ndarray, " _size"]]  # variable -> [size]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -395,27 +397,58 @@ class Box:
 Region: TypeAlias = Ball | Box
 
 
-@dataclass(frozen=True)
+Scalar: TypeAlias = float | np.floating | Float[Array, "*batch"]  # with a batch axis under vmap
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("value", "log"),
+    meta_fields=(
+        "method",
+        "norm",
+        "region",
+        "certified",
+        "assumptions",
+        "factors",
+        "seconds",
+        "history",
+        "sizes",
+        "by_norms_beyond",
+        "is_global",
+    ),
+)
+@dataclass(frozen=True, eq=False)
 class Certificate:
-    """An upper bound on a Lipschitz constant and what it rests on.
+    """An upper bound on a Lipschitz constant and what it rests on: the result of all that bound a function.
+
+    A pytree of `value` and `log`, so that a compiled or differentiated function may return one. It counts as its value
+    in `float`, `numpy.asarray`, JAX's functions and comparisons (==, <= and so on, of NumPy and JAX too), but not in
+    sums and products: take `value` or, in a loss, `log`.
 
     Attributes:
-        value: ||f(x') - f(x)|| <= value ||x' - x|| for all x, x' in the region; inf where it exceeds float64.
-        log10: its decimal logarithm, also where `value` is inf; -inf for 0.
+        value: ||f(x') - f(x)|| <= value ||x' - x|| for all x, x' in the region; inf where it exceeds its dtype. A float
+            of `certify`, a scalar in the dtype of the weights of `upper_bound`.
+        log: its natural logarithm, also where `value` is inf; -inf for 0.
         method: how it was found.
         norm: 2, of inputs and outputs.
         region: the `Ball` or `Box` that it holds in, or None for all inputs.
-        certified: whether it is proved, rounding included, under `assumptions`; False marks an estimate.
-        assumptions: what the proof takes for granted, in words.
+        certified: whether it is proved, rounding included, under `assumptions`; False marks a bound up to its own
+            rounding, or an estimate: `assumptions` say which.
+        assumptions: what the bound takes for granted, in words.
         factors: (label, natural logarithm of the growth of the bound in this step), in order: where the bound is lost.
             Their sum is that of `value`. Labels say the step's sizes and, from a function, the line that it is on.
-        seconds: wall clock, compilation included.
+            Empty for methods without steps.
+        sizes: entries (in, out) of each of these steps.
+        by_norms_beyond: so many entries were held jointly, and beyond them norms of operators alone were used; None
+            where all were.
+        is_global: whether it is the bound over all inputs, which may be the better one within a region too.
+        seconds: wall clock, compilation included; 0 if it was traced.
         history: the bound's natural logarithm at the start and after each refinement step, not proved; within a region
             with slopes extrapolated in most.
     """
 
-    value: float
-    log10: float
+    value: Scalar
+    log: Scalar
     method: str
     norm: int = 2
     region: Region | None = None
@@ -424,6 +457,44 @@ class Certificate:
     factors: tuple[tuple[str, float], ...] = ()
     seconds: float = 0.0
     history: tuple[float, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    by_norms_beyond: int | None = None
+    is_global: bool = False
+
+    @property
+    def log10(self) -> Scalar:
+        """The decimal logarithm of the value."""
+        return self.log / math.log(10)
 
     def __float__(self) -> float:
-        return self.value
+        return float(self.value)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.value, dtype) if copy else np.asarray(self.value, dtype)
+
+    def __jax_array__(self) -> Array:
+        return jnp.asarray(self.value)
+
+    def __eq__(self, other: Any) -> Any:
+        return self.value == _number(other)
+
+    def __ne__(self, other: Any) -> Any:
+        return self.value != _number(other)
+
+    def __lt__(self, other: Any) -> Any:
+        return self.value < _number(other)
+
+    def __le__(self, other: Any) -> Any:
+        return self.value <= _number(other)
+
+    def __gt__(self, other: Any) -> Any:
+        return self.value > _number(other)
+
+    def __ge__(self, other: Any) -> Any:
+        return self.value >= _number(other)
+
+    __hash__ = object.__hash__  # as a value, equal numbers are found by `value`
+
+
+def _number(other: Any) -> Any:
+    return other.value if isinstance(other, Certificate) else other

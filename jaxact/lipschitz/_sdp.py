@@ -17,6 +17,18 @@ SOLVERS = ("CLARABEL", "SCS")
 _ACCEPTED = ("optimal", "optimal_inaccurate")
 
 
+class SolverError(ValueError):
+    """The solver of a semidefinite program found no bound.
+
+    Attributes:
+        reason: what it said.
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(f"`method` 'lipsdp' must find a bound, got none: {reason}. Use 'ellipsoid'.")
+        self.reason = reason
+
+
 def lipsdp(
     matrices: Sequence[np.ndarray],
     ranges: Sequence[tuple[Any, Any]],
@@ -105,16 +117,14 @@ def lipsdp(
     except cp.error.SolverError as error:
         status = f"failed: {error}"
     if status not in _ACCEPTED or any(t.value is None for t in variables):
-        return _failed(method, started, f"the solver's status is {status!r}")
+        raise SolverError(f"the solver's status is {status!r}")
     multipliers = [
         np.maximum(np.broadcast_to(np.asarray(t.value, np.float64).reshape(-1), (n,)), 0.0)
         for t, n in zip(variables, sizes, strict=True)
     ]
     found = _checked(picks, unit_ranges, multipliers)
     if found is None:
-        return _failed(
-            method, started, f"its constraint does not hold at the solver's answer, of status {status!r}"
-        )
+        raise SolverError(f"its constraint does not hold at the solver's answer, of status {status!r}")
     if found <= 0:
         return _certificate(0.0, 0.0, method, started, ())
     root = math.sqrt(found)
@@ -133,16 +143,10 @@ def _certificate(
         log = math.log(value) if value > 0 else -math.inf
     return Certificate(
         value=value,
-        log10=log / math.log(10),
+        log=log,
         method=method,
         assumptions=("the slope ranges of the activations hold", *notes),
         seconds=time.perf_counter() - started,
-    )
-
-
-def _failed(method: str, started: float, why: str) -> Certificate:
-    return Certificate(
-        math.inf, math.inf, method, certified=False, assumptions=(why,), seconds=time.perf_counter() - started
     )
 
 

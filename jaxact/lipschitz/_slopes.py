@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 
 from jaxact.lipschitz._formula import (
     COMPARE,
@@ -48,8 +48,8 @@ class SlopeRange(NamedTuple):
         upper: at least the supremum, likewise.
     """
 
-    lower: np.ndarray
-    upper: np.ndarray
+    lower: Float[np.ndarray, "*size"] | np.float64
+    upper: Float[np.ndarray, "*size"] | np.float64
 
 
 def slope_range(
@@ -122,8 +122,8 @@ def compile_formula(expr: Expr) -> _Compiled:
 
 
 def centered(
-    lower: Float[np.ndarray, " size"], upper: Float[np.ndarray, " size"]
-) -> tuple[Float[np.ndarray, " size"], Float[np.ndarray, " size"]]:
+    lower: Float[np.ndarray, "*shape"], upper: Float[np.ndarray, "*shape"]
+) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
     """(m, r) with [m - r, m + r] containing [lower, upper] whatever the rounding; r = 0 where they are one number."""
     m = lower / 2 + upper / 2
     r = np.maximum(upper - m, m - lower)  # each rounded relative to itself
@@ -478,7 +478,7 @@ class _Panels:
 
     def decided(
         self, cuts: list[Any] | None, compare: Callable[[Any], np.ndarray]
-    ) -> Float[np.ndarray, "4 panels"]:
+    ) -> Int8[np.ndarray, "4 panels"]:
         """Truth on the panel, given to its ends as well: there, slopes are one-sided limits from inside."""
         state = compare(slice(None))
         if cuts is not None:
@@ -632,7 +632,7 @@ def _whole_line(key: _Key, tolerance: float) -> SlopeRange:
         found = _search(
             compiled, -edge, edge, tolerance, rounds=60, edges=np.concatenate([-octaves, octaves]), tails=True
         )
-    return SlopeRange(found.lower[0], found.upper[0])
+    return SlopeRange(np.float64(found.lower.item()), np.float64(found.upper.item()))
 
 
 def _whole_line_distinct(expr: Expr, tolerance: float) -> SlopeRange:
@@ -659,7 +659,7 @@ def _whole_line_distinct(expr: Expr, tolerance: float) -> SlopeRange:
             edges=np.concatenate([-octaves, octaves]),
             tails=True,
         )
-    return SlopeRange(found.lower[inverse], found.upper[inverse])
+    return SlopeRange(np.asarray(found.lower)[inverse], np.asarray(found.upper)[inverse])
 
 
 def _split(a: np.ndarray, b: np.ndarray, index: np.ndarray, pieces: int):

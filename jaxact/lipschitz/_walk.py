@@ -9,6 +9,7 @@ x * sigmoid(x) or h + f(h) is one function.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxact.errors import ArgumentError, ArgumentTypeError
 from jaxact.lipschitz import _formula, _slopes
 from jaxact.lipschitz._emit import PRODUCTS, emitted, refusal
 from jaxact.lipschitz._formula import Expr, UnsupportedError
@@ -25,7 +27,8 @@ from jaxact.lipschitz._host import BATCHED, computed, in_float64, is_plain
 from jaxact.lipschitz._lazy import Lin
 from jaxact.lipschitz._program import Program
 from jaxact.lipschitz._source import Place, called, place
-from jaxact.lipschitz._wide import inner_jaxprs, run_again, wide_constants
+from jaxact.lipschitz._wide import run_again, wide_constants
+from jaxact.numerics import check_inference, inner_jaxprs
 
 #: primitive -> which operands it is jointly linear in, the others being constant; None: all
 _LINEAR: dict[str, tuple[int, ...] | None] = {
@@ -73,7 +76,7 @@ class Lowered:
 
     program: Program
     assumptions: tuple[str, ...]
-    restricted: str | None
+    restricted: ArgumentError | None
     depends: tuple[bool, ...]
     exact: bool
     num_equations: int = 0
@@ -94,6 +97,7 @@ def lower(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None)
         `Lowered`.
 
     Raises:
+        FunctionError: it normalises by the statistics of its batch, which is that input alone.
         ValueError: the function uses a primitive that cannot be bounded; names it and its line.
     """
     with jax.enable_x64(True):
@@ -101,10 +105,13 @@ def lower(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None)
         if wide is not None:
             wide += wide_constants(closed)
         if any(isinstance(c, jax.core.Tracer) for c in closed.consts):
-            raise TypeError(
-                "`fn` must close over concrete arrays, got traced ones: a certificate is found on the host, outside "
-                "jit and grad. As a penalty use upper_bound, or a network's log_lipschitz."
+            raise ArgumentTypeError(
+                "must close over concrete arrays, got traced ones: a certificate is found on the host, outside jit "
+                "and grad.",
+                "As a penalty use upper_bound, or a network's log_lipschitz.",
+                argument="fn",
             )
+        check_inference(closed)
         walker = _Walker()
         source = Lin(tuple(np.shape(example)), kind="input")
         walker.lins.append(source)
@@ -154,7 +161,11 @@ def _traced(fn: Callable[[Any], Any], example: Any) -> tuple[Any, bool]:
         return fn(x)
 
     try:
-        return jax.make_jaxpr(once)(jax.ShapeDtypeStruct(np.shape(example), np.float64)), True
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # of float64 stored in float32: it was not asked for
+            return jax.make_jaxpr(once)(jax.ShapeDtypeStruct(np.shape(example), np.float64)), True
     except (TypeError, ValueError) as error:
         # Loops that insist on float32 carries, for one.
         try:
@@ -183,7 +194,7 @@ class _Value:
 class _Failed:
     """What cannot be bounded; an error only once the output needs it."""
 
-    message: str
+    error: ArgumentError
 
 
 @dataclass
@@ -911,12 +922,13 @@ class _Walker:
         outputs = [output.force() if isinstance(output, _Deferred) else output for output in outputs]
         for output in outputs:
             if isinstance(output, _Failed):
-                raise ValueError(output.message)
+                raise output.error
         for output in outputs:
             if _is_constant(output) and not _is_finite(output):
-                raise ValueError(
-                    "`fn` must have finite outputs, got NaN or inf in one that does not depend on the input. "
-                    "Load finite weights, or leave that output out."
+                raise ArgumentError(
+                    "must have finite outputs, got NaN or inf in one that does not depend on the input.",
+                    "Load finite weights, or leave that output out.",
+                    argument="fn",
                 )
         depends = tuple(not _is_constant(output) and output.size > 0 for output in outputs)
         try:
@@ -924,7 +936,7 @@ class _Walker:
                 source, [output for output, does in zip(outputs, depends, strict=True) if does]
             )
         except UnsupportedError as error:
-            raise ValueError(f"The output cannot be bounded: {error}. Leave it out.") from None
+            raise ArgumentError(f"The output cannot be bounded: {error}.", "Leave it out.") from None
         program, restricted = emitted(source, result, self.lins, self.places, self.made_at)
         assumptions = [
             "the function is meant in exact arithmetic, with its parameters as they are",
@@ -980,8 +992,9 @@ def _shaped(values: Any, shape: tuple[int, ...]) -> Any:
     return values.reshape(shape) if isinstance(values, np.ndarray) and values.ndim else values
 
 
-def _unknown(reason: str, primitive: str, line: str) -> str:
-    return (
-        f"`fn` cannot be bounded: {reason} (`{primitive}` at {line}). "
-        "Write that part with affine and elementwise operations, or bound the parts before and after it."
+def _unknown(reason: str, primitive: str, line: str) -> ArgumentError:
+    return ArgumentError(
+        f"cannot be bounded: {reason} (`{primitive}` at {line}).",
+        "Write that part with affine and elementwise operations, or bound the parts before and after it.",
+        argument="fn",
     )

@@ -16,12 +16,27 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from jaxact.numerics import inner_jaxprs
+
 _MISMATCHES = ("RuntimeProgramInputMismatch", "verifier errors", "to have the same dtypes")
 T = TypeVar("T")
 
 
 def run_again(call: Callable[[], T]) -> T:
-    """The result of a call, once more without JAX's caches where they hold an array in the other width."""
+    """Call a function, once more without JAX's caches where they hold an array in the other width.
+
+    For what runs within `jax.enable_x64` and has run outside of it, or the other way round.
+
+    Args:
+        call: without arguments.
+
+    Returns:
+        Its result.
+
+    Example:
+        >>> run_again(lambda: 3)
+        3
+    """
     try:
         return call()
     except (jax.errors.JaxRuntimeError, TypeError, ValueError) as error:
@@ -49,12 +64,6 @@ def forget(constants: Sequence[weakref.ref]) -> None:
 def _is_in_use(constant: weakref.ref) -> bool:
     array = constant()
     return array is not None and array.base is not None and sys.getrefcount(array.base) > 2
-
-
-def inner_jaxprs(eqn: Any) -> list[Any]:
-    """Those of an equation's calls, loops and branches, closed or not."""
-    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
-    return [each for each in found if hasattr(each, "eqns")]
 
 
 def _constants(closed: Any) -> Iterator[Any]:

@@ -141,7 +141,7 @@ class OrthogonalLinear(nnx.Module):
         check_count("out_features", out_features)
         _check_bound(bound)
         self.is_wide = in_features < out_features
-        self.weight = _free(in_features, out_features, rngs)
+        self.weight = _free((max(in_features, out_features), min(in_features, out_features)), rngs)
         self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else nnx.data(None)
         self.bound = bound
 
@@ -224,10 +224,9 @@ class OrthogonalConv(nnx.Module):
         _check_bound(bound)
         self.window, self.strides, self.padding = window, steps, padding
         self.is_wide = in_features < out_features
-        self.weight = _free(in_features, out_features, rngs)
         channels, count = max(in_features, out_features), sum(window) - len(window)
-        shape = (count, channels, channels // 2)
-        self.projections = nnx.Param(jax.random.normal(rngs.params(), shape) * channels**-0.5)
+        self.weight = _free((channels, min(in_features, out_features)), rngs)
+        self.projections = _free((count, channels, channels // 2), rngs)
         self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else nnx.data(None)
         self.bound = bound
 
@@ -271,13 +270,13 @@ class OrthogonalConv(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
-def kernels(network: MLP) -> list[Float[Array, "in out"]]:
+def kernels(network: MLP) -> list[Float[Array, "_in _out"]]:
     """The kernels of a plain dense network from the input to the output, as `jaxact.lipschitz.upper_bound` takes them.
 
     With the network's activation between them their bound is that of the network, and traced and differentiable as
     they are it can be a penalty in training:
 
-        loss + weight * upper_bound(kernels(network), activation, method="eclipse_fast", log=True)
+        loss + weight * upper_bound(kernels(network), activation, method="eclipse_fast").log
 
     Batch norms are folded in as at inference, a diagonal after the kernel before them.
 
@@ -318,9 +317,9 @@ def kernels(network: MLP) -> list[Float[Array, "in out"]]:
     return [*rows, network.head.kernel[...]]
 
 
-def _free(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Param:
-    rows, columns = max(in_features, out_features), min(in_features, out_features)
-    return nnx.Param(jax.random.normal(rngs.params(), (rows, columns)) * rows**-0.5)
+def _free(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
+    """What Cayley's transform takes, one or several matrices [..., rows, columns] from N(0, 1 / rows)."""
+    return nnx.Param(jax.random.normal(rngs.params(), shape) * shape[-2] ** -0.5)
 
 
 def _semi_orthogonal(free: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxact.lipschitz._joint import ellipsoid_block, log_bound, normalized
+from jaxact.nn._ellipsoid import ellipsoid_block, log_bound, normalized
 from jaxact.nn._stack import Mode, Stack, Trace, lipschitz_of, slopes_of
 from jaxact.nn._stages import (
     Elementwise,
@@ -42,31 +42,31 @@ class _Network(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, " batch *input"],
+        x: Float[Array, "*batch_and_input"],
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
         *,
         mode: Mode = "reverse",
-        taps: Float[Array, "layer batch *hidden"] | None = None,
-    ) -> Float[Array, "batch out"]:
+        taps: Float[Array, " layer *batch_and_hidden"] | None = None,
+    ) -> Float[Array, "*batch out"]:
         """Outputs (logits). `depth`, `activation`, `mode` and `taps` are those of `Stack.__call__`."""
         return self.readout(self.features(x, depth, activation, mode=mode, taps=taps), activation)
 
     def features(
         self,
-        x: Float[Array, " batch *input"],
+        x: Float[Array, "*batch_and_input"],
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
         *,
         mode: Mode = "reverse",
-        taps: Float[Array, "layer batch *hidden"] | None = None,
-    ) -> Float[Array, " batch *hidden"]:
+        taps: Float[Array, " layer *batch_and_hidden"] | None = None,
+    ) -> Float[Array, "*batch_and_hidden"]:
         """The last hidden state, the output of the stack."""
         return self.stack(self.embed(x), depth, activation, mode=mode, taps=taps)
 
     def trace(
         self,
-        x: Float[Array, " batch *input"],
+        x: Float[Array, "*batch_and_input"],
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
     ) -> Trace:
@@ -74,15 +74,15 @@ class _Network(nnx.Module):
         return self.stack.trace(self.embed(x), depth, activation)
 
     def readout(
-        self, h: Float[Array, " batch *hidden"], activation: Elementwise | None = None
-    ) -> Float[Array, "batch out"]:
+        self, h: Float[Array, "*batch_and_hidden"], activation: Elementwise | None = None
+    ) -> Float[Array, "*batch out"]:
         """Outputs from the last hidden state: W_out f(norm(h)) where h is a preactivation, else W_out h."""
         if self.stack.hidden_is_preactivation:
             h = h if self.norm is None else self.norm(h)
             h = (activation or self.activation)(h)
         return self.head(self.pool(h))
 
-    def pool(self, h: Float[Array, " batch *hidden"]) -> Float[Array, "batch width"]:
+    def pool(self, h: Float[Array, "*batch_and_hidden"]) -> Float[Array, "*batch width"]:
         """One vector an input: the mean over spatial axes, where there are any."""
         return h.mean(axis=tuple(range(1, h.ndim - 1))) if h.ndim > 2 else h
 
@@ -276,6 +276,6 @@ def _check_stage(stage: Any) -> None:
 def _finish(network, stage, width, out_features, activation, norm, rngs):
     """The read-out's parts: a norm and activation of its own where the stack hands over preactivations."""
     waits = stage.hidden_is_preactivation
-    network.norm = make_norm(norm if waits else None, width, rngs=rngs)
+    network.norm = nnx.data(make_norm(norm if waits else None, width, rngs=rngs))
     network.activation = make_activation(activation, width, rngs=rngs) if waits else None
     network.head = affine(width, out_features, rngs=rngs)

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxact.lipschitz._joint import ellipsoid_block
+from jaxact.nn._ellipsoid import ellipsoid_block
 from jaxact.nn._stages import Elementwise, Stage, check_count
 from jaxact.numerics import full_precision
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxact.numerics import full_precision
+from jaxact.theory import initializers
 
 Elementwise = Callable[[jax.Array], jax.Array]
 Weights = Literal["gaussian", "orthogonal"]
@@ -78,7 +79,7 @@ class Stage(nnx.Module):
             sigma_b=sigma_b,
             rngs=rngs,
         )
-        self.norm = make_norm(norm, width, rngs=rngs)
+        self.norm = nnx.data(make_norm(norm, width, rngs=rngs))
         self.activation = make_activation(activation, width, rngs=rngs)
 
     def preactivation(self, h: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
@@ -90,16 +91,28 @@ class Stage(nnx.Module):
 
         Args:
             lipschitz: sup |f'|, a scalar.
+
+        Raises:
+            NotImplementedError: the subclass does not define it.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no bound. Define {type(self).__name__}.log_lipschitz(self, lipschitz): "
+            "it returns the natural logarithm of an upper bound on its Lipschitz constant, a scalar, for sup |f'| = "
+            "`lipschitz`; or bound the network as any function of one array by lipschitz.certify."
+        )
 
     def as_matrices(self) -> tuple[float, Float[Array, "width hidden"], Float[Array, "hidden width"]]:
         """(S, W, D) of a dense stage h' = S h + W f(D h) + b, a batch norm at inference folded in; for the ellipsoid.
 
         Raises:
+            NotImplementedError: the subclass does not define it.
             ValueError: a convolution, or a norm that is not diagonal at inference.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no matrices. Define {type(self).__name__}.as_matrices(self): it returns "
+            "(S, W, D) of h' = S h + W f(D h) + b, S a Python float, W [width, hidden], D [hidden, width]; or use "
+            'method="product", or lipschitz.certify.'
+        )
 
 
 class Plain(Stage):
@@ -181,43 +194,27 @@ def affine(
 ) -> nnx.Linear | nnx.Conv:
     """An affine map W x + b of flax with weights at sigma_w and biases at sigma_b.
 
-    "gaussian": W_ij ~ N(0, sigma_w^2 / fan_in). "orthogonal": W has orthonormal rows or columns, times
-    sigma_w max(1, sqrt(out / in)), so that the mean square of W x is sigma_w^2 times that of x either way.
+    "gaussian" is `theory.initializers.gaussian`; "orthogonal" is `orthogonal` there, and `delta_orthogonal` for a
+    convolution. The mean square of W x is sigma_w^2 times that of x either way.
     """
     check_count("in_features", in_features)
     check_count("out_features", out_features)
-    check_scale("sigma_w", sigma_w)
-    check_scale("sigma_b", sigma_b)
-    if weights not in ("gaussian", "orthogonal"):
+    orthogonal = initializers.orthogonal if kernel_size is None else initializers.delta_orthogonal
+    laws = {"gaussian": initializers.gaussian, "orthogonal": orthogonal}
+    if weights not in laws:
         raise ValueError(f'`weights` must be "gaussian" or "orthogonal", got {weights!r}.')
     sizes = (
         () if kernel_size is None else (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
     )
     for size in sizes:
         check_count("kernel_size", size)
-    fan_in = in_features
-    for size in sizes:
-        fan_in *= size
-
-    def kernel_init(key, shape, dtype=jnp.float32, out_sharding=None):
-        if weights == "gaussian":
-            return jax.random.normal(key, shape, dtype) * (sigma_w / fan_in**0.5)
-        scale = sigma_w * max(1.0, out_features / in_features) ** 0.5
-        matrix = jax.nn.initializers.orthogonal()(key, (in_features, out_features), dtype) * scale
-        centre = tuple(size // 2 for size in sizes)
-        return jnp.zeros(shape, dtype).at[centre].set(matrix) if sizes else matrix
-
-    def bias_init(key, shape, dtype=jnp.float32, out_sharding=None):
-        if isinstance(sigma_b, int | float) and sigma_b == 0:
-            return jnp.zeros(shape, dtype)  # each draw costs a third of a second to compile
-        return jax.random.normal(key, shape, dtype) * sigma_b
-
+    kernel_init, bias_init = laws[weights](sigma_w), initializers.bias(sigma_b)
     if kernel_size is None:
         return nnx.Linear(in_features, out_features, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs)
     return nnx.Conv(
         in_features,
         out_features,
-        kernel_size=sizes,
+        sizes,
         strides=strides,
         kernel_init=kernel_init,
         bias_init=bias_init,
@@ -228,7 +225,7 @@ def affine(
 def make_norm(norm: Any, width: int, *, rngs: nnx.Rngs) -> nnx.Module | None:
     """Make the norm over `width` features that a caller named by its class, or None."""
     if norm is None:
-        return nnx.data(None)
+        return None
     if isinstance(norm, nnx.Module) or not callable(norm):
         raise TypeError(
             f"`norm` must be None, a flax norm class or a callable (width, rngs=...) -> module, got {norm!r}. "
@@ -255,9 +252,12 @@ def operator_norm(
 ) -> Float[Array, ""]:
     """||S W||_2 of an affine layer with its outputs scaled by S: exact for a dense one, else an upper bound.
 
-    For a convolution with zero padding the bound is the least of two: the sum over taps of ||K_t||_2 (triangle
-    inequality), and sqrt(number of taps) times the 2-norm of the kernel as a matrix [taps in, out] or
-    [in, taps out] (Singla & Feizi 2021, Theorem 1).
+    For a convolution with zero padding, of any image, the bound is the least of three: the sum over taps of ||K_t||_2
+    (triangle inequality); sqrt(number of taps) times the 2-norm of the kernel as a matrix [taps in, out] or
+    [in, taps out] (Singla & Feizi 2021, Theorem 1); and the norm on an endless grid, max_w ||K(w)|| with
+    K(w) = sum_t K_t e^(-i w t) (Sedghi et al. 2019), the limit of large images. The last is looked for at 10 k
+    frequencies along an axis of k taps and divided by cos(pi / 20 (k - 1) / k) for each axis, by which a trigonometric
+    polynomial of degree (k - 1) / 2 may rise between them (Ehlich & Zeller 1964): 1.1 % in all for 3 x 3 taps.
 
     Args:
         layer: the layer; its kernel is [in, out] or [*taps, in, out].
@@ -272,7 +272,17 @@ def operator_norm(
     tall = taps.reshape(-1, taps.shape[-1])
     wide = jnp.moveaxis(taps, 0, 1).reshape(taps.shape[1], -1)
     as_matrix = jnp.minimum(spectral_norm(tall), spectral_norm(wide)) * taps.shape[0] ** 0.5
-    return jnp.minimum(as_matrix, jnp.sum(jax.vmap(spectral_norm)(taps)))
+    by_taps = jnp.minimum(as_matrix, jnp.sum(jax.vmap(spectral_norm)(taps)))
+    return jnp.minimum(by_taps, _endless_norm(kernel))
+
+
+def _endless_norm(kernel: Float[Array, "*taps in out"]) -> Float[Array, ""]:
+    """The norm of a convolution on an endless grid, from above; see `operator_norm`."""
+    sizes = kernel.shape[:-2]
+    # The kernel is real, so that half of the frequencies of the last axis have the norms of the other half.
+    transformed = jnp.fft.rfftn(kernel, [10 * size for size in sizes], axes=range(len(sizes)))
+    highest = jnp.max(jax.vmap(spectral_norm)(transformed.reshape(-1, *kernel.shape[-2:])))
+    return highest / math.prod(math.cos(math.pi / 20 * (size - 1) / size) for size in sizes)
 
 
 def spectral_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
@@ -286,14 +296,7 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
 
 
-def check_scale(name: str, value: ArrayLike) -> None:
-    """Refuse a concrete standard deviation that is negative or not finite."""
-    # numpy, because within a trace jnp stages even what it does to constants
-    if not isinstance(value, jax.core.Tracer) and not (np.isfinite(value) & (np.asarray(value) >= 0)).all():
-        raise ValueError(f"`{name}` must be finite and not negative, got {value!r}.")
-
-
-def _folded_scale(norm: nnx.Module | None) -> Float[Array, " width"] | None:
+def _folded_scale(norm: nnx.Module | None) -> Float[Array, "*layer width"] | None:
     """The factor a feature that a batch norm at inference multiplies by, or None for any other norm."""
     if not isinstance(norm, nnx.BatchNorm):
         return None

@@ -10,7 +10,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+def full_precision(fn: Callable[P, R]) -> Callable[P, R]:
     """Run a function with float32 matrix products and convolutions whose factors are not rounded further.
 
     By default GPUs round them to TF32, TPUs to bfloat16, both in what the function computes and in what it is given to
@@ -18,7 +18,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     Operations that name a precision keep it. Nothing changes on a CPU, nor in float64.
 
     Args:
-        function: any function that traces or runs JAX operations.
+        fn: any function that traces or runs JAX operations.
 
     Returns:
         The same function under `jax.default_matmul_precision("float32")`.
@@ -30,9 +30,9 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
         True
     """
 
-    @wraps(function)
+    @wraps(fn)
     def precise(*args: P.args, **kwargs: P.kwargs) -> R:
         with jax.default_matmul_precision("float32"):
-            return function(*args, **kwargs)
+            return fn(*args, **kwargs)
 
     return precise

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxact.numerics._inputs import native
+
 # In units of the standard deviation: the mass beyond 10 is 1.5e-23. Wide: where the density is about to underflow.
 _REACH = 10.0  # a Python float: a numpy one would promote float32
 _WIDE = {4: 13.0, 8: 37.0}  # by the bytes of the dtype
@@ -19,38 +21,38 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 
 
 def gaussian_expectation(
-    g: Callable[[Array], Array],
+    fn: Callable[[Array], Array],
     *,
-    kinks: Sequence[float] | Array = (),
-    mean: Float[ArrayLike, "*shape"] = 0.0,
-    variance: Float[ArrayLike, "*shape"] = 1.0,
+    kinks: Sequence[ArrayLike] | Array = (),
+    mean: Float[ArrayLike, "*#shape"] = 0.0,
+    variance: Float[ArrayLike, "*#shape"] = 1.0,
     is_wide: bool = False,
 ) -> Float[Array, "*shape"]:
     """Compute the expectation of a function of a Gaussian variable.
 
-        E g(x),   x ~ N(mean, variance)
+        E fn(x),   x ~ N(mean, variance)
 
     Gauss-Legendre quadrature with 20 nodes on panels that end at every kink and narrow towards x = 0; see
-    `gaussian_nodes`. In float64 the error is about 1e-14 of E|g| for a g that between its kinks is smooth on
+    `gaussian_nodes`. In float64 the error is about 1e-14 of E|fn| for an fn that between its kinks is smooth on
     the scale of 1/100 near 0 and on the scale max(|x|, sd) / 10 elsewhere: every activation of the zoo with
     parameters near 1, at any mean and variance; sin and cos up to a standard deviation of 10. In float32 it
-    is about 1e-6. Differentiable in mean and variance as often as g is between its kinks; a jump of g
-    contributes rightly, for the panels move with it. At variance 0 the value is g(mean) and the derivative by
+    is about 1e-6. Differentiable in mean and variance as often as fn is between its kinks; a jump of fn
+    contributes rightly, for the panels move with it. At variance 0 the value is fn(mean) and the derivative by
     the variance is reported as 0.
 
     Args:
-        g: elementwise; called on one array [*shape, nodes]. Static.
-        kinks: where g or a derivative of g jumps, in g's argument; static floats, or a traced 1-D array.
+        fn: elementwise; called on one array [*shape, nodes]. Static.
+        kinks: where fn or a derivative of fn jumps, in fn's argument; static floats, or a traced 1-D array.
         mean: real, broadcast against `variance`; may be traced. A traced value that is not finite gives NaN.
         variance: nonnegative; may be traced. A traced value that is negative or not finite gives NaN.
-        is_wide: integrate over +-37 standard deviations (13 in float32) instead of 10, for a g that grows faster than
-            a power; NaN where g times the density is not below rounding there, as for exp(x^2). Static.
+        is_wide: integrate over +-37 standard deviations (13 in float32) instead of 10, for an fn that grows faster than
+            a power; NaN where fn times the density is not below rounding there, as for exp(x^2). Static.
 
     Returns:
         The expectations, in the common dtype of mean and variance, at least float32.
 
     Raises:
-        ValueError: a concrete mean or variance is not finite, a concrete variance is negative, or g is not
+        ValueError: a concrete mean or variance is not finite, a concrete variance is negative, or fn is not
             elementwise.
 
     Example:
@@ -59,10 +61,10 @@ def gaussian_expectation(
         0.5
     """
     x, weights = gaussian_nodes(kinks, mean, variance, is_wide=is_wide)
-    values = jnp.asarray(g(x))
+    values = jnp.asarray(fn(x))
     if values.shape not in ((), x.shape):
         raise ValueError(
-            f"`g` must be elementwise, got shape {values.shape} for an argument of shape {x.shape}. "
+            f"`fn` must be elementwise, got shape {values.shape} for an argument of shape {x.shape}. "
             "Integrate one function at a time."
         )
     total = expectation_with_tails(values, weights) if is_wide else jnp.sum(values * weights, -1)
@@ -70,7 +72,7 @@ def gaussian_expectation(
 
 
 def nan_unless_gaussian(
-    mean: Float[ArrayLike, "*shape"], variance: Float[ArrayLike, "*shape"]
+    mean: Float[ArrayLike, "*#shape"], variance: Float[ArrayLike, "*#shape"]
 ) -> Float[Array, "*shape"]:
     """A factor for expectations: 1, or NaN where a traced mean or variance is none of a Gaussian.
 
@@ -81,9 +83,17 @@ def nan_unless_gaussian(
         >>> jax.jit(nan_unless_gaussian)(0.0, jnp.array([1.0, -1.0])).tolist()
         [1.0, nan]
     """
+    mean, variance = _broadcast(mean, variance)
+    dtype = mean.dtype
+    return jnp.where(_is_gaussian(mean, variance), 1, jnp.nan).astype(dtype)
+
+
+def _broadcast(mean: ArrayLike, variance: ArrayLike) -> tuple[Array, Array]:
+    """Both in their common dtype, at least float32."""
+    mean, variance = native(mean), native(variance)
     dtype = jnp.promote_types(jnp.result_type(mean, variance, float), jnp.float32)
     mean, variance = jnp.broadcast_arrays(jnp.asarray(mean, dtype), jnp.asarray(variance, dtype))
-    return jnp.where(_is_gaussian(mean, variance), 1, jnp.nan).astype(dtype)
+    return mean, variance
 
 
 def _is_gaussian(mean: Array, variance: Array) -> Array:
@@ -93,7 +103,7 @@ def _is_gaussian(mean: Array, variance: Array) -> Array:
 def expectation_with_tails(
     values: Float[Array, "*shape nodes"], weights: Float[Array, "*shape nodes"]
 ) -> Float[Array, "*shape"]:
-    """Sum values of g times weights of wide `gaussian_nodes`; NaN where the ends hold more than rounding.
+    """Sum values of a function times weights of wide `gaussian_nodes`; NaN where the ends hold more than rounding.
 
     Example:
         >>> x, weights = gaussian_nodes((), 0.0, 1.0, is_wide=True)
@@ -147,13 +157,13 @@ def hermite_coefficients(
 
 
 def gaussian_nodes(
-    kinks: Sequence[float] | Array,
-    mean: Float[ArrayLike, "*shape"],
-    variance: Float[ArrayLike, "*shape"],
+    kinks: Sequence[ArrayLike] | Array,
+    mean: Float[ArrayLike, "*#shape"],
+    variance: Float[ArrayLike, "*#shape"],
     *,
     is_wide: bool = False,
 ) -> tuple[Float[Array, "*shape nodes"], Float[Array, "*shape nodes"]]:
-    """Place the nodes and weights with which sum_k weights_k g(x_k) = E g(x) for x ~ N(mean, variance).
+    """Place the nodes and weights with which sum_k weights_k fn(x_k) = E fn(x) for x ~ N(mean, variance).
 
     For several functions of the same variable. Arguments, accuracy and errors as in `gaussian_expectation`.
 
@@ -172,8 +182,8 @@ def gaussian_nodes(
         raise ValueError(
             f"`variance` must be nonnegative, got {np.asarray(variance).min()}. Pass sigma**2, not a log."
         )
-    dtype = jnp.promote_types(jnp.result_type(mean, variance, float), jnp.float32)
-    mean, variance = jnp.broadcast_arrays(jnp.asarray(mean, dtype), jnp.asarray(variance, dtype))
+    mean, variance = _broadcast(mean, variance)
+    dtype = mean.dtype
     is_gaussian = _is_gaussian(mean, variance)
     mean, variance = jnp.where(is_gaussian, mean, 0), jnp.where(is_gaussian, variance, 1)
     spread = variance > 0

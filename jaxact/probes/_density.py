@@ -11,8 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from jaxact.numerics import full_precision, golub_kahan
-from jaxact.probes._jacobian import _check_input, _check_output, _products
+from jaxact.numerics import full_precision, golub_kahan, native, read_inputs
+from jaxact.probes._jacobian import products
 
 _KRYLOV_BYTES = 256 * 2**20  # what the bases of the probes that run together may occupy
 _NUM_GRID = 256
@@ -20,6 +20,8 @@ _NUM_GRID = 256
 
 class SpectralDensity(NamedTuple):
     """An estimate of the density of the eigenvalues of J^T J, with its standard error.
+
+    Of one input the fields have no batch axis.
 
     Attributes:
         grid: eigenvalues s^2 at which the density is given [batch, grid].
@@ -30,18 +32,18 @@ class SpectralDensity(NamedTuple):
         weights: of the nodes [batch, probe, step]; nonnegative, of sum one for every probe.
     """
 
-    grid: Float[Array, "batch grid"]
-    density: Float[Array, "batch grid"]
-    standard_error: Float[Array, "batch grid"]
-    width: Float[Array, " batch"]
-    nodes: Float[Array, "batch probe step"]
-    weights: Float[Array, "batch probe step"]
+    grid: Float[Array, "*batch grid"]
+    density: Float[Array, "*batch grid"]
+    standard_error: Float[Array, "*batch grid"]
+    width: Float[Array, "*batch"]
+    nodes: Float[Array, "*batch probe step"]
+    weights: Float[Array, "*batch probe step"]
 
 
 @full_precision
 def spectral_density(
-    f: Callable[[Array], Array],
-    x: Float[ArrayLike, " batch *input"],
+    fn: Callable[[Array], Array],
+    x: Float[ArrayLike, "*batch_and_input"],
     *,
     key: PRNGKeyArray,
     num_probes: int = 16,
@@ -49,7 +51,7 @@ def spectral_density(
     grid: Float[ArrayLike, " grid"] | None = None,
     width: ArrayLike | None = None,
 ) -> SpectralDensity:
-    """Estimate the density of the squared singular values of the Jacobian of `f`, without forming it.
+    """Estimate the density of the squared singular values of the Jacobian of `fn`, without forming it.
 
         density(t) = 1/n sum_i N(t; s_i^2, width^2) = E_z z^T N(t; J^T J, width^2) z,    z uniform on the sphere
 
@@ -63,8 +65,9 @@ def spectral_density(
     2 num_probes num_steps products an input.
 
     Args:
-        f: maps ONE example to one floating-point array; static. Needs `jax.linearize` and its transpose.
-        x: real inputs [batch, *input], or one input [n]: the fields then have no batch axis.
+        fn: maps ONE input to one floating-point array; static. Needs `jax.linearize` and its transpose.
+        x: real inputs [batch, *input] or one input, told apart as in `jacobian`: for one the fields have no batch
+            axis.
         key: for the probes, which are the same at every input. Traced.
         num_probes: random vectors z, at least 2; the standard error falls with the root of it. Static.
         num_steps: products J v a probe, cut to n; memory is num_steps (m + n) a probe. Static.
@@ -87,19 +90,14 @@ def spectral_density(
         >>> print(found.nodes[0].max().round(4), (found.weights * found.nodes).sum(-1)[0].round(4))
         4.0 4.0
     """
-    x = _check_input(x)
     _check(num_probes, num_steps, grid, width)
-    if x.ndim == 1:
-        found = spectral_density(
-            f, x[None], key=key, num_probes=num_probes, num_steps=num_steps, grid=grid, width=width
-        )
-        return jax.tree.map(lambda leaf: leaf[0], found)
-    output = _check_output(f, x)
-    n, m = prod(x.shape[1:]), prod(output.shape)
+    inputs = read_inputs(fn, x)
+    batch, output = inputs.batch, inputs.output
+    n, m = prod(batch.shape[1:]), prod(output.shape)
     num_steps = min(num_steps, n)
 
     def at(example: Array) -> SpectralDensity:
-        matvec, rmatvec, dtype = _products(f, example, output)
+        matvec, rmatvec, dtype = products(fn, example, output)
 
         def quadrature(key: Array) -> tuple[Array, Array]:
             start = jax.random.normal(key, (n,), dtype)
@@ -112,14 +110,14 @@ def spectral_density(
         together = max(1, min(num_probes, _KRYLOV_BYTES // probe_bytes))
         nodes, weights = lax.map(quadrature, jax.random.split(key, num_probes), batch_size=together)
         largest = nodes.max()
-        spread = largest / 40 if width is None else jnp.asarray(width, dtype)
+        spread = largest / 40 if width is None else jnp.asarray(native(width), dtype)
         default = jnp.linspace(0, 1, _NUM_GRID, dtype=dtype) * (largest + 4 * spread)
-        points = default if grid is None else jnp.asarray(grid, dtype)
+        points = default if grid is None else jnp.asarray(native(grid), dtype)
         each = jax.vmap(partial(_smooth, points, spread))(nodes, weights)
         error = each.std(0, ddof=1) / num_probes**0.5
         return SpectralDensity(points, each.mean(0), error, spread, nodes, weights)
 
-    return lax.map(at, x)
+    return inputs.unbatched(lax.map(at, batch))
 
 
 def _smooth(grid: Array, width: Array, nodes: Array, weights: Array) -> Array:

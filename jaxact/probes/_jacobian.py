@@ -10,36 +10,47 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics import full_precision, leading_singular_triplets, trailing_singular_triplets
+from jaxact.numerics import (
+    Inputs,
+    full_precision,
+    leading_singular_triplets,
+    read_inputs,
+    real_floating,
+    trailing_singular_triplets,
+)
 
 # What the tangents of one chunk may occupy. Larger chunks gain nothing measurable on CPU; the largest array
-# alive inside `f` may be a few times this.
+# alive inside `fn` may be a few times this.
 _TANGENT_BYTES = 256 * 2**20
 
 
 @full_precision
-def jacobian(f: Callable[[Array], Array], x: Float[ArrayLike, " batch *input"]) -> Float[Array, "batch m n"]:
-    """Compute the dense Jacobian of `f` at every input of a batch.
+def jacobian(
+    fn: Callable[[Array], Array], x: Float[ArrayLike, "*batch_and_input"]
+) -> Float[Array, "*batch m n"]:
+    """Compute the dense Jacobian of `fn` at one input or at every input of a batch.
 
-        J[b, i, j] = d f(x[b])_i / d x[b]_j        (outputs and inputs flattened)
+        J[b, i, j] = d fn(x[b])_i / d x[b]_j        (outputs and inputs flattened)
 
-    Exact up to rounding, by forward mode only: one batched `jax.jvp` over the identity's columns, so `f` may
+    Exact up to rounding, by forward mode only: one batched `jax.jvp` over the identity's columns, so `fn` may
     hold what reverse mode refuses, such as a loop with a traced trip count. At a kink the slope is the one
-    `f` reports. Matrix products for which `f` asks no precision run in full float32 on a GPU or TPU too.
+    `fn` reports. Matrix products for which `fn` asks no precision run in full float32 on a GPU or TPU too.
 
     Args:
-        f: maps ONE example, of shape `input`, to one floating-point array of any shape; traced, static. Wrap
+        fn: maps ONE input, of shape `input`, to one floating-point array of any shape; traced, static. Wrap
             the call in `jax.jit` to compile once for many batches.
-        x: real floating-point inputs [batch, *input]; a 1-D array [n] is one input and the result has no
-            batch axis. Examples are processed together as long as their tangents fit in 256 MB, and one after
-            another beyond.
+        x: real floating-point inputs [batch, *input] or one input [*input], told apart as
+            `jaxact.numerics.Inputs` says: [n] is one input, an array of more axes a batch unless `fn` takes it
+            only as a whole. Inputs are processed together as long as their tangents fit in 256 MB, and one
+            after another beyond.
 
     Returns:
-        [batch, m, n] in the dtype of f's output.
+        [batch, m, n], or [m, n] for one input, in the dtype of fn's output.
 
     Raises:
-        TypeError: `x` is not real floating-point, or `f` does not return one real floating-point array.
-        ValueError: `x` is a scalar or empty.
+        TypeError: `x` is not real floating-point; `fn` does not return one real floating-point array, or cannot
+            be traced: see `jaxact.numerics.FunctionError`.
+        ValueError: `x` is empty.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,11 +58,14 @@ def jacobian(f: Callable[[Array], Array], x: Float[ArrayLike, " batch *input"]) 
         Array([[5., 2.],
                [0., 3.]], dtype=float32)
     """
-    x = _check_input(x)
-    if x.ndim == 1:
-        return jacobian(f, x[None])[0]
+    inputs = read_inputs(fn, x)
+    return inputs.unbatched(_jacobians(fn, inputs))
+
+
+def _jacobians(fn: Callable[[Array], Array], inputs: Inputs) -> Array:
+    """[batch, m, n]."""
+    x, output = inputs.batch, inputs.output
     shape, dtype = x.shape[1:], x.dtype
-    output = _check_output(f, x)
     n, m = prod(shape), prod(output.shape)
     column_bytes = max(n, m) * max(dtype.itemsize, output.dtype.itemsize)
     # Both chunk sizes are at least one; an example is split only where it alone is too large.
@@ -61,7 +75,7 @@ def jacobian(f: Callable[[Array], Array], x: Float[ArrayLike, " batch *input"]) 
     def at(example: Array) -> Array:
         def column(index: Array) -> Array:
             basis = (jnp.arange(n) == index).astype(dtype).reshape(shape)
-            return jax.jvp(f, (example,), (basis,))[1].reshape(-1)
+            return jax.jvp(fn, (example,), (basis,))[1].reshape(-1)
 
         return _map(column, jnp.arange(n), num_columns).T
 
@@ -70,13 +84,13 @@ def jacobian(f: Callable[[Array], Array], x: Float[ArrayLike, " batch *input"]) 
 
 @full_precision
 def singular_values(
-    f: Callable[[Array], Array],
-    x: Float[ArrayLike, " batch *input"],
+    fn: Callable[[Array], Array],
+    x: Float[ArrayLike, "*batch_and_input"],
     num: int | None = None,
     *,
     which: Literal["largest", "smallest"] = "largest",
-) -> Float[Array, "batch k"]:
-    """Compute the singular values of the Jacobian of `f`, descending, at every input of a batch.
+) -> Float[Array, "*batch k"]:
+    """Compute the singular values of the Jacobian of `fn`, descending, at one input or at each of a batch.
 
     With `num=None`, all min(m, n) of them from the dense Jacobian by LAPACK (cuSOLVER on a GPU): each is
     within a few units of rounding of the LARGEST, so values below about eps * largest are noise. With
@@ -93,14 +107,15 @@ def singular_values(
     num=None, or `spectral_density` for a look at the crowd, is the way.
 
     Args:
-        f: maps ONE example to one floating-point array; static. `num=k` needs both `jax.linearize` and its
+        fn: maps ONE input to one floating-point array; static. `num=k` needs both `jax.linearize` and its
             transpose.
-        x: real inputs [batch, *input], or one input [n] (see `jacobian`).
+        x: real inputs [batch, *input] or one input, told apart as in `jacobian`.
         num: how many, static; None for all.
         which: end of the spectrum that `num` counts from; static, without effect if num is None.
 
     Returns:
-        [batch, min(m, n)] or [batch, num], in at least float32. A Jacobian with NaN or inf gives NaN.
+        [batch, k], or [k] for one input, k = num or min(m, n), in at least float32. A Jacobian with NaN or inf
+        gives NaN.
 
     Raises:
         TypeError: as `jacobian`, or `num` is not an integer.
@@ -111,17 +126,15 @@ def singular_values(
         >>> singular_values(lambda x: jnp.array([3 * x[0], 4 * x[0], x[1]]), jnp.ones(2))
         Array([5., 1.], dtype=float32)
     """
-    x = _check_input(x)
-    if x.ndim == 1:
-        return singular_values(f, x[None], num, which=which)[0]
     if which not in ("largest", "smallest"):
         raise ValueError(
             f'`which` must be "largest" or "smallest", got {which!r}. Use num=None for both ends.'
         )
-    output = _check_output(f, x)
+    inputs = read_inputs(fn, x)
     if num is None:
-        return _all_singular_values(jacobian(f, x))
-    n, m = prod(x.shape[1:]), prod(output.shape)
+        return inputs.unbatched(_all_singular_values(_jacobians(fn, inputs)))
+    batch, output = inputs.batch, inputs.output
+    n, m = prod(batch.shape[1:]), prod(output.shape)
     if isinstance(num, bool) or not isinstance(num, int):
         raise TypeError(
             f"`num` must be an integer or None, got {num!r}. Use num=None for all singular values."
@@ -135,10 +148,10 @@ def singular_values(
     triplets = largest if which == "largest" else trailing_singular_triplets
 
     def at(example: Array) -> Array:
-        matvec, rmatvec, dtype = _products(f, example, output)
+        matvec, rmatvec, dtype = products(fn, example, output)
         return triplets(matvec, rmatvec, shape=(m, n), num=num, dtype=dtype).values
 
-    return _map(at, x, x.shape[0])
+    return inputs.unbatched(_map(at, batch, batch.shape[0]))
 
 
 class SpectrumSummary(NamedTuple):
@@ -176,6 +189,7 @@ def spectrum_summary(values: Float[ArrayLike, "*batch n"]) -> SpectrumSummary:
         A `SpectrumSummary` of arrays [...].
 
     Raises:
+        TypeError: `values` is not real floating-point.
         ValueError: `values` is a scalar or its last axis is empty.
 
     Example:
@@ -184,11 +198,11 @@ def spectrum_summary(values: Float[ArrayLike, "*batch n"]) -> SpectrumSummary:
         >>> float(summary.largest), float(summary.condition_number), round(float(summary.effective_rank), 5)
         (2.0, inf, 2.0)
     """
-    s = jnp.asarray(values)
+    s = real_floating("values", values)
     if s.ndim == 0 or s.shape[-1] == 0:
         raise ValueError(
             f"`values` must hold at least one singular value along its last axis, got shape {s.shape}. "
-            "Pass the result of singular_values(f, x)."
+            "Pass the result of singular_values(fn, x)."
         )
     s = s.astype(jnp.promote_types(s.dtype, jnp.float32))
     largest, smallest = s.max(-1), s.min(-1)
@@ -205,12 +219,12 @@ def spectrum_summary(values: Float[ArrayLike, "*batch n"]) -> SpectrumSummary:
     )
 
 
-def _products(
-    f: Callable[[Array], Array], x: Array, output: jax.ShapeDtypeStruct
+def products(
+    fn: Callable[[Array], Array], x: Array, output: jax.ShapeDtypeStruct
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array], jnp.dtype]:
-    """Products J(x) v and J(x)^T u on flat vectors of the dtype returned with them; f is linearised once."""
+    """Products J(x) v and J(x)^T u on flat vectors of the dtype returned with them; fn is linearised once."""
     dtype = jnp.promote_types(jnp.promote_types(x.dtype, output.dtype), jnp.float32)
-    _, push = jax.linearize(f, x)
+    _, push = jax.linearize(fn, x)
     pull = jax.linear_transpose(push, x)
 
     def matvec(v: Array) -> Array:
@@ -229,43 +243,13 @@ def _all_singular_values(matrices: Array) -> Array:
     return jnp.where(finite[..., 0], values, jnp.nan)
 
 
-def _map(function: Callable[[Array], Array], xs: Array, batch_size: int) -> Array:
+def _map(fn: Callable[[Array], Array], xs: Array, batch_size: int) -> Array:
     """`jax.vmap` in chunks; one chunk is a plain vmap, which XLA fuses better than a loop of one step.
 
     One example is not batched at all: under `vmap` a `lax.cond` takes both branches.
     """
     if xs.shape[0] == 1:
-        return function(xs[0])[None]
+        return fn(xs[0])[None]
     if batch_size >= xs.shape[0]:
-        return jax.vmap(function)(xs)
-    return lax.map(function, xs, batch_size=batch_size)
-
-
-def _check_input(x: ArrayLike) -> Array:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"`x` must be real floating-point for a Jacobian to exist, got dtype {x.dtype}. "
-            "Convert it first, for instance x.astype(jnp.float32)."
-        )
-    if x.ndim == 0 or x.size == 0:
-        raise ValueError(
-            f"`x` must be [batch, *input] and not empty, or a single input [n], got shape {x.shape}. "
-            "Pass x[None] for one input of several axes."
-        )
-    return x
-
-
-def _check_output(f: Callable[[Array], Array], x: Array) -> jax.ShapeDtypeStruct:
-    output = jax.eval_shape(f, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
-    if not isinstance(output, jax.ShapeDtypeStruct):
-        raise TypeError(
-            f"`f` must return one array, got {jax.tree.structure(output)}. "
-            "Select the output to differentiate, for instance lambda x: model(x)[0]."
-        )
-    if not jnp.issubdtype(output.dtype, jnp.floating):
-        raise TypeError(
-            f"`f` must return a real floating-point array, got dtype {output.dtype}. "
-            "Differentiate the scores, before any rounding or comparison."
-        )
-    return output
+        return jax.vmap(fn)(xs)
+    return lax.map(fn, xs, batch_size=batch_size)

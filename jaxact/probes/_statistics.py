@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxact.numerics import real_floating
+
 _SATURATED = 0.01
 
 
@@ -37,7 +39,9 @@ def layer_statistics(
     """Describe what an elementwise activation does to a batch at every layer.
 
     Exact counts and means over the batch given; as statements about the data they are estimates from that
-    sample. Slopes come from `jax.jvp`, so at a kink they are what training sees (relu'(0) = 0).
+    sample. Slopes come from `jax.jvp`, so at a kink they are what training sees (relu'(0) = 0). A layer of which a
+    preactivation, value or slope is NaN has the fractions NaN: a network that diverged is not dead. Infinities count by
+    their value and slope, but a layer whose largest slope is infinite has no saturated ones: NaN.
 
     Args:
         preactivation: z [layer, batch, *features], the activation's argument.
@@ -70,6 +74,7 @@ def layer_statistics(
             "Slice both to the same layers."
         )
     value, slope = jax.jvp(activation, (z,), (jnp.ones_like(z),))
+    unknown = jnp.isnan(z) | jnp.isnan(value) | jnp.isnan(slope)
     magnitude = jnp.abs(slope)
     inner = tuple(range(1, z.ndim))
     seen = magnitude.max(inner, keepdims=True)
@@ -78,9 +83,9 @@ def layer_statistics(
     return LayerStatistics(
         mean=_mean(state),
         second_moment=_mean(_accurate(state) ** 2),
-        zero_fraction=_mean(value == 0),
-        dead_fraction=_mean((slope == 0).all(1)),
-        saturated_fraction=_mean(magnitude < _SATURATED * scale),
+        zero_fraction=_share(value == 0, unknown),
+        dead_fraction=_share((slope == 0).all(1), unknown.any(1)),
+        saturated_fraction=_share(magnitude < _SATURATED * scale, unknown | ~jnp.isfinite(scale)),
     )
 
 
@@ -92,12 +97,13 @@ def _mean(array: Array) -> Array:
     return jnp.mean(_accurate(array), tuple(range(1, array.ndim)))
 
 
+def _share(claim: Array, unknown: Array) -> Array:
+    """Of each layer the mean of what is claimed; NaN where it is unknown of one entry."""
+    return _mean(jnp.where(unknown, jnp.nan, claim.astype(jnp.float32)))
+
+
 def _check(name: str, array: ArrayLike) -> Array:
-    array = jnp.asarray(array)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"`{name}` must be real floating-point, got dtype {array.dtype}. Use .astype(jnp.float32)."
-        )
+    array = real_floating(name, array, "an array [layer, batch, *features]")
     if array.ndim < 2 or array.size == 0:
         raise ValueError(
             f"`{name}` must be [layer, batch, *features] and not empty, got shape {array.shape}. "

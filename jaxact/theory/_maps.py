@@ -24,10 +24,10 @@ _SAME = 0.05
 
 def variance_map(
     activation: Any,
-    q: Float[ArrayLike, "*shape"],
+    q: Float[ArrayLike, "*#shape"],
     *,
-    sigma_w: Float[ArrayLike, "*shape"],
-    sigma_b: Float[ArrayLike, "*shape"] = 0.0,
+    sigma_w: Float[ArrayLike, "*#shape"],
+    sigma_b: Float[ArrayLike, "*#shape"] = 0.0,
 ) -> Float[Array, "*shape"]:
     """Compute the next layer's preactivation variance.
 
@@ -70,11 +70,11 @@ def variance_map(
 
 def correlation_map(
     activation: Any,
-    c: Float[ArrayLike, "*shape"],
+    c: Float[ArrayLike, "*#shape"],
     *,
-    q: Float[ArrayLike, "*shape"] = 1.0,
-    sigma_w: Float[ArrayLike, "*shape"],
-    sigma_b: Float[ArrayLike, "*shape"] = 0.0,
+    q: Float[ArrayLike, "*#shape"] = 1.0,
+    sigma_w: Float[ArrayLike, "*#shape"],
+    sigma_b: Float[ArrayLike, "*#shape"] = 0.0,
 ) -> Float[Array, "*shape"]:
     """Compute the correlation of two inputs' preactivations in the next layer from that in this one.
 
@@ -136,10 +136,10 @@ def trajectory(
     activation: Any,
     depth: int,
     *,
-    q: Float[ArrayLike, "*shape"] = 1.0,
-    c: Float[ArrayLike, "*shape"] = 0.0,
-    sigma_w: Float[ArrayLike, "*shape"],
-    sigma_b: Float[ArrayLike, "*shape"] = 0.0,
+    q: Float[ArrayLike, "*#shape"] = 1.0,
+    c: Float[ArrayLike, "*#shape"] = 0.0,
+    sigma_w: Float[ArrayLike, "*#shape"],
+    sigma_b: Float[ArrayLike, "*#shape"] = 0.0,
 ) -> Trajectory:
     """Follow the length and the correlation of two inputs of equal length through `depth` layers.
 

@@ -37,7 +37,7 @@ class Moments(NamedTuple):
 
 
 def moments(
-    activation: Any, mean: Float[ArrayLike, "*shape"] = 0.0, variance: Float[ArrayLike, "*shape"] = 1.0
+    activation: Any, mean: Float[ArrayLike, "*#shape"] = 0.0, variance: Float[ArrayLike, "*#shape"] = 1.0
 ) -> Moments:
     """Compute the Gaussian moments of an activation and of its slope.
 

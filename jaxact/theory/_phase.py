@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxact.errors import ArgumentError
 from jaxact.numerics import (
     KINK_ENDS,
     expectation_with_tails,
@@ -91,7 +92,7 @@ class MeanField(NamedTuple):
 
 
 def mean_field(
-    activation: Any, *, sigma_w: Float[ArrayLike, "*shape"], sigma_b: Float[ArrayLike, "*shape"] = 0.0
+    activation: Any, *, sigma_w: Float[ArrayLike, "*#shape"], sigma_b: Float[ArrayLike, "*#shape"] = 0.0
 ) -> MeanField:
     """Predict what depth does to signals and gradients in a wide random network.
 
@@ -425,7 +426,10 @@ class CriticalPoint(NamedTuple):
 
 
 def critical_point(
-    activation: Any, *, sigma_b: float | None = None, q_star: Float[ArrayLike, "*shape"] | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, "*shape"] | None = None,
 ) -> CriticalPoint:
     """Find the edge of chaos: sigma_w^2 E f'(sqrt(q) z)^2 = 1 at the fixed point q = V(q).
 
@@ -484,9 +488,12 @@ def critical_point(
     length = _critical_length(activation, target)
     if length is None:
         refuse_unresolved(activation, float(_LENGTHS[0]))
-        raise ValueError(
-            f"`sigma_b` = {target:g} has no critical point for {name} in {_searched(activation)}: chi = 1 at a fixed "
-            "point there needs another bias. Give q_star instead."
+        raise ArgumentError(
+            f"= {target:g} has no critical point for {name} in {_searched(activation)}: chi = 1 at a fixed point "
+            "there needs another bias.",
+            "Give q_star instead.",
+            argument="sigma_b",
+            give="q_star",
         )
     weight, _ = _critical_scales(activation, np.array([length or _SMALL]))
     return CriticalPoint(np.sqrt(weight[0]), np.float64(target), np.float64(length))
@@ -527,12 +534,14 @@ def _critical_length(activation: Any, sigma_b: float) -> float | None:
     return found
 
 
-def _critical_scales(activation: Any, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _critical_scales(
+    activation: Any, q: Float[np.ndarray, "*shape"]
+) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
     """sigma_w^2 and sigma_b^2 that make each q a critical fixed point, in float64."""
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         value, slope = (np.asarray(each) for each in _second_moments(activation, jnp.asarray(q, jnp.float64)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return 1 / slope, q - value / slope
+        return np.asarray(1 / slope), np.asarray(q - value / slope)
 
 
 @partial(jax.jit, static_argnums=0)

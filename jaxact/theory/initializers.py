@@ -6,15 +6,16 @@ their size over `out`. Initialisers are immutable, hashable, equal if their numb
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import Initializer
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.theory._checks import check_count, check_nonnegative, check_number, check_real
 from jaxact.theory._initialization import gain
@@ -22,6 +23,9 @@ from jaxact.theory._phase import critical_point
 
 __all__ = [
     "Branch",
+    "Critical",
+    "bias",
+    "critical",
     "critical_bias",
     "critical_delta_orthogonal",
     "critical_gaussian",
@@ -40,13 +44,13 @@ __all__ = [
 Params = TypeVar("Params")
 
 
-def gaussian(sigma_w: float = 1.0) -> Initializer:
+def gaussian(sigma_w: ArrayLike = 1.0) -> Initializer:
     """Draw independent weights of the mean-field scale.
 
         W_ij ~ N(0, sigma_w^2 / fan_in)
 
     Args:
-        sigma_w: weight scale, nonnegative.
+        sigma_w: weight scale, nonnegative; a scalar, may be traced (the initialiser is then not hashable).
 
     Returns:
         An initialiser of kernels [*receptive, in, out].
@@ -63,7 +67,7 @@ def gaussian(sigma_w: float = 1.0) -> Initializer:
     return _Gaussian(_scale("sigma_w", sigma_w))
 
 
-def orthogonal(sigma_w: float = 1.0) -> Initializer:
+def orthogonal(sigma_w: ArrayLike = 1.0) -> Initializer:
     """Draw a uniformly distributed orthogonal matrix that keeps the mean square of its input, times sigma_w^2.
 
         W = sigma_w max(1, sqrt(out / fan_in)) Q,   Q Haar-distributed [fan_in, out], for h' = W^T f(h)
@@ -78,7 +82,7 @@ def orthogonal(sigma_w: float = 1.0) -> Initializer:
     A convolution's kernel is orthogonal as the map from one patch; see `delta_orthogonal` for the whole signal.
 
     Args:
-        sigma_w: weight scale, nonnegative.
+        sigma_w: weight scale, nonnegative; a scalar, may be traced (the initialiser is then not hashable).
 
     Returns:
         An initialiser of kernels [*receptive, in, out].
@@ -96,7 +100,7 @@ def orthogonal(sigma_w: float = 1.0) -> Initializer:
     return _Orthogonal(_scale("sigma_w", sigma_w))
 
 
-def delta_orthogonal(sigma_w: float = 1.0) -> Initializer:
+def delta_orthogonal(sigma_w: ArrayLike = 1.0) -> Initializer:
     """Draw a convolution that is an orthogonal matrix at its centre tap and zero elsewhere.
 
         W[centre] = sigma_w sqrt(out / in) Q,   Q Haar-distributed [in, out] with orthonormal rows
@@ -108,7 +112,7 @@ def delta_orthogonal(sigma_w: float = 1.0) -> Initializer:
     output.
 
     Args:
-        sigma_w: weight scale, nonnegative.
+        sigma_w: weight scale, nonnegative; a scalar, may be traced (the initialiser is then not hashable).
 
     Returns:
         An initialiser of kernels [*receptive, in, out].
@@ -124,6 +128,28 @@ def delta_orthogonal(sigma_w: float = 1.0) -> Initializer:
         (0.0, True)
     """
     return _DeltaOrthogonal(_scale("sigma_w", sigma_w))
+
+
+def bias(sigma_b: ArrayLike = 0.0) -> Initializer:
+    """Draw independent biases of the mean-field scale.
+
+        b_i ~ N(0, sigma_b^2)
+
+    Args:
+        sigma_b: bias scale, nonnegative; a scalar, may be traced (the initialiser is then not hashable).
+
+    Returns:
+        An initialiser of arrays of any shape.
+
+    Raises:
+        TypeError: sigma_b is no real number.
+        ValueError: sigma_b is negative or not finite; when called, a dtype of integers.
+
+    Example:
+        >>> float(bias()(jax.random.key(0), ()))
+        0.0
+    """
+    return _Bias(_scale("sigma_b", sigma_b))
 
 
 def variance_preserving(activation: Any) -> Initializer:
@@ -151,15 +177,72 @@ def variance_preserving(activation: Any) -> Initializer:
     return gaussian(gain(activation))
 
 
+class Critical(NamedTuple):
+    """The initialisers of a layer at the edge of chaos, named as the layers of Flax name them.
+
+    Attributes:
+        kernel_init: of the weights.
+        bias_init: of the biases; without them the layer is not at the edge, unless they are 0.
+    """
+
+    kernel_init: Initializer
+    bias_init: Initializer
+
+
+def critical(
+    activation: Any,
+    *,
+    sigma_b: float | None = None,
+    q_star: float | None = None,
+    weights: Literal["gaussian", "orthogonal", "delta_orthogonal"] = "orthogonal",
+) -> Critical:
+    """Draw weights and biases at the edge of chaos.
+
+        h' = W^T f(h) + b,   sigma_w^2 E f'(sqrt(q) z)^2 = 1,   q = sigma_w^2 E f(sqrt(q) z)^2 + sigma_b^2
+
+    Either sigma_b or q is given, the other and sigma_w follow. A layer is there with both initialisers alone:
+    `nnx.Linear(64, 64, **critical(f, q_star=0.1)._asdict(), rngs=rngs)`. See `critical_gaussian`, `critical_orthogonal`
+    and `critical_delta_orthogonal` for the laws.
+
+    Args:
+        activation: an `Activation`.
+        sigma_b: bias scale, as in `theory.critical_point`; 0 if neither it nor q_star is given.
+        q_star: second moment of the preactivations at the fixed point, instead of sigma_b.
+        weights: law of the weights; "delta_orthogonal" for convolutions.
+
+    Returns:
+        A `Critical`: `kernel_init` and `bias_init`.
+
+    Raises:
+        TypeError: as `theory.critical_point`.
+        ValueError: as `theory.critical_point`, or another law.
+
+    Example:
+        >>> from jaxact import activations
+        >>> init = critical(activations.tanh, q_star=0.1)
+        >>> W, b = init.kernel_init(jax.random.key(0), (4, 4)), init.bias_init(jax.random.key(1), (4,))
+        >>> bool((W.T @ W)[0, 0] > 1), bool((b != 0).all())
+        (True, True)
+    """
+    laws = {"gaussian": gaussian, "orthogonal": orthogonal, "delta_orthogonal": delta_orthogonal}
+    if weights not in laws:
+        raise ValueError(f"`weights` must be one of {', '.join(map(repr, laws))}, got {weights!r}.")
+    sigma_w, sigma_b = _critical(activation, sigma_b, q_star)
+    return Critical(laws[weights](sigma_w), bias(sigma_b))
+
+
 def critical_gaussian(
-    activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, ""] | None = None,
 ) -> Initializer:
     """Draw independent weights at the edge of chaos.
 
         W_ij ~ N(0, sigma_w^2 / fan_in),   sigma_w^2 E f'(sqrt(q) z)^2 = 1 at the fixed point q
 
     Gradients then neither vanish nor explode with depth, to first order (Schoenholz et al. 2017, "Deep information
-    propagation"; Hayou et al. 2019). Biases are to be drawn from `critical_bias` of the same arguments.
+    propagation"; Hayou et al. 2019). The biases belong to it: take both from `critical`.
 
     Whether the fixed point attracts is not implied; where it repels (gelu) unit inputs leave it: check
     `theory.mean_field(...).phase`.
@@ -167,7 +250,8 @@ def critical_gaussian(
     Args:
         activation: an `Activation`.
         sigma_b: bias scale, as in `theory.critical_point`; 0 if neither it nor q_star is given.
-        q_star: second moment of the preactivations at the fixed point, instead of sigma_b.
+        q_star: second moment of the preactivations at the fixed point, instead of sigma_b; a UserWarning names the
+            sigma_b that it asks for.
 
     Returns:
         An initialiser of kernels [*receptive, in, out].
@@ -181,11 +265,14 @@ def critical_gaussian(
         >>> critical_gaussian(activations.tanh) == gaussian(1.0)
         True
     """
-    return gaussian(_critical(activation, sigma_b, q_star)[0])
+    return gaussian(_critical_scale(activation, sigma_b, q_star))
 
 
 def critical_orthogonal(
-    activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, ""] | None = None,
 ) -> Initializer:
     """Draw orthogonal weights at the edge of chaos: `orthogonal` at the sigma_w of `critical_gaussian`.
 
@@ -214,11 +301,14 @@ def critical_orthogonal(
         >>> bool(jnp.allclose(W.T @ W, 2 * jnp.eye(4), atol=1e-5))
         True
     """
-    return orthogonal(_critical(activation, sigma_b, q_star)[0])
+    return orthogonal(_critical_scale(activation, sigma_b, q_star))
 
 
 def critical_delta_orthogonal(
-    activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, ""] | None = None,
 ) -> Initializer:
     """Draw convolutions at the edge of chaos: `delta_orthogonal` at the sigma_w of `critical_gaussian`.
 
@@ -244,13 +334,16 @@ def critical_delta_orthogonal(
         >>> critical_delta_orthogonal(activations.tanh) == delta_orthogonal(1.0)
         True
     """
-    return delta_orthogonal(_critical(activation, sigma_b, q_star)[0])
+    return delta_orthogonal(_critical_scale(activation, sigma_b, q_star))
 
 
 def critical_bias(
-    activation: Any, *, sigma_b: float | None = None, q_star: float | None = None
+    activation: Any,
+    *,
+    sigma_b: Float[ArrayLike, ""] | None = None,
+    q_star: Float[ArrayLike, ""] | None = None,
 ) -> Initializer:
-    """Draw the biases that belong to the other critical initialisers.
+    """Draw the biases that belong to the other critical initialisers; `critical` gives both.
 
         b_i ~ N(0, sigma_b^2)
 
@@ -274,10 +367,10 @@ def critical_bias(
         >>> float(critical_bias(activations.relu)(jax.random.key(0), ()))
         0.0
     """
-    return _Bias(_critical(activation, sigma_b, q_star)[1])
+    return bias(_critical(activation, sigma_b, q_star)[1])
 
 
-def scaled(initializer: Initializer, factor: float) -> Initializer:
+def scaled(initializer: Initializer, factor: Float[ArrayLike, ""]) -> Initializer:
     """Multiply what another initialiser draws.
 
         W = factor W_0,   W_0 as `initializer` draws it
@@ -317,7 +410,9 @@ class Branch(NamedTuple):
     last: Initializer
 
 
-def fixup(num_blocks: int, num_layers_per_branch: int, *, base: Initializer | None = None) -> Branch:
+def fixup(
+    num_blocks: int | np.integer, num_layers_per_branch: int | np.integer, *, base: Initializer | None = None
+) -> Branch:
     """Scale the kernels of residual branches so that a step changes the output as much at every depth.
 
         inner layers: num_blocks^(-1 / (2 m - 2)) W_0,   last layer: 0,   m = num_layers_per_branch
@@ -351,7 +446,7 @@ def fixup(num_blocks: int, num_layers_per_branch: int, *, base: Initializer | No
     return Branch(scaled(gaussian(2**0.5) if base is None else base, factor), _Constant(0.0))
 
 
-def skip_init(num_blocks: int | None = None) -> Initializer:
+def skip_init(num_blocks: int | np.integer | None = None) -> Initializer:
     """Start the multiplier of a residual branch, h' = h + alpha branch(h), at 0 or at num_blocks^(-1/2).
 
     De & Smith 2020, "Batch normalization biases residual blocks towards the identity function in deep networks",
@@ -400,9 +495,9 @@ def lsuv(
     params: Params,
     *,
     kernels: Callable[[Params], Any],
-    target: float = 1.0,
-    tol: float = 0.01,
-    max_steps: int = 10,
+    target: Float[ArrayLike, ""] = 1.0,
+    tol: Float[ArrayLike, ""] = 0.01,
+    max_steps: int | np.integer = 10,
 ) -> Params:
     """Rescale kernels layer by layer until every layer's output has a given variance on a batch of data.
 
@@ -514,16 +609,15 @@ def _shapes(variances: Any, kernels: list) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Gaussian:
-    sigma_w: float
+    sigma_w: Any
 
     def __call__(self, key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
-        deviation = self.sigma_w / math.sqrt(max(_fan_in(shape), 1))
-        return jax.random.normal(key, shape, _floating(dtype), out_sharding=out_sharding) * deviation
+        return _normal(key, shape, self.sigma_w / math.sqrt(max(_fan_in(shape), 1)), dtype, out_sharding)
 
 
 @dataclass(frozen=True)
 class _Orthogonal:
-    sigma_w: float
+    sigma_w: Any
 
     def __call__(self, key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
         matrix = _haar(key, _fan_in(shape), shape[-1], self.sigma_w, dtype)
@@ -532,7 +626,7 @@ class _Orthogonal:
 
 @dataclass(frozen=True)
 class _DeltaOrthogonal:
-    sigma_w: float
+    sigma_w: Any
 
     def __call__(self, key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
         if len(shape) < 3 or shape[-1] < shape[-2] or 0 in shape[:-2]:
@@ -547,12 +641,13 @@ class _DeltaOrthogonal:
 
 @dataclass(frozen=True)
 class _Bias:
-    sigma_b: float
+    sigma_b: Any
 
     def __call__(self, key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
-        if self.sigma_b == 0:
+        # Each draw costs a third of a second to compile.
+        if not isinstance(self.sigma_b, jax.core.Tracer) and self.sigma_b == 0:
             return jnp.zeros(shape, _floating(dtype), out_sharding=out_sharding)
-        return jax.random.normal(key, shape, _floating(dtype), out_sharding=out_sharding) * self.sigma_b
+        return _normal(key, shape, self.sigma_b, dtype, out_sharding)
 
 
 @dataclass(frozen=True)
@@ -574,7 +669,12 @@ class _Constant:
         return jnp.full(shape, self.value, _floating(dtype), out_sharding=out_sharding)
 
 
-def _haar(key: Any, rows: int, columns: int, sigma_w: float, dtype: Any) -> Array:
+def _normal(key: Any, shape: Any, deviation: Any, dtype: Any, out_sharding: Any) -> Array:
+    standard = jax.random.normal(key, shape, _floating(dtype), out_sharding=out_sharding)
+    return (standard * deviation).astype(standard.dtype)  # a traced scale may be wider
+
+
+def _haar(key: Any, rows: int, columns: int, sigma_w: Any, dtype: Any) -> Array:
     """An orthogonal matrix, scaled so that the mean square of x^T W is sigma_w^2 times that of x."""
     dtype = _floating(dtype)
     if not rows * columns:
@@ -605,7 +705,9 @@ def _floating(dtype: Any) -> Any:
     return dtype
 
 
-def _critical(activation: Any, sigma_b: float | None, q_star: float | None) -> tuple[float, float]:
+def _critical(
+    activation: Any, sigma_b: Float[ArrayLike, ""] | None, q_star: Float[ArrayLike, ""] | None
+) -> tuple[float, float]:
     """sigma_w and sigma_b at the edge of chaos."""
     if q_star is not None and np.ndim(q_star) != 0:
         raise ValueError(f"`q_star` must be one number, got {q_star}. Make an initialiser for each.")
@@ -613,12 +715,30 @@ def _critical(activation: Any, sigma_b: float | None, q_star: float | None) -> t
     return float(found.sigma_w), float(found.sigma_b)
 
 
-def _scale(name: str, value: Any) -> float:
+def _critical_scale(activation: Any, sigma_b: float | None, q_star: float | None) -> float:
+    """sigma_w at the edge of chaos; who asks for it by q_star has not seen the sigma_b that goes with it."""
+    sigma_w, found = _critical(activation, sigma_b, q_star)
+    if q_star is not None and found > 0:
+        warnings.warn(
+            f"at q_star={q_star} these weights, sigma_w = {sigma_w:.4g}, are critical only beside biases of sigma_b = "
+            f"{found:.4g}. Take both from `critical(activation, q_star={q_star})`, or say sigma_b instead of q_star.",
+            stacklevel=3,
+        )
+    return sigma_w
+
+
+def _scale(name: str, value: Any) -> Any:
+    """One scale: traced as it is; concrete as a number that can be hashed, in float32 where it came so.
+
+    Then it is divided in float32, as one that is traced.
+    """
     try:
-        is_number = np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number)
-    except (TypeError, ValueError):  # of a tracer, or a ragged list
+        array = value if isinstance(value, jax.core.Tracer) else np.asarray(value)
+        is_number = array.ndim == 0 and jnp.issubdtype(array.dtype, np.number)
+    except (TypeError, ValueError):  # of a ragged list
         is_number = False
-    if not is_number or np.iscomplexobj(value):
+    if not is_number or jnp.iscomplexobj(array):
         raise TypeError(f"`{name}` must be one real number, got {value!r}. Make an initialiser for each.")
     check_nonnegative(**{name: value})
-    return float(value)
+    is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 8
+    return array if isinstance(array, jax.core.Tracer) else array[()] if is_narrow else float(array)

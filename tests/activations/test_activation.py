@@ -1,6 +1,8 @@
 """The type: a hashable, leafless pytree that is called like jax.nn.relu, in JAX and in Flax."""
 
 import copy
+import copyreg
+import operator
 import pickle
 
 import chex
@@ -19,8 +21,8 @@ SQUARE = {
     "name": "square",
     "fn": jnp.square,
     "derivative": lambda x: 2 * x,
-    "range": (0, np.inf),
-    "slope_range": (-np.inf, np.inf),
+    "range": Interval(0, np.inf),
+    "slope_range": Interval(-np.inf, np.inf),
     "argmin": 0.0,
 }
 
@@ -121,11 +123,42 @@ def test_nnx_module_takes_an_activation():
     assert nnx.clone(model).act is model.act
 
 
-@pytest.mark.parametrize("name", ["relu", "leaky_relu(0.2)", "swish"])
+MEMBERS = [
+    *activations.names(),
+    "leaky_relu(0.2)",
+    "elu(0.1)",
+    "swish(1.7)",
+    "softplus(3)",
+    "squareplus(0.30000000000000004)",
+]
+
+
+@pytest.mark.parametrize("name", MEMBERS)
 def test_members_survive_pickling_and_copying(name):
     activation = activations.parse(name)
-    assert pickle.loads(pickle.dumps(activation)) is activation
-    assert copy.deepcopy(activation) is activation
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(activation, protocol)) is activation
+    assert copy.copy(activation) is copy.deepcopy(activation) is copy.deepcopy([activation])[0] is activation
+    assert hash(activation) == hash(activations.parse(name))
+
+
+def bend(x):
+    """x tanh x, by a name that pickle finds."""
+    return x * jnp.tanh(x)
+
+
+def test_estimated_activations_are_pickled_with_their_facts_and_copied_as_they_are():
+    mine = activations.from_callable(bend, name="mine")
+    assert copy.deepcopy(mine) is mine
+    function, (fields,) = copyreg.dispatch_table[Activation](mine)
+    assert fields["fn"] is bend
+    again = function(fields)
+    assert again == mine
+    assert again is not mine
+    assert hash(again) == hash(mine)
+    assert again.derivative(1.0) == mine.derivative(1.0)
+    square = Activation(**SQUARE | {"fn": operator.neg, "derivative": operator.pos})  # that pickle finds
+    assert pickle.loads(pickle.dumps(square)) == square
 
 
 def test_users_write_their_own():

@@ -2,6 +2,7 @@
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import pytest
 
 from jaxact import activations
@@ -14,7 +15,7 @@ FAMILIES = [n for n in names() if not isinstance(getattr(activations, n), Activa
 def test_every_name_parses_and_canonical_names_parse_to_the_same_object(name):
     activation = parse(name)
     assert isinstance(activation, Activation)
-    assert parse(activation.name) is activation
+    assert parse(activation.name) is parse(str(activation)) is parse(f"{activation}") is activation
     assert activation.name == ("silu" if name == "swish" else name)
 
 
@@ -22,8 +23,15 @@ def test_every_name_parses_and_canonical_names_parse_to_the_same_object(name):
 @hypothesis.given(st.sampled_from(FAMILIES), st.floats(1e-3, 1e3))
 def test_families_round_trip_with_any_parameter(family, value):
     activation = getattr(activations, family)(value)
-    assert parse(activation.name) is activation
+    assert parse(str(activation)) is activation
     assert parse(f"{family}({value!r})") is activation
+
+
+def test_text_and_repr_of_those_that_are_no_members():
+    mine = activations.from_callable(jax.numpy.tanh, name="mine")
+    assert str(mine) == "mine"
+    assert repr(mine) == "mine, |f'| <~ 1, estimated"
+    assert str([activations.relu]) == "[relu: max(x, 0), |f'| <= 1, kinks at 0]"
 
 
 def test_parameters_by_position_and_by_keyword():

@@ -1,5 +1,7 @@
 """The lower bound as an inequality, and as an equality where the constant is known."""
 
+import gc
+import weakref
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from jax import lax
 from polygons import exact_lipschitz
 
 from jaxact import activations, lipschitz
+from jaxact.lipschitz import _derivatives
 
 
 def kernels(widths, seed=0, gain=1.0):
@@ -239,7 +242,7 @@ def test_bad_input_is_refused_by_name():
     run = lambda x, **options: lipschitz.lower_bound(jnp.tanh, x, key=jax.random.key(0), **options)  # noqa: E731
     with pytest.raises(TypeError, match="`inputs` must be real floating-point, got dtype int32"):
         run(jnp.ones((2, 3), int))
-    with pytest.raises(ValueError, match=r"`inputs` must be \[starts.*\(0, 3\)"):
+    with pytest.raises(ValueError, match=r"`inputs` must be \[batch.*\(0, 3\)"):
         run(jnp.ones((0, 3)))
     with pytest.raises(ValueError, match="`num_steps` must be an integer >= 0, got -1"):
         run(jnp.ones((2, 3)), num_steps=-1)
@@ -251,3 +254,67 @@ def test_bad_input_is_refused_by_name():
             run(jnp.ones((2, 3)), scales=scales)
     with pytest.raises(ValueError, match="`step_size` must be positive, got 0"):
         run(jnp.ones((2, 3)), step_size=0)
+
+
+def test_a_second_search_of_the_same_form_compiles_nothing_and_forgets_nothing():
+    x = np.linspace(-1, 1, 4, dtype=np.float32)
+    held = {"W": jnp.full((4, 3), 0.5), "scale": 1.0}
+
+    def fn(x):
+        return held["scale"] * (x @ held["W"])
+
+    def search(fn):
+        return float(lipschitz.lower_bound(fn, x, key=jax.random.key(0), num_steps=2).value)
+
+    norm = float(np.linalg.norm(np.full((4, 3), 0.5), 2))
+    np.testing.assert_allclose(search(fn), norm, rtol=1e-6)
+    before = set(_derivatives._PROGRAMS)
+    held["W"] = 2 * held["W"]  # the array that the same function closes over
+    np.testing.assert_allclose(search(fn), 2 * norm, rtol=1e-6)
+    np.testing.assert_allclose(search(lambda x: held["scale"] * (x @ (held["W"]))), 2 * norm, rtol=1e-6)
+    assert set(_derivatives._PROGRAMS) == before
+    held["scale"] = 3.0  # a number, which is part of the program
+    np.testing.assert_allclose(search(fn), 6 * norm, rtol=1e-6)
+    held["W"] = np.full((4, 3), 0.5)  # an array of NumPy, in float64
+    held["scale"] = 1.0
+    np.testing.assert_allclose(search(fn), norm, rtol=1e-6)
+    held["W"] = jnp.full((4, 5), 0.5)
+    np.testing.assert_allclose(search(fn), np.linalg.norm(np.full((4, 5), 0.5), 2), rtol=1e-6)
+
+
+def test_programs_are_kept_without_the_functions_and_not_for_ever(monkeypatch):
+    monkeypatch.setattr(_derivatives, "_NUM_PROGRAMS", 4)
+    monkeypatch.setattr(_derivatives, "_PROGRAMS", type(_derivatives._PROGRAMS)())
+    array = jnp.full((2, 2), 3.0)
+    last = weakref.ref(array)
+    fn = lambda x, array=array: x @ array  # noqa: E731
+    lipschitz.lower_bound(fn, np.ones((1, 2), np.float32), key=jax.random.key(0), num_steps=1)
+    assert 0 < len(_derivatives._PROGRAMS) <= 4
+    del fn, array
+    gc.collect()
+    assert last() is None
+
+
+def test_functions_with_rules_of_their_own_are_told_apart():
+    def scaled(factor):
+        @jax.custom_jvp
+        def fn(x):
+            return x
+
+        fn.defjvp(lambda primals, tangents: (primals[0], factor * tangents[0]))
+        return fn
+
+    for factor in (2.0, 3.0):  # alike but for the rule
+        found = lipschitz.lower_bound(
+            scaled(factor), np.ones(3, np.float32), key=jax.random.key(0), num_steps=1
+        )
+        np.testing.assert_allclose(found.value, factor, rtol=1e-6)
+
+
+def test_a_search_in_float64_follows_one_in_float32():
+    W = np.full((4, 3), 0.5)
+    search = lambda: lipschitz.lower_bound(lambda x: x @ W, np.ones(4), key=jax.random.key(0), num_steps=1)  # noqa: E731
+    assert search().value.dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert search().value.dtype == jnp.float64
+    assert search().value.dtype == jnp.float32

@@ -115,7 +115,7 @@ def test_eclipse_fast_is_one_program_in_a_loop_and_differentiable():
         weights = jnp.asarray(rng.normal(size=(6, 5, 5)))
 
         def penalty(w):
-            return lipschitz.upper_bound(w, activations.gelu, method="eclipse_fast", log=True)
+            return lipschitz.upper_bound(w, activations.gelu, method="eclipse_fast").log
 
         compiled = jax.jit(penalty)
         np.testing.assert_allclose(compiled(weights), penalty(weights), rtol=1e-12)
@@ -134,7 +134,7 @@ def test_eclipse_fast_of_concrete_weights_is_that_of_traced_ones_for_every_slope
     @jax.jit
     def traced(weights, alpha, beta):
         activation = SimpleNamespace(lipschitz=jnp.maximum(abs(alpha), abs(beta)), slope_range=(alpha, beta))
-        return lipschitz.upper_bound(weights, activation, method="eclipse_fast", log=True)
+        return lipschitz.upper_bound(weights, activation, method="eclipse_fast").log
 
     ranges = [
         (0, 1),
@@ -151,7 +151,7 @@ def test_eclipse_fast_of_concrete_weights_is_that_of_traced_ones_for_every_slope
         activation = SimpleNamespace(lipschitz=max(abs(alpha), abs(beta)), slope_range=(alpha, beta))
         with jax.enable_x64(True):
             expected = traced(weights, float(alpha), float(beta))
-            found = lipschitz.upper_bound(weights, activation, method="eclipse_fast", log=True)
+            found = lipschitz.upper_bound(weights, activation, method="eclipse_fast").log
         np.testing.assert_allclose(found, expected, atol=1e-9, err_msg=str((alpha, beta)))
 
 
@@ -159,7 +159,7 @@ def test_logs_survive_where_bounds_overflow():
     weights = [1e6 * np.eye(4, dtype=np.float32)] * 64
     for method in ("absolute", "eclipse_fast", "ellipsoid"):
         options = {"num_steps": 0} if method == "ellipsoid" else {}
-        log = lipschitz.upper_bound(weights, activations.relu, method=method, log=True, **options)
+        log = lipschitz.upper_bound(weights, activations.relu, method=method, **options).log
         np.testing.assert_allclose(log, 64 * np.log(1e6), rtol=1e-5)
         assert lipschitz.upper_bound(weights, activations.relu, method=method, **options) == np.inf
 
@@ -167,7 +167,7 @@ def test_logs_survive_where_bounds_overflow():
 def test_certificates_round_up_to_the_weights_dtype():
     weights = [w.astype(np.float32) for w in kernels((3, 4, 2))]
     low = lipschitz.upper_bound(weights, activations.relu, method="ellipsoid", num_steps=0)
-    assert low.dtype == jnp.float32
+    assert low.value.dtype == jnp.float32
     (exact,) = bounds([w.astype(float) for w in weights], activations.relu, ("ellipsoid",), num_steps=0)
     assert exact <= float(low) <= exact * (1 + 2e-7)
 
@@ -252,7 +252,7 @@ def test_numpy_weights_of_float64_are_taken_as_they_are(method):
         ([np.full((2, 1), 1e-200), np.full((1, 2), 1e100)], 2e-100),
     ):
         found = lipschitz.upper_bound(weights, activations.relu, method=method)
-        assert found.dtype == np.float64
+        assert found.value.dtype == np.float64
         np.testing.assert_allclose(float(found), truth, rtol=1e-8)
 
 
@@ -274,5 +274,67 @@ def test_a_proved_bound_is_not_rounded_below_itself_in_float32(method):
     for _ in range(40):
         kernel = rng.normal(size=(5, 7)).astype(np.float32)
         found = lipschitz.upper_bound([kernel], activations.relu, method=method, region=region)
-        assert found.dtype == np.float32
+        assert found.value.dtype == np.float32
         assert float(found) >= np.linalg.norm(kernel.astype(np.float64), 2)
+
+
+RESULTS = {
+    **{name: {"method": name} for name in ("product", "absolute", "eclipse_fast", "ellipsoid")},
+    "product within": {"method": "product", "region": lipschitz.Ball(np.zeros(3), 1.0)},
+    "eclipse_fast within": {"method": "eclipse_fast", "region": lipschitz.Ball(np.zeros(3), 1.0)},
+}
+
+
+@pytest.mark.parametrize("name", [*RESULTS, "certify"])
+def test_every_upper_bound_is_a_certificate_that_counts_as_its_value(name):
+    weights = kernels((3, 4, 2))
+    if name == "certify":
+        found = lipschitz.certify(lambda x: jax.nn.relu(x @ weights[0]) @ weights[1], np.zeros(3))
+    else:
+        found = lipschitz.upper_bound(weights, activations.relu, **RESULTS[name])
+    assert isinstance(found, lipschitz.Certificate)
+    value = float(found)
+    assert value == found.value
+    np.testing.assert_allclose([found.log, found.log10], [np.log(value), np.log10(value)], rtol=1e-12)
+    assert found.certified == (name == "certify" or name == "ellipsoid" or name.endswith("within"))
+    assert found.assumptions
+    assert found.seconds > 0
+    for one in (value, np.float64(value), np.asarray(value)):
+        assert one <= found <= one
+        assert not one < found
+        assert found == one
+        assert (found != one, found < one) == (False, False)
+        assert found < one + 1
+        assert found > one - 1
+    single = jnp.float32(2 * value)
+    assert single >= found
+    assert found <= single
+    np.testing.assert_allclose(np.asarray(found), value)
+    np.testing.assert_allclose(jnp.log(found), np.log(value), rtol=1e-6)
+    assert found <= found
+    back = jax.jit(lambda c: c)(found)
+    assert isinstance(back, lipschitz.Certificate)
+    assert back.method == found.method
+
+
+@pytest.mark.parametrize("method", ["product", "absolute", "eclipse_fast"])
+def test_a_traced_bound_is_the_same_certificate(method):
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.normal(size=(3, 4, 4)), jnp.float32)
+    bound = lambda w: lipschitz.upper_bound(w, activations.tanh, method=method)  # noqa: E731
+    alone, traced = bound(weights), jax.jit(bound)(weights)
+    assert (alone.method, alone.certified, alone.assumptions) == (traced.method, False, traced.assumptions)
+    np.testing.assert_allclose([traced.value, traced.log], [alone.value, alone.log], rtol=1e-5)
+    both = jax.vmap(bound)(jnp.stack([weights, 2 * weights]))
+    np.testing.assert_allclose(both.value, [alone.value, 8 * alone.value], rtol=1e-5)
+    gradient = jax.grad(lambda w: bound(w).log)(weights)
+    np.testing.assert_allclose(jnp.sum(gradient * weights), 3, rtol=1e-4)  # homogeneous of degree 3
+
+
+def test_a_bound_from_estimated_slopes_says_so():
+    weights = kernels((3, 4, 2))
+    own = activations.from_callable(lambda x: jnp.tanh(x), name="own")
+    for method in ("product", "ellipsoid"):
+        found = lipschitz.upper_bound(weights, own, method=method)
+        assert not found.certified
+        assert any("own are an estimate" in each for each in found.assumptions)

@@ -183,7 +183,7 @@ def test_kernels_are_the_networks_chain_and_their_bound_a_penalty_that_falls():
     def penalty(params):
         def log_bound(params):
             chain = kernels(nnx.merge(graphdef, params, rest, copy=True))
-            return upper_bound(chain, activations.relu, method="eclipse_fast", log=True), chain
+            return upper_bound(chain, activations.relu, method="eclipse_fast").log, chain
 
         (value, chain), gradient = jax.value_and_grad(log_bound, has_aux=True)(params)
         return value, gradient, chain

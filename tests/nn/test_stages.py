@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxact import activations, nn
+from jaxact.nn._stages import operator_norm
+from jaxact.theory import initializers
 
 STAGES = (nn.Plain, nn.PreAct, nn.PostAct)
 NORMS = (None, nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm)
@@ -86,6 +88,31 @@ def test_orthogonal_convolutions_are_isometries_too():
     np.testing.assert_allclose(jnp.sum(stage.affine(x) ** 2), jnp.sum(x**2), rtol=1e-5)
 
 
+@pytest.mark.parametrize("kernel_size", [2, 4, 5, (2, 3), (4, 2)])
+def test_orthogonal_convolutions_have_all_singular_values_1_whether_the_kernel_is_even_or_odd(kernel_size):
+    """By the decomposition of the whole operator with its zero padding, a matrix of all pixels by all pixels."""
+    stage = nn.Plain(3, jnp.tanh, kernel_size=kernel_size, weights="orthogonal", rngs=nnx.Rngs(0))
+    shape = (6, 3) if isinstance(kernel_size, int) else (4, 5, 3)
+    operator = jax.jacfwd(lambda x: stage.affine(x[None])[0].ravel())(jnp.zeros(shape))
+    values = np.linalg.svd(np.asarray(operator, float).reshape(np.prod(shape), -1), compute_uv=False)
+    np.testing.assert_allclose(values, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize("kernel_size", [None, 3])
+def test_stages_draw_what_the_initialisers_draw(weights, kernel_size):
+    stage = nn.Plain(
+        6, jnp.tanh, kernel_size=kernel_size, weights=weights, sigma_w=1.3, sigma_b=0.2, rngs=nnx.Rngs(5)
+    )
+    rngs = nnx.Rngs(5)
+    law = "delta_orthogonal" if kernel_size and weights == "orthogonal" else weights
+    kernel, bias = stage.affine.kernel[...], stage.affine.bias[...]
+    np.testing.assert_array_equal(
+        kernel, getattr(initializers, law)(1.3)(rngs.params(), kernel.shape, jnp.float32)
+    )
+    np.testing.assert_array_equal(bias, initializers.bias(0.2)(rngs.params(), bias.shape, jnp.float32))
+
+
 def test_sigma_w_may_be_traced():
     def kernel(sigma_w):
         return nn.Plain(5, jnp.tanh, sigma_w=sigma_w, sigma_b=sigma_w, rngs=nnx.Rngs(0)).affine.kernel[...]
@@ -122,6 +149,43 @@ def test_log_lipschitz_is_tight_where_one_norm_decides():
     np.testing.assert_allclose(orthogonal.log_lipschitz(1.0), 0.0, atol=1e-5)
 
 
+class Unbounded(nn.Stage):
+    """A stage of one's own that says nothing about bounds: h' = h / 2 + W f(h) + b."""
+
+    hidden_is_preactivation = True
+
+    def __call__(self, h, *, activation=None):
+        return h / 2 + self.affine((activation or self.activation)(h))
+
+
+class Bounded(Unbounded):
+    """The same with what the messages ask for."""
+
+    def log_lipschitz(self, lipschitz):
+        return jnp.log(0.5 + lipschitz * jnp.linalg.norm(self.affine.kernel[...], 2))
+
+    def as_matrices(self):
+        return 0.5, self.affine.kernel[...].T, jnp.eye(self.affine.kernel[...].shape[0])
+
+
+def test_a_stage_without_bounds_is_told_what_to_define_and_with_it_is_bounded():
+    def network(stage):
+        return nn.MLP(3, 4, 2, max_depth=3, activation=activations.tanh, stage=stage, rngs=nnx.Rngs(0))
+
+    x = jax.random.normal(jax.random.key(1), (5, 3))
+    chex.assert_shape(network(Unbounded)(x), (5, 2))
+    made = network(Bounded)
+    slopes = np.asarray(jax.vmap(jax.jacfwd(lambda x: made(x[None])[0]))(x))
+    for method, name, returns in (
+        ("product", "log_lipschitz", "logarithm of an upper bound"),
+        ("ellipsoid", "as_matrices", r"returns \(S, W, D\) of h' = S h \+ W f\(D h\) \+ b"),
+    ):
+        message = rf"Unbounded has no .*\. Define Unbounded\.{name}\(self.*{returns}"
+        with pytest.raises(NotImplementedError, match=message):
+            network(Unbounded).log_lipschitz(method=method)
+        assert np.log(np.linalg.norm(slopes, 2, axis=(1, 2)).max()) <= made.log_lipschitz(method=method) < 5
+
+
 def test_learned_activations_get_parameters_in_every_layer_and_train():
     x = jax.random.normal(jax.random.key(1), (20, 4))  # every unit sees both signs
     for learned in (nn.PReLU, nn.Swish, nn.Softplus):
@@ -145,8 +209,8 @@ def test_bad_arguments_are_refused_with_the_rule_and_the_value():
     for arguments, message in (
         ({"width": 0}, "`width` must be a positive integer, got 0"),
         ({"width": 2.0}, "must be a positive integer, got 2.0"),
-        ({"sigma_w": -1.0}, "`sigma_w` must be finite and not negative, got -1.0"),
-        ({"sigma_b": float("nan")}, "`sigma_b` must be finite and not negative, got nan"),
+        ({"sigma_w": -1.0}, "`sigma_w` must be finite and nonnegative, got -1.0"),
+        ({"sigma_b": float("nan")}, "`sigma_b` must be finite and nonnegative, got nan"),
         ({"weights": "uniform"}, '`weights` must be "gaussian" or "orthogonal"'),
         ({"kernel_size": 0}, "`kernel_size` must be a positive integer, got 0"),
     ):
@@ -158,3 +222,18 @@ def test_bad_arguments_are_refused_with_the_rule_and_the_value():
         nn.Plain(4, jnp.tanh, norm=nnx.BatchNorm(4, rngs=rngs), rngs=rngs)
     with pytest.raises(ValueError, match="No Lipschitz bound is known"):
         nn.Plain(4, jnp.tanh, norm=partial(nnx.GroupNorm, num_groups=2), rngs=rngs).log_lipschitz(1.0)
+
+
+@pytest.mark.parametrize("taps", [(3, 3), (2, 2), (5, 1), (1, 3), (4,)])
+def test_a_convolutions_bound_lies_little_above_its_norm_on_large_images(taps):
+    layer = nnx.Conv(3, 4, kernel_size=taps, rngs=nnx.Rngs(0))
+    bound = float(operator_norm(layer))
+    image = (*[8 if size > 1 else 1 for size in taps], 3)
+    basis = jnp.eye(int(np.prod(image))).reshape(-1, *image)
+    without_bias = layer(basis) - layer(jnp.zeros((1, *image)))
+    exact = np.linalg.svd(np.asarray(without_bias, np.float64).reshape(len(basis), -1), compute_uv=False)[0]
+    kernel = np.asarray(layer.kernel[...], np.float64)
+    axes = tuple(range(len(taps)))
+    fine = np.linalg.svd(np.fft.fftn(kernel, [199] * len(taps), axes=axes), compute_uv=False).max()
+    assert exact <= bound
+    assert fine <= bound <= 1.03 * fine

@@ -107,7 +107,7 @@ def test_bad_input_is_refused_by_name_and_nan_under_jit():
         numerics.gaussian_expectation(square, variance=np.inf)
     with pytest.raises(ValueError, match="`mean` must be finite"):
         numerics.gaussian_expectation(square, mean=np.nan)
-    with pytest.raises(ValueError, match=r"`g` must be elementwise, got shape \(2,"):
+    with pytest.raises(ValueError, match=r"`fn` must be elementwise, got shape \(2,"):
         numerics.gaussian_expectation(lambda x: jnp.stack([x, x]))
     assert np.isnan(expect(square, variance=-1.0))
     assert np.isnan(expect(square, variance=np.nan))

@@ -38,8 +38,14 @@ class GradientNormsTest(chex.TestCase):
         with jax.enable_x64(True):
             parameters, taps, x = jax.tree.map(lambda a: a.astype(jnp.float64), problem())
             loss = lambda p, t: jnp.sum(forward(p, t, x) ** 2)  # noqa: E731
-            weights, hidden = self.variant(lambda p, t: probes.gradient_norms(loss, p, t))(parameters, taps)
-            chex.assert_shape([weights, hidden], (DEPTH,))
+
+            def norms(p, t):
+                by_parts = lambda kernel, bias, t: loss({"kernel": kernel, "bias": bias}, t)  # noqa: E731
+                return probes.gradient_norms(by_parts, p["kernel"], p["bias"], t)
+
+            kernels, biases, hidden = self.variant(norms)(parameters, taps)
+            chex.assert_shape([kernels, biases, hidden], (DEPTH,))
+            weights = np.hypot(kernels, biases)
             # Brute force: every entry by central differences.
             flat, unravel = ravel_pytree((parameters, taps))
             step = 1e-5
@@ -66,15 +72,46 @@ def test_zero_gradient_is_zero_and_nan_is_nan():
     np.testing.assert_array_equal(norms, [0, np.nan, 1])
 
 
+def test_a_convolution_and_a_dense_layer_have_a_norm_each():
+    model = {
+        "conv": {"kernel": jnp.ones((3, 3, 1, 2))},
+        "dense": [jnp.ones((2, 5)), jnp.ones(5)],
+        "none": None,
+    }
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 1))
+
+    def loss(p):
+        z = lax.conv_general_dilated(
+            x, p["conv"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.sum(jnp.tanh(z).mean((1, 2)) @ p["dense"][0] * jnp.arange(5.0) + 0.5 * p["dense"][1])
+
+    (norms,) = probes.gradient_norms(loss, model)
+    chex.assert_trees_all_close(norms, jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g**2)), jax.grad(loss)(model)))
+    assert jax.tree.structure(norms) == jax.tree.structure(model)
+    np.testing.assert_allclose(norms["dense"][1], 0.5 * 5**0.5, rtol=1e-6)
+    assert float(norms["conv"]["kernel"]) > 0
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 3)])
+def test_the_leaves_of_a_pytree_are_no_layers_whatever_their_shapes(shape):
+    leaves = [jnp.full(shape, 2.0), jnp.full(shape, 3.0)]
+    (norms,) = probes.gradient_norms(lambda p: sum(jnp.sum(leaf**2) / 2 for leaf in p), leaves)
+    np.testing.assert_allclose(norms, np.array([2.0, 3.0]) * np.prod(shape) ** 0.5, rtol=1e-6)
+    assert [norm.shape for norm in norms] == [(), ()]
+
+
 def test_bad_input_is_refused_by_name():
     w = jnp.ones((2, 3))
-    with pytest.raises(ValueError, match="at least one stacked argument"):
+    with pytest.raises(ValueError, match="at least one argument"):
         probes.gradient_norms(jnp.sum)
     with pytest.raises(ValueError, match="`loss` must return a scalar"):
         probes.gradient_norms(lambda w: w, w)
-    with pytest.raises(TypeError, match="argument 1 must hold real floating-point"):
+    with pytest.raises(TypeError, match=r"`params\[1\]` must be real floating-point"):
         probes.gradient_norms(lambda w, n: jnp.sum(w), w, jnp.arange(2))
-    with pytest.raises(ValueError, match="same leading layer axis"):
-        probes.gradient_norms(lambda p: jnp.sum(p["a"]), {"a": w, "b": jnp.ones((3, 3))})
-    with pytest.raises(ValueError, match="same leading layer axis"):
+    with pytest.raises(ValueError, match="must be stacked layers"):
+        probes.gradient_norms(lambda p: p, jnp.float32(1))
+    with pytest.raises(ValueError, match="must hold arrays"):
         probes.gradient_norms(lambda p: 0.0, {})
+    with pytest.raises(TypeError, match="must be real floating-point"):
+        probes.gradient_norms(lambda p: 0.0, ["kernel"])

@@ -222,12 +222,12 @@ def test_bad_input_is_refused_by_name():
     with pytest.raises(TypeError, match="complex64"):
         probes.singular_values(jnp.tanh, jnp.ones(3, jnp.complex64))
     with pytest.raises(ValueError, match=r"`x` must be \[batch"):
-        probes.jacobian(jnp.tanh, 1.0)
+        probes.jacobian(jnp.tanh, np.zeros((0,), np.float32))
     with pytest.raises(ValueError, match=r"\(0, 3\)"):
         probes.jacobian(jnp.tanh, jnp.zeros((0, 3)))
-    with pytest.raises(TypeError, match="`f` must return one array"):
+    with pytest.raises(TypeError, match="`fn` must return one array"):
         probes.jacobian(lambda x: (x, x), jnp.ones(3))
-    with pytest.raises(TypeError, match="`f` must return a real floating-point array, got dtype bool"):
+    with pytest.raises(TypeError, match="`fn` must return a real floating-point array, got dtype bool"):
         probes.jacobian(lambda x: x > 0, jnp.ones(3))
     for num in (0, 4, -1):
         with pytest.raises(ValueError, match=rf"between 1 and .* = 3, got {num}"):

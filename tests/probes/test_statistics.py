@@ -81,3 +81,28 @@ def test_bad_input_is_refused_by_name():
         probes.layer_statistics(jnp.ones(3), jnp.tanh)
     with pytest.raises(ValueError, match="as many layers as `preactivation`, got 3 and 2"):
         probes.layer_statistics(jnp.ones((2, 3)), jnp.tanh, hidden=jnp.ones((3, 3)))
+
+
+@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, jax.nn.gelu])
+def test_a_diverged_layer_is_nan_and_not_dead(activation):
+    z = jnp.ones((3, 4, 5)).at[0].set(jnp.nan).at[1, 2, 3].set(jnp.nan)
+    stats = probes.layer_statistics(z, activation)
+    for name, field in stats._asdict().items():
+        assert np.isnan(field[:2]).all(), name
+        assert np.isfinite(field[2]), name
+
+
+def test_infinities_count_by_their_value_and_slope():
+    z = jnp.stack([jnp.full((2, 2), jnp.inf), jnp.full((2, 2), -jnp.inf)])
+    stats = probes.layer_statistics(z, jax.nn.relu)
+    np.testing.assert_array_equal(stats.mean, [np.inf, -np.inf])
+    np.testing.assert_array_equal(stats.zero_fraction, [0, 1])
+    np.testing.assert_array_equal(stats.dead_fraction, [0, 1])
+    steep = probes.layer_statistics(z, jnp.square)  # slopes of inf, beside which nothing is steep
+    assert np.isnan(steep.saturated_fraction).all()
+
+
+def test_a_hidden_state_that_diverged_leaves_the_fractions():
+    stats = probes.layer_statistics(jnp.ones((1, 2, 2)), jnp.tanh, hidden=jnp.full((1, 2), jnp.nan))
+    assert np.isnan(stats.mean)
+    assert stats.dead_fraction == 0

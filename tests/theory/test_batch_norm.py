@@ -159,7 +159,11 @@ def test_large_batches_go_over_into_the_limit(batch):
 
 @pytest.mark.parametrize("batch", [None, 4, 64])
 def test_constants_and_jumps_are_refused(batch):
-    flat = {"range": (0, 1), "slope_range": (0, 0), "derivative": jnp.zeros_like}
+    flat = {
+        "range": activations.Interval(0, 1),
+        "slope_range": activations.Interval(0, 0),
+        "derivative": jnp.zeros_like,
+    }
     third = activations.Activation(name="third", fn=lambda x: jnp.full_like(x, 1 / 3), **flat)
     step = activations.Activation(
         name="step", fn=lambda x: jnp.where(x > 0.1, 1.0, 0.0), kinks=(0.1,), **flat

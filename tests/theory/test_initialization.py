@@ -43,7 +43,7 @@ def test_a_root_beside_what_cannot_be_integrated_is_no_gain():
     # E f(sigma z)^2 = (1 - sigma^2)^(-1/2) / 100 is 1 at 0.99995 only, where the tail is out of reach.
     explosive = activations.Activation(
         name="explosive", fn=lambda x: 0.1 * jnp.exp(x**2 / 4), derivative=lambda x: 0.05 * x * jnp.exp(x**2 / 4),
-        range=(0.1, np.inf), slope_range=(-np.inf, np.inf),
+        range=activations.Interval(0.1, np.inf), slope_range=activations.Interval(-np.inf, np.inf),
     )  # fmt: skip
     with pytest.raises(
         ValueError, match=r"got explosive, which stays below 1\. No weight scale up to 0\.\d+, beyond"

@@ -61,7 +61,7 @@ def test_gaussian_kernels_and_biases_have_the_stated_law(framework):
 
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 def test_orthogonal_kernels_are_orthogonal_and_keep_the_mean_square(framework):
-    init = initializers.critical_orthogonal(TANH, q_star=0.5)
+    init = initializers.critical(TANH, q_star=0.5).kernel_init
     variance = float(theory.critical_point(TANH, q_star=0.5).sigma_w ** 2)
     for rows, columns in ((64, 64), (96, 40), (40, 96)):
         kernel, _ = dense(framework, rows, columns, kernel_init=init)
@@ -106,8 +106,7 @@ def test_delta_orthogonal_is_that_of_jax_but_for_the_scale(shape):
 @pytest.mark.parametrize("law", ["gaussian", "orthogonal"])
 def test_a_deep_critical_network_stays_at_its_fixed_point(law):
     depth, width, q, num_networks = 50, 64, 0.5, 6
-    kernel_init = getattr(initializers, f"critical_{law}")(TANH, q_star=q)
-    bias_init = initializers.critical_bias(TANH, q_star=q)
+    kernel_init, bias_init = initializers.critical(TANH, q_star=q, weights=law)
 
     def layer(h, key):
         keys = jax.random.split(key)
@@ -133,6 +132,49 @@ def test_a_deep_critical_network_stays_at_its_fixed_point(law):
         abs(measured[:, 10:].mean() - q)
         < 4 * deviation * ((1 + 2 * xi) / (num_networks * 40)) ** 0.5 + q * xi / width
     )
+
+
+@pytest.mark.parametrize("law", ["gaussian", "orthogonal", "delta_orthogonal"])
+@pytest.mark.parametrize("q", [0.1, 1.0])
+def test_a_wide_layer_of_the_pair_keeps_q_star_and_the_size_of_gradients(law, q):
+    """Both by the layer itself: the mean square of h' = W^T f(h) + b, and of the vectors W D v, D = diag f'(h)."""
+    width, num_biases, batch = 768, 8, 512
+    init = initializers.critical(TANH, q_star=q, weights=law)
+    shape = (3, width, width) if law == "delta_orthogonal" else (width, width)
+    keys = jax.random.split(jax.random.key(3), 4)
+    kernel = init.kernel_init(keys[0], shape)
+    kernel = np.asarray(kernel[1] if law == "delta_orthogonal" else kernel, float)  # what the centre tap maps
+    bias = np.asarray(init.bias_init(keys[1], (num_biases, 1, width)), float)
+    h, v = (np.asarray(jax.random.normal(k, (num_biases, batch, width)), float) for k in keys[2:])
+    weighted = np.tanh(q**0.5 * h) @ kernel
+    slopes = (1 - np.tanh(q**0.5 * h) ** 2) * (v @ kernel.T)
+    # Four standard errors: of the entries of f(h), h' and W v, of the trace of a Gaussian W W^T, and of the biases.
+    share = np.mean(bias**2) / q
+    error = 4 * (6 / h.size + (law == "gaussian") * 2 / width**2 + 2 * share**2 / bias.size) ** 0.5
+    assert np.mean((weighted + bias) ** 2) == pytest.approx(q, rel=error)
+    assert np.mean(slopes**2) == pytest.approx(1, rel=error)
+    if share > error:  # a Gaussian layer of this width does not show the 0.8 % at q = 0.1
+        assert np.mean(weighted**2) < q * (1 - error)
+
+
+def test_the_pair_is_what_its_parts_are_and_kernels_alone_say_what_they_lack():
+    for law in ("gaussian", "orthogonal", "delta_orthogonal"):
+        alone = getattr(initializers, f"critical_{law}")
+        pair = initializers.critical(TANH, sigma_b=0.3, weights=law)
+        assert pair == (alone(TANH, sigma_b=0.3), initializers.critical_bias(TANH, sigma_b=0.3))
+        with pytest.warns(
+            UserWarning, match=r"critical only beside biases of sigma_b = 0\.0\d+\. Take both"
+        ) as caught:
+            kernel_init = alone(TANH, q_star=0.1)
+        assert caught[0].filename == __file__
+        assert kernel_init == initializers.critical(TANH, q_star=0.1, weights=law).kernel_init
+        # relu is critical without biases, at every q
+        assert initializers.critical(RELU, weights=law).bias_init == initializers.bias(0.0)
+        assert alone(RELU) == initializers.critical(RELU, weights=law).kernel_init
+    with pytest.raises(
+        ValueError, match="`weights` must be one of 'gaussian', 'orthogonal', 'delta_orthogonal', got"
+    ):
+        initializers.critical(TANH, q_star=0.1, weights="uniform")
 
 
 class Residual(linen.Module):
@@ -312,14 +354,14 @@ def test_lsuv_refuses_what_it_cannot_scale():
 
 def test_initializers_are_drop_ins_for_those_of_jax():
     mine = [
-        initializers.critical_gaussian(TANH, q_star=1.0),
-        initializers.critical_orthogonal(TANH, q_star=1.0),
-        initializers.critical_delta_orthogonal(TANH, q_star=1.0),
-        initializers.critical_bias(TANH, q_star=1.0),
+        initializers.critical_gaussian(TANH, sigma_b=0.3),
+        initializers.critical_orthogonal(TANH, sigma_b=0.3),
+        initializers.critical_delta_orthogonal(TANH, sigma_b=0.3),
+        initializers.critical_bias(TANH, sigma_b=0.3),
         initializers.scaled(jax.nn.initializers.he_normal(), 0.5),
         initializers.skip_init(3),
     ]
-    again = [initializers.critical_gaussian(TANH, q_star=1.0), *mine[1:]]
+    again = [initializers.critical_gaussian(TANH, sigma_b=0.3), *mine[1:]]
     assert hash(mine[0]) == hash(again[0])
     assert mine == again
     shape = (2, 4, 4)
@@ -337,6 +379,19 @@ def test_initializers_are_drop_ins_for_those_of_jax():
     with jax.enable_x64(True):
         W = initializers.orthogonal()(KEY, (8, 4), jnp.float64)
         np.testing.assert_allclose(W.T @ W, np.eye(4), atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "orthogonal", "delta_orthogonal", "bias"])
+def test_a_traced_scale_draws_what_a_known_one_draws(name):
+    law, shape = getattr(initializers, name), (3, 7, 10)
+    scales = jnp.array([0.0, 0.3, 1.7])
+    traced = jax.vmap(lambda scale: law(scale)(KEY, shape, jnp.bfloat16))(scales)
+    assert traced.dtype == jnp.bfloat16
+    for scale, drawn in zip(scales, jax.vmap(lambda scale: law(scale)(KEY, shape))(scales), strict=True):
+        for known in (scale, float(scale)):
+            np.testing.assert_allclose(drawn, law(known)(KEY, shape), rtol=4e-7)  # the scale's rounding
+    assert hash(law(jnp.float32(0.5))) == hash(law(0.5))
+    assert law(np.float64(0.3)) == law(0.3)
 
 
 def test_bad_input_is_refused():

@@ -106,8 +106,9 @@ def test_bad_input_is_refused_by_name():
 def test_tails_that_grow_fast_are_reached_or_refused():
     exponential = activations.from_callable(jnp.exp, name="exponential")
     explosive = activations.Activation(
-        name="explosive", fn=lambda x: jnp.exp(x**2), derivative=lambda x: 2 * x * jnp.exp(x**2), range=(1, np.inf),
-        slope_range=(-np.inf, np.inf),
+        name="explosive", fn=lambda x: jnp.exp(x**2), derivative=lambda x: 2 * x * jnp.exp(x**2),
+        range=activations.Interval(1, np.inf),
+        slope_range=activations.Interval(-np.inf, np.inf),
     )  # fmt: skip
     with jax.enable_x64(True):
         found = theory.moments(exponential, 0.5, 4.0)
@@ -122,7 +123,11 @@ def test_tails_that_grow_fast_are_reached_or_refused():
 def test_what_is_no_activation_is_refused():
     def made(fn):
         return activations.Activation(
-            name="odd_one", fn=fn, derivative=jnp.ones_like, range=(0, 1), slope_range=(0, 1)
+            name="odd_one",
+            fn=fn,
+            derivative=jnp.ones_like,
+            range=activations.Interval(0, 1),
+            slope_range=activations.Interval(0, 1),
         )
 
     with pytest.raises(ValueError, match=r"must be elementwise, got odd_one.*shape \(2,\)"):

@@ -205,12 +205,13 @@ def test_activations_without_integrals_are_refused_by_every_prediction():
         name="root",
         fn=jnp.sqrt,
         derivative=lambda x: 0.5 / jnp.sqrt(x),
-        range=(0, np.inf),
-        slope_range=(0, np.inf),
+        range=activations.Interval(0, np.inf),
+        slope_range=activations.Interval(0, np.inf),
     )
     explosive = activations.Activation(
-        name="explosive", fn=lambda x: jnp.exp(x**2), derivative=lambda x: 2 * x * jnp.exp(x**2), range=(1, np.inf),
-        slope_range=(-np.inf, np.inf),
+        name="explosive", fn=lambda x: jnp.exp(x**2), derivative=lambda x: 2 * x * jnp.exp(x**2),
+        range=activations.Interval(1, np.inf),
+        slope_range=activations.Interval(-np.inf, np.inf),
     )  # fmt: skip
     predictions = [
         theory.gain,
@@ -301,7 +302,7 @@ def test_depth_scales_of_vanishing_signals_are_differentiable():
 def test_what_is_nan_far_out_is_not_unbounded():
     root = activations.Activation(
         name="root", fn=lambda x: 0.1 * jnp.sqrt(x + 20), derivative=lambda x: 0.05 / jnp.sqrt(x + 20),
-        range=(0, np.inf), slope_range=(0, np.inf),
+        range=activations.Interval(0, np.inf), slope_range=activations.Interval(0, np.inf),
     )  # fmt: skip
     with pytest.raises(
         ValueError, match="must be a number everywhere, got root, whose activation is NaN at x = -100"

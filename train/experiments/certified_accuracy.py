@@ -177,8 +177,8 @@ class CertifiedAccuracy(TrainingStudy):
         total = cross_entropy(_scale(approach, hparams) * logits, labels)
         if approach != "penalty":
             return total
-        bound = lipschitz.upper_bound(call(kernels), self.activation, method="eclipse_fast", log=True)
-        return total + hparams["strength"] * bound
+        bound = lipschitz.upper_bound(call(kernels), self.activation, method="eclipse_fast")
+        return total + hparams["strength"] * bound.log
 
     def _chain(self, trial: Trial, approach: str, state: fit.State) -> Any:
         """Kernels and biases of a network, the logits' scale multiplied in."""

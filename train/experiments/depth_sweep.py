@@ -176,7 +176,7 @@ class DepthSweep(TrainingStudy):
         return {name: chart for name, chart in charts.items() if chart is not None}
 
     @classmethod
-    def findings(cls, result: xr.Dataset) -> list[Finding]:
+    def findings(cls, result: xr.Dataset) -> list[str]:
         """Say in sentences what a depth sweep found, the verdict first."""
         best = _prepared(result)
         accuracy = runs.quiet(lambda: best["final_test_accuracy"].mean("seed"))
@@ -210,8 +210,12 @@ class _Probed:
         self.sweep, self.is_dense = sweep, sweep.network == "dense"
         # Layer and RMS norms are not linear at inference, and a convolution's matrix is too large.
         self.has_ellipsoid = norm in ("", "bn") and self.is_dense
-        sizes = {"width": sweep.width, "max_depth": sweep.max_depth or max(sweep.depths)}
-        common = {"kind": sweep.network, "activation": sweep.activations[0], "sigma_b": sweep.sigma_b}
+        sizes: dict[str, Any] = {"width": sweep.width, "max_depth": sweep.max_depth or max(sweep.depths)}
+        common: dict[str, Any] = {
+            "kind": sweep.network,
+            "activation": sweep.activations[0],
+            "sigma_b": sweep.sigma_b,
+        }
         batch = data.train_inputs[: sweep.batch_size], data.train_labels[: sweep.batch_size]
         probed = {"probes": data.test_inputs[: sweep.num_probes], "gradient": batch}
         self.trial = sweep.trial(
@@ -262,7 +266,7 @@ class _Probed:
         return {"lipschitz_ellipsoid_log10": bound(state, *setting)}
 
     def _ascent(self, state, data, setting):
-        options = {"num_steps": self.sweep.ascent_steps, "takes_one": self.is_dense}
+        options: dict[str, Any] = {"num_steps": self.sweep.ascent_steps, "takes_one": self.is_dense}
         return {
             "lipschitz_lower_log10": probing.log10_ascent(
                 self.trial, state, data["probes"], setting, **options
@@ -489,11 +493,11 @@ def _verdict(accuracy: xr.DataArray) -> Finding:
     parts = []
     for block, (names, values) in rows.items():
         good = [name for name, value in zip(names, values, strict=True) if value >= TRAINED]
-        who = f"all {len(names)} activations" if len(good) == len(names) > 1 else words.listed(good) or "none"
-        count = f" ({len(good)} of {len(names)})" if 0 < len(good) < len(names) else ""
-        parts.append(f"{block_name(block)}: {who}{count}")
+        who = f"{len(good)} of {len(names)} activations ({words.listed(good)})"
+        who = {0: "no activation", len(names): f"all {words.count(names, 'activation')}"}.get(len(good), who)
+        parts.append(f"{words.lower(block_name(block))} networks with {who}")
     return Finding(
-        f"{words.percent(TRAINED)} test accuracy at depth {depth}, reached by: {'; '.join(parts)}."
+        f"At depth {depth}, {words.percent(TRAINED)} test accuracy is reached by {words.listed(parts)}."
     )
 
 
@@ -506,7 +510,7 @@ def _of_block(best: xr.Dataset, accuracy: xr.DataArray, block: str) -> Finding:
     order = np.argsort(-values, kind="stable")
     top = names[order[0]]
     sample = best["final_test_accuracy"].sel(block=block, activation=top, depth=depth)
-    said = f"the most accurate at depth {depth} is {top}, {words.mean_sd(sample)} test accuracy"
+    said = f"the most accurate at depth {depth} is {top}, {words.mean_sd(sample.to_numpy())} test accuracy"
     said += "" if values[order[0]] >= TRAINED else ", so nothing trains well there"
     close = [names[i] for i in order[1:] if values[order[0]] - values[i] <= 0.01]
     if close:
@@ -525,7 +529,8 @@ def _of_block(best: xr.Dataset, accuracy: xr.DataArray, block: str) -> Finding:
 
 def _reach(accuracy: xr.DataArray) -> str:
     """Group activations by the deepest depth at which they still pass."""
-    measured, groups = accuracy.dropna("activation", how="all"), {}
+    groups: dict[int, list[str]] = {}
+    measured = accuracy.dropna("activation", how="all")
     for name in runs.names(measured, "activation"):
         depths = measured["depth"].to_numpy()[measured.sel(activation=name).to_numpy() >= TRAINED]
         groups.setdefault(int(max(depths, default=0)), []).append(name)
@@ -587,7 +592,9 @@ def _conditioning(best: xr.Dataset, phase: str) -> str:
             f"singular (above {10**limit:.0e}, what rounding shows)" if log10 >= limit else words.power(log10)
         )
 
-    depth, said = _by_block(np.minimum(runs.log10(middle), limit), lambda *row: words.extremes(*row, say))
+    depth, said = _by_block(
+        runs.log10(middle).clip(max=limit), lambda names, logs: words.extremes(names, logs, say)
+    )
     where = f"Median at depth {depth} {runs.PHASES[phase]}"
     return Finding(f"{where}: {said}.", topic="Jacobian condition number") if said else ""
 
@@ -602,7 +609,7 @@ def _lipschitz_gap(best: xr.Dataset) -> str:
     parts = []
     for name, bound in (("best", "the best upper bound"), ("upper", "the textbook's product")):
         gap = runs.at_phase(best[f"lipschitz_{name}_log10"].astype(float) - lower, "trained")
-        middle = runs.quiet(lambda gap=gap: gap.where(np.isfinite(gap)).median("seed"))
+        middle = runs.quiet(partial(gap.where(np.isfinite(gap)).median, "seed"))
         depth, said = _by_block(middle, say)
         parts.append(f"{bound} by {said}")
     if not said:

@@ -201,9 +201,9 @@ class _Bounded:
         found = {}
         for index, (name, given) in enumerate(sorted(wanted.items(), key=lambda item: "radius" in item[1])):
             report((index + 1) / (len(wanted) + 1), name)
-            region = {"region": Ball(self.point, given["radius"])} if "radius" in given else {}
-            certificate = certify(function, self.point, num_steps=given["num_steps"], **region)
-            found[name] = certificate.log10, certificate.seconds
+            region = Ball(self.point, given["radius"]) if "radius" in given else None
+            certificate = certify(function, self.point, num_steps=given["num_steps"], region=region)
+            found[name] = float(certificate.log10), certificate.seconds
         everywhere = found["ellipsoid"][0]  # what holds everywhere holds in a ball
         return {
             name: (min(log10, everywhere) if "radius" in wanted[name] else log10, seconds)

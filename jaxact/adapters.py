@@ -1,0 +1,415 @@
+"""A model of any framework as a plain function of one array: NNX, Linen, Equinox, a factory, or a name to import."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import math
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxact.errors import ArgumentError, one_line
+from jaxact.numerics import untraceable
+from jaxact.numerics import widest_input
+
+__all__ = ["Model", "OneExample", "as_function", "import_model", "on_one_example"]
+
+_SAME_OUTPUT = 1e-4  # relative
+_FEW = 8  # names shown where none is close
+
+
+class Model(NamedTuple):
+    """A model as a function.
+
+    Attributes:
+        name: what errors call it.
+        kind: in words, with the mode that it was put into.
+        call: array -> array or pytree of arrays, without side effects; safe to trace.
+        takes_batch: whether its framework's layers are called on [batch, ...].
+        forward: the same function in a form that forward mode accepts, where `call` is not (a custom_vjp); or None.
+    """
+
+    name: str
+    kind: str
+    call: Callable[[Any], Any]
+    takes_batch: bool
+    forward: Callable[[Any], Any] | None = None
+
+
+class OneExample(NamedTuple):
+    """A model as a function of one example.
+
+    Attributes:
+        model: where it comes from.
+        shape: of the example.
+        called_on: the shape that the model itself is given, perhaps with a batch axis of 1.
+        output_shapes: of every array that it returns.
+        dtype: in which it can be called: float64, or float32 where it insists.
+        call: [*shape] -> array or pytree of arrays.
+        tangent: (x, v) -> J(x) v where `jax.jvp` refuses `call`, else None; in the shapes of `call`'s outputs.
+    """
+
+    model: Model
+    shape: tuple[int, ...]
+    called_on: tuple[int, ...]
+    output_shapes: tuple[tuple[int, ...], ...]
+    dtype: Any
+    call: Callable[[Any], Any]
+    tangent: Callable[[Any, Any], Any] | None
+
+
+# --- By name --------------------------------------------------------------------------------------------------
+
+
+def import_model(name: str) -> Model:
+    """Import a model, looking in the current directory first.
+
+    The current directory becomes the first place that Python imports from, as for a script that lies there, and JAX's
+    caches are cleared: they hold NumPy constants in float32 of what the module ran already.
+
+    Args:
+        name: MODULE:NAME, both may be dotted; what it names is as in `as_function`.
+
+    Returns:
+        A `Model`.
+
+    Raises:
+        ValueError: there is no such module or attribute, with the closest that there is; its own code fails; or it is
+            no model.
+    """
+    module_name, _, path = name.partition(":")
+    _check_name(name, module_name, path)
+    value, where = _imported(module_name), module_name
+    for part in path.split("."):
+        if not hasattr(value, part):
+            raise ArgumentError(f"{where} has no {part!r}, in {name!r}.", _instead(part, value))
+        value = getattr(value, part)
+        where += f".{part}" if ":" in where else f":{part}"
+    return as_function(value, name=name)
+
+
+def _check_name(name: str, module_name: str, path: str) -> None:
+    is_file = module_name.endswith(".py")
+    if not is_file and all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
+        return
+    stem = Path(module_name).stem
+    meant = f"{stem if stem.isidentifier() else 'mymodule'}:{path or 'model'}"
+    raise ArgumentError(
+        f"must be MODULE:NAME, as Python imports it, got {name!r}.",
+        f"Write {meant}, in the module's folder.",
+        argument="name",
+    )
+
+
+def _imported(name: str) -> Any:
+    here = str(Path.cwd())
+    if sys.path[:1] != [here]:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise ArgumentError(
+                f"importing {name} raised {one_line(error)}.", "Install what is missing, or mend the import."
+            ) from error
+        raise _no_module(error.name, here) from error
+    except (Exception, SystemExit) as error:
+        raise ArgumentError(
+            f"importing {name} raised {one_line(error)}.", f"`python -c 'import {name}'` must work."
+        ) from error
+    jax.clear_caches()
+    return module
+
+
+def _no_module(name: str, here: str) -> ArgumentError:
+    parent, _, last = name.rpartition(".")
+    folders = getattr(sys.modules.get(parent), "__path__", []) if parent else [here]
+    beside = [found.name for found in pkgutil.iter_modules(folders)]
+    place = f"in {parent}" if parent else f"in {here}, nor on Python's path"
+    return ArgumentError(f"there is no module {name!r} {place}.", _closest(last, beside, "modules there"))
+
+
+def _instead(part: str, value: Any) -> str:
+    public = [each for each in vars(value) if not each.startswith("_")] if hasattr(value, "__dict__") else []
+    mine = [each for each in public if not inspect.ismodule(vars(value)[each])]
+    return _closest(part, mine, "names in it")
+
+
+def _closest(word: str, words: Sequence[str], what: str) -> str:
+    close = difflib.get_close_matches(word, words, 1)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    if not words:
+        return f"No {what}."
+    return f"The {what} are {', '.join(words[:_FEW])}{', ...' if len(words) > _FEW else ''}."
+
+
+# --- As a function --------------------------------------------------------------------------------------------
+
+
+def as_function(value: Any, *, name: str = "`value`") -> Model:
+    """Make a plain function of one array from a model of any framework, in inference mode.
+
+    No framework is imported: a module can only be one of Flax or Equinox if its author imported that.
+
+    Args:
+        value: a function of one array; an NNX module, which is put into eval mode; an Equinox module, a copy of which
+            is put into inference mode; a pair (Linen module, variables); or a function or class without arguments that
+            returns one of these, and is called once.
+        name: what errors call it.
+
+    Returns:
+        A `Model`.
+
+    Raises:
+        ValueError: it is none of these, needs more than one array, or fails when called to make the model.
+
+    Example:
+        >>> model = as_function(lambda x: 2 * x)
+        >>> model.call(3.0), model.kind, model.takes_batch
+        (6.0, 'function', False)
+    """
+    if _needs_nothing(value):
+        value = _called(value, name)
+        return _adapted(value, name, f"returns {_article(type(value).__name__)}")
+    return _adapted(value, name, f"is {_article(type(value).__name__)}")
+
+
+def _adapted(value: Any, name: str, what: str) -> Model:
+    if isinstance(value, tuple | list):
+        return _linen_model(value, name)
+    if _is_a(value, "flax.linen", "Module") and value.scope is None:
+        raise ArgumentError(
+            f"{name} is a Linen module without its variables, {type(value).__name__}.",
+            "Give the pair (module, variables).",
+        )
+    _check_callable(value, name, what)
+    if _is_a(value, "flax.nnx", "Module"):
+        return _nnx_model(value, name)
+    if _is_a(value, "equinox", "Module"):
+        value = sys.modules["equinox"].nn.inference_mode(value)
+        return Model(name, "Equinox module in inference mode", value, False)
+    return Model(name, "function", value, False)
+
+
+def _check_callable(value: Any, name: str, what: str) -> None:
+    if not callable(value):
+        raise ArgumentError(
+            f"{name} must be a function of one array, a module, or a function that returns one; it {what}.",
+            "Write `def model(x): ...` there, for instance.",
+        )
+    if inspect.isclass(value):
+        raise ArgumentError(
+            f"{name} is a class that needs arguments, {value.__name__}.",
+            "Write a function without arguments that returns the module, and name that.",
+        )
+    _check_one_array(value, name)
+
+
+def _check_one_array(function: Callable[..., Any], name: str, *before: Any) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of builtins, which say nothing
+        return
+    try:
+        signature.bind(*before, None)
+    except TypeError:
+        raise ArgumentError(
+            f"{name} must be a function of one array.",
+            "Write def model(x): ... that gives the other arguments.",
+        ) from None
+
+
+def _linen_model(value: Sequence[Any], name: str) -> Model:
+    if len(value) != 2 or not _is_a(value[0], "flax.linen", "Module"):
+        raise ArgumentError(
+            f"{name} must be a model, got a {type(value).__name__} of {len(value)}.",
+            "A pair must be (Linen module, variables).",
+        )
+    module, variables = value
+    _check_one_array(module.__call__, name)
+    call = functools.partial(module.apply, variables)
+    return Model(name, "Linen module with its variables", call, True)
+
+
+def _nnx_model(module: Any, name: str) -> Model:
+    nnx = sys.modules["flax.nnx"]
+    module.eval()
+    graph, state = nnx.split(module)
+
+    def call(x: Any, **options: Any) -> Any:
+        # A fresh copy inside every trace: a module that keeps intermediates may not be changed from there.
+        return nnx.merge(graph, state)(x, **options)
+
+    is_ours = any(_is_a(module, "jaxact.nn", each) for each in ("MLP", "ResNet", "Stack"))
+    forward = functools.partial(call, mode="forward") if is_ours else None
+    return Model(name, "NNX module in eval mode", call, True, forward)
+
+
+def _is_a(value: Any, module: str, name: str) -> bool:
+    """Whether a value is of a class of a framework that is only loaded if the user's module did."""
+    found = sys.modules.get(module)
+    return found is not None and isinstance(value, getattr(found, name))
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
+
+
+def _needs_nothing(value: Any) -> bool:
+    """Whether a function or class can be called without arguments; a function of *args is a model."""
+    makes = (
+        inspect.isclass(value)
+        or inspect.isfunction(value)
+        or isinstance(value, functools.partial)
+        or hasattr(value, "__wrapped__")
+    )
+    if not makes:
+        return False
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return all(
+        each.default is not each.empty or each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters
+    )
+
+
+def _called(value: Any, name: str) -> Any:
+    try:
+        return value()
+    except (Exception, SystemExit) as error:
+        raise ArgumentError(
+            f"{name} takes no arguments, so it was called to make the model, and raised {one_line(error)}.",
+            "A model itself must take one array.",
+        ) from error
+
+
+# --- Of one example -------------------------------------------------------------------------------------------
+
+
+def on_one_example(model: Model, shape: tuple[int, ...], *, batch: bool | None = None) -> OneExample:
+    """Make a function of one example of a model, which may insist on a batch axis.
+
+    Args:
+        model: of `as_function` or `import_model`.
+        shape: of one example.
+        batch: whether to call it on [1, *shape]; None tries what its framework does first, then the other. A module
+            that takes both and gives different outputs is refused: only its author can tell which is meant.
+
+    Returns:
+        A `OneExample`; `call` is to be differentiated, certified or measured.
+
+    Raises:
+        ValueError: the model does not take such an input, cannot be traced, or does not return real floating-point
+            arrays.
+
+    Example:
+        >>> fn = on_one_example(as_function(lambda x: x @ jnp.ones((3, 2))), (3,))
+        >>> fn.called_on, fn.output_shapes
+        ((3,), ((2,),))
+    """
+    layouts = [model.takes_batch, not model.takes_batch] if batch is None else [batch]
+    taken: list[OneExample] = []
+    refusals: list[tuple[tuple[int, ...], Exception]] = []
+    for with_batch in layouts:
+        try:
+            taken.append(_in_layout(model, shape, with_batch))
+        except ArgumentError:
+            raise
+        except Exception as error:
+            refusals.append(((1, *shape) if with_batch else shape, error))
+        if taken and not model.takes_batch:
+            break  # a function is one of an array of this shape by its word
+    if not taken:
+        raise _no_layout(model, shape, refusals)
+    if len(taken) == 2 and not _agree(*taken):
+        raise ArgumentError(
+            f"{model.name} takes {shape_text(shape)} and {shape_text((1, *shape))} and gives different outputs.",
+            "Say which it is: batch=True if its first axis is a batch, batch=False if it takes one example.",
+            give="batch",
+        )
+    return taken[0]
+
+
+def _no_layout(
+    model: Model, shape: tuple[int, ...], refusals: Sequence[tuple[tuple[int, ...], Exception]]
+) -> ArgumentError:
+    if reason := untraceable(refusals[0][1]):
+        return ArgumentError(f"{model.name} {reason}")
+    told = "; ".join(f"on {shape_text(given)} {one_line(error)}" for given, error in refusals)
+    return ArgumentError(
+        f"must be that of one example of {model.name}, got {shape_text(shape)}: the model raises {told}.",
+        "Give the shape without the batch axis, as 784 or 28,28,1; if that is right, wrap the model: "
+        "def model(x): ...",
+        argument="shape",
+    )
+
+
+def _in_layout(model: Model, shape: tuple[int, ...], with_batch: bool) -> OneExample:
+    def on_example(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return (lambda x: call(x[None])) if with_batch else call
+
+    call = on_example(model.call)
+    dtype, outputs = widest_input(call, shape)
+    forward = None if model.forward is None else on_example(model.forward)
+    return OneExample(
+        model,
+        shape,
+        (1, *shape) if with_batch else shape,
+        _output_shapes(model, outputs),
+        dtype,
+        call,
+        None if forward is None else (lambda x, v: jax.jvp(forward, (x,), (v,))[1]),
+    )
+
+
+def _output_shapes(model: Model, outputs: Any) -> tuple[tuple[int, ...], ...]:
+    leaves = jax.tree.leaves(outputs)
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ArgumentError(
+                f"{model.name} must return real floating-point arrays, got {leaf.dtype}.",
+                "Return scores instead of classes, real and imaginary parts instead of complex numbers.",
+            )
+    if sum(leaf.size for leaf in leaves) == 0:
+        raise ArgumentError(f"{model.name} must return an array, got {outputs!r}.", "Return its outputs.")
+    return tuple(tuple(leaf.shape) for leaf in leaves)
+
+
+def _agree(one: OneExample, other: OneExample) -> bool:
+    if sum(map(math.prod, one.output_shapes)) != sum(map(math.prod, other.output_shapes)):
+        return False
+    first, second = _outputs(one), _outputs(other)
+    scale = np.max(np.abs(first))
+    return bool(np.max(np.abs(first - second)) <= _SAME_OUTPUT * scale or not np.isfinite(scale))
+
+
+def _outputs(fn: OneExample) -> Any:
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.cos(np.arange(math.prod(fn.shape), dtype=np.float64)).reshape(fn.shape), fn.dtype)
+        return np.asarray(jax.jit(lambda x: _flat(fn.call(x)))(x), np.float64)
+
+
+def _flat(outputs: Any) -> Array:
+    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(outputs)])
+
+
+def shape_text(shape: Sequence[Any]) -> str:
+    """A shape as errors and tables write it.
+
+    >>> shape_text((28, 28, 1))
+    '[28, 28, 1]'
+    """
+    return f"[{', '.join(map(str, shape))}]"

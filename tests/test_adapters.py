@@ -1,0 +1,131 @@
+"""Models of every framework become plain functions of one example; what is no model is refused with a remedy."""
+
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from user_models import write_modules
+
+from jaxact import adapters, lipschitz
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
+    """The modules in the current directory, whence they are imported."""
+    folder = tmp_path_factory.mktemp("adapted")
+    write_modules(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.path", [*sys.path])
+        yield folder
+    for name in [name for name in sys.modules if name.startswith("certify_")]:
+        del sys.modules[name]
+
+
+def closed_form(name, shape, **options):
+    fn = adapters.on_one_example(adapters.import_model(name), shape, **options)
+    return fn, lipschitz.certify(fn.call, jnp.zeros(shape, jnp.float32)).value
+
+
+def test_a_batch_norm_of_nnx_stands_in_eval_mode():
+    fn, value = closed_form("certify_nnx:model", (3,))
+    kernel = np.asarray(sys.modules["certify_nnx"].model.linear.kernel[...], np.float64)
+    exact = np.linalg.norm(kernel / np.sqrt(np.arange(1.0, 5.0) + 1e-5), 2)
+    assert value == pytest.approx(exact, rel=1e-5)  # its own scale is computed in float32
+    assert (fn.model.kind, fn.called_on) == ("NNX module in eval mode", (1, 3))
+
+
+def test_a_pair_of_linen_and_its_variables_is_a_model():
+    fn, value = closed_form("certify_linen:pair", (3,))
+    _, variables = sys.modules["certify_linen"].pair
+    kernel = np.asarray(variables["params"]["kernel"], np.float64)
+    assert fn.called_on == (1, 3)
+    assert value == pytest.approx(np.linalg.norm(kernel, 2), rel=1e-9)
+
+
+def test_a_function_may_return_an_equinox_module_with_dropout():
+    eqx = pytest.importorskip("equinox")
+    fn, value = closed_form("certify_equinox:model", (3,))
+    weight = np.asarray(sys.modules["certify_equinox"].model().layers[0].weight, np.float64)
+    assert issubclass(eqx.nn.Linear, eqx.Module)
+    assert fn.called_on == (3,)
+    assert fn.model.kind == "Equinox module in inference mode"
+    assert value == pytest.approx(np.linalg.norm(weight, 2), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "called_on", "value"),
+    [
+        ("certify_bare:factory", (3,), 3),
+        ("certify_bare:only_batches", (1, 3), 2),
+        ("certify_bare:many", (3,), 1),
+        ("certify_package.inner:Space.model", (3,), 2),
+    ],
+)
+def test_functions_are_called_as_they_want_to_be(name, called_on, value):
+    fn, found = closed_form(name, (3,))
+    assert fn.called_on == called_on
+    assert found == pytest.approx(value, rel=1e-9)
+
+
+def test_a_factory_is_called_once():
+    adapters.import_model("certify_bare:factory")
+    calls = sys.modules["certify_bare"].calls
+    before = len(calls)
+    adapters.import_model("certify_bare:factory")
+    assert len(calls) == before + 1
+
+
+def test_what_is_a_batch_can_be_said():
+    fn, value = closed_form("certify_nnx:pooled", (2, 3), batch=False)
+    assert fn.output_shapes == ((3,),)
+    assert value == pytest.approx(1 / math.sqrt(2), rel=1e-9)
+    fn, value = closed_form("certify_nnx:pooled", (2, 3), batch=True)
+    assert fn.output_shapes == ((2, 3),)
+    assert value == pytest.approx(1, rel=1e-9)
+
+
+def test_a_network_of_ours_has_a_form_for_forward_mode():
+    from flax import nnx
+
+    from jaxact import activations, nn
+
+    network = nn.MLP(3, 8, 2, max_depth=2, activation=activations.tanh, rngs=nnx.Rngs(0))
+    fn = adapters.on_one_example(adapters.as_function(network), (3,))
+    x, v = jnp.array([0.3, -1.0, 2.0]), jnp.array([1.0, 0.5, -0.2])
+    assert fn.called_on == (1, 3)
+    pulled = jax.vmap(lambda u: jax.vjp(fn.call, x)[1](u[None])[0] @ v)(jnp.eye(2))
+    np.testing.assert_allclose(fn.tangent(x, v)[0], pulled, rtol=2e-5)
+
+
+@pytest.mark.parametrize("model", [lambda x, y: x + y, lambda x, *, scale: scale * x])
+def test_what_needs_more_than_an_array_is_no_model(model):
+    with pytest.raises(ValueError, match="must be a function of one array"):
+        adapters.as_function(model)
+
+
+def test_a_function_that_fails_inside_is_not_blamed_for_its_arguments():
+    def model(x):
+        return (lambda a, b: a + b)(x)
+
+    with pytest.raises(
+        ValueError, match=r"must be that of one example.*missing 1 required positional"
+    ) as caught:
+        adapters.on_one_example(adapters.as_function(model), (3,))
+    assert caught.value.argument == "shape"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (3, "it is an int"),
+        (lambda: 3, "it returns an int"),
+        ((1, 2, 3), "got a tuple of 3"),
+    ],
+)
+def test_what_is_no_model_is_refused(value, words):
+    with pytest.raises(ValueError, match=words):
+        adapters.as_function(value, name="mine")

@@ -133,7 +133,7 @@ class Study:
         """One cell for every combination of the swept values; the last coordinate varies fastest."""
         values = [getattr(self, field) for field in self.swept.values()]
         rows = (dict(zip(self.swept, row, strict=True)) for row in itertools.product(*values))
-        return [Cell("/".join(_part(*item) for item in row.items()), row) for row in rows]
+        return [Cell("/".join(_part(*item) for item in row.items()) or "all", row) for row in rows]
 
     def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
         """Measure one cell and label what comes back."""
@@ -188,6 +188,7 @@ class Study:
         over = [str(dim) for dim in variable.dims if dim in (*cls.within, "example")]
         kinds = [str(dim) for dim in variable.dims if dim not in (*axes, *panels, *over)]
         sample = " and ".join(words.count(result.sizes[dim], dim.replace("_", " ")) for dim in over)
+        band = [f"Median over {sample}, band from lowest to highest"] if over else []
         told: dict[str, Any] = {
             "x": axes[-1],
             "series": panels[-1] if panels else None,
@@ -197,10 +198,7 @@ class Study:
             "beside": theory,
             "words": cls.called,
             "title": words.capital(variable.attrs["long_name"]),
-            "subtitle": "; ".join(
-                [f"Median over {sample}, band from lowest to highest"] * bool(over)
-                + ["lines: theory"] * bool(theory)
-            ),
+            "subtitle": "; ".join([*band, "lines: theory"] if theory else band),
             "caption": "Points on their line agree with theory." if theory else "",
         }
         return draw.measured(result, name, **told | said)
@@ -222,8 +220,10 @@ class Study:
         means = {
             name: result[name].mean([d for d in result[name].dims if d not in cls.swept])
             for name in cls._measured(result)
+            if set(cls.swept) <= set(result[name].dims)
         }
-        frame = xr.Dataset(means).to_dataframe().dropna(how="all").reset_index()
+        rows = xr.Dataset(means) if cls.swept else xr.Dataset(means).expand_dims("cell")
+        frame = rows.to_dataframe().dropna(how="all").reset_index(drop=not cls.swept)
         frame.attrs["caption"] = "Means over everything within a cell."
         return {"Every cell": frame}
 
@@ -307,11 +307,10 @@ def _finding(variable: xr.DataArray, theory: xr.DataArray | None, swept: Mapping
     if not bool(np.isfinite(variable).any()):
         return ""
     if theory is None:
-        cells = (
-            variable.mean([dim for dim in variable.dims if dim not in swept])
-            .stack(cell=[*swept])
-            .dropna("cell")
-        )
+        own = [dim for dim in variable.dims if dim in swept]
+        if not own:
+            return f"{subject}: {words.extent(variable.to_numpy()[np.isfinite(variable)], '.3g')}."
+        cells = variable.mean([dim for dim in variable.dims if dim not in own]).stack(cell=own).dropna("cell")
         names = [" ".join(map(str, place)) for place in cells["cell"].to_numpy()]
         return f"{subject}: {words.extremes(names, cells.to_numpy(), lambda value: f'{value:.3g}')}."
     gap = abs(variable - theory)

@@ -19,8 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxact.errors import ArgumentError, one_line
-from jaxact.numerics import untraceable
-from jaxact.numerics import widest_input
+from jaxact.numerics import untraceable, widest_input
 
 __all__ = ["Model", "OneExample", "as_function", "import_model", "on_one_example"]
 

@@ -84,7 +84,7 @@ def not_reached(runs: xr.Dataset) -> str:
 
 def threshold(runs: xr.Dataset) -> str:
     """The accuracy that counts as trained: "90 %"; "the threshold" where a result does not say."""
-    said = runs["steps_to_threshold"].attrs.get("threshold")
+    said = runs.get("threshold", runs["steps_to_threshold"].attrs.get("threshold"))
     said = json.loads(runs.attrs.get("config", "{}")).get("threshold") if said is None else said
     return "the threshold" if said is None else words.percent(float(said))
 

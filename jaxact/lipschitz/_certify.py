@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.errors import ArgumentError, ArgumentTypeError
+from jaxact.errors import ArgumentError
 from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Region, evaluate
 from jaxact.lipschitz._walk import Lowered, lower

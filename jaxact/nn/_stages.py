@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from jaxact.numerics import full_precision
 from jaxact.theory import initializers
@@ -285,7 +285,7 @@ def _endless_norm(kernel: Float[Array, "*taps in out"]) -> Float[Array, ""]:
     return highest / math.prod(math.cos(math.pi / 20 * (size - 1) / size) for size in sizes)
 
 
-def spectral_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
+def spectral_norm(matrix: Inexact[Array, "rows columns"]) -> Float[Array, ""]:
     """Largest singular value by a full decomposition; exact to rounding."""
     return jnp.linalg.svd(matrix, compute_uv=False)[0]
 

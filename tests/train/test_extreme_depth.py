@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from train.experiments._extreme_depth_programs import angle_map
 
 from jaxact import activations, theory
 from train import results
-from train.experiments.extreme_depth import ExtremeDepth
+from train.experiments.extreme_depth import ExtremeDepth, angle_map
 
 STUDY = ExtremeDepth(
     depths=(60,), width=64, num_steps=60, measure_every=20, learning_rate=0.02, seeds=(0, 1), num_probes=4
@@ -53,10 +52,65 @@ def test_it_trains(result):
     assert float(orthogonal.min()) > 0.8
 
 
-def test_findings_count_what_was_not_reached(result):
-    words = " ".join(ExtremeDepth.findings(result))
-    assert "Final test accuracy: with orthogonal weights" in words
-    assert "sigma_w^2 = 1.0483" in words
+def made_up(result):
+    """The measured result with known accuracies: orthogonal weights train, one Gaussian run of two diverges."""
+    known = result.copy(deep=True)
+    accuracy = known["test_accuracy"]
+    accuracy.loc[{"weights": "orthogonal"}] = 0.97
+    accuracy.loc[{"weights": "gaussian", "seed": 0}] = 0.25
+    accuracy.loc[{"weights": "gaussian", "seed": 1}] = np.nan
+    known["steps_to_threshold"].loc[{"weights": "orthogonal"}] = 40.0
+    known["steps_to_threshold"].loc[{"weights": "gaussian"}] = np.nan
+    known["diverged_step"].loc[{"weights": "orthogonal"}] = np.nan
+    known["diverged_step"].loc[{"weights": "gaussian"}] = [np.nan, 7.0]
+    return known
+
+
+def test_findings_open_with_the_accuracies_and_say_what_was_not_reached(result):
+    said = ExtremeDepth.findings(made_up(result))
+    assert said[0] == (
+        "Final test accuracy: with orthogonal weights 97 % at 60 layers; with gaussian weights 12.5 % at 60 layers."
+    )
+    assert said[1].startswith("60 layers with orthogonal weights reach 95 % test accuracy after 40 steps (")
+    assert said[2] == "60 layers with gaussian weights did not reach 95 % test accuracy within 60 steps."
+    assert "sigma_w^2 = 1.0483" in said[3]
+    assert said[-1] == "1 of 4 runs diverged; their accuracy counts as 0."
+    assert said[0].topic == ""
+    assert all(sentence.topic for sentence in said[1:])
+
+
+def test_the_threshold_is_the_attribute_whatever_the_label_says(result):
+    result = made_up(result)
+    result["steps_to_threshold"].attrs |= {"threshold": 0.8, "long_name": "steps to 99% of something"}
+    said = " ".join(ExtremeDepth.findings(result))
+    assert "reach 80 % test accuracy after" in said
+    assert "99" not in said
+
+
+def test_what_was_not_measured_is_left_out(result):
+    known = made_up(result)
+    (table,) = ExtremeDepth.tables(known).values()
+    assert table[["weights", "depth"]].to_numpy().tolist() == [["orthogonal", 60], ["gaussian", 60]]
+    assert table["steps to threshold"].tolist() == [40.0, np.inf]
+    known = known.drop_sel(weights="gaussian").reindex(weights=["orthogonal", "gaussian"])
+    (table,) = ExtremeDepth.tables(known).values()
+    assert table["weights"].tolist() == ["orthogonal"]
+    assert "gaussian" not in " ".join(ExtremeDepth.findings(known))
+    nothing = known.isel(weights=[1])
+    assert ExtremeDepth.findings(nothing) == [
+        "Nothing to conclude: no network of this study has a test accuracy."
+    ]
+    assert ExtremeDepth.tables(nothing) == {}
+    assert ExtremeDepth.figures(nothing) == {}
+
+
+def test_the_first_figure_shows_the_accuracies_of_every_depth(result):
+    charts = ExtremeDepth.figures(made_up(result))
+    assert list(charts) == ["test_accuracy", "jacobian_spectrum", "gradient_norms", "correlation"]
+    text = charts["test_accuracy"].to_json()
+    for words in ("60 layers", "Orthogonal weights", "Gaussian weights"):
+        assert words in text
+    assert "theory, infinite width" in charts["jacobian_spectrum"].to_json()
 
 
 @pytest.mark.parametrize(

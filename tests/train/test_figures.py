@@ -381,3 +381,40 @@ def test_a_config_changes_every_colour_of_the_page(config):
     assert f'fill="{paper}" stroke="#' in svg
     other = theme.DARK if config is theme.LIGHT else theme.LIGHT
     assert all(f'"{each["value"]}"' not in svg for each in other["params"])
+
+
+def test_boxes_that_were_not_measured_are_no_empty_boxes():
+    result = make_result().isel(block=0, seed=0, drop=True)
+    result = result.assign(known=result["depth"] < 16, none=result["accuracy"] * np.nan)
+    said = {"mark": "heat_map", "y": "activation", "series": None, "column": None, "over": ()}
+    for values in ("accuracy", "none"):
+        assert str(measure(values, result, where="known", **said).to_dict()).count(",box") == 4
+    assert measure("none", result, **said) is None
+
+
+def test_ticks_that_are_asked_for_are_all_drawn_as_numbers():
+    positions = [8.0, 11.0, 15.0, 20.0, 27.0, 36.0, 48.0, 64.0, 128.0]
+    result = make_result().isel(block=0, drop=True)
+    depths = np.linspace(8, 128, result["norm"].size).reshape(result["norm"].shape)
+    result = result.assign(depths=result["norm"].copy(data=depths))
+    chart = measure("depths", result, column=None, scale="decades", ticks=positions)
+    svg = svg_of(chart)
+    for position in positions:
+        assert f">{position:g}</text>" in svg
+
+
+def test_positions_beyond_the_ceiling_lie_on_the_edge_and_are_said():
+    result = make_result().isel(block=0, seed=0, drop=True)
+    far = result["accuracy"].rename("far") * 0 + xr.DataArray([1.0, 10.0, np.inf], dims="depth")
+    chart = measure(
+        "accuracy", result.assign(far=far.assign_attrs(long_name="far")), mark="scatter", x="far", column=None,
+        x_scale="decades", x_ceiling=2.0, over=(),
+    )  # fmt: skip
+    assert "Far: what is at least 100 lies on the edge." in chart.to_dict()["usermeta"]["caption"]
+    assert "at least 100" in str(chart.to_dict()["transform"])
+
+
+def test_a_single_position_has_a_box_about_it():
+    assert figures.borders([2.0]).tolist() == [1.8, 2.2]
+    assert figures.borders([2.0], log=True).tolist() == [1.8, 2.2]
+    assert figures.borders([0.0]).tolist() == [-0.5, 0.5]

@@ -11,9 +11,8 @@ import xarray as xr
 
 from jaxact import activations, theory
 from train import config, results
-from train.experiments import _phase_diagram_limits as limits
-from train.experiments import _phase_diagram_programs as programs
-from train.experiments.phase_diagram import COORDINATES, PhaseDiagram, result_variables
+from train.experiments.phase_diagram import PhaseDiagram, limits
+from train.trial import first_crossing
 
 CONFIG = Path(__file__).parents[2] / "configs" / "phase_diagram.py"
 SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -44,15 +43,11 @@ def synthetic(
     }
     sizes = {name: len(values) for name, values in coords.items()}
     variables = {}
-    for name, (dims, units, long_name) in result_variables(0.9).items():
-        variables[name] = (
-            dims,
-            np.full([sizes[dim] for dim in dims], np.nan),
-            {"units": units, "long_name": long_name},
-        )
+    for name, each in PhaseDiagram.variables.items():
+        dims = (*(PhaseDiagram.swept if each.of_cell else ()), *each.dims)
+        said = {"units": each.units, "long_name": each.long_name.format(threshold=0.9)}
+        variables[name] = (dims, np.full([sizes[dim] for dim in dims], np.nan), said)
     dataset = xr.Dataset(variables, coords)
-    for name, (units, long_name) in COORDINATES.items():
-        dataset[name].attrs = {"units": units, "long_name": long_name}
     xi = np.array([XI[name] for name in names], float)
     dataset["xi_c"][:], dataset["xi_gradient"][:] = xi[:, None], xi[:, None, ::-1]
     dataset["chi"][:] = np.where(np.array(SCALES) < 2, 0.8, 1.2)
@@ -70,11 +65,9 @@ def synthetic(
         accuracy[i, j, k, :2, :2] = 0.1 + (reached - 0.1 + 1e-6) * rise
         accuracy[i, j, k, 0] *= 0.9  # the smaller rate does not get there
         accuracy[i, j, k, :2, 2] = 0.1
-    steps = limits.crossing(accuracy, step, 0.9)
-    dataset["steps_to_threshold"][:] = steps
+    dataset["steps_to_threshold"][:] = first_crossing(accuracy, step, 0.9)
     dataset["diverged_step"][:, :, :, 2] = 3
     dataset["steps_trained"][:] = num_steps
-    dataset["compile_seconds"][:], dataset["run_seconds"][:] = 0.0, 1.0
     return dataset
 
 
@@ -110,7 +103,7 @@ def test_the_smoke_reports_and_one_program_serves_all_cells(smoke):
     assert study.findings(whole)
     assert study.figures(whole)
     assert study.tables(whole)
-    assert programs.get(study).train._cache_size() == 1  # a second trace would have failed the study
+    assert [float(part["compile_seconds"].squeeze()) > 0 for part in parts] == [True, False, False, False]
 
 
 def test_the_same_seed_gives_the_same_dataset(smoke):
@@ -152,11 +145,13 @@ def test_a_known_depth_limit_has_rank_correlation_one():
         inside = row.side.values == 0
         assert inside.sum() >= 4
         assert np.all((row.low.values <= true)[inside] & (true < row.high.values)[inside])
-    first = PhaseDiagram.findings(result)[0]
-    assert "rank correlation 1.00 [1.00, 1.00] with 6 xi_c" in first
-    assert (
-        "-" in first.split("with 6 xi_c")[1].split(" with 6 xi_gradient")[0]
-    )  # the mirror image ranks wrongly
+    verdict, first, *_ = PhaseDiagram.findings(result)
+    assert verdict.startswith("Theory ranks the depth limits right")
+    assert verdict.endswith("the ranks favour the correlation's scale.")
+    assert first.topic == "Rank correlations"
+    assert "1.00 [1.00, 1.00] with 6 xi_c" in first
+    # The mirror image ranks wrongly.
+    assert "-" in first.split("with 6 xi_c")[1].split(" with 6 xi_gradient")[0]
 
 
 def test_limits_beyond_the_grid_are_flagged_and_share_a_rank():
@@ -168,7 +163,7 @@ def test_limits_beyond_the_grid_are_flagged_and_share_a_rank():
     assert np.isinf(row.high[true >= 90]).all()
     expected = scipy.stats.spearmanr(true, np.minimum(true, 90)).statistic
     assert limits.agreement(row.xi_c.values, row.limit.values).rho == pytest.approx(expected)
-    assert "4 limits above the deepest network" in PhaseDiagram.findings(result)[0]
+    assert "4 with a limit above the deepest network" in PhaseDiagram.findings(result)[1]
 
     below = limits.columns(synthetic(limit=lambda xi: xi, names=("tanh",))).sel(activation="tanh")
     np.testing.assert_array_equal(below.side, np.where(np.array(XI["tanh"]) < 8, -1, 0))
@@ -207,8 +202,10 @@ def test_unmeasured_squares_are_left_out():
     found = limits.columns(result).sel(activation="hard_tanh")
     assert found.low.max() <= 27
     assert found.side.sel(sigma_w_squared=1.0) == 1
-    tables = PhaseDiagram.tables(result)
-    assert len(tables["Every square"]) == 2 * 7 * 6 - 3 * 6
+    assert len(PhaseDiagram.tables(result)["Every square"]) == 2 * 7 * 6 - 3 * 6
+    with alt.data_transformers.disable_max_rows():
+        text = str(PhaseDiagram.figures(result)["steps_to_threshold"].to_dict())
+    assert text.count(",box,") == 66
     for part in (result, result.drop_dims("curve_sigma_w_squared")):
         for chart in PhaseDiagram.figures(part).values():
             chart.to_dict()
@@ -222,7 +219,7 @@ def test_rank_correlation_is_spearmans_also_with_ties_and_infinities():
         found = limits.agreement(first, second)
         assert found.rho == pytest.approx(expected)
         assert found.low <= found.rho <= found.high
-        value, low, high = limits.difference(first, -first, second)
+        value, low, high, _ = limits.difference({"xi_c": first, "xi_gradient": -first, "limit": second})
         assert value == pytest.approx(2 * expected)
         assert low <= value <= high
     assert limits.agreement(np.array([1, np.inf, 2]), np.array([3, 9, 4.0])).rho == 1.0
@@ -231,14 +228,25 @@ def test_rank_correlation_is_spearmans_also_with_ties_and_infinities():
 
 
 def test_the_interpolated_limit_runs_from_one_depth_to_the_next():
-    depths = np.array([10, 20, 40])
-    trained = np.array([True, True, False])
-    assert limits.reach(depths, trained, np.array([1, 1, 0.0])).limit == 20
-    assert limits.reach(depths, trained, np.array([1, 1, 1.0])).limit == 40
-    assert limits.reach(depths, trained, np.array([1, 1, 0.5])).limit == pytest.approx(np.sqrt(800))
-    ragged = limits.reach(depths, np.array([False, True, True]), np.ones(3))
+    def reach(trained, progress):
+        values = xr.Dataset(
+            {"trained": ("depth", trained), "progress": ("depth", progress)}, {"depth": [10, 20, 40]}
+        )
+        return limits.reach(values["trained"], values["progress"])
+
+    trained = [True, True, False]
+    assert reach(trained, [1, 1, 0.0]).limit == 20
+    assert reach(trained, [1, 1, 1.0]).limit == 40
+    assert reach(trained, [1, 1, 0.5]).limit == pytest.approx(np.sqrt(800))
+    assert not reach(trained, [1, 1, 0.5]).is_ragged
+    ragged = reach([False, True, True], [1.0, 1.0, 1.0])
     assert ragged.is_ragged
     assert ragged.side == 1
+    assert np.isinf(ragged.high)
+    # A depth that was not measured neither trained nor failed.
+    gap = reach([True, False, False], [1, np.nan, 0.0])
+    assert (gap.low, gap.high) == (10, 40)
+    assert np.isnan(reach([False] * 3, [np.nan] * 3).limit)
 
 
 def test_squares_that_failed_are_drawn_grey_and_lines_stay_inside():
@@ -248,10 +256,11 @@ def test_squares_that_failed_are_drawn_grey_and_lines_stay_inside():
         spec = chart.to_dict()
     layers = spec["spec"]["layer"]
     filters = [str(layer.get("transform")) for layer in layers]
-    assert any("!datum.trained" in text for text in filters)
+    assert any("!isValid" in text for text in filters)
     lines = [layer for layer in layers if layer["mark"]["type"] == "line"]
     assert lines
     assert all(layer["mark"]["clip"] for layer in lines)
+    assert "6 xi_gradient" in str(spec["spec"]["layer"][-1]["encoding"])
     words = spec["title"]["subtitle"]
     assert "not within 200 steps" in words
 

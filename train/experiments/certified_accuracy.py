@@ -12,20 +12,28 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
+import xarray as xr
 from flax import nnx
 
 from jaxact import activations, fit, lipschitz, nn
 from jaxact.activations import Activation
 from jaxact.nn import OrthogonalLinear, SpectralNorm, kernels
-from train import fields
+from train import fields, runs, words
+from train import figures as draw
 from train.blocks import network
-from train.experiment import Cell, Progress
-from train.experiments import _certified_accuracy_views as views
+from train.experiment import Cell, Finding, Progress
 from train.optimizers import Adam, Optimizer
 from train.study import Coordinate, Variable
 from train.trial import TrainingStudy, Trial, cross_entropy, parts
 
-APPROACHES = ("unconstrained", "penalty", "spectral", "orthogonal")
+CALLED = {  # the approaches, as a reader calls them
+    "unconstrained": "unconstrained",
+    "penalty": "penalty on the certificate",
+    "spectral": "spectral-norm constraint",
+    "orthogonal": "orthogonal layers",
+}
+APPROACHES = tuple(CALLED)
 _MEMBER, _ATTACK = ("setting", "seed"), ("setting", "seed", "attack_radius")
 
 
@@ -221,9 +229,42 @@ class CertifiedAccuracy(TrainingStudy):
             attacks["broken_certificates"].append(np.sum(is_certified & (worst <= 0)))
         return found | attacks
 
-    figures = staticmethod(views.figures)
-    findings = staticmethod(views.findings)
-    tables = staticmethod(views.tables)
+    @classmethod
+    def figures(cls, result: xr.Dataset) -> dict[str, Any]:
+        """The figures of the study, by name; one that has no number to show is left out."""
+        told: dict[str, Any] = {"over": "seed", "centre": "mean", "column": "approach"}
+        told |= {"x_scale": "linear", "format": ".0%"}
+        told["words"] = {"approach": CALLED.get, "setting": partial(_rank, result.sizes["setting"])}
+        drawn = {"attack": _attacked_best(result)}
+        figures = _figures(result).items()
+        charts = {name: draw.measured(drawn.get(name, result), **told | said) for name, said in figures}
+        return {name: chart for name, chart in charts.items() if chart is not None}
+
+    @classmethod
+    def findings(cls, result: xr.Dataset) -> list[Finding]:
+        """Say in sentences what the study found, the verdict first."""
+        if not bool(result["certified_accuracy"].notnull().any()):
+            return [Finding("Nothing to conclude: no network of this study was certified.")]
+        table, (_, middle) = _summary(result), _middle(result)
+        others = [radius for radius in _quoted(result) if radius != middle]
+        said = {
+            "": [_at_radius(table, middle)],
+            "Certified accuracy by radius": [_at_radius(table, radius) for radius in others],
+            "Every strength": [_strengths(*group) for group in table.groupby("approach", sort=False)],
+            "Attack": [_broken(result), _undecided(result, table)],
+        }
+        return [Finding(each, topic) for topic, sentences in said.items() for each in sentences]
+
+    @classmethod
+    def tables(cls, result: xr.Dataset) -> dict[str, pd.DataFrame]:
+        """Every approach and strength: accuracy, constant, certified accuracies; means over seeds."""
+        table = _summary(result).drop(columns="setting").round(3)
+        table["approach"] = table["approach"].map(CALLED)
+        table.attrs["caption"] = (
+            f"Means over {runs.seeds(result)}; radii in units of the standardised inputs. Undecided: share of the "
+            f"attacked inputs neither certified nor broken within radius {_middle(result)[0]:g}."
+        )
+        return {"Every approach and strength": table}
 
 
 def _scale(approach: str, hparams: Mapping) -> Any:
@@ -296,3 +337,141 @@ def _attacked(
     start = jnp.zeros_like(x)
     (_, best), _ = jax.lax.scan(step, (start, value(start)), sizes)
     return best
+
+
+def _summary(result: xr.Dataset) -> pd.DataFrame:
+    """A row for every approach and strength: means over seeds."""
+    means = runs.quiet(lambda: result.astype(float).mean("seed"))
+    names = {"test_accuracy": "test accuracy", "lipschitz": "K", "median_radius": "median radius"}
+    columns = means[["strength", *names]].rename(names)
+    for radius in _quoted(result):
+        columns[f"certified at {radius:g}"] = means["certified_accuracy"].sel(radius=radius, drop=True)
+    attacked = means.sel(attack_radius=_middle(result)[0], drop=True)
+    columns["undecided"] = attacked["attacked_accuracy"] - attacked["certified_among_attacked"]
+    frame = columns.to_dataframe(dim_order=["approach", "setting"])
+    return frame.dropna(subset=["strength"]).reset_index()
+
+
+def _on_grid(result: xr.Dataset, radius: float) -> float:
+    """A radius whose certified accuracy was measured: this one, else the next larger, else the largest.
+
+    What is certified within a larger radius is certified within this one; within a smaller one it need not be.
+    """
+    grid = result["radius"].to_numpy()
+    larger = grid[grid >= radius]
+    return float(larger.min() if len(larger) else grid.max())
+
+
+def _quoted(result: xr.Dataset) -> list[float]:
+    """The radii that findings and table quote: the attack's."""
+    return list(dict.fromkeys(_on_grid(result, radius) for radius in result["attack_radius"].to_numpy()))
+
+
+def _middle(result: xr.Dataset) -> tuple[float, float]:
+    """The attack's middle radius, and the radius of the curves that stands for it."""
+    radius = float(result["attack_radius"].to_numpy()[result.sizes["attack_radius"] // 2])
+    return radius, _on_grid(result, radius)
+
+
+def _best(table: pd.DataFrame, radius: float) -> pd.DataFrame:
+    """The strength of each approach with the highest certified accuracy at a radius, the first of equals."""
+    rows = table.dropna(subset=[f"certified at {radius:g}"])
+    return rows.loc[rows.groupby("approach", sort=False)[f"certified at {radius:g}"].idxmax()]
+
+
+def _attacked_best(result: xr.Dataset) -> xr.Dataset:
+    """Each approach at the strength that is best at the attack's middle radius."""
+    settings = _best(_summary(result), _middle(result)[1]).set_index("approach")["setting"].to_xarray()
+    return result.sel(approach=settings["approach"], setting=settings)
+
+
+def _rank(count: int, setting: int) -> str:
+    """A strength by its place: "1, loosest"."""
+    ends = {count: ", tightest", 1: ", loosest"}  # a single one is the loosest
+    return f"{setting}{ends.get(int(setting), '')}"
+
+
+def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
+    seeds, middle = runs.seeds(result), _middle(result)[1]
+    best = f"At the strength with the best certified accuracy at radius {middle:g}"
+    sides = {"attacked_accuracy": "at most: under attack", "certified_among_attacked": "at least: certified"}
+    axes = {"value": "Clean test accuracy", "median_radius": "Median certified radius"}
+    return {
+        "trade_off": {
+            "values": "test_accuracy",
+            "x": "median_radius",
+            "series": "approach",
+            "column": None,
+            "tooltip": ("strength", "lipschitz"),
+            "labels": axes | {"approach": "Approach", "lipschitz": "K"},
+            "size": (420, 280),
+            "title": "What does a certified radius cost in clean accuracy?",
+            "subtitle": f"Each point a strength of the approach: mean over {seeds}, bars from lowest to highest",
+            "caption": "Up and to the right is better. The radius within which half of the test inputs keep their "
+            "class, proved by margin / (sqrt(2) K) with margins computed in float64; wrongly classified inputs count "
+            "as 0. Units are those of the standardised inputs, whose length is about the square root of their number "
+            "of pixels.",
+        },
+        "certified_accuracy": {
+            "values": "certified_accuracy",
+            "x": "radius",
+            "series": "setting",
+            "point_field": None,
+            "most": result.sizes["radius"],
+            "tooltip": ("strength",),
+            "labels": {"value": "Certified test accuracy", "radius": "Radius", "setting": "Strength"},
+            "title": "How much accuracy is certified at which radius?",
+            "subtitle": f"Share of test inputs that are right, with proof: mean over {seeds}, band over seeds",
+            "caption": "A curve starts at the clean accuracy; where it is at a radius, no perturbation of that length "
+            "can bring the accuracy lower. Tighter settings start lower and fall later.",
+        },
+        "attack": {
+            "values": sides,
+            "x": "attack_radius",
+            "series": "quantity",
+            "labels": {"value": "Test accuracy", "attack_radius": "Radius", "quantity": "Accuracy"},
+            "title": "Between which bounds does the accuracy under perturbation lie?",
+            "subtitle": f"{best}: mean over {seeds}, bars over seeds",
+            "caption": "The true accuracy against the worst perturbation of a length lies between the lines: above, "
+            "what projected gradient descent on the margin leaves; below, what the certificate proves. Where they are "
+            "close, the certificate is tight.",
+        },
+    }
+
+
+def _at_radius(table: pd.DataFrame, radius: float) -> str:
+    """The approaches, the best at a radius first."""
+    at = f"certified at {radius:g}"
+    best = _best(table, radius).sort_values(at, ascending=False, kind="stable")
+    rows = best[["approach", at, "test accuracy"]].itertuples(index=False, name=None)
+    said = [f"{CALLED[name]} {certified:.3f} (clean {clean:.3f})" for name, certified, clean in rows]
+    return f"Best certified accuracy at radius {radius:g}: {'; '.join(said)}."
+
+
+def _strengths(approach: str, table: pd.DataFrame) -> str:
+    """Accuracy, constant and radius at every strength of an approach."""
+    rows = table[["strength", "test accuracy", "K", "median radius"]].itertuples(index=False, name=None)
+    said = [
+        f"{f'at {strength:g}: ' * bool(strength)}{clean:.3f} (K {bound:.3g}, median radius {radius:.2f})"
+        for strength, clean, bound, radius in rows
+    ]
+    return f"{words.capital(CALLED[approach])}, clean test accuracy: {'; '.join(said)}."
+
+
+def _broken(result: xr.Dataset) -> str:
+    broken = int(result["broken_certificates"].sum())
+    tried = words.count(int(result["certified_among_attacked"].notnull().sum()), "attack")
+    if broken:
+        return f"The attack broke {words.count(broken, 'certificate')}: report it."
+    held = "no input changed its class within its certified radius"
+    return f"No certificate was broken: in {tried} on networks, {held}."
+
+
+def _undecided(result: xr.Dataset, table: pd.DataFrame) -> str:
+    radius, middle = _middle(result)
+    best = _best(table, middle).set_index("approach")["undecided"]
+    said = "; ".join(f"{CALLED[name]} {share:.2f}" for name, share in best.items())
+    return (
+        f"Share of inputs within radius {radius:g} that are neither certified nor broken, at the strength with the "
+        f"best certified accuracy at radius {middle:g}: {said}."
+    )

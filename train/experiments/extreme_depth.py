@@ -10,13 +10,15 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
+import xarray as xr
 
 from jaxact import activations, fit, nn, probes, theory
 from jaxact.activations import Activation
-from train import fields, probing
+from train import fields, probing, runs, words
+from train import figures as draw
 from train.blocks import network
-from train.experiment import Cell, Progress
-from train.experiments import _extreme_depth_views as views
+from train.experiment import Cell, Finding, Progress
 from train.optimizers import Optimizer, Sgd
 from train.study import Coordinate, Variable
 from train.trial import TrainingStudy, cross_entropy, first_crossing, parts
@@ -25,6 +27,8 @@ WEIGHTS = ("orthogonal", "gaussian")
 POSITIONS = np.linspace(0.0, 1.0, 101)
 _MAP_DEGREE = 48  # of the polynomial that stands for the map of angles over thousands of layers
 _POSITION = ("seed", "position")
+_FLOOR = -40.0  # log10: float32 ends near 1e-45
+_RESOLUTION = -5.0  # log10: a singular value so far below the largest is float32's rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +174,41 @@ class ExtremeDepth(TrainingStudy):
             "correlation_theory": np.stack([means[row] for row in _rows(depth)], -1),
         }
 
-    figures = staticmethod(views.figures)
-    findings = staticmethod(views.findings)
-    tables = staticmethod(views.tables)
+    @classmethod
+    def figures(cls, result: xr.Dataset) -> dict[str, Any]:
+        """The figures of the study, by name; one that has no number to show is left out."""
+        told: dict[str, Any] = {"x": "position", "x_format": ".0%", "column": "weights", "over": "seed"}
+        told |= {"most": len(POSITIONS), "point_field": None}
+        told["words"] = {"depth": "{:,} layers".format, "weights": _law}
+        drawn = _prepared(result)
+        charts = {name: draw.measured(drawn, **told | said) for name, said in _figures(drawn).items()}
+        return {name: chart for name, chart in charts.items() if chart is not None}
+
+    @classmethod
+    def findings(cls, result: xr.Dataset) -> list[Finding]:
+        """Say in sentences what the study found, the verdict first."""
+        table = _summary(result)
+        if table.empty:
+            return [Finding("Nothing to conclude: no network of this study has a test accuracy.")]
+        rows = table.to_dict("records")
+        said = {
+            "": [_verdict(table)],
+            "Time to train": [_time(result, row) for row in rows],
+            "The critical point": [_point(result)],
+            "Directions and gradients before training": [_signals(row) for row in rows],
+            "Failures": [_diverged(result, len(rows))],
+        }
+        return [Finding(each, topic) for topic, sentences in said.items() for each in sentences if each]
+
+    @classmethod
+    def tables(cls, result: xr.Dataset) -> dict[str, pd.DataFrame]:
+        """The table of all networks, by title."""
+        table = _summary(result).round(3)
+        table.attrs["caption"] = (
+            f"Medians over {runs.seeds(result)}, shares over inputs too. A run that diverged has accuracy 0; one that "
+            f"did not reach {runs.threshold(result)} test accuracy took infinitely many steps."
+        )
+        return {} if table.empty else {"All networks": table}
 
 
 class _Probed:
@@ -263,3 +299,140 @@ def angle_map(activation: Any, **scales: float) -> np.polynomial.Chebyshev:
         images = np.asarray(theory.correlation_map(activation, jnp.cos(jnp.asarray(nodes)), **scales))
     angles = np.arccos(np.clip(images, -1, 1))
     return np.polynomial.Chebyshev.fit(nodes, angles, _MAP_DEGREE, domain=[0, np.pi])
+
+
+def _law(weights: str) -> str:
+    return words.capital(f"{weights} weights")
+
+
+def _prepared(result: xr.Dataset) -> xr.Dataset:
+    """Depths in order, with what figures draw besides the stored variables."""
+    share = (result["mode"] - 0.5) / result.sizes["mode"]
+    result = result.assign_coords(share=share.assign_attrs(long_name="share of directions", units="1"))
+    resolved = _resolved(result).assign_attrs(long_name="singular value", units="log10")
+    return result.assign(resolved_singular_value=resolved).sortby("depth")
+
+
+def _resolved(result: xr.Dataset) -> xr.DataArray:
+    """The measured singular values that are not rounding, as log10."""
+    values = result["log10_singular_value"].astype(float)
+    return values.where((values > values.max("mode") + _RESOLUTION) & (values > _FLOOR + 5))
+
+
+def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
+    seeds, measured, theory = runs.seeds(result), "measured", "theory, infinite width"
+    by_source = {"series": "quantity", "row": "depth", "size": (255, 130)}
+    decades = {"floor": _FLOOR, "ceiling": np.inf}
+    return {
+        "test_accuracy": {
+            "values": "test_accuracy",
+            "x": "step",
+            "x_format": None,
+            "series": "depth",
+            "format": ".0%",
+            "title": "Can thousands of layers without skips be trained?",
+            "subtitle": f"Test accuracy while training: median over {seeds}, band from lowest to highest",
+            "caption": "Same activation, weight scale, inputs and optimiser; only the law of the weights differs. A "
+            "line that rises trains. A line that ends has diverged.",
+        },
+        "jacobian_spectrum": {
+            "values": {"resolved_singular_value": measured, "log10_singular_value_theory": theory},
+            **by_source,
+            **decades,
+            "x": "share",
+            "over": ("seed", "example"),
+            "most": result.sizes["mode"],
+            "tooltip": ("mode",),
+            "labels": {"value": "Singular value", "quantity": "Source"},
+            "title": "What becomes of a direction of the input?",
+            "subtitle": "Singular values of the input-to-last-hidden Jacobian before training: median over inputs and "
+            f"{seeds}, band all of them",
+            "caption": "Flat at 1 is an isometry: every direction arrives. Where the curve falls by decades only a few "
+            "directions arrive. Measured values end at 1e-5 of the largest and at 1e-35: below is rounding. Theory is "
+            "the limit of infinite width.",
+        },
+        "gradient_norms": {
+            "values": "log10_gradient_norm",
+            "series": "depth",
+            **decades,
+            "level": (1.0, "theory: the same in every layer"),
+            "labels": {"value": "||dL/dh|| over that at the last layer"},
+            "title": "Do gradients reach the first layer?",
+            "subtitle": f"Before training: median over {seeds}, band from lowest to highest",
+            "caption": "At the edge of chaos mean-field theory gives every layer the same expected squared gradient, "
+            "for both laws. A single Gaussian network of finite width strays from that expectation, the more the "
+            "deeper it is beside its width; an orthogonal one hardly does.",
+        },
+        "correlation": {
+            "values": {"correlation": measured, "correlation_theory": theory},
+            **by_source,
+            "labels": {"value": "Correlation of two inputs", "quantity": "Source"},
+            "title": "How long do two inputs stay apart?",
+            "subtitle": f"Mean over pairs of held-out inputs before training: median over {seeds}",
+            "caption": "At the edge of chaos correlations approach 1 like a power of the depth, not exponentially. "
+            "What is at 1 to within rounding cannot be told apart by the layers after.",
+        },
+    }
+
+
+def _summary(result: xr.Dataset) -> pd.DataFrame:
+    """A row for each network that was measured, medians over seeds; the depths of each kind of weights in order."""
+    result = result.sortby("depth")
+    accuracy, gradient = result["test_accuracy"], result["log10_gradient_norm"].astype(float)
+    arriving, predicted = _resolved(result).notnull(), result["log10_singular_value_theory"]
+    first = gradient.isel(position=0, drop=True)
+    steps = result["steps_to_threshold"].fillna(np.inf)  # not reached: later than any step
+    columns = {
+        "final test accuracy": accuracy.isel(step=-1, drop=True).fillna(0).median("seed"),  # diverged: none
+        "steps to threshold": steps.median("seed"),
+        "share of directions within 1e-5 of the largest": arriving.mean(["seed", "example", "mode"]),
+        "the same by theory": (predicted > predicted.max("mode") + _RESOLUTION).mean("mode"),
+        "log10 gradient, first over last layer": first.median("seed").clip(_FLOOR),
+        "seconds a step": result["step_seconds"],
+    }
+    is_measured = accuracy.notnull().any(["seed", "step"]) | gradient.notnull().any(["seed", "position"])
+    frame = xr.Dataset(columns).where(is_measured).to_dataframe(dim_order=["weights", "depth"])
+    return frame.dropna(how="all").reset_index()
+
+
+def _verdict(table: pd.DataFrame) -> str:
+    """The answer in one sentence: how accurate each depth became with each law of the weights."""
+    parts = []
+    for law, rows in table.groupby("weights", sort=False):
+        pairs = zip(rows["final test accuracy"], rows["depth"], strict=True)
+        said = [f"{words.percent(accuracy)} at {depth:,} layers" for accuracy, depth in pairs]
+        parts.append(f"with {law} weights {', '.join(said)}")
+    return f"Final test accuracy: {'; '.join(parts)}."
+
+
+def _time(result: xr.Dataset, row: dict[str, Any]) -> str:
+    who, steps = f"{row['depth']:,} layers with {row['weights']} weights", row["steps to threshold"]
+    goal = f"{runs.threshold(result)} test accuracy"
+    if np.isinf(steps):
+        return f"{who} did not reach {goal} within {runs.budget(result):,} steps."
+    return f"{who} reach {goal} after {steps:,.0f} steps ({row['seconds a step']:.2g} s each)."
+
+
+def _point(result: xr.Dataset) -> str:
+    weight, bias = (float(result[name].max()) ** 2 for name in ("sigma_w", "sigma_b"))
+    return (
+        f"All networks stand at the same critical point, sigma_w^2 = {weight:.4f}, sigma_b^2 = {bias:.2e}: mean-field "
+        "theory gives them the same lengths, correlations and mean squared gradients. What differs is the Jacobian's "
+        "spectrum."
+    )
+
+
+def _signals(row: dict[str, Any]) -> str:
+    gap = row["log10 gradient, first over last layer"]
+    ratio = f"{10**gap:.2g}" if abs(gap) < 3 else f"1e{gap:.0f}"
+    arriving = words.percent(row["share of directions within 1e-5 of the largest"])
+    return (
+        f"{row['depth']:,} layers, {row['weights']}: {arriving} of the input's directions arrive within 1e-5 of the "
+        f"largest (theory, infinite width: {words.percent(row['the same by theory'])}); the first layer's gradient is "
+        f"{ratio} times the last one's (theory: 1)."
+    )
+
+
+def _diverged(result: xr.Dataset, num_networks: int) -> str:
+    count, total = int(result["diverged_step"].notnull().sum()), num_networks * result.sizes["seed"]
+    return f"{count} of {words.count(total, 'run')} diverged; their accuracy counts as 0." if count else ""

@@ -11,18 +11,26 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
+import xarray as xr
 
 from jaxact import fit, theory
 from jaxact.activations import Activation, select
 from jaxact.lipschitz import Ball, certify
-from train import fields, probing
-from train.blocks import network, split_block
-from train.experiment import Cell, Progress
-from train.experiments import _lipschitz_depth_views as views
+from train import fields, probing, runs, words
+from train import figures as draw
+from train.blocks import block_name, network, split_block
+from train.experiment import Cell, Finding, Progress
 from train.study import Coordinate, Variable
 from train.trial import TrainingStudy, accuracy, parts
 
 _BOUND = ("seed", "phase", "bound")
+EVERYWHERE = {  # bounds for all inputs, as a reader calls them
+    "lower": "at least: gradient ascent",
+    "ellipsoid": "ellipsoid, refined",
+    "closed form": "ellipsoid, closed form",
+    "product": "product of norms",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +68,9 @@ class LipschitzDepth(TrainingStudy):
     variables = {
         "lipschitz_log10": Variable("bound on the Lipschitz constant", _BOUND, "log10"),
         "bound_time": Variable("time to find the bound; of certificates, compilation included", _BOUND, "s"),
+        "bound_radius": Variable(
+            "radius of the ball in which the bound holds, NaN for all inputs", ("bound",), of_cell=False
+        ),
         "test_accuracy": Variable("test accuracy", ("seed", "phase")),
     }
 
@@ -125,11 +136,55 @@ class LipschitzDepth(TrainingStudy):
                 states, _ = trial.train(states, *setting, progress=lambda part, note: report(0.0, "train"))
             found.append(bounded(states, setting, cell, report))
         measured = {name: np.stack([each[name] for each in found], axis=1) for name in found[0]}
-        return {**measured, "bound": list(self.bounds()), "compile_seconds": trial.compile_seconds - before}
+        return {
+            **measured,
+            "bound": list(self.bounds()),
+            "bound_radius": [given.get("radius", math.nan) for given in self.bounds().values()],
+            "compile_seconds": trial.compile_seconds - before,
+        }
 
-    figures = staticmethod(views.figures)
-    findings = staticmethod(views.findings)
-    tables = staticmethod(views.tables)
+    @classmethod
+    def figures(cls, result: xr.Dataset) -> dict[str, Any]:
+        """The figures of the study, by name; one that has no number to show is left out."""
+        shown, called = _prepared(result), {"bound": _called(result).get, "phase": runs.PHASES.get}
+        told: dict[str, Any] = {"x": "depth", "x_scale": "doubling", "series": "bound", "column": "block"}
+        told["words"] = {**called, "block": block_name}
+        charts = {name: draw.measured(shown, **told | said) for name, said in _figures(shown).items()}
+        return {name: chart for name, chart in charts.items() if chart is not None}
+
+    @classmethod
+    def findings(cls, result: xr.Dataset) -> list[Finding]:
+        """Say in sentences what the study found, the verdict first."""
+        values = result["lipschitz_log10"].astype(float)
+        if not bool(values.sel(phase="trained").notnull().any()):
+            nothing = "Nothing to conclude: no trained network of this study has a bound."
+            return [Finding(each) for each in (nothing, _diverged(values)) if each]
+        called, blocks = _called(result), values["block"]
+        said = {
+            "": [_verdict(values)],
+            "At least / ellipsoid / product, trained": [_of_block(values.sel(block=one)) for one in blocks],
+            "What training changes": [_training(values)],
+            "Within a ball": [_local(values, called)],
+            "Time": [_times(result["bound_time"].astype(float), called)],
+            "Failures": [_diverged(values)],
+            "Order of the bounds": [_order(values)],
+        }
+        return [Finding(each, topic) for topic, sentences in said.items() for each in sentences if each]
+
+    @classmethod
+    def tables(cls, result: xr.Dataset) -> dict[str, pd.DataFrame]:
+        """The bounds of every network, medians over seeds, with the accuracy they come with."""
+        middle = runs.quiet(lambda: result[["test_accuracy", "lipschitz_log10"]].astype(float).median("seed"))
+        bounds = runs.names(result, "bound")
+        columns = {name: middle["lipschitz_log10"].sel(bound=name, drop=True) for name in bounds}
+        frame = xr.Dataset({"test accuracy": middle["test_accuracy"], **columns}).to_dataframe().reset_index()
+        frame = frame.dropna(subset=bounds, how="all").reset_index(drop=True).round(3)
+        frame["block"], frame["phase"] = frame["block"].map(block_name), frame["phase"].map(runs.PHASES)
+        frame.attrs["caption"] = (
+            f"log10 of every bound on the Lipschitz constant, median over {runs.seeds(result)}. All but 'lower' are "
+            "upper bounds; 'local' ones hold within a ball of radius R about one held-out input."
+        )
+        return {"Every network": frame}
 
 
 class _Bounded:
@@ -226,3 +281,145 @@ class _Bounded:
 def _bounded(study: LipschitzDepth, block: str) -> _Bounded:
     """The programs of one block; made once a process, whichever cells ask for them."""
     return _Bounded(study, block)
+
+
+def _prepared(result: xr.Dataset) -> xr.Dataset:
+    """The loosest bound first, as lines lie, and how far certificates for all inputs are above the ascent."""
+    is_certificate = result["bound"].isin([name for name in EVERYWHERE if name != "lower"])
+    gaps = _gaps(result["lipschitz_log10"].astype(float)).where(is_certificate)
+    return result.assign(gap=gaps).isel(bound=slice(None, None, -1))
+
+
+def _gaps(values: xr.DataArray) -> xr.DataArray:
+    """Orders of magnitude from what the ascent found to each bound."""
+    return values - values.sel(bound="lower", drop=True)
+
+
+def _called(result: xr.Dataset) -> dict[str, str]:
+    """What a reader calls each bound; a result older than the variable has its radii in the names alone."""
+    radii = result["bound_radius"].dropna("bound").to_series() if "bound_radius" in result else {}
+    names = {name: name for name in runs.names(result, "bound")} | EVERYWHERE
+    return names | {name: f"within a ball of radius {radius:g}" for name, radius in radii.items()}
+
+
+def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
+    seeds = runs.seeds(result)
+    over = f"median over {seeds}, band over them" if result.sizes["seed"] > 1 else seeds
+    return {
+        "looseness": {
+            "values": "gap",
+            "row": "phase",
+            "over": ("seed", "activation"),
+            "scale": "linear",
+            "x_scale": "linear",  # so that a constant factor a layer is a straight line
+            "labels": {"value": "Certificate over ascent (orders of magnitude)", "bound": "Certificate"},
+            "size": (255, 150),
+            "title": "How loose is each certificate?",
+            "subtitle": "log10 of upper over lower bound: median over activations and seeds, band all of them",
+            "caption": "0 would be a certificate that is attained. A straight line that rises loses a constant factor "
+            "in every layer. Since the ascent may miss the steepest place, this is at most how loose it is.",
+        },
+        "lipschitz_bounds": {
+            "values": "lipschitz_log10",
+            "row": "activation",
+            "over": "seed",
+            "choices": {"phase": "last"},
+            "labels": {"value": "Lipschitz constant", "bound": "Bound"},
+            "size": (255, 170),
+            "title": "Between which bounds does a network's Lipschitz constant lie?",
+            "subtitle": f"All certificates beside what an ascent finds, by depth: {over}",
+            "caption": "The constant over all inputs lies between the lowest line and the lowest of the three global "
+            "ones. The product of norms grows by the block; the ellipsoid knows how layers fit together. Local "
+            "certificates hold within a ball about one held-out input only, and may lie below the ascent, which "
+            "searches everywhere.",
+        },
+        "time": {
+            "values": "bound_time",
+            "over": ("seed", "activation", "phase"),
+            "scale": "decades",
+            "floor": -6,
+            "ceiling": 6,
+            "labels": {"value": "Time (s)", "bound": "Bound"},
+            "title": "What does each bound cost in time?",
+            "subtitle": "Wall clock: median over activations, phases and seeds, band from the quickest to the slowest",
+            "caption": "Of certificates compilation is included: the slowest of a band compiled a program that the "
+            "others share.",
+        },
+    }
+
+
+def _deepest(values: xr.DataArray) -> xr.DataArray:
+    """The numbers at the deepest depth that has any."""
+    has_any = values.notnull().any([dim for dim in values.dims if dim != "depth"])
+    return values.isel(depth=int(np.argmax(values["depth"].where(has_any, 0).to_numpy())))
+
+
+def _middle(values: xr.DataArray, form: str = ".1f") -> str:
+    return format(float(runs.quiet(values.median)), form)
+
+
+def _verdict(values: xr.DataArray) -> str:
+    deep = _deepest(_gaps(values).sel(phase="trained"))
+    product, closed, refined = (
+        _middle(deep.sel(bound=name)) for name in ("product", "closed form", "ellipsoid")
+    )
+    return (
+        "Orders of magnitude between the certificate and the largest slope found, trained networks of depth "
+        f"{int(deep['depth'])}, median over blocks and activations: {product} for the product of norms, {closed} for "
+        f"the ellipsoid's closed form, {refined} for its refinement."
+    )
+
+
+def _of_block(values: xr.DataArray) -> str:
+    """Three bounds of every activation at the deepest depth of a block."""
+    deep = _deepest(values.sel(phase="trained", bound=["lower", "ellipsoid", "product"]))
+    rows = runs.quiet(lambda: deep.median("seed")).dropna("activation").transpose("activation", "bound")
+    said = [f"{one['activation'].item()} {' / '.join(map(_power, one.to_numpy()))}" for one in rows]
+    where = f"{block_name(values['block'].item())}, depth {int(deep['depth'])}"
+    return f"{where}: {'; '.join(said)}." if said else ""
+
+
+def _training(values: xr.DataArray) -> str:
+    gaps = _gaps(values).sel(bound="ellipsoid")
+    before, after = (_middle(gaps.sel(phase=phase)) for phase in runs.PHASES)
+    said = f"{before} orders of magnitude above the ascent at initialisation and {after} after training"
+    return f"The refined certificate is {said} (median over all networks)."
+
+
+def _local(values: xr.DataArray, called: dict[str, str]) -> str:
+    below = (values.sel(bound="ellipsoid", drop=True) - values).sel(phase="trained")
+    balls = [name for name in runs.names(values, "bound") if name not in EVERYWHERE]
+    parts = ", ".join(f"{_middle(below.sel(bound=name))} {called[name]}" for name in balls)
+    return (
+        "Certificates for the neighbourhood of one input lie below the global one by so many orders of magnitude, "
+        f"trained networks, median: {parts}."
+    )
+
+
+def _times(seconds: xr.DataArray, called: dict[str, str]) -> str:
+    deep = _deepest(seconds)
+    parts = [
+        f"{_middle(deep.sel(bound=name), '.2g')} s ({called[name]})" for name in runs.names(deep, "bound")
+    ]
+    said = f"Depth {int(deep['depth'])}, median, of certificates with what is compiled on the way"
+    return f"{said}: {'; '.join(parts)}."
+
+
+def _diverged(values: xr.DataArray) -> str:
+    before, after = (values.sel(phase=phase).notnull().any("bound") for phase in runs.PHASES)
+    count, total = int((before & ~after).sum()), words.count(int(before.sum()), "network")
+    said = f"{count} of {total} diverged in training and have no bound after it."
+    return said if count else ""
+
+
+def _order(values: xr.DataArray) -> str:
+    order = ("lower", "ellipsoid", "closed form", "product")
+    # Rounding of float32 in the first and the last.
+    broken = int((values.sel(bound=list(order)).diff("bound") < -1e-5).sum())
+    if broken:
+        return f"The order {' <= '.join(order)} is broken {broken} times: report it."
+    return f"{' <= '.join(order)} on all {int(values.notnull().all('bound').sum())} networks."
+
+
+def _power(log10: float) -> str:
+    return f"{10**log10:.3g}" if -3 < log10 < 4 else f"{10 ** (log10 % 1):.1f}e{int(np.floor(log10))}"

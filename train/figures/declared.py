@@ -72,6 +72,7 @@ class Declaration:
         curves: lines over a heat map with borders, by name: heights over a dimension of their own, or positions of
             vertical lines.
         bins: how many a histogram has.
+        where: boolean variable; where it is false nothing is drawn, of a heat map no empty box either.
         open_where: boolean variable; where any of the sample is true the point is drawn open.
         tooltip: further variables to say: of booleans how many of the sample, of numbers the centre.
         choices: fields of which the reader chooses one value, with the first choice: a value, "first" or "last".
@@ -85,6 +86,8 @@ class Declaration:
         x_format: number format of the horizontal axis.
         floor: number (log10) below which decades lie on the lower edge; by default what most numbers need.
         ceiling: the same above.
+        ticks: numbers at which the vertical axis, or a heat map's colour, has its ticks.
+        x_ceiling: as `ceiling`, of a horizontal axis of decades.
         format: number format of the vertical axis; one in percent says the variable is a share.
         domain: ends of the vertical axis, by default those of the data.
         level: height and words of a horizontal line.
@@ -111,6 +114,7 @@ class Declaration:
     beside: str | None = None
     curves: Mapping[str, xr.DataArray] = field(default_factory=dict)
     bins: int = 40
+    where: str | None = None
     open_where: str | None = None
     tooltip: Sequence[str] = ()
     choices: Mapping[str, Any] = field(default_factory=dict)
@@ -122,6 +126,8 @@ class Declaration:
     x_format: str | None = None
     floor: float | None = None
     ceiling: float | None = None
+    ticks: Sequence[float] | None = None
+    x_ceiling: float | None = None
     format: str | None = None
     domain: tuple[float, float] | None = None
     level: tuple[float, str] | None = None
@@ -151,9 +157,11 @@ class Declaration:
         """Tidy rows of what is drawn, in words."""
         if self.mark == "heat_map":  # a box that holds no number is drawn
             frame = self._table.to_dataframe().reset_index()
-            frame = frame if frame["value"].notna().any() else frame[:0]
+            frame = frame if self.where or frame["value"].notna().any() else frame[:0]
         else:
             frame = frames.tidy(self._table, require=self._columns if self.mark == "ribbons" else ["value"])
+        if self.where is not None:
+            frame = frame[frame.pop("where").astype(bool)]
         if self.mark in ("lines", "ribbons"):
             by = [name for name in self._fields if name in frame]
             frame = frames.thinned(frame, str(self.x), by, self.most)
@@ -170,6 +178,7 @@ class Declaration:
             table = xr.concat([self._sample(name) for name in self.values], index, coords="minimal")
         extra = {name: self._reduced(name) for name in self._variables}
         extra |= {} if self.open_where is None else {"open": self._any(self.open_where)}
+        extra |= {} if self.where is None else {"where": self._any(self.where)}
         extra |= (
             {} if self.beside is None or self.mark == "histogram" else {"beside": self._centre(self.beside)}
         )
@@ -299,7 +308,7 @@ class Declaration:
         if self._kind != "linear":
             frame, edges["value"] = self._decades(frame, self._columns, self._kind, self.floor, self.ceiling)
         if self.x_scale == "decades":
-            frame, edges["x"] = self._decades(frame, [str(self.x)], "decades", None, None)
+            frame, edges["x"] = self._decades(frame, [str(self.x)], "decades", None, self.x_ceiling)
         if self.mark == "histogram":
             frame = frames.binned(frame, "value", self._fields, self.bins)
         return frame, edges
@@ -352,13 +361,14 @@ class Declaration:
         if self._kind != "linear":
             columns = ["from", "to"] if self.mark == "histogram" else self._columns
             ticks = frames.decade_ticks(self._scaled[0][columns].to_numpy(dtype=float).ravel())
+            ticks = ticks if self.ticks is None else np.log10(self.ticks).tolist()
             return marks.Axis(title=self._value_title, scale="decades", domain=self.domain, ticks=ticks)
         form, domain = self.format, self.domain
         if domain is None and form is not None and form.endswith("%"):
             domain = frames.share_domain(self.frame[self._columns].to_numpy(dtype=float).ravel())
         if domain is not None and form == ".0%" and domain[1] - domain[0] < 0.1:
             form = ".1%"  # two ticks would have the same words
-        return marks.Axis(title=self._value_title, domain=domain, format=form)
+        return marks.Axis(title=self._value_title, domain=domain, ticks=self.ticks, format=form)
 
     # Channels
 
@@ -488,7 +498,9 @@ class Declaration:
         name = self._value_title
         titles = {"value": f"{name}, {self.centre}" if sample else name}
         if self._has_spread:
-            titles |= {"low": f"lowest {sample}", "high": f"highest {sample}"}
+            ends = (f"lowest {sample}", f"highest {sample}")
+            low, high = ends if self.ends is None else map(self._title, self.ends)
+            titles |= {"low": low, "high": high}
         return titles | ({} if self.beside is None else {"beside": "theory"})
 
     def _number(self, name: str) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from train.words import power
+
 
 def label(variable: xr.DataArray) -> str:
     """The axis label of a variable: its long name and its unit.
@@ -120,6 +122,8 @@ def readout(field: str, edges: tuple[float, float] = (-math.inf, math.inf)) -> s
 
 
 def _edge(log10: float) -> str:
+    if abs(log10) < 4:
+        return power(log10)
     return f"1e{log10:g}" if log10 == round(log10) or abs(log10) > 300 else f"{10**log10:.0e}"
 
 
@@ -295,13 +299,17 @@ def share_domain(values: np.ndarray) -> tuple[float, float]:
 def borders(positions: Sequence[float] | np.ndarray, *, log: bool = False) -> np.ndarray:
     """The borders of boxes about increasing positions, halfway between neighbours; log: between their logarithms.
 
+    A single position has its box a tenth of it to either side.
+
     >>> borders([1, 2, 4], log=True).round(3).tolist()
     [0.707, 1.414, 2.828, 5.657]
     """
     at = np.asarray(positions, dtype=float)
+    if len(at) == 1:
+        return at[0] * np.array([0.9, 1.1]) if at[0] > 0 else at[0] + np.array([-0.5, 0.5])
     at = np.log2(at) if log else at
-    half = np.diff(at) / 2 if len(at) > 1 else np.array([0.5])
-    edges = np.concatenate([[at[0] - half[0]], at[:-1] + half[: len(at) - 1], [at[-1] + half[-1]]])
+    middles = (at[1:] + at[:-1]) / 2
+    edges = np.concatenate([[2 * at[0] - middles[0]], middles, [2 * at[-1] - middles[-1]]])
     return 2.0**edges if log else edges
 
 

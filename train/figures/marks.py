@@ -71,15 +71,14 @@ class Axis:
             # Powers as text: a log scale would need the numbers themselves, and 10^400 is not one.
             whole = "datum.value === floor(datum.value)"
             words = f"{whole} ? '1e' + datum.value : format(pow(10, datum.value), '.1e')"
-            near = "abs(datum.value) <= 3 ? format(pow(10, datum.value), '.2~r')"
+            near = "abs(datum.value) <= 4 ? format(pow(10, datum.value), '.4~r')"
             labels["labelExpr"] = f"{near} : {words}"
         return labels
 
     def _options(self) -> dict[str, Any]:
         axis = self._labels()
         scale: dict[str, Any] = {"zero": False, "nice": self.domain is None}
-        if self.ticks is not None:
-            axis["values"] = [plain(tick) for tick in self.ticks]
+        axis |= self.placed()
         if self.domain is not None:
             scale["domain"] = list(self.domain)
         if self.scale == "doubling":
@@ -89,6 +88,11 @@ class Axis:
         elif self.scale == "decades" and self.ticks is None:
             axis["tickMinStep"] = 1
         return {"scale": alt.Scale(**scale), "axis": alt.Axis(**axis)}
+
+    def placed(self) -> dict[str, Any]:
+        """Where the ticks are, if that is said; Vega drops every second one until no more than `tickCount` are left."""
+        ticks = [plain(tick) for tick in self.ticks or ()]
+        return {"values": ticks, "tickCount": len(ticks)} if ticks else {}
 
     def _around_ticks(self) -> tuple[float, float]:
         ticks = self.ticks or (1, 2)
@@ -572,8 +576,7 @@ def _bordered_boxes(
             nice=False,
             zero=False,
         )
-        marked: dict[str, Any] = {} if axis.ticks is None else {"values": [plain(t) for t in axis.ticks]}
-        ticks = alt.Axis(grid=False, **marked)
+        ticks = alt.Axis(grid=False, format=axis.format or ".4~g", **axis.placed())
         channel = {"x": alt.X, "y": alt.Y}[name]
         options: dict[str, Any] = {"type": "quantitative", "scale": scale, "axis": ticks}
         place[name] = channel(f"{field}_from", title=axis.title or None, **options)

@@ -15,9 +15,9 @@ from jaxact.activations import Activation, select
 from train import fields
 from train.blocks import network
 from train.experiment import Cell, Progress
-from train.experiments import _phase_diagram_findings as words
-from train.experiments import _phase_diagram_views as views
-from train.experiments._phase_diagram_limits import edges
+from train.experiments.phase_diagram import figures as drawn
+from train.experiments.phase_diagram import findings as words
+from train.figures import borders
 from train.study import Coordinate, Variable
 from train.trial import TrainingStudy, Trial, first_crossing, parts
 
@@ -157,7 +157,7 @@ class PhaseDiagram(TrainingStudy):
         reached = (accuracy >= self.threshold).any(axis=1).reshape(-1, len(self.seeds))
         return bool((reached.sum(axis=1) > len(self.seeds) // 2).any())
 
-    figures = staticmethod(views.figures)
+    figures = staticmethod(drawn.figures)
     findings = staticmethod(words.findings)
     tables = staticmethod(words.tables)
 
@@ -195,7 +195,7 @@ def predict(
         `curve_xi_c` and `curve_xi_gradient`, so many that all are multiples of 64; `critical_sigma_w_squared`, NaN
         where the activation has no critical point at this bias. In float64.
     """
-    low, *_, high = edges(np.array(sigma_w_squared))
+    low, *_, high = borders(np.sort(sigma_w_squared))
     low = max(
         low, min(sigma_w_squared) / 2
     )  # the border of a first column much nearer to 0 than to the second

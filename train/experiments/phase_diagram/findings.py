@@ -1,0 +1,256 @@
+"""What a phase diagram found, in sentences and tables."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from train import runs, words
+from train.experiment import Finding
+from train.experiments.phase_diagram import limits
+
+_ALL = "all columns together"
+_HOW = (
+    "Spearman's rank correlation of predicted and measured depth limits over columns of sigma_w^2; in brackets the "
+    "95 % percentile bootstrap interval over columns. Columns lie on smooth curves and are not independent draws, so "
+    "the interval says how much hangs on single columns; [1, 1] only says that all are in order. A limit beyond the "
+    "depths of the grid shares its rank with others on that side. Only chaotic columns can tell the two scales apart; "
+    "in the ordered phase xi_c = xi_gradient. They are not told apart where the interval of the difference holds 0."
+)
+_LEFT_OUT = (
+    "A law would have one factor for all columns. Left out are limits beyond the grid and columns so near criticality "
+    "that theory allows more layers than were tried: there width and budget end training."
+)
+
+
+def findings(result: xr.Dataset) -> list[Finding]:
+    """Say in sentences what a phase diagram, or any part of one, found; the verdict first."""
+    squares, rows = limits.squares(result), _rows(result)
+    last = {"Failures": [_failures(result, squares)], "Limits of the measurement": [_limited(result, rows)]}
+    if not bool(squares["trained"].any()):
+        return _said({"": ["Nothing to conclude: no network reached the threshold."], **last})
+    parts = _parts(rows)
+    topics = {
+        "": [_verdict(rows)],
+        **{topic: _rank_correlations(result, **options) for topic, options in _definitions(result).items()},
+        "Size of the limits": [*(_size(*part) for part in parts.items()), _LEFT_OUT],
+        "Deepest training": [_deepest(result, name) for name in runs.names(result, "activation")],
+        "Speed": [_speed(squares, name) for name in runs.names(squares, "activation")],
+        "How to read the rank correlations": [_HOW],
+    }
+    return _said(topics | last)
+
+
+def _said(topics: dict[str, list[str]]) -> list[Finding]:
+    return [
+        Finding(sentence, topic=topic)
+        for topic, sentences in topics.items()
+        for sentence in sentences
+        if sentence
+    ]
+
+
+def _rows(result: xr.Dataset, **options: Any) -> pd.DataFrame:
+    """A row a column of the heat map; `usable` where both limits lie within the grid, so that their ratio says much."""
+    rows = limits.columns(result, **options).to_dataframe(dim_order=list(limits.COLUMN)).reset_index()
+    is_predicted = np.isfinite(rows["xi_c"] + rows["xi_gradient"])
+    is_inside = (rows["side"] == 0) & (rows["minimum"] <= int(result["depth"].max()))
+    return rows.assign(usable=is_predicted & is_inside)
+
+
+def _parts(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The columns of each activation and, of several, all together."""
+    parts = {str(name): part for name, part in rows.groupby("activation", sort=False)}
+    return parts | ({_ALL: rows} if len(parts) > 1 else {})
+
+
+def _verdict(rows: pd.DataFrame) -> str:
+    """Whether theory ranks the depth limits right, and which scale does."""
+    found, (_, low, high, _) = limits.agreements(rows), limits.difference(rows)
+    if not found:
+        return "Whether theory ranks the depth limits right is open: too few of them differ."
+    best = max(found.values())
+    ranks = "does not rank" if best.low <= 0 else "ranks" if best.rho >= 0.9 else "roughly ranks"
+    scale = "do not tell which scale ends training"
+    if low > 0 or high < 0:
+        scale = f"favour the {'correlation' if low > 0 else 'gradient'}'s scale"
+    said = words.listed([f"{one} with {title}" for title, one in found.items()])
+    return f"Theory {ranks} the depth limits right: rank correlation {said}; the ranks {scale}."
+
+
+def _ranks(name: str, rows: pd.DataFrame) -> str:
+    """Correlations, whether they tell the two scales apart, and what kinds of columns they are about."""
+    said = [f"{one} with {title}" for title, one in limits.agreements(rows).items()]
+    value, low, high, _ = limits.difference(rows)
+    said += (
+        []
+        if np.isnan(value)
+        else [f"a difference of the first two of {value:+.2f} [{low:+.2f}, {high:+.2f}]"]
+    )
+    kinds = {
+        "chaotic": rows["chi"] > 1,
+        # In the ordered phase the two come from different sums: equal but for rounding.
+        "with xi_c the shorter": rows["xi_c"] < rows["xi_gradient"] * (1 - 1e-6),
+        "with a limit above the deepest network": rows["side"] == 1,
+        "with one below the shallowest": rows["side"] == -1,
+    }
+    among = [words.count(int(rows["limit"].notna().sum()), "column")]
+    among += [f"{is_so.sum()} {kind}" for kind, is_so in kinds.items() if is_so.any()]
+    return f"{name}: {words.listed(said) or 'too few different depth limits'} ({', '.join(among)})."
+
+
+def _definitions(result: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """What counts as a depth limit: the study's own definition, a lower threshold, a smaller budget."""
+    cases: dict[str, dict[str, Any]] = {"Rank correlations": {}}
+    if float(result["threshold"]) > 0.5 > float(result["chance_accuracy"]):
+        cases["Rank correlations with a threshold of 50 % training accuracy"] = {"threshold": 0.5}
+    half = result["step"].to_numpy()[result["step"].to_numpy() <= runs.budget(result) // 2]
+    if len(half):
+        cases[f"Rank correlations with half of the budget ({half.max()} steps)"] = {"budget": int(half.max())}
+    return cases
+
+
+def _rank_correlations(result: xr.Dataset, **options: Any) -> list[str]:
+    return [_ranks(*part) for part in _parts(_rows(result, **options)).items()]
+
+
+def _size(name: str, rows: pd.DataFrame) -> str:
+    """Limits as multiples of the predictions, phase by phase: what ranks do not see."""
+    phases = {
+        "ordered phase": rows["chi"] < 1,
+        "chaotic phase": rows["chi"] > 1,
+        "both phases": rows["chi"].notna(),
+    }
+    parts = []
+    for phase, inside in phases.items():
+        usable = rows[inside & rows["usable"]]
+        said = [_ratio(usable["limit"] / usable[scale], scale) for scale in ("xi_c", "xi_gradient")]
+        parts += [f"{phase} {' and '.join(said)} ({words.count(usable, 'column')})"] if len(usable) else []
+    left_out = int((~rows["usable"] & rows["limit"].notna()).sum())
+    return f"{name}, median (range): {'; '.join([*parts, f'left out: {left_out}'])}."
+
+
+def _ratio(ratio: pd.Series, scale: str) -> str:
+    spread = f"{words.extent(ratio)}, a factor of {ratio.max() / ratio.min():.2g}"
+    return f"{ratio.median():.2g} ({spread}) times {limits.PREDICTORS[scale]}"
+
+
+def _deepest(result: xr.Dataset, name: str) -> str:
+    row = limits.columns(result).sel(activation=name).dropna("sigma_w_squared", subset=["limit"])
+    critical = float(limits.critical_points(result).sel(activation=name))
+    if not row.sizes["sigma_w_squared"] or np.isnan(critical):
+        return ""
+    best, scale = row.where(row["limit"] == row["limit"].max(), drop=True), row["sigma_w_squared"].to_numpy()
+    nearest = scale[np.argmin(np.abs(np.log(scale / critical)))]
+    is_best = nearest in best["sigma_w_squared"]
+    return (
+        f"{name}: {'more than ' if (best['side'] > 0).any() else ''}{float(row['limit'].max()):.0f} layers, at "
+        f"sigma_w^2 = {words.listed([f'{value:g}' for value in best['sigma_w_squared'].to_numpy()])}; theory has its "
+        f"critical point at {critical:.2f}, {'' if is_best else 'not '}the column nearest to it"
+        f"{'' if is_best else f', {nearest:g}'}."
+    )
+
+
+def _speed(squares: xr.Dataset, name: str) -> str:
+    """The fastest column at the deepest depth at which several train, beside the slowest there."""
+    steps = squares["steps"].sel(activation=name)
+    several = steps[steps.notnull().sum("sigma_w_squared") > 1]
+    if not several.size:
+        return ""
+    row = several[-1].dropna("sigma_w_squared").sortby("sigma_w_squared")
+    fast, slow = (row[pick(row.to_numpy())] for pick in (np.argmin, np.argmax))
+    return (
+        f"{name} at depth {int(row['depth'])} needs {float(fast):.0f} steps at sigma_w^2 = "
+        f"{float(fast['sigma_w_squared']):g} and {float(slow):.0f} at {float(slow['sigma_w_squared']):g}, the fastest "
+        "and slowest that train."
+    )
+
+
+def _failures(result: xr.Dataset, squares: xr.Dataset) -> str:
+    trained, present = squares["trained"], squares["present"]
+    total, passed, diverged = (
+        int(each.sum()) for each in (present, trained, result["diverged_step"].notnull())
+    )
+    members = words.count(total * result.sizes["learning_rate"] * result.sizes["seed"], "run")
+    edge, lost = (int((squares["on_edge"] & each).sum()) for each in (trained, ~trained))
+    return (
+        f"{total - passed} of {words.count(total, 'square')} did not reach {runs.threshold(result)} training "
+        f"accuracy within {runs.budget(result)} steps at any learning rate; {diverged} of {members} diverged (loss or "
+        "gradient not finite). The best rate is the smallest or largest tried in "
+        f"{edge} of the {words.count(passed, 'square')} that trained, and the most accurate one is in {lost} of the "
+        "others."
+    )
+
+
+def _limited(result: xr.Dataset, rows: pd.DataFrame) -> str:
+    ragged = (
+        f"; {words.count(int(rows['is_ragged'].sum()), 'column')} trained at a depth beyond one that failed"
+    )
+    most = " (most of them must train)" if result.sizes["seed"] > 1 else ""
+    return (
+        f"Width {int(result['width'])}, {runs.seeds(result)}{most}{ragged if rows['is_ragged'].any() else ''}. Theory "
+        "is about infinite width and initialisation; what a larger budget would train is not known."
+    )
+
+
+def tables(result: xr.Dataset) -> dict[str, pd.DataFrame]:
+    """The numbers behind the figures: rank correlations, columns, squares; each with a caption in `attrs`."""
+    rows = _rows(result)
+    return {
+        "Rank correlations": _correlations(rows),
+        "Depth limits": _limits(rows),
+        "Every square": _every(result),
+    }
+
+
+def _table(frame: pd.DataFrame, titles: dict[str, str], caption: str) -> pd.DataFrame:
+    frame = frame[list(titles)].rename(columns=titles).reset_index(drop=True)
+    frame.attrs["caption"] = caption
+    return frame
+
+
+def _correlations(rows: pd.DataFrame) -> pd.DataFrame:
+    found = [
+        (name, title, *one)
+        for name, part in _parts(rows).items()
+        for title, one in limits.agreements(part).items()
+    ]
+    names = ["activation", "prediction", "Spearman", "low", "high", "columns"]
+    return _table(pd.DataFrame(found, columns=names), dict(zip(names, names, strict=True)), _HOW)
+
+
+def _limits(rows: pd.DataFrame) -> pd.DataFrame:
+    beyond = rows["side"].map({1: "deeper than all", -1: "shallower than all"}).fillna("")
+    phase = np.select([rows["chi"] > 1, rows["chi"] < 1], ["chaotic", "ordered"], "")
+    titles = {
+        "activation": "activation",
+        "sigma_w_squared": "sigma_w^2",
+        "phase": "phase",
+        **limits.PREDICTORS,
+    }
+    titles |= {"limit": "measured limit", "low": "trains at", "high": "fails at", "beyond": "beyond the grid"}
+    return _table(
+        rows.assign(phase=phase, beyond=beyond).dropna(subset=["limit"]),
+        titles,
+        "In layers. The limit lies between the deepest network that trains and the next of the grid; where, by how "
+        "far that one came from chance to the threshold.",
+    )
+
+
+def _every(result: xr.Dataset) -> pd.DataFrame:
+    reached, diverged = (
+        runs.threshold(result),
+        result["diverged_step"].notnull().sum(["learning_rate", "seed"]),
+    )
+    squares = limits.squares(result).assign(diverged=diverged)
+    frame = squares.to_dataframe(dim_order=list(limits.SQUARE)).reset_index()
+    titles = {"activation": "activation", "depth": "depth", "sigma_w_squared": "sigma_w^2"}
+    titles |= {"steps": f"steps to {reached}", "rate": "best learning rate"}
+    titles |= {"accuracy": "highest train accuracy", "diverged": "diverged runs"}
+    return _table(
+        frame[frame["present"]],
+        titles,
+        f"Steps are empty where {reached} was not reached within {runs.budget(result)} steps. A square that trains "
+        "stops there, so its accuracy is about the threshold.",
+    )

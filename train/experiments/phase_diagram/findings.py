@@ -69,7 +69,7 @@ def _verdict(rows: pd.DataFrame) -> str:
     """Whether theory ranks the depth limits right, and which scale does."""
     found, (_, low, high, _) = limits.agreements(rows), limits.difference(rows)
     if not found:
-        return "Whether theory ranks the depth limits right is open: too few of them differ."
+        return "Whether theory ranks the depth limits right is open: too few of them differ, or none is predicted."
     best = max(found.values())
     ranks = "does not rank" if best.low <= 0 else "ranks" if best.rho >= 0.9 else "roughly ranks"
     scale = "do not tell which scale ends training"
@@ -83,11 +83,8 @@ def _ranks(name: str, rows: pd.DataFrame) -> str:
     """Correlations, whether they tell the two scales apart, and what kinds of columns they are about."""
     said = [f"{one} with {title}" for title, one in limits.agreements(rows).items()]
     value, low, high, _ = limits.difference(rows)
-    said += (
-        []
-        if np.isnan(value)
-        else [f"a difference of the first two of {value:+.2f} [{low:+.2f}, {high:+.2f}]"]
-    )
+    if not np.isnan(value):
+        said.append(f"a difference of the first two of {value:+.2f} [{low:+.2f}, {high:+.2f}]")
     kinds = {
         "chaotic": rows["chi"] > 1,
         # In the ordered phase the two come from different sums: equal but for rounding.
@@ -172,11 +169,11 @@ def _failures(result: xr.Dataset, squares: xr.Dataset) -> str:
     total, passed, diverged = (
         int(each.sum()) for each in (present, trained, result["diverged_step"].notnull())
     )
-    members = words.count(total * result.sizes["learning_rate"] * result.sizes["seed"], "run")
+    tried = words.count(total * result.sizes["learning_rate"] * result.sizes["seed"], "run")
     edge, lost = (int((squares["on_edge"] & each).sum()) for each in (trained, ~trained))
     return (
         f"{total - passed} of {words.count(total, 'square')} did not reach {runs.threshold(result)} training "
-        f"accuracy within {runs.budget(result)} steps at any learning rate; {diverged} of {members} diverged (loss or "
+        f"accuracy within {runs.budget(result)} steps at any learning rate; {diverged} of {tried} diverged (loss or "
         "gradient not finite). The best rate is the smallest or largest tried in "
         f"{edge} of the {words.count(passed, 'square')} that trained, and the most accurate one is in {lost} of the "
         "others."

@@ -1,6 +1,5 @@
 """The networks that studies compare: a block by its name, "pre_activation-bn", repeated in a dense or conv network."""
 
-import difflib
 import functools
 from functools import partial
 from typing import Any
@@ -36,13 +35,10 @@ def split_block(block: str) -> tuple[str, str]:
     Raises:
         ValueError: if either is unknown; names the closest block.
     """
-    stage, _, norm = block.partition("-")
-    if stage in STAGES and norm in NORMS and (norm or "-" not in block):
-        return stage, norm
     known = [f"{stage}-{norm}".rstrip("-") for stage in STAGES for norm in NORMS]
-    close = difflib.get_close_matches(block, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"`blocks` must be among {', '.join(known)}, got {block!r}.{hint}")
+    fields.among(known)("blocks", block)
+    stage, _, norm = block.partition("-")
+    return stage, norm
 
 
 def block_name(block: str) -> str:

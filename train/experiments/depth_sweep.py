@@ -582,7 +582,8 @@ def _lipschitz_gap(best: xr.Dataset) -> str:
     lower = best["lipschitz_lower_log10"].astype(float)
 
     def say(names: list[str], orders: np.ndarray) -> str:
-        return f"{np.median(orders):.1f} ({words.extremes(names, orders, '{:.1f}'.format)})"
+        middle, extent = f"{np.median(orders):.1f}", words.extremes(names, orders, "{:.1f}".format)
+        return middle if extent == middle else f"{middle} ({extent})"
 
     parts = []
     for name, bound in (("best", "the best upper bound"), ("upper", "the textbook's product")):

@@ -1,4 +1,4 @@
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +54,14 @@ def test_results_and_their_fields_are_held():
     for call in (lambda: whole(1.0), lambda: pair(jnp.ones(3), jnp.ones(4))):
         with pytest.raises(FalseAnnotation):
             call()
+
+
+def test_a_result_that_may_be_anything_is_not_held():
+    @jaxtyped(typechecker=checked)
+    def stacked(number: int) -> Any:
+        return _Pair(jnp.ones((number, 3)), jnp.ones((number, 3)))
+
+    assert stacked(2).x.shape == (2, 3)
 
 
 def test_code_that_handles_every_exception_hides_nothing():

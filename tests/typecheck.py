@@ -8,7 +8,7 @@ it; what it takes or returns and does not declare is a false annotation.
 
 from functools import lru_cache, wraps
 from inspect import Parameter, signature
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from beartype import BeartypeConf, beartype
 from beartype.door import die_if_unbearable
@@ -29,12 +29,13 @@ def checked(twin):
     if not by_keyword or not by_keyword[-1].startswith("ret"):
         return twin
     held = beartype(twin, conf=_AS_IN_PEP_484)
+    is_any = signature(twin).return_annotation is Any  # such as the records of many members, stacked into one
 
     @wraps(held)
     def check(*args, **kwargs):
         try:
             result = held(*args, **kwargs)
-            if isinstance(result, tuple) and _package(type(result)) == _package(twin):
+            if not is_any and isinstance(result, tuple) and _package(type(result)) == _package(twin):
                 _hold_fields(result)
         except (BeartypeCallHintViolation, BeartypeDoorHintViolation) as violation:
             raise FalseAnnotation(f"{twin.__module__}.{twin.__qualname__}: {violation}") from None

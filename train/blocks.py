@@ -1,14 +1,15 @@
 """The networks that studies compare: a block by its name, "pre_activation-bn", repeated in a dense or conv network."""
 
-import difflib
+import functools
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from jaxact import nn
+from jaxact import nn, theory
 from jaxact.activations import Activation
 from train import fields
 from train.tasks import Data, Task
@@ -34,13 +35,10 @@ def split_block(block: str) -> tuple[str, str]:
     Raises:
         ValueError: if either is unknown; names the closest block.
     """
-    stage, _, norm = block.partition("-")
-    if stage in STAGES and norm in NORMS and (norm or "-" not in block):
-        return stage, norm
     known = [f"{stage}-{norm}".rstrip("-") for stage in STAGES for norm in NORMS]
-    close = difflib.get_close_matches(block, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"`blocks` must be among {', '.join(known)}, got {block!r}.{hint}")
+    fields.among(known)("blocks", block)
+    stage, _, norm = block.partition("-")
+    return stage, norm
 
 
 def block_name(block: str) -> str:
@@ -106,6 +104,36 @@ def _as_product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Arra
     padded = jnp.pad(x, around)
     shifted = [padded[:, i : i + height, j : j + width] for i, j in taps]
     return jnp.concatenate(shifted, -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+@functools.cache
+def preserving_sigma(activation: Activation) -> float:
+    """sigma_w with sigma_w^2 E f'(z)^2 = 1, z ~ N(0, 1): gradients keep their size at unit variance."""
+    return float(theory.moments(activation).slope_second_moment) ** -0.5
+
+
+def second_moments(
+    block: str, activation: Activation, q: Any, depth: int, *, sigma_w: float, sigma_b: float = 0.0
+) -> np.ndarray:
+    """Mean-field second moments of the hidden states, [depth, *q.shape], from that of the first layer.
+
+    Plain: q' = sigma_w^2 E f(sqrt(v) z)^2 + sigma_b^2; pre-activation: q' = q + that, since branch and skip are
+    uncorrelated. v = q, or 1 behind a norm. Post-activation sums leave the Gaussian family: NaN.
+    """
+    q, (stage, norm) = jnp.asarray(q), split_block(block)
+    if stage == "post_activation":
+        return np.full((depth, *q.shape), np.nan)
+    moments = []
+    for _ in range(depth):
+        grown = _variance_map(activation, jnp.ones_like(q) if norm else q, sigma_w, sigma_b)
+        q = grown if stage == "plain" else q + grown
+        moments.append(q)
+    return np.stack(moments)
+
+
+@partial(jax.jit, static_argnums=0)
+def _variance_map(activation: Activation, q: jax.Array, sigma_w: float, sigma_b: float) -> jax.Array:
+    return theory.variance_map(activation, q, sigma_w=sigma_w, sigma_b=sigma_b)
 
 
 def inputs_for(kind: str, data: Data) -> Data:

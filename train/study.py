@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -120,13 +122,18 @@ class Study:
         small = {name: min(known[name], most) for name, most in _SMALL.items() if name in known}
         small |= {field: _smallest(known[field], 2) for field in self.swept.values()}
         small |= {field: known[field][:1] for field in self.within.values() if field in known}
+        if "measure_every" in small:
+            small["num_steps"] -= small["num_steps"] % small["measure_every"]
+        if "optimizer" in known:
+            warmup_steps = min(known["optimizer"].warmup_steps, small["num_steps"] // 2)
+            small["optimizer"] = replace(known["optimizer"], warmup_steps=warmup_steps)
         return replace(self, **small)  # type: ignore[type-var]
 
     def cells(self) -> Sequence[Cell]:
         """One cell for every combination of the swept values; the last coordinate varies fastest."""
         values = [getattr(self, field) for field in self.swept.values()]
         rows = (dict(zip(self.swept, row, strict=True)) for row in itertools.product(*values))
-        return [Cell("/".join(_part(*item) for item in row.items()), row) for row in rows]
+        return [Cell("/".join(_part(*item) for item in row.items()) or "all", row) for row in rows]
 
     def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
         """Measure one cell and label what comes back."""
@@ -144,7 +151,7 @@ class Study:
         for name, variable in declared.items():
             if not set(dims[name]) <= set(coords):
                 continue  # another cell's to give
-            values = np.asarray(measured[name]).reshape([len(coords[dim]) for dim in dims[name]])
+            values = _shaped(name, measured, {dim: len(coords[dim]) for dim in dims[name]})
             variables[name] = (dims[name], values, self._attributes(variable))
         described = {**COORDINATES, **self.coordinates}
         return results.labelled(
@@ -178,19 +185,20 @@ class Study:
         variable, theory = result[name], cls.variables[name].theory
         axes = _axes(variable, cls.within)
         panels = [str(dim) for dim in variable.dims if dim in cls.swept and dim not in axes]
-        over = [str(dim) for dim in variable.dims if dim not in (*axes, *panels)]
+        over = [str(dim) for dim in variable.dims if dim in (*cls.within, "example")]
+        kinds = [str(dim) for dim in variable.dims if dim not in (*axes, *panels, *over)]
         sample = " and ".join(words.count(result.sizes[dim], dim.replace("_", " ")) for dim in over)
+        band = [f"Median over {sample}, band from lowest to highest"] if over else []
         told: dict[str, Any] = {
             "x": axes[-1],
             "series": panels[-1] if panels else None,
             "column": panels[0] if len(panels) > 1 else None,
-            "choices": dict.fromkeys((*axes[:-1], *panels[1:-1]), "last"),
+            "choices": dict.fromkeys((*axes[:-1], *panels[1:-1], *kinds), "last"),
             "over": over,
             "beside": theory,
             "words": cls.called,
             "title": words.capital(variable.attrs["long_name"]),
-            "subtitle": f"Median over {sample}, band from lowest to highest"
-            + ("; lines: theory" if theory else ""),
+            "subtitle": "; ".join([*band, "lines: theory"] if theory else band),
             "caption": "Points on their line agree with theory." if theory else "",
         }
         return draw.measured(result, name, **told | said)
@@ -212,8 +220,10 @@ class Study:
         means = {
             name: result[name].mean([d for d in result[name].dims if d not in cls.swept])
             for name in cls._measured(result)
+            if set(cls.swept) <= set(result[name].dims)
         }
-        frame = xr.Dataset(means).to_dataframe().dropna(how="all").reset_index()
+        rows = xr.Dataset(means) if cls.swept else xr.Dataset(means).expand_dims("cell")
+        frame = rows.to_dataframe().dropna(how="all").reset_index(drop=not cls.swept)
         frame.attrs["caption"] = "Means over everything within a cell."
         return {"Every cell": frame}
 
@@ -233,6 +243,11 @@ class Study:
             for axis, dim in enumerate(own):
                 if dim in coords:
                     continue
+                if dim not in described:
+                    raise ValueError(
+                        f"dimension `{dim}` of `{name}` is not described. Add it to `coordinates`: "
+                        f'{{"{dim}": Coordinate("what it counts")}}.'
+                    )
                 if dim in measured:
                     coords[dim] = measured[dim]
                 elif dim in self.within:
@@ -240,7 +255,8 @@ class Study:
                 elif labels := described[dim].labels:
                     coords[dim] = list(labels)
                 else:  # counted along the last axes of what was measured
-                    size = np.shape(measured[name])[axis - len(own)]
+                    shape, place = np.shape(_given(name, measured)), axis - len(own)
+                    size = shape[place] if len(shape) >= -place else 1
                     coords[dim] = np.arange(size) + described[dim].first
         return {dim: labels for dim, labels in coords.items() if labels is not None}
 
@@ -256,6 +272,30 @@ def label(value: Any) -> Any:
     return str(getattr(value, "name", value))
 
 
+def _given(name: str, measured: Mapping[str, Any]) -> Any:
+    """What was measured under a name."""
+    if name not in measured:
+        close = difflib.get_close_matches(name, measured, n=1)
+        hint = f" Is `{close[0]}` it?" if close else ""
+        raise ValueError(
+            f"`measure` must return what `variables` declares, and `{name}` is not there. "
+            f"Return it, or declare it no more.{hint}"
+        )
+    return measured[name]
+
+
+def _shaped(name: str, measured: Mapping[str, Any], sizes: Mapping[str, int]) -> np.ndarray:
+    """What was measured under a name, in the shape of its dimensions."""
+    values = np.asarray(_given(name, measured))
+    if values.size != math.prod(sizes.values()):
+        said = ", ".join(f"{dim}: {size}" for dim, size in sizes.items()) or "one number"
+        raise ValueError(
+            f"`{name}` must hold a value for each place of its dimensions ({said}), and `measure` gave the shape "
+            f"{values.shape}. Mend either its `dims` or what is returned."
+        )
+    return values.reshape([*sizes.values()])
+
+
 def _axes(variable: xr.DataArray, within: Mapping[str, str]) -> list[str]:
     """The dimensions of numbers that a variable can be drawn along; samples, such as seeds and examples, are none."""
     sampled = (*within, "example")
@@ -267,11 +307,10 @@ def _finding(variable: xr.DataArray, theory: xr.DataArray | None, swept: Mapping
     if not bool(np.isfinite(variable).any()):
         return ""
     if theory is None:
-        cells = (
-            variable.mean([dim for dim in variable.dims if dim not in swept])
-            .stack(cell=[*swept])
-            .dropna("cell")
-        )
+        own = [dim for dim in variable.dims if dim in swept]
+        if not own:
+            return f"{subject}: {words.extent(variable.to_numpy()[np.isfinite(variable)], '.3g')}."
+        cells = variable.mean([dim for dim in variable.dims if dim not in own]).stack(cell=own).dropna("cell")
         names = [" ".join(map(str, place)) for place in cells["cell"].to_numpy()]
         return f"{subject}: {words.extremes(names, cells.to_numpy(), lambda value: f'{value:.3g}')}."
     gap = abs(variable - theory)

@@ -138,6 +138,7 @@ def depth_sweep(
         "compile_seconds": variable(cell_dims[:3], np.full(shape[:3], 1.5), "compile time", "s"),
         "run_seconds": variable(cell_dims[:3], np.full(shape[:3], 2.5), "run time", "s"),
     }
+    data["steps_to_threshold"][-1]["threshold"] = 0.9
     for name, profile in profiles.items():
         data[name] = variable((*cell_dims, "phase", "layer"), profile, name.replace("_", " "))
     coords = {

@@ -16,14 +16,14 @@ import pytest
 import vl_convert
 import xarray as xr
 
+from train import runs
 from train.experiment import Finding
-from train.experiments import _depth_sweep_members as members
-from train.experiments import _depth_sweep_views as views
+from train.experiments.depth_sweep import CELL, DepthSweep
 from train.report import write_report
 
 FIGURES = (
-    "test_accuracy", "steps_to_threshold", "jacobian_spectrum", "condition_number", "lipschitz_bounds",
-    "gradient_norms", "second_moment", "loss", "inactive_units",
+    "test_accuracy", "test_accuracy_by_depth", "steps_to_threshold", "jacobian_spectrum", "condition_number",
+    "lipschitz_bounds", "gradient_norms", "second_moment", "loss", "inactive_units",
 )  # fmt: skip
 
 
@@ -33,9 +33,9 @@ class Sweep:
     More words that are not for the page.
     """
 
-    figures = staticmethod(views.figures)
-    findings = staticmethod(views.findings)
-    tables = staticmethod(views.tables)
+    figures = staticmethod(DepthSweep.figures)
+    findings = staticmethod(DepthSweep.findings)
+    tables = staticmethod(DepthSweep.tables)
 
 
 @pytest.fixture(scope="module")
@@ -595,48 +595,69 @@ def test_a_figure_may_have_any_name(tmp_path, monkeypatch, name):
 # Findings -------------------------------------------------------------------------------------------------
 
 
+def said_about(result, topic):
+    """The findings of one topic."""
+    return [finding for finding in DepthSweep.findings(result) if getattr(finding, "topic", "") == topic]
+
+
 def test_the_first_finding_is_the_answer(default_depth_sweep):
-    verdict, plain, *_ = views.findings(default_depth_sweep)
-    assert "depth 64" in verdict
+    verdict, plain, *_ = DepthSweep.findings(default_depth_sweep)
+    assert "at depth 64" in verdict
     assert "Plain: tanh and selu (2 of 7)" in verdict
     assert "all 7 activations" in verdict
+    assert plain.topic == "Plain"
+    assert "the most accurate at depth 64 is tanh, 0.96" in plain.lower()
+    assert "tanh and selu to depth 64" in plain
     assert "sigmoid at no depth" in plain
-    assert re.search(r"relu 0\.\d\d \(diverged 0, censored 9 of 9\)", plain)
-    assert "silu 0.13 (diverged 3, censored 9 of 9)" in plain
+    assert re.search(r"Below 50 % at depth 64: silu 0\.13, relu 0\.\d\d", plain)
+
+
+def test_findings_compare_every_block_with_plain_networks(default_depth_sweep):
+    accuracy = (
+        runs.best(default_depth_sweep, CELL)["final_test_accuracy"].sel(depth=64).mean(["seed", "activation"])
+    )
+    plain, pre = (float(accuracy.sel(block=block)) for block in ("plain", "pre_activation-bn"))
+    first, second = said_about(default_depth_sweep, "Against plain networks")
+    assert f"goes from {plain:.2f} in plain networks to {pre:.2f} over 7 activations, most for silu" in first
+    assert second.startswith("Post-activation residual + BN")
 
 
 def test_findings_count_failures(default_depth_sweep):
-    diverged = int(default_depth_sweep["diverged_step"].notnull().sum())
-    censored = int(default_depth_sweep["censored"].sum())
-    [failures] = [
-        finding for finding in views.findings(default_depth_sweep) if finding.startswith("Failures")
-    ]
-    assert f"{diverged} of 945 members diverged" in failures
-    assert f"{censored} of 945 members did not reach" in failures
+    diverged = (
+        default_depth_sweep["diverged_step"].notnull().sum(["activation", "depth", "learning_rate", "seed"])
+    )
+    censored = default_depth_sweep["censored"].sum(["activation", "depth", "learning_rate", "seed"])
+    [failures] = said_about(default_depth_sweep, "Failures")
+    assert (
+        f"{int(diverged.sum())} of 945 runs diverged (plain {int(diverged.sel(block='plain'))})" in failures
+    )
+    never = f"{int(censored.sum())} of 945 runs did not reach 90 % training accuracy within 600 steps"
+    assert f"{never} (plain {int(censored.sel(block='plain'))}, pre-activation" in failures
 
 
 def test_findings_say_what_was_put_in(default_depth_sweep):
-    text = " ".join(views.findings(default_depth_sweep))
     gap = default_depth_sweep["lipschitz_upper_log10"] - default_depth_sweep["lipschitz_lower_log10"]
     plain = float(gap.sel(block="plain", depth=64, phase="trained").median())
-    [bounds] = [finding for finding in views.findings(default_depth_sweep) if finding.startswith("Lipschitz")]
-    best, textbook = bounds.split("the textbook's product by:")
-    assert f"plain {plain:.1f}" in textbook
-    assert f"plain {plain / 2:.1f}" in best  # the fixture's ellipsoid lies half way
-    assert re.search(r"measured over theory.*plain (1\.0\d|1|0\.99\d?) ", text)
-    assert re.search(r"plain .* to singular \(relu\)", text)  # its Jacobian has exact zeros
+    [bounds] = said_about(default_depth_sweep, "How far upper Lipschitz bounds exceed the lower")
+    best, textbook = bounds.split("the textbook's product by")
+    assert f"plain {plain:.1f};" in textbook
+    assert f"plain {plain / 2:.1f};" in best  # the fixture's ellipsoid lies half way
+    [theory] = said_about(default_depth_sweep, "Theory")
+    assert re.search(r"measured over predicted.*plain (1\.0\d|1|0\.99\d?) ", theory)
+    initial, _ = said_about(default_depth_sweep, "Jacobian condition number")
+    assert re.search(r"plain .* to singular \(.*\) \(relu\)", initial)  # its Jacobian has exact zeros
 
 
 def test_the_test_set_has_no_say_in_the_learning_rate(default_depth_sweep):
-    chosen = members.select(default_depth_sweep)["learning_rate"]
+    chosen = runs.best(default_depth_sweep, CELL)["learning_rate"]
     other = default_depth_sweep.assign(
         test_accuracy=1 - default_depth_sweep["test_accuracy"], test_loss=-default_depth_sweep["test_loss"]
     )
-    xr.testing.assert_equal(chosen, members.select(other)["learning_rate"])
+    xr.testing.assert_equal(chosen, runs.best(other, CELL)["learning_rate"])
 
 
 def test_the_learning_rate_with_the_best_training_accuracy_is_chosen(default_depth_sweep):
-    best = members.select(default_depth_sweep)
+    best = runs.best(default_depth_sweep, CELL)
     final = default_depth_sweep["train_accuracy"].isel(step=-1)
     final = final.where(default_depth_sweep["diverged_step"].isnull(), 0.0).mean("seed")
     picked = best["final_train_accuracy"].mean("seed")
@@ -645,15 +666,15 @@ def test_the_learning_rate_with_the_best_training_accuracy_is_chosen(default_dep
 
 def test_a_diverged_member_counts_as_zero(make_depth_sweep):
     result = make_depth_sweep(blocks=("plain",), activations=("silu",), depths=(16,), learning_rates=(0.1,))
-    assert views.tables(result)["Every cell"].loc[0, "test accuracy"] == 0.0
-    assert views.tables(result)["Every cell"].loc[0, "diverged"] == 3
+    assert DepthSweep.tables(result)["Every cell"].loc[0, "test accuracy"] == 0.0
+    assert DepthSweep.tables(result)["Every cell"].loc[0, "diverged"] == 3
 
 
 def test_what_rounding_hides_is_called_singular(make_depth_sweep):
     result = make_depth_sweep(blocks=("plain",), activations=("tanh",), depths=(64,))
-    assert "singular" not in " ".join(views.findings(result))  # in float64 1e13 is a number
+    assert "singular" not in " ".join(DepthSweep.findings(result))  # in float64 1e13 is a number
     result["jacobian_condition_number"] = result["jacobian_condition_number"].astype(np.float32)
-    assert "singular. Singular: above 8e+06" in " ".join(views.findings(result))
+    assert "plain singular (above 8e+06, what rounding shows)" in " ".join(DepthSweep.findings(result))
 
 
 def hopeless(result):
@@ -714,30 +735,30 @@ def test_spoiled_results_can_be_judged(make_depth_sweep, spoil):
 
 
 def check_views(result):
-    findings = views.findings(result)
+    findings = DepthSweep.findings(result)
     assert findings
     for finding in findings:
         assert finding == finding.strip()
         assert finding.endswith(".")
         assert "nan" not in finding.lower().split()
         assert "  " not in finding
-    charts = views.figures(result)
+    charts = DepthSweep.figures(result)
     for chart in charts.values():
         chart.to_dict()
-    for table in views.tables(result).values():
+    for table in DepthSweep.tables(result).values():
         assert table.attrs["caption"]
     return charts
 
 
 def test_a_result_without_a_number_says_so(make_depth_sweep):
     result = empty(make_depth_sweep(depths=(4,), activations=("relu",), num_steps=3))
-    assert views.figures(result) == {}
-    assert views.findings(result)[0].startswith("Nothing to conclude")
-    assert all(table.empty for table in views.tables(result).values())
+    assert DepthSweep.figures(result) == {}
+    assert DepthSweep.findings(result)[0].startswith("Nothing to conclude")
+    assert all(table.empty for table in DepthSweep.tables(result).values())
 
 
 def test_all_diverged_is_a_result(make_depth_sweep):
     result = hopeless(make_depth_sweep(depths=(4,), activations=("relu",), num_steps=3))
-    text = " ".join(views.findings(result))
-    assert "27 of 27 members diverged" in text
+    text = " ".join(DepthSweep.findings(result))
+    assert "27 of 27 runs diverged" in text
     assert "relu, 0.00" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,11 +14,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jaxact import fit, probes, theory
+from jaxact import fit, probes
 from jaxact.activations import Activation, select
 from train import fields, probing, runs, words
 from train import figures as draw
-from train.blocks import block_name, check_network, inputs_for, network, split_block
+from train.blocks import (
+    block_name,
+    check_network,
+    inputs_for,
+    network,
+    preserving_sigma,
+    second_moments,
+    split_block,
+)
 from train.experiment import Cell, Finding, Progress
 from train.study import Variable
 from train.trial import TrainingStudy, first_crossing, parts
@@ -126,7 +133,7 @@ class DepthSweep(TrainingStudy):
         probed = _probed(self, cell.coords["block"])
         before = probed.trial.compile_seconds
         setting = jnp.asarray(depth, jnp.int32), select(self.activations, self.activations.index(activation))
-        sigma_w = gradient_preserving_sigma(activation) if self.sigma_w is None else self.sigma_w
+        sigma_w = preserving_sigma(activation) if self.sigma_w is None else self.sigma_w
         progress(0.0, "initialise")
         states = probed.trial.start(*setting, sigma_w=jnp.float32(sigma_w))
         initial = probed(states, setting)
@@ -135,38 +142,25 @@ class DepthSweep(TrainingStudy):
         )
         progress(0.9, "probe")
         measured = jax.tree.map(lambda *phases: np.stack(phases, axis=1), initial, probed(states, setting))
-        for name in (
-            name for name, each in self.variables.items() if name in measured and each.dims == LAYER
-        ):
-            measured[name] = measured[name][..., :depth]
+        by_layer = [name for name, each in self.variables.items() if each.dims == LAYER]
+        measured |= {name: measured[name][..., :depth] for name in by_layer}
+        scales = {
+            "sigma_w": sigma_w,
+            "sigma_b": self.sigma_b,
+        }  # theory starts at each probe's own first-layer moment
+        embedded = measured["embedded"][:, 0]
+        predicted = second_moments(cell.coords["block"], activation, embedded, depth, **scales)
         crossed = first_crossing(curves["train_accuracy"], self.steps(), self.threshold)
         return {
             **measured,
             **curves,
             "step": self.steps(),
-            "second_moment_theory": self._theory(cell, sigma_w, measured["embedded"][:, 0]),
+            "second_moment_theory": np.mean(predicted, axis=-1).T,
             "steps_to_threshold": np.where(np.isnan(crossed), self.num_steps, crossed),
             "censored": np.isnan(crossed),
             "diverged_step": probed.trial.diverged_step(states),
             "compile_seconds": probed.trial.compile_seconds - before,
         }
-
-    def _theory(self, cell: Cell, sigma_w: float, embedded: np.ndarray) -> np.ndarray:
-        """Mean-field second moment a layer, [member, depth], from each probe's own first-layer moment.
-
-        Plain: q' = sigma_w^2 E f(sqrt(v) z)^2 + sigma_b^2; pre-activation: q' = q + that, since branch and skip are
-        uncorrelated. v = q, or 1 behind a norm. Post-activation sums leave the Gaussian family: NaN.
-        """
-        depth, (stage, norm) = cell.coords["depth"], split_block(cell.coords["block"])
-        if stage == "post_activation":
-            return np.full((len(embedded), depth), np.nan)
-        q, moments = jnp.asarray(embedded), []
-        for _ in range(depth):
-            v = jnp.ones_like(q) if norm else q
-            grown = _variance_map(cell.coords["activation"], v, sigma_w, self.sigma_b)
-            q = grown if stage == "plain" else q + grown
-            moments.append(np.mean(q, axis=-1))
-        return np.stack(moments, axis=-1)
 
     @classmethod
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
@@ -285,17 +279,6 @@ class _Probed:
 def _probed(sweep: DepthSweep, block: str) -> _Probed:
     """The programs of one block; made once a process, whichever cells ask for them."""
     return _Probed(sweep, block)
-
-
-@functools.cache
-def gradient_preserving_sigma(activation: Activation) -> float:
-    """sigma_w with sigma_w^2 E f'(z)^2 = 1, z ~ N(0, 1)."""
-    return float(theory.moments(activation).slope_second_moment) ** -0.5
-
-
-@partial(jax.jit, static_argnums=0)
-def _variance_map(activation, q, sigma_w, sigma_b):
-    return theory.variance_map(activation, q, sigma_w=sigma_w, sigma_b=sigma_b)
 
 
 def _draw(best: xr.Dataset, values: Any, **said: Any) -> Any:
@@ -475,16 +458,12 @@ def _resolution(values: xr.DataArray) -> float:
 def _deepest(values: xr.DataArray) -> tuple[int, dict[str, tuple[list[str], np.ndarray]]]:
     """The deepest depth that has numbers [block, activation], and there each block's activations and numbers."""
     there = values["depth"].to_numpy()[values.notnull().any(["block", "activation"]).to_numpy()]
-    if not len(there):
-        return 0, {}
-    rows = {
-        block: values.sel(block=block, depth=there.max()).dropna("activation")
-        for block in runs.names(values, "block")
-    }
-    found = {
-        block: (runs.names(row, "activation"), row.to_numpy()) for block, row in rows.items() if row.size
-    }
-    return int(there.max()), found
+    found = {}
+    for block in runs.names(values, "block") if len(there) else ():
+        row = values.sel(block=block, depth=there.max()).dropna("activation")
+        if row.size:
+            found[block] = runs.names(row, "activation"), row.to_numpy()
+    return int(there.max(initial=0)), found
 
 
 def _verdict(accuracy: xr.DataArray) -> Finding:
@@ -505,46 +484,38 @@ def _of_block(best: xr.Dataset, accuracy: xr.DataArray, block: str) -> Finding:
     """The most accurate at the deepest depth, who is as good, how deep each reaches, and who fails."""
     depth, rows = _deepest(accuracy.sel(block=[block]))
     if not rows:
-        return Finding("nothing measured.", topic=block_name(block))
+        return Finding("Nothing was measured.", topic=block_name(block))
     names, values = rows[block]
     order = np.argsort(-values, kind="stable")
-    top = names[order[0]]
-    sample = best["final_test_accuracy"].sel(block=block, activation=top, depth=depth)
-    said = f"the most accurate at depth {depth} is {top}, {words.mean_sd(sample.to_numpy())} test accuracy"
-    said += "" if values[order[0]] >= TRAINED else ", so nothing trains well there"
-    close = [names[i] for i in order[1:] if values[order[0]] - values[i] <= 0.01]
+    top, here = order[0], best.sel(block=block, depth=depth)
+    sample = here["final_test_accuracy"].sel(activation=names[top]).to_numpy()
+    said = f"The most accurate at depth {depth} is {names[top]}, {words.mean_sd(sample)} test accuracy"
+    said += "" if values[top] >= TRAINED else ", so nothing trains well there"
+    close = [names[i] for i in order[1:] if values[top] - values[i] <= 0.01]
     if close:
-        others = (
-            "all others are"
-            if len(close) == len(names) - 1
-            else words.listed(close) + (" is" if len(close) == 1 else " are")
-        )
-        said += f"; {others} within 0.01 of it"
-    low = [f"{names[i]} {values[i]:.2f}" for i in order[::-1] if values[i] < 0.5]
-    failing = f" Below 50 % at depth {depth}: {words.listed(low)}." if low else ""
-    return Finding(
-        f"{words.capital(said)}. {_reach(accuracy.sel(block=block))}{failing}", topic=block_name(block)
-    )
+        others = "all others" if len(close) == len(names) - 1 else words.listed(close)
+        said += f"; within 0.01 of it: {others}"
+    failing = [_failing(here.sel(activation=names[i]), values[i]) for i in order[::-1] if values[i] < 0.5]
+    below = f" Below 50 % at depth {depth}: {words.listed(failing)}." if failing else ""
+    return Finding(f"{said}. {_reach(accuracy.sel(block=block))}{below}", topic=block_name(block))
+
+
+def _failing(cell: xr.Dataset, accuracy: float) -> str:
+    total, diverged, censored = (int(cell[name].sum()) for name in ("present", "diverged", "censored"))
+    of = f"of {total} runs {diverged} diverged, {censored} did not reach {runs.threshold(cell)}"
+    return f"{cell['activation'].item()} {accuracy:.2f} ({of})"
 
 
 def _reach(accuracy: xr.DataArray) -> str:
     """Group activations by the deepest depth at which they still pass."""
-    groups: dict[int, list[str]] = {}
     measured = accuracy.dropna("activation", how="all")
-    for name in runs.names(measured, "activation"):
-        depths = measured["depth"].to_numpy()[measured.sel(activation=name).to_numpy() >= TRAINED]
-        groups.setdefault(int(max(depths, default=0)), []).append(name)
-    if list(groups) == [0]:
+    deepest = measured["depth"].where(measured >= TRAINED).max("depth").fillna(0).astype(int).to_series()
+    if not deepest.any():
         return f"{words.percent(TRAINED)} is reached at no depth."
-    total = measured.sizes["activation"]
-    who = {
-        depth: f"all {total}" if len(names) == total > 1 else words.listed(names)
-        for depth, names in groups.items()
-    }
-    parts = [
-        f"{who[depth]} {f'to depth {depth}' if depth else 'at no depth'}"
-        for depth in sorted(who, reverse=True)
-    ]
+    parts = []
+    for depth, names in sorted(deepest.groupby(deepest).groups.items(), reverse=True):
+        who = f"all {len(deepest)}" if len(names) == len(deepest) > 1 else words.listed([*names])
+        parts.append(f"{who} to depth {depth}" if depth else f"{who} at no depth")
     return f"At least {words.percent(TRAINED)} is reached by {'; '.join(parts)}."
 
 
@@ -554,16 +525,27 @@ def _against_plain(accuracy: xr.DataArray) -> list[Finding]:
     for block in runs.names(accuracy, "block"):
         if block == "plain" or "plain" not in runs.names(accuracy, "block"):
             continue
-        depth, rows = _deepest(accuracy.sel(block=["plain", block]).dropna("activation").dropna("depth"))
-        if len(rows) < 2:
+        both = accuracy.sel(block=["plain", block]).dropna("activation", how="all").dropna("depth")
+        if not both.size:
             continue
-        (names, was), (_, now) = rows["plain"], rows[block]
-        most = int(np.argmax(np.abs(now - was)))
-        said = f"mean test accuracy at depth {depth} goes from {was.mean():.2f} in plain networks to {now.mean():.2f}"
-        said += f" over {words.count(names, 'activation')}"
-        said += f", most for {names[most]} ({was[most]:.2f} to {now[most]:.2f})" if len(names) > 1 else ""
-        found.append(Finding(f"{block_name(block)}: {said}.", topic="Against plain networks"))
+        shallow, depth = int(both["depth"].min()), int(both["depth"].max())
+        was, now = both.sel(depth=depth)
+        most = int(np.argmax(np.abs(now - was).to_numpy()))
+        name = runs.names(both, "activation")[most]
+        found.append(
+            Finding(
+                f"{block_name(block)}: at depth {depth} {_from_to(both, depth)}, most for {name} "
+                f"({float(was[most]):.2f} to {float(now[most]):.2f}); at depth {shallow} "
+                f"{_from_to(both, shallow)}.",
+                topic="Mean test accuracy against plain networks",
+            )
+        )
     return found
+
+
+def _from_to(both: xr.DataArray, depth: int) -> str:
+    was, now = both.sel(depth=depth).mean("activation").to_numpy()
+    return f"{was:.2f} becomes {now:.2f}"
 
 
 def _by_block(values: xr.DataArray, say: Callable[[list[str], np.ndarray], str]) -> tuple[int, str]:
@@ -587,23 +569,21 @@ def _conditioning(best: xr.Dataset, phase: str) -> str:
     condition = best["jacobian_condition_number"].astype(float)
     middle = runs.quiet(lambda: runs.at_phase(condition, phase).median(["seed", "example"]))
 
-    def say(log10: float) -> str:
-        return (
-            f"singular (above {10**limit:.0e}, what rounding shows)" if log10 >= limit else words.power(log10)
-        )
+    def say(names: list[str], logs: np.ndarray) -> str:
+        return words.extremes(names, logs, lambda log: "singular" if log >= limit else words.power(log))
 
-    depth, said = _by_block(
-        runs.log10(middle).clip(max=limit), lambda names, logs: words.extremes(names, logs, say)
-    )
-    where = f"Median at depth {depth} {runs.PHASES[phase]}"
-    return Finding(f"{where}: {said}.", topic="Jacobian condition number") if said else ""
+    depth, said = _by_block(runs.log10(middle).clip(max=limit), say)
+    seen = f" Singular: above {10**limit:.0e}, what rounding lets one see."
+    said = f"Median at depth {depth} {runs.PHASES[phase]}: {said}." + (seen if "singular" in said else "")
+    return Finding(said, topic="Jacobian condition number") if depth else ""
 
 
 def _lipschitz_gap(best: xr.Dataset) -> str:
     lower = best["lipschitz_lower_log10"].astype(float)
 
     def say(names: list[str], orders: np.ndarray) -> str:
-        return f"{np.median(orders):.1f} ({words.extremes(names, orders, '{:.1f}'.format)})"
+        middle, extent = f"{np.median(orders):.1f}", words.extremes(names, orders, "{:.1f}".format)
+        return middle if extent == middle else f"{middle} ({extent})"
 
     parts = []
     for name, bound in (("best", "the best upper bound"), ("upper", "the textbook's product")):
@@ -635,14 +615,10 @@ def _theory_agreement(best: xr.Dataset) -> str:
 
 
 def _glance(best: xr.Dataset) -> pd.DataFrame:
-    accuracy, rows = best["final_test_accuracy"].sortby("depth").dropna("activation", how="all"), []
-    for block, activation in itertools.product(
-        runs.names(accuracy, "block"), runs.names(accuracy, "activation")
-    ):
-        row = accuracy.sel(block=block, activation=activation)
-        texts = {f"depth {int(one['depth'])}": words.mean_sd(one) for one in row.transpose("depth", "seed")}
-        rows.append({"block": block_name(block), "activation": activation, **texts})
-    frame = pd.DataFrame(rows)
+    texts = best["final_test_accuracy"].to_series().groupby(level=list(CELL), sort=False).agg(words.mean_sd)
+    frame = texts.unstack("depth").reindex(texts.index.droplevel("depth").unique())
+    frame = frame[sorted(frame)].rename(columns="depth {}".format).reset_index()
+    frame["block"] = frame["block"].map(block_name)
     frame.attrs["caption"] = (
         f"Mean \N{PLUS-MINUS SIGN} standard deviation over {runs.seeds(best)} at the end, at the learning "
         "rate with the best training accuracy. A run that diverged counts as 0; chance is one over the "

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxact import fit, nn, theory
 from jaxact.activations import Activation
-from train.blocks import network
+from train.blocks import network, preserving_sigma, second_moments
 from train.experiment import Cell, Progress
 from train.study import Study, Variable
 from train.tasks import Digits, FromText
@@ -53,7 +53,7 @@ class MeanShift(Study):
     def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
         """Run a population of fresh networks, and the variance map, once."""
         f, data = cell.coords["activation"], self.task.load().flat()
-        sigma_w = float(theory.moments(f).slope_second_moment) ** -0.5  # gradients keep their size at q = 1
+        sigma_w = preserving_sigma(f)
         plain = network(data, width=self.width, max_depth=self.depth, activation=f, sigma_w=sigma_w)
 
         def one(member: fit.Member) -> dict[str, jax.Array]:
@@ -63,11 +63,7 @@ class MeanShift(Study):
             return {"mean": jnp.mean(f(z), (1, 2)), "second_moment": jnp.mean(z**2, (1, 2))}
 
         measured = jax.jit(lambda members: fit.population(one, members))(fit.grid(seeds=self.seeds))
-        q, means, moments = jnp.mean(data.test_inputs**2), [], []
-        for _ in range(self.depth):
-            found = theory.moments(f, variance=q)
-            moments.append(float(q))
-            means.append(float(found.mean))
-            q = theory.variance_map(f, q, sigma_w=sigma_w)
+        first = np.mean(data.test_inputs**2)
+        q = np.append(first, second_moments("plain", f, first, self.depth - 1, sigma_w=sigma_w))
         progress(1.0)
-        return {**measured, "mean_theory": np.array(means), "second_moment_theory": np.array(moments)}
+        return {**measured, "mean_theory": theory.moments(f, variance=q).mean, "second_moment_theory": q}

@@ -6,6 +6,8 @@ From a checkout:
     python -m train run configs/conv_depth.py --smoke
     python -m train run configs/conv_depth.py --task fashion-mnist --width 16
     python -m train run configs/conv_depth.py --task cifar10 --optimizer adamw --optimizer.schedule cosine
+
+COST
 """
 
 from jaxact import activations

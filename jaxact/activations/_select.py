@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ class Selected:
     """
 
     choices: tuple[Activation, ...]
-    index: jax.Array
+    index: Any  # a leaf, where JAX puts placeholders too
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Apply the chosen activation elementwise; its derivative is the choice's own."""

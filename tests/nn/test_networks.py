@@ -48,6 +48,7 @@ def test_networks_map_inputs_to_outputs(stage, norm):
 def test_one_input_gives_what_it_gives_in_a_batch(kernel_size):
     pictures = jax.random.normal(jax.random.key(0), (7, *[8] * len(kernel_size), 2))
     network = images(kernel_size=kernel_size)
+    network.eval()
     np.testing.assert_allclose(network(pictures[2]), network(pictures)[2], rtol=1e-5, atol=1e-6)
     vectors = jax.random.normal(jax.random.key(0), (7, 5))
     np.testing.assert_allclose(mlp()(vectors[2]), mlp()(vectors)[2], rtol=1e-5, atol=1e-6)

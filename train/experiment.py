@@ -37,7 +37,8 @@ class Cell(NamedTuple):
 
     Attributes:
         name: unique within the experiment and readable, for example "pre_activation-bn/tanh/depth=16".
-        coords: the coordinates this cell fills in the combined result; numbers or text, by dimension.
+        coords: the coordinates this cell fills in the combined result, by dimension: the objects themselves, an
+            activation, a number or text; hashable. They become names when the result is labelled.
     """
 
     name: str

@@ -501,9 +501,9 @@ def _of_block(best: xr.Dataset, accuracy: xr.DataArray, block: str) -> Finding:
 
 
 def _failing(cell: xr.Dataset, accuracy: float) -> str:
-    total, diverged, censored = (int(cell[name].sum()) for name in ("present", "diverged", "censored"))
-    of = f"of {total} runs {diverged} diverged, {censored} did not reach {runs.threshold(cell)}"
-    return f"{cell['activation'].item()} {accuracy:.2f} ({of})"
+    diverged, total = int(cell["diverged"].sum()), int(cell["present"].sum())
+    why = f" ({diverged} of {words.count(total, 'run')} diverged)" if diverged else ""
+    return f"{cell['activation'].item()} {accuracy:.2f}{why}"
 
 
 def _reach(accuracy: xr.DataArray) -> str:

@@ -715,7 +715,9 @@ def _critical(
     return float(found.sigma_w), float(found.sigma_b)
 
 
-def _critical_scale(activation: Any, sigma_b: float | None, q_star: float | None) -> float:
+def _critical_scale(
+    activation: Any, sigma_b: Float[ArrayLike, ""] | None, q_star: Float[ArrayLike, ""] | None
+) -> float:
     """sigma_w at the edge of chaos; who asks for it by q_star has not seen the sigma_b that goes with it."""
     sigma_w, found = _critical(activation, sigma_b, q_star)
     if q_star is not None and found > 0:

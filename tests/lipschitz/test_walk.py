@@ -268,9 +268,10 @@ def test_what_is_not_known_is_refused_with_its_line(fn, primitive):
     ],
 )
 def test_what_is_bounded_in_regions_only_says_so_with_its_line(fn, primitive):
-    assert f"`{primitive}` at" in lower(fn, jnp.zeros(6)).restricted
-    assert "test_walk.py:" in lower(fn, jnp.zeros(6)).restricted
-    assert "region=" in lower(fn, jnp.zeros(6)).restricted
+    restricted = lower(fn, jnp.zeros(6)).restricted
+    assert f"`{primitive}` at" in restricted.rule
+    assert "test_walk.py:" in restricted.rule
+    assert restricted.give == "region"
 
 
 def test_what_the_output_does_not_need_is_not_refused():

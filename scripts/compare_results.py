@@ -72,7 +72,9 @@ def _is_same(old: xr.Dataset, new: xr.Dataset, name: object) -> bool:
     a, b = old[name].to_numpy(), new[name].to_numpy()
     if a.shape != b.shape:
         return False
-    return bool(np.all((a == b) | ((a != a) & (b != b))))
+    if a.dtype.kind != "f":
+        return bool(np.all(a == b))
+    return bool(np.all(((a == b) & (np.signbit(a) == np.signbit(b))) | (np.isnan(a) & np.isnan(b))))
 
 
 def _difference(old: xr.Dataset, new: xr.Dataset, name: str) -> str:

@@ -113,22 +113,56 @@ def preserving_sigma(activation: Activation) -> float:
 
 
 def second_moments(
-    block: str, activation: Activation, q: Any, depth: int, *, sigma_w: float, sigma_b: float = 0.0
+    block: str,
+    activation: Activation,
+    q: Any,
+    depth: int,
+    *,
+    sigma_w: float,
+    sigma_b: float = 0.0,
+    kind: str = "dense",
 ) -> np.ndarray:
     """Mean-field second moments of the hidden states, [depth, *q.shape], from that of the first layer.
 
     Plain: q' = sigma_w^2 E f(sqrt(v) z)^2 + sigma_b^2; pre-activation: q' = q + that, since branch and skip are
-    uncorrelated. v = q, or 1 behind a norm. Post-activation sums leave the Gaussian family: NaN.
+    uncorrelated. Post-activation sums leave the Gaussian family: NaN. Without a norm v = q; behind one v = 1.
+
+    In a convolutional network every pixel has a q of its own, and E f^2 is averaged over the 3 x 3 pixels around it,
+    zeros outside the image: what is lost at the borders fades a plain network. A batch norm divides by the mean over
+    pixels.
+
+    Args:
+        block: as `split_block` reads it.
+        activation: f.
+        q: second moments of the first hidden state; for a "conv" network [..., height, width].
+        depth: blocks.
+        sigma_w: as in `jaxact.nn.MLP`.
+        sigma_b: as in `jaxact.nn.MLP`.
+        kind: "dense" or "conv".
     """
     q, (stage, norm) = jnp.asarray(q), split_block(block)
     if stage == "post_activation":
         return np.full((depth, *q.shape), np.nan)
     moments = []
     for _ in range(depth):
-        grown = _variance_map(activation, jnp.ones_like(q) if norm else q, sigma_w, sigma_b)
+        v = jnp.ones_like(q) if norm else q
+        if norm == "bn" and kind == "conv":
+            v = q / q.mean((-2, -1), keepdims=True)
+        if kind == "conv":
+            grown = _around(_variance_map(activation, v, sigma_w, 0.0)) + sigma_b**2
+        else:
+            grown = _variance_map(activation, v, sigma_w, sigma_b)
         q = grown if stage == "plain" else q + grown
         moments.append(q)
     return np.stack(moments)
+
+
+@jax.jit
+def _around(q: jax.Array) -> jax.Array:
+    """The mean over the 3 x 3 pixels around each, zeros outside the image."""
+    height, width = q.shape[-2:]
+    padded = jnp.pad(q, [(0, 0)] * (q.ndim - 2) + [(1, 1), (1, 1)])
+    return sum(padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
 
 
 @partial(jax.jit, static_argnums=0)

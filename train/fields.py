@@ -61,13 +61,15 @@ def positive(name: str, given: float | Iterable[float] | None) -> None:
         distinct(name, given)
     for value in given if isinstance(given, tuple) else (given,):
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"`{name}` must be positive and finite, got {value}.")
+            raise ValueError(
+                f"`{name}` must be positive and finite, got {value}. Leave the field out for its default."
+            )
 
 
 def not_negative(name: str, value: float) -> None:
     """A number that is finite and at least 0."""
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"`{name}` must be finite and not negative, got {value}.")
+        raise ValueError(f"`{name}` must be finite and not negative, got {value}. Use 0 for none.")
 
 
 def among(known: Sequence[str]) -> Callable[[str, Any], None]:
@@ -105,12 +107,12 @@ def _seeds(name: str, seeds: Sequence[int]) -> None:
     distinct(name, seeds)
     for seed in seeds:
         if not 0 <= seed < 2**31:  # what a 32-bit key takes
-            raise ValueError(f"`{name}` must lie between 0 and 2**31 - 1, got {seed}.")
+            raise ValueError(f"`{name}` must lie between 0 and 2**31 - 1, got {seed}. Use 0, 1, 2 and so on.")
 
 
 def _threshold(name: str, value: float) -> None:
     if not 0 < value <= 1:
-        raise ValueError(f"`{name}` is an accuracy in (0, 1], got {value}.")
+        raise ValueError(f"`{name}` is an accuracy in (0, 1], got {value}. Use 0.9 for 90 %.")
 
 
 _COUNTS = ("width", "batch_size", "num_steps", "measure_every", "num_evaluate", "num_probes", "ascent_steps")

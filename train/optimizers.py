@@ -45,8 +45,9 @@ class Optimizer:
     def __post_init__(self) -> None:
         among(SCHEDULES)("optimizer.schedule", self.schedule)
         for name, value in vars(self).items():
-            if name in _RANGES and value is not None and not _RANGES[name][0](value):
-                raise ValueError(f"`optimizer.{name}` must be {_RANGES[name][1]}, got {value}.")
+            is_right, rule, remedy = _RANGES.get(name, (lambda _: True, "", ""))
+            if value is not None and not is_right(value):
+                raise ValueError(f"`optimizer.{name}` must be {rule}, got {value}. {remedy}")
         if getattr(self, "nesterov", False) and getattr(self, "momentum", 1) == 0:
             raise ValueError(
                 "`optimizer.nesterov` needs a momentum above 0, got 0. Use --optimizer.momentum 0.9."
@@ -115,18 +116,6 @@ class Optimizer:
         rising = lambda step: learning_rate * (step + 1) / self.warmup_steps  # noqa: E731
         return optax.join_schedules([rising, rates[self.schedule]()], [self.warmup_steps])
 
-    def __str__(self) -> str:
-        """In words: the name, and what it is set to.
-
-        >>> print(AdamW(weight_decay=0.1, schedule="cosine"))
-        adamw (cosine schedule, b1 0.9, b2 0.999, weight decay 0.1)
-        """
-        values = {each.name.replace("_", " "): getattr(self, each.name) for each in fields(self)}
-        schedule = values.pop("schedule")
-        said = [f"{schedule} schedule"] if schedule != "constant" else []
-        said += [name if value is True else f"{name} {value:g}" for name, value in values.items() if value]
-        return f"{self.name} ({', '.join(said)})" if said else self.name
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sgd(Optimizer):
@@ -194,7 +183,8 @@ class Lion(Optimizer):
 class Muon(Optimizer):
     """Orthogonalised momentum for the weights of hidden layers (Jordan 2024; `optax.contrib.muon`), Adam for the rest.
 
-    The rest is what is no matrix between hidden layers: biases, norms, the first and the last layer. A stack's weights
+    The rest is what is no matrix between hidden layers: biases, norms, and the first and last layer of `jaxact.nn.MLP`
+    and `ResNet` (of networks that do not name these two, every kernel counts as hidden). A stack's weights
     [layer, in, out] are orthogonalised layer by layer, a convolution's as the matrix [taps in, out].
 
     Attributes:
@@ -243,9 +233,14 @@ def _is_size(value: float) -> bool:
     return math.isfinite(value) and value >= 0
 
 
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    **dict.fromkeys(("momentum", "b1", "b2"), (_is_decay, "in [0, 1)")),
-    "weight_decay": (_is_size, "finite and not negative"),
-    "warmup_steps": (_is_size, "0 or more"),
-    "clip_norm": (lambda value: _is_size(value) and value > 0, "positive and finite, or left out"),
+_RANGES: dict[str, tuple[Callable[[float], bool], str, str]] = {
+    "momentum": (_is_decay, "in [0, 1)", "0.9 is usual, 0 is none."),
+    **dict.fromkeys(("b1", "b2"), (_is_decay, "in [0, 1)", "0.9 and 0.999 are usual.")),
+    "weight_decay": (_is_size, "finite and not negative", "Use 0 for none."),
+    "warmup_steps": (_is_size, "0 or more", "Use 0 for no warm-up."),
+    "clip_norm": (
+        lambda value: _is_size(value) and value > 0,
+        "positive and finite",
+        "Use None for no clipping.",
+    ),
 }

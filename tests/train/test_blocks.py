@@ -151,7 +151,9 @@ def test_second_moments_of_wide_convolutional_networks_fade_at_the_borders_as_pr
         hidden = wide.apply(params, variables, inputs, method="trace")[0].hidden
         return jnp.mean(embedded**2, -1), jnp.mean(hidden**2, (1, -1))
 
-    first, found = measured(jax.random.key(0))
+    # A corner is the same in all images: channels and networks alone make the sample there.
+    networks = [measured(jax.random.key(seed)) for seed in range(8)]
+    first, found = (sum(each) / len(networks) for each in zip(*networks, strict=True))
     predicted = blocks.second_moments(block, activations.tanh, first, depth, sigma_w=1.3, kind="conv").mean(1)
     np.testing.assert_allclose(found.mean((1, 2)), predicted.mean((1, 2)), rtol=0.1)
     corner = lambda q: q[:, 0, 0] / q.mean((1, 2))  # noqa: E731

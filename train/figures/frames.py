@@ -91,9 +91,13 @@ def decades(
     >>> frame["s"].tolist(), edges
     ([-2.0, -1.0, 1.0], (-2.0, inf))
     """
+    return clip_decades(frame, logs(frame, columns), floor=floor, ceiling=ceiling)
+
+
+def logs(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """The log10 of columns, of 0 -inf."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = {name: np.log10(frame[name].to_numpy(dtype=float)) for name in columns}
-    return clip_decades(frame, logs, floor=floor, ceiling=ceiling)
+        return {name: np.log10(frame[name].to_numpy(dtype=float)) for name in columns}
 
 
 def clip_decades(
@@ -320,7 +324,7 @@ def bordered(frame: pd.DataFrame, field: str, *, log: bool = False) -> pd.DataFr
     return frame.assign(**{f"{field}_from": edges[index], f"{field}_to": edges[index + 1]})
 
 
-def binned(samples: pd.DataFrame, field: str, by: Sequence[str], bins: int) -> pd.DataFrame:
+def binned(samples: pd.DataFrame, field: str, by: Sequence[str], bins: int = 40) -> pd.DataFrame:
     """Histograms on common bins: `from`, `to`, `value` (density: each has area 1) and `count` for each group."""
     edges = np.histogram_bin_edges(samples[field].dropna(), bins)
 
@@ -332,9 +336,13 @@ def binned(samples: pd.DataFrame, field: str, by: Sequence[str], bins: int) -> p
     if not by:
         return rows(samples[field])
     groups = samples.groupby(list(by), observed=True, sort=False)[field]
-    parts = [
-        rows(column).assign(**dict(zip(by, key, strict=True)))
-        for key, column in ((key if isinstance(key, tuple) else (key,), column) for key, column in groups)
-    ]
-    frame = pd.concat(parts, ignore_index=True)
-    return frame.astype({name: samples[name].dtype for name in by})
+    parts = pd.concat({key: rows(column) for key, column in groups}, names=by).reset_index(list(by))
+    return parts.astype({name: samples[name].dtype for name in by})
+
+
+def stacked(frame: pd.DataFrame, further: pd.DataFrame, fields: Sequence[str]) -> pd.DataFrame:
+    """Further rows below a frame's, repeated for each value of the fields that they lack."""
+    rest = frame[[name for name in fields if name not in further]].drop_duplicates()
+    further = further.merge(rest, how="cross") if len(rest.columns) else further
+    kinds = {name: frame[name].dtype for name in fields}
+    return pd.concat([frame, further], ignore_index=True).astype(kinds)

@@ -3,17 +3,7 @@
 from jaxact.theme import style
 from train.figures.declared import measured
 from train.figures.encoding import Axis, Choice, finish, shown
-from train.figures.frames import (
-    borders,
-    clip_decades,
-    decades,
-    inline,
-    label,
-    readout,
-    spread,
-    thin,
-    tidy,
-)
+from train.figures.frames import borders, clip_decades, decades, inline, label, readout, spread, thin, tidy
 from train.figures.marks import bars, heat_map, histogram, lines, ribbons, scatter
 
 __all__ = [

@@ -16,7 +16,6 @@ from train.figures import frames, marks
 from train.figures.encoding import Axis, Choice, finish, plain, shown
 from train.words import power
 
-_ENDS = ("value", "low", "high")
 _QUARTILES = {
     "q100": "largest",
     "q75": "upper quartile",
@@ -55,14 +54,11 @@ class Declaration:
 
     Attributes:
         result: as `measured` says, and so `values` and `mark`.
-        title: the question the figure answers.
-        subtitle: what marks and bands are.
+        title, subtitle: the question the figure answers; what marks and bands are.
         caption: what to see. What lies on an edge of an axis of decades is added to it.
         x: coordinate or variable along the horizontal axis.
         y: coordinate or variable of a heat map's rows.
-        series: coordinate or variable that tells lines apart; "quantity" for several values.
-        column: what tells panels apart, left to right.
-        row: what tells panels apart, top to bottom.
+        series, column, row: what tells lines and panels apart, as in `Encoding`; "quantity" for several values.
         over: the dimension or dimensions of the sample.
         centre: "mean" or "median" of the sample.
         ends: variables for the lower and upper ends, in place of the smallest and largest of the sample.
@@ -83,14 +79,12 @@ class Declaration:
             variable's units say.
         x_scale: "linear", "doubling" or "decades"; by default the coordinate's attribute `scale`, else doubling where
             every position is at least twice the one before.
-        x_format: number format of the horizontal axis.
-        floor: number (log10) below which decades lie on the lower edge; by default what most numbers need.
-        ceiling: the same above.
-        x_ceiling: as `ceiling`, of a horizontal axis of decades.
+        floor, ceiling, x_ceiling: log10 of the numbers beyond which decades lie on an edge of the vertical or
+            horizontal axis; by default what most numbers need.
         ticks: numbers at which the vertical axis, or a heat map's colour, has its ticks.
-        format: number format of the vertical axis; one in percent says the variable is a share.
+        format, x_format: number formats of the axes; one in percent says the variable is a share.
         domain: ends of the vertical axis, by default those of the data.
-        level: height and words of a horizontal line.
+        level: as in `Encoding`.
         most: how many positions a line has at most.
         options: further keywords of the mark.
     """
@@ -136,8 +130,7 @@ class Declaration:
 
     def chart(self) -> alt.FacetChart:
         """The finished chart."""
-        draw: Callable[..., alt.FacetChart] = getattr(marks, self.mark)
-        chart = draw(self._scaled[0], **(self._arguments() | dict(self.options)))
+        chart = getattr(marks, self.mark)(self._scaled[0], **(self._arguments() | dict(self.options)))
         named = (self.series, self.column, self.row) if self.shown is None else self.shown
         coords = [name for name in named if name and name in self.result.coords and name in self.frame]
         chart = shown(chart, {name: self._levels(name) for name in coords})
@@ -157,8 +150,7 @@ class Declaration:
             frame = self._table.to_dataframe().reset_index()
             frame = frame if self.where or frame["value"].notna().any() else frame[:0]
         else:
-            names = list(map(str, self._values.data_vars)) if self.mark == "ribbons" else ["value"]
-            frame = frames.tidy(self._table, require=names)
+            frame = frames.tidy(self._table, require=self._columns if self.mark == "ribbons" else ["value"])
         if self.where is not None:
             frame = frame[frame.pop("where").astype(bool)]
         if self.mark in ("lines", "ribbons"):
@@ -232,7 +224,7 @@ class Declaration:
     @property
     def _columns(self) -> list[str]:
         """The columns of numbers along the vertical axis."""
-        return [*map(str, self._values.data_vars), *(["beside"] if "beside" in self._table else [])]
+        return [str(name) for name in (*self._values, *(["beside"] if "beside" in self._table else []))]
 
     def _centre(self, name: str) -> xr.DataArray:
         return frames.spread(self.result[name], self._over, centre=self.centre)["value"]
@@ -301,26 +293,13 @@ class Declaration:
         """The frame with decades in place of numbers, and the edges of x and of the values that something lies on."""
         frame, across, up = self.frame, _NO_EDGES, _NO_EDGES
         if self._kind != "linear":
-            frame, up = self._decades(frame, self._columns, self._kind, self.floor, self.ceiling)
+            is_log, ends = self._kind == "log10", (self.floor, self.ceiling)
+            frame, up = frames.fenced(frame, self._columns, *ends, is_log=is_log)
         if self.x_scale == "decades":
-            frame, across = self._decades(frame, [str(self.x)], "decades", None, self.x_ceiling)
+            frame, across = frames.fenced(frame, [str(self.x)], None, self.x_ceiling)
         if self.mark == "histogram":
             frame = frames.binned(frame, "value", self._fields)
         return frame, across, up
-
-    @staticmethod
-    def _decades(
-        frame: pd.DataFrame, columns: Sequence[str], kind: str, *ends: float | None
-    ) -> tuple[pd.DataFrame, tuple[float, float]]:
-        """Clipped to the ends that are said, else to what most numbers need."""
-        logs = (
-            frames.logs(frame, columns)
-            if kind == "decades"
-            else {name: frame[name].to_numpy(float) for name in columns}
-        )
-        fences = frames.fences(np.concatenate(list(logs.values())))
-        low, high = (fence if end is None else end for fence, end in zip(fences, ends, strict=True))
-        return frames.clip_decades(frame, logs, floor=low, ceiling=high)
 
     def _edge_words(self) -> list[str]:
         """Which numbers lie on an edge of an axis rather than at their own place."""
@@ -366,9 +345,7 @@ class Declaration:
             "x": self._across(),
             "y": self._up(),
             "x_field": self.x,
-            "series": self.series,
-            "column": self.column,
-            "row": self.row,
+            **{name: getattr(self, name) for name in ("series", "column", "row")},
             "band": ("low", "high") if self._has_spread else None,
             "open_where": self.open_where and "open",
             "level": self._level(),

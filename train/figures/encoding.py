@@ -6,6 +6,7 @@ are shown, `chosen_<field>` the one value that is shown. Colours of the page its
 parameters of the config, see `jaxact.theme`, so a page swaps light for dark by swapping the config.
 """
 
+import numbers
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -55,7 +56,7 @@ class Axis:
         """The vertical channel of a field."""
         return alt.Y(f"{field}:Q", title=_wrapped(self.title, 36), **self._options())
 
-    def colour(self, field: str, scheme: str) -> alt.Color:
+    def colour(self, field: str, scheme: Any) -> alt.Color:
         """The colour channel of a field, with its gradient."""
         ends: dict[str, Any] = {} if self.domain is None else {"domain": list(self.domain), "clamp": True}
         scale = alt.Scale(scheme=scheme, zero=False, **ends)
@@ -113,9 +114,7 @@ class Encoding:
         y: the vertical axis.
         x_field: column of horizontal positions.
         y_field: column of heights.
-        series: column that tells lines apart.
-        column: column that tells panels apart, left to right.
-        row: column that tells panels apart, top to bottom.
+        series, column, row: columns that tell apart lines, panels from left to right, panels from top to bottom.
         band: columns of the lower and upper ends of the spread of lines, points and bars; or None.
         open_where: boolean column; where true the point of a line or a scatter is drawn open.
         level: height and words of a horizontal line.
@@ -259,9 +258,13 @@ class Encoding:
         return {"facet": alt.FacetMapping(**facets)}
 
     def _heads(self) -> alt.Header:
-        """The name of a panel, and below it what the reader chose."""
-        said = [f"'{c.field} ' + " if _is_number(c.default) else "" for c in self.choices]
-        chosen = [f"{name}chosen_{c.field}" for name, c in zip(said, self.choices, strict=True)]
+        """The name of a panel, and below it what the reader chose; a number does not speak for itself."""
+        chosen = [
+            f"'{c.field} ' + chosen_{c.field}"
+            if isinstance(c.default, numbers.Number)
+            else f"chosen_{c.field}"
+            for c in self.choices
+        ]
         text = "[datum.label, " + " + ', ' + ".join(chosen) + "]" if chosen else alt.Undefined
         return alt.Header(labelFontWeight="bold", labelFontSize=12, title=None, labelExpr=text)
 
@@ -307,15 +310,9 @@ def _menu(choice: Choice) -> alt.Parameter:
 
 
 def shown(chart: alt.FacetChart, fields: Mapping[str, Sequence[Any]]) -> alt.FacetChart:
-    """Let a page hide values: adds for each field the parameter `shown_<field>` and the filter that obeys it.
-
-    Args:
-        chart: what a mark returned.
-        fields: the values of each field.
-    """
+    """Let a page hide values of fields: adds the parameters `shown_<field>` and the filters that obey them."""
     parameters = [
-        alt.param(name=f"shown_{field}", value=[plain(value) for value in values])
-        for field, values in fields.items()
+        alt.param(name=f"shown_{field}", value=list(map(plain, values))) for field, values in fields.items()
     ]
     filters = [alt.FilterTransform(f"indexof(shown_{field}, datum['{field}']) >= 0") for field in fields]
     return _extended(chart, parameters, filters)
@@ -336,23 +333,16 @@ def finish(
     title: str,
     subtitle: str,
     caption: str,
-    colours: Mapping[str, Mapping[str, str]] | None = None,
+    colours: Mapping[str, Any] | None = None,
 ) -> alt.FacetChart:
-    """Give a chart its title, its caption, its description for those who do not see it, and the common look.
+    """Give a chart its words, as `Declaration` says them, also for those who do not see it.
 
-    Args:
-        chart: what a mark returned.
-        title: the question it answers or the message it bears.
-        subtitle: what lines and bands are.
-        caption: what to see, for the page.
-        colours: colour of each value of each field, for a page's own keys.
+    For a page's own keys `colours` holds the colour of each value of each field.
     """
-    keys = {field: dict(names) for field, names in (colours or {}).items()}
     return chart.properties(
         title=alt.TitleParams(text=title, subtitle=subtitle),
         description=f"{title} {caption}",
-        usermeta={"caption": caption, "colours": keys},
-        config=_LOOK,
+        usermeta={"caption": caption, "colours": colours or {}},
     )
 
 
@@ -361,10 +351,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number)
 
 
 def _wrapped(title: str, width: int) -> list[str] | None:

@@ -1,4 +1,7 @@
-"""Marks of figures: tidy frames drawn as lines, ribbons, heat maps, scatters, bars and histograms, a panel a value."""
+"""Marks of figures: tidy frames drawn as lines, ribbons, heat maps, scatters, bars and histograms, a panel a value.
+
+Each takes a tidy frame and, by keyword, the attributes of `Encoding` beside its own, which its docstring lists.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,10 +24,8 @@ def lines(frame: pd.DataFrame, *, point_field: str | None = "value", **told: Any
 
     Lines that coincide are all seen: earlier ones are wider, points stand a little aside of each other.
 
-    Args:
-        frame: tidy rows.
+    Attributes:
         point_field: column that the points mark; None draws no visible points, only places to hover over.
-        told: the other attributes of `Encoding`.
     """
     e, has_points = encoded(frame, told, "series"), point_field is not None
     if has_points:
@@ -56,12 +57,10 @@ def ribbons(
 ) -> alt.FacetChart:
     """Nested bands over `x`, a small panel for each value of `row` and `column`, one colour a series.
 
-    Args:
-        frame: tidy rows.
+    Attributes:
         bands: columns of the lower and upper end of each band, the widest first.
         middle: column of the line in the middle, if any.
         bars: (low, high, at): spread of an edge, a thin bar from `low` to `high` with a tick at `at`.
-        told: the other attributes of `Encoding`.
     """
     e = encoded(frame, told, "series")
     base = alt.Chart().encode(x=e.x.x(e.x_field), color=e.signs(on_top=True)["color"])
@@ -96,17 +95,14 @@ def heat_map(
 ) -> alt.FacetChart:
     """A coloured box for each `x` and `y` with its number inside; where that is NaN, a grey box with a cross.
 
-    Args:
-        frame: tidy rows; "value" is the number. Columns of boxes lie in increasing order from left to right, rows in
-            order of appearance from top to bottom.
-        value: the colour's axis.
+    Attributes:
+        value: the colour's axis; the column of numbers is "value".
         text_field: column of the words in the box, None for none.
         borders: for `x_field` and `y_field` both, whether boxes meet halfway between positions or between their
             logarithms: axes are then quantitative and can carry curves. By default boxes are a table.
         curves: rows of `x_field`, `y_field`, the fields of panels and "line", the curve's name, drawn over boxes with
             borders; a vertical line where `y_field` is NaN.
         scheme: the colours.
-        told: the other attributes of `Encoding`.
     """
     e = encoded(frame.assign(part="box"), told, *(() if borders else ("y_field",)))
     e, place, middle = _bordered(e, borders) if borders else (e, _table(e), _table(e))
@@ -133,10 +129,8 @@ def heat_map(
 def scatter(frame: pd.DataFrame, *, diagonal: bool = False, **told: Any) -> alt.FacetChart:
     """A point for each row, with the bar of its spread.
 
-    Args:
-        frame: tidy rows.
+    Attributes:
         diagonal: draw the line on which both are equal.
-        told: the other attributes of `Encoding`.
     """
     e = encoded(frame, told, "series")
     signs = e.signs()
@@ -149,12 +143,7 @@ def scatter(frame: pd.DataFrame, *, diagonal: bool = False, **told: Any) -> alt.
 
 
 def bars(frame: pd.DataFrame, **told: Any) -> alt.FacetChart:
-    """A bar for each word of `x_field` and each series beside it, from zero, with the whiskers of its spread.
-
-    Args:
-        frame: tidy rows.
-        told: the attributes of `Encoding`.
-    """
+    """A bar for each word of `x_field` and each series beside it, from zero, with the whiskers of its spread."""
     e = encoded(frame, told, "series", "x_field")
     heights = e.height(e.y_field)
     if e.y.domain is None and e.y.scale == "linear":
@@ -174,10 +163,8 @@ def bars(frame: pd.DataFrame, **told: Any) -> alt.FacetChart:
 def histogram(frame: pd.DataFrame, *, theory: pd.DataFrame | None = None, **told: Any) -> alt.FacetChart:
     """Bars of `value` between `from` and `to`, as `frames.binned` gives them, and a density that theory predicts.
 
-    Args:
-        frame: tidy rows.
+    Attributes:
         theory: rows of `at` and `density`, and of those of `series`, `column` and `row` that it depends on.
-        told: the other attributes of `Encoding`.
     """
     e = encoded(frame, told, "series")
     signs = e.signs()

@@ -1,38 +1,14 @@
 """The vocabulary of figures: marks drawn from tidy frames, and figures declared on a labelled result."""
 
-from jaxact.theme import Style, style
-from train.figures.declared import Declaration, measured
-from train.figures.frames import (
-    borders,
-    clip_decades,
-    decades,
-    inline,
-    label,
-    ordered,
-    quantiles,
-    readout,
-    spread,
-    thin,
-    tidy,
-)
-from train.figures.marks import (
-    Axis,
-    Choice,
-    bars,
-    finish,
-    heat_map,
-    histogram,
-    lines,
-    ribbons,
-    scatter,
-    shown,
-)
+from jaxact.theme import style
+from train.figures.declared import measured
+from train.figures.encoding import Axis, Choice, finish, shown
+from train.figures.frames import borders, clip_decades, decades, inline, label, readout, spread, thin, tidy
+from train.figures.marks import bars, heat_map, histogram, lines, ribbons, scatter
 
 __all__ = [
     "Axis",
     "Choice",
-    "Declaration",
-    "Style",
     "bars",
     "borders",
     "clip_decades",
@@ -44,8 +20,6 @@ __all__ = [
     "label",
     "lines",
     "measured",
-    "ordered",
-    "quantiles",
     "readout",
     "ribbons",
     "scatter",

@@ -13,16 +13,17 @@ import xarray as xr
 
 from jaxact import theme
 from train.figures import frames, marks
+from train.figures.encoding import Axis, Choice, finish, plain, shown
 from train.words import power
 
-_ENDS = ("value", "low", "high")
 _QUARTILES = {
-    "q0": "smallest",
-    "q25": "lower quartile",
-    "q50": "median",
-    "q75": "upper quartile",
     "q100": "largest",
+    "q75": "upper quartile",
+    "q50": "median",
+    "q25": "lower quartile",
+    "q0": "smallest",
 }
+_NO_EDGES = (-math.inf, math.inf)
 
 
 def measured(
@@ -52,26 +53,21 @@ class Declaration:
     """What a figure shows, by names of a result's variables and coordinates.
 
     Attributes:
-        result: the labelled Dataset.
-        values: the variable, or several by name with what to call each.
-        mark: the mark's name.
-        title: the question the figure answers.
-        subtitle: what marks and bands are.
+        result: as `measured` says, and so `values` and `mark`.
+        title, subtitle: the question the figure answers; what marks and bands are.
         caption: what to see. What lies on an edge of an axis of decades is added to it.
         x: coordinate or variable along the horizontal axis.
         y: coordinate or variable of a heat map's rows.
-        series: coordinate or variable that tells lines apart; "quantity" for several values.
-        column: what tells panels apart, left to right.
-        row: what tells panels apart, top to bottom.
+        series, column, row: what tells lines and panels apart, as in `Encoding`; "quantity" for several values.
         over: the dimension or dimensions of the sample.
         centre: "mean" or "median" of the sample.
         ends: variables for the lower and upper ends, in place of the smallest and largest of the sample.
         along: dimension whose quartiles ribbons show.
         bands: for ribbons of several values: pairs of them, the widest first.
         beside: variable of theory, drawn as the line; a histogram's is a density over its own last dimension.
+        borders: a heat map's, see there.
         curves: lines over a heat map with borders, by name: heights over a dimension of their own, or positions of
             vertical lines.
-        bins: how many a histogram has.
         where: boolean variable; where it is false nothing is drawn, of a heat map no empty box either.
         open_where: boolean variable; where any of the sample is true the point is drawn open.
         tooltip: further variables to say: of booleans how many of the sample, of numbers the centre.
@@ -83,14 +79,12 @@ class Declaration:
             variable's units say.
         x_scale: "linear", "doubling" or "decades"; by default the coordinate's attribute `scale`, else doubling where
             every position is at least twice the one before.
-        x_format: number format of the horizontal axis.
-        floor: number (log10) below which decades lie on the lower edge; by default what most numbers need.
-        ceiling: the same above.
+        floor, ceiling, x_ceiling: log10 of the numbers beyond which decades lie on an edge of the vertical or
+            horizontal axis; by default what most numbers need.
         ticks: numbers at which the vertical axis, or a heat map's colour, has its ticks.
-        x_ceiling: as `ceiling`, of a horizontal axis of decades.
-        format: number format of the vertical axis; one in percent says the variable is a share.
+        format, x_format: number formats of the axes; one in percent says the variable is a share.
         domain: ends of the vertical axis, by default those of the data.
-        level: height and words of a horizontal line.
+        level: as in `Encoding`.
         most: how many positions a line has at most.
         options: further keywords of the mark.
     """
@@ -107,13 +101,13 @@ class Declaration:
     column: str | None = None
     row: str | None = None
     over: str | Sequence[str] = ()
-    centre: str = "median"
+    centre: Any = "median"
     ends: tuple[str, str] | None = None
     along: str | None = None
     bands: Sequence[tuple[str, str]] = ()
     beside: str | None = None
+    borders: Mapping[str, str] | None = None
     curves: Mapping[str, xr.DataArray] = field(default_factory=dict)
-    bins: int = 40
     where: str | None = None
     open_where: str | None = None
     tooltip: Sequence[str] = ()
@@ -122,12 +116,12 @@ class Declaration:
     words: Mapping[str, Callable[[Any], str | None]] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     scale: str | None = None
-    x_scale: str | None = None
+    x_scale: Any = None
     x_format: str | None = None
     floor: float | None = None
     ceiling: float | None = None
-    ticks: Sequence[float] | None = None
     x_ceiling: float | None = None
+    ticks: Sequence[float] | None = None
     format: str | None = None
     domain: tuple[float, float] | None = None
     level: tuple[float, str] | None = None
@@ -136,20 +130,17 @@ class Declaration:
 
     def chart(self) -> alt.FacetChart:
         """The finished chart."""
-        draw: Callable[..., alt.FacetChart] = getattr(marks, self.mark)
-        frame = (
-            self._scaled[0] if self.series else self._scaled[0].assign(one_series="")
-        )  # one nameless series
-        chart = draw(frame, **(self._arguments() | dict(self.options)))
-        drawn = [name for name in (self.series, self.column, self.row) if name]
-        names = drawn if self.shown is None else self.shown
-        filters = {
-            name: self._levels(name) for name in names if name in self.result.coords and name in self.frame
-        }
-        chart = marks.shown(chart, {name: levels for name, levels in filters.items() if levels})
-        caption = " ".join(part for part in (self.caption, self._edge_words()) if part)
-        return marks.finish(
-            chart, title=self.title, subtitle=self.subtitle, caption=caption, colours=self._colours()
+        chart = getattr(marks, self.mark)(self._scaled[0], **(self._arguments() | dict(self.options)))
+        named = (self.series, self.column, self.row) if self.shown is None else self.shown
+        coords = [name for name in named if name and name in self.result.coords and name in self.frame]
+        chart = shown(chart, {name: self._levels(name) for name in coords})
+        look = theme.style(self._levels(self.series) if self.series else [])
+        return finish(
+            chart,
+            title=self.title,
+            subtitle=self.subtitle,
+            caption=" ".join(part for part in (self.caption, *self._edge_words()) if part),
+            colours={self.series: dict(zip(look.names, look.colours, strict=True))} if self.series else {},
         )
 
     @cached_property
@@ -167,28 +158,19 @@ class Declaration:
             frame = frames.thinned(frame, str(self.x), by, self.most)
         return self._in_words(frame)
 
+    # What is drawn, as arrays
+
     @cached_property
     def _table(self) -> xr.Dataset:
-        if self.mark == "ribbons":
-            table = self._edges_of_ribbons()
-        elif isinstance(self.values, str):
-            table = self._sample(self.values)
-        else:
-            index = pd.Index(list(self.values.values()), name="quantity")
-            table = xr.concat([self._sample(name) for name in self.values], index, coords="minimal")
+        """The values with all that is said of them; no dimension is left that is not drawn."""
         extra = {name: self._reduced(name) for name in self._variables}
-        extra |= {} if self.open_where is None else {"open": self._any(self.open_where)}
-        extra |= {} if self.where is None else {"where": self._any(self.where)}
-        extra |= (
-            {} if self.beside is None or self.mark == "histogram" else {"beside": self._centre(self.beside)}
-        )
-        table = table.assign(extra)
-        used = {
-            *self._fields,
-            self.x,
-            *(self.result[self.x].dims if self.x in self.result else ()),
-            *(self._over if self.mark == "histogram" else ()),
-        }
+        flags = {"open": self.open_where, "where": self.where}
+        extra |= {name: self._any(flag) for name, flag in flags.items() if flag is not None}
+        if self.beside is not None and self.mark != "histogram":
+            extra["beside"] = self._centre(self.beside)
+        table = self._values.assign(extra)
+        used = {*self._fields, self.x, *(self.result[self.x].dims if self.x in self.result else ())}
+        used |= set(self._over if self.mark == "histogram" else ())
         rest = [str(dim) for dim, size in table.sizes.items() if dim not in used and size > 1]
         if rest:
             raise ValueError(
@@ -196,6 +178,31 @@ class Declaration:
                 "nor reduced. Name it as x, series, column or row, among choices, or in over."
             )
         return table
+
+    @cached_property
+    def _values(self) -> xr.Dataset:
+        """The numbers along the vertical axis."""
+        if self.along is not None:
+            return frames.quantiles(self.result[str(self.values)], self.along, self._over)
+        if isinstance(self.values, str):
+            return self._sample(self.values)
+        samples = {name: self._sample(name) for name in self.values}
+        if self.mark != "ribbons":
+            index = pd.Index(list(self.values.values()), name="quantity")
+            return xr.concat(list(samples.values()), index, coords="minimal")
+        parts = [
+            sample.rename(value=name, low=f"{name}_low", high=f"{name}_high")
+            for name, sample in samples.items()
+        ]
+        return xr.merge(parts)
+
+    def _sample(self, name: str) -> xr.Dataset:
+        if self.mark == "histogram":
+            return xr.Dataset({"value": self.result[name].astype(float)})
+        sample = frames.spread(self.result[name], self._over, centre=self.centre).drop_vars("count")
+        if self.ends is None:
+            return sample
+        return sample.assign(dict(zip(("low", "high"), map(self._centre, self.ends), strict=True)))
 
     @property
     def _over(self) -> list[str]:
@@ -211,44 +218,20 @@ class Declaration:
     @property
     def _variables(self) -> list[str]:
         """Variables, not coordinates, that are positions, fields or said."""
-        named = [self.x, *self._fields, *self.tooltip]
-        return [name for name in dict.fromkeys(named) if name is not None and name in self.result.data_vars]
+        named = dict.fromkeys([self.x, *self._fields, *self.tooltip])
+        return [name for name in named if name is not None and name in self.result.data_vars]
 
     @property
     def _columns(self) -> list[str]:
         """The columns of numbers along the vertical axis."""
-        names = ["value"] if self.mark == "histogram" else list(_ENDS)
-        if self.mark == "ribbons":
-            names = [str(name) for name in self._table.data_vars if name not in self._variables]
-        return names + (["beside"] if "beside" in self._table else [])
+        return [str(name) for name in (*self._values, *(["beside"] if "beside" in self._table else []))]
 
     def _centre(self, name: str) -> xr.DataArray:
-        return frames.spread(self.result[name], self._over, centre=self.centre)["value"]  # type: ignore[arg-type]
+        return frames.spread(self.result[name], self._over, centre=self.centre)["value"]
 
     def _any(self, name: str) -> xr.DataArray:
         variable = self.result[name]
         return variable.any([dim for dim in self._over if dim in variable.dims])
-
-    def _sample(self, name: str) -> xr.Dataset:
-        if self.mark == "histogram":
-            return xr.Dataset({"value": self.result[name].astype(float)})
-        sample = frames.spread(self.result[name], self._over, centre=self.centre)  # type: ignore[arg-type]
-        if self.ends is not None:
-            low, high = (self._centre(end) for end in self.ends)
-            sample = sample.assign(low=low, high=high)
-        return sample.drop_vars("count")
-
-    def _edges_of_ribbons(self) -> xr.Dataset:
-        if self.along is not None:
-            return frames.quantiles(self.result[str(self.values)], self.along, self._over)
-        samples = {name: self._sample(name) for name in self.values}
-        return xr.Dataset(
-            {
-                (name if end == "value" else f"{name}_{end}"): sample[end]
-                for name, sample in samples.items()
-                for end in _ENDS
-            }
-        )
 
     def _reduced(self, name: str) -> xr.DataArray:
         """One value a mark: of booleans how many, of numbers the centre, of words themselves."""
@@ -262,258 +245,205 @@ class Declaration:
 
     # Words
 
-    def _is_said(self, name: str) -> bool:
-        """Whether a field is text; numbers that are only chosen from stay numbers."""
-        if name == self.y and "borders" in self.options:
-            return False
-        drawn = name in (self.series, self.column, self.row, self.y, self.x)  # x is among the fields of bars
-        return drawn or name in self.words or self._dtype_kind(name) not in "iuf"
+    def _in_words(self, frame: pd.DataFrame) -> pd.DataFrame:
+        said = [name for name in self._fields if name in frame and self._is_said(name)]
+        return frame.assign(
+            **{name: frames.ordered(frame[name].map(self._sayer(name)), self._levels(name)) for name in said}
+        )
 
-    def _dtype_kind(self, name: str) -> str:
-        """The kind of a field's numbers, as numpy names it."""
-        return self._table[name].dtype.kind if name in self._table.variables else "O"
+    def _is_said(self, name: str) -> bool:
+        """Whether a field is text; numbers that are only chosen from, or lie between borders, stay numbers."""
+        if name == self.y and self.borders:
+            return False
+        is_number = name in self._table.variables and self._table[name].dtype.kind in "iuf"
+        drawn = (self.series, self.column, self.row, self.y, self.x)  # x is among the fields of bars
+        return name in drawn or name in self.words or not is_number
 
     def _sayer(self, name: str) -> Callable[[Any], str]:
         say = self.words.get(name, lambda _: None)
-        return lambda value: str(marks.plain(value)) if (said := say(value)) is None else str(said)
+        return lambda value: str(plain(value)) if (said := say(value)) is None else str(said)
 
     def _levels(self, name: str) -> list[str]:
         source = self.result if name in self.result.variables else self._table
         return list(dict.fromkeys(map(self._sayer(name), np.ravel(source[name].to_numpy()))))
 
-    def _title(self, name: str) -> str:
-        if name in self.labels:
-            return self.labels[name]
-        return frames.label(self.result[name]) if name in self.result.variables else name
+    def _title(self, name: str | None) -> str:
+        name = str(name)
+        label = frames.label(self.result[name]) if name in self.result.variables else name
+        return self.labels.get(name, label)
 
-    @cached_property
+    @property
+    def _first(self) -> str:
+        """The variable whose attributes speak for all values."""
+        return self.values if isinstance(self.values, str) else next(iter(self.values))
+
+    @property
     def _value_title(self) -> str:
-        if "value" in self.labels or not isinstance(self.values, str):
-            return self.labels.get("value") or self._title(next(iter(self.values)))
-        title = self._title(self.values)
-        return title.removesuffix(" (log10)")
+        title = self.labels.get("value") or self._title(self._first)
+        return title.removesuffix(" (log10)") if isinstance(self.values, str) else title
 
     # Scales
 
-    @cached_property
+    @property
     def _kind(self) -> str:
-        first = self.values if isinstance(self.values, str) else next(iter(self.values))
-        said = "log10" if self.result[first].attrs.get("units") == "log10" else "linear"
-        return self.scale or said
+        return self.scale or ("log10" if self.result[self._first].attrs.get("units") == "log10" else "linear")
 
     @cached_property
-    def _scaled(self) -> tuple[pd.DataFrame, dict[str, tuple[float, float]]]:
-        """The frame with decades in place of numbers, and the edges of x and value that something lies on."""
-        frame, edges = self.frame, {"x": (-math.inf, math.inf), "value": (-math.inf, math.inf)}
+    def _scaled(self) -> tuple[pd.DataFrame, tuple[float, float], tuple[float, float]]:
+        """The frame with decades in place of numbers, and the edges of x and of the values that something lies on."""
+        frame, across, up = self.frame, _NO_EDGES, _NO_EDGES
         if self._kind != "linear":
-            frame, edges["value"] = self._decades(frame, self._columns, self._kind, self.floor, self.ceiling)
+            is_log, ends = self._kind == "log10", (self.floor, self.ceiling)
+            frame, up = frames.fenced(frame, self._columns, *ends, is_log=is_log)
         if self.x_scale == "decades":
-            frame, edges["x"] = self._decades(frame, [str(self.x)], "decades", None, self.x_ceiling)
+            frame, across = frames.fenced(frame, [str(self.x)], None, self.x_ceiling)
         if self.mark == "histogram":
-            frame = frames.binned(frame, "value", self._fields, self.bins)
-        return frame, edges
+            frame = frames.binned(frame, "value", self._fields)
+        return frame, across, up
 
-    def _decades(
-        self,
-        frame: pd.DataFrame,
-        columns: Sequence[str],
-        kind: str,
-        floor: float | None,
-        ceiling: float | None,
-    ) -> tuple[pd.DataFrame, tuple[float, float]]:
-        logs = {name: frame[name].to_numpy(dtype=float) for name in columns}
-        if kind == "decades":
-            with np.errstate(divide="ignore", invalid="ignore"):
-                logs = {name: np.log10(column) for name, column in logs.items()}
-        low, high = frames.fences(np.concatenate(list(logs.values())))
-        low, high = low if floor is None else floor, high if ceiling is None else ceiling
-        return frames.clip_decades(frame, logs, floor=low, ceiling=high)
-
-    def _edge_words(self) -> str:
+    def _edge_words(self) -> list[str]:
         """Which numbers lie on an edge of an axis rather than at their own place."""
         sentences = []
-        for title, (low, high) in zip(("x", "value"), self._scaled[1].values(), strict=True):
+        for axis, (low, high) in zip((self._title(self.x), self._value_title), self._scaled[1:], strict=True):
             parts = [f"at most {power(low)}"] if math.isfinite(low) else []
             parts += [f"at least {power(high)}"] if math.isfinite(high) else []
-            axis = self._value_title if title == "value" else self._title(str(self.x))
             sentences += [f"{axis}: what is {' or '.join(parts)} lies on the edge."] if parts else []
-        return " ".join(sentences)
+        return sentences
 
-    def _horizontal(self) -> marks.Axis:
-        name = str(self.x)
-        if self.mark in ("bars", "heat_map") and not self.options.get("borders"):
-            return marks.Axis(title=self._title(name))
+    def _across(self) -> Axis:
+        title, name = self._title(self.x), str(self.x)
+        if self.mark in ("bars", "heat_map", "histogram") and not self.borders:
+            return Axis(title=title)
         if self.x_scale == "decades":
-            ticks = frames.decade_ticks(self._scaled[0][name].to_numpy(dtype=float))
-            return marks.Axis(title=self._title(name), scale="decades", ticks=ticks)
-        positions = np.unique(self.frame[name].dropna().to_numpy(dtype=float))
-        doubles = (
-            bool(len(positions)) and positions[0] > 0 and bool((positions[1:] >= 2 * positions[:-1]).all())
-        )
-        scale: Any = (
-            self.x_scale or self.result[name].attrs.get("scale") or ("doubling" if doubles else "linear")
-        )
-        is_few = scale == "doubling" or "borders" in self.options
-        ticks = positions.tolist() if is_few else None
-        return marks.Axis(title=self._title(name), scale=scale, ticks=ticks, format=self.x_format)
+            return Axis(
+                title=title, scale="decades", ticks=frames.decade_ticks(self._scaled[0][name].to_numpy(float))
+            )
+        at = np.unique(self.frame[name].dropna().to_numpy(dtype=float))
+        doubles = len(at) > 0 and at[0] > 0 and bool((at[1:] >= 2 * at[:-1]).all())
+        given = self.x_scale or self.result[name].attrs.get("scale")
+        scale: Any = given or ("doubling" if doubles else "linear")
+        ticks = at.tolist() if scale == "doubling" or self.borders else None
+        return Axis(title=title, scale=scale, ticks=ticks, format=self.x_format)
 
-    def _vertical(self) -> marks.Axis:
+    def _up(self) -> Axis:
+        title, form, domain = self._value_title, self.format, self.domain
         if self._kind != "linear":
             columns = ["from", "to"] if self.mark == "histogram" else self._columns
             ticks = frames.decade_ticks(self._scaled[0][columns].to_numpy(dtype=float).ravel())
             ticks = ticks if self.ticks is None else np.log10(self.ticks).tolist()
-            return marks.Axis(title=self._value_title, scale="decades", domain=self.domain, ticks=ticks)
-        form, domain = self.format, self.domain
+            return Axis(title=title, scale="decades", domain=domain, ticks=ticks)
         if domain is None and form is not None and form.endswith("%"):
             domain = frames.share_domain(self.frame[self._columns].to_numpy(dtype=float).ravel())
         if domain is not None and form == ".0%" and domain[1] - domain[0] < 0.1:
             form = ".1%"  # two ticks would have the same words
-        return marks.Axis(title=self._value_title, domain=domain, ticks=self.ticks, format=form)
+        return Axis(title=title, domain=domain, ticks=self.ticks, format=form)
 
-    # Channels
+    # What the mark is told
 
     def _arguments(self) -> dict[str, Any]:
-        common: dict[str, Any] = {
-            "column": self.column,
-            "row": self.row,
+        common = {
+            "x": self._across(),
+            "y": self._up(),
+            "x_field": self.x,
+            **{name: getattr(self, name) for name in ("series", "column", "row")},
+            "band": ("low", "high") if self._has_spread else None,
+            "open_where": self.open_where and "open",
+            "level": self._level(),
             "titles": {name: self._title(name) for name in self._fields},
             "choices": [self._choice(*item) for item in self.choices.items()],
             "tooltip": self._tooltips(),
-            "calculate": {f"{name}_text": self._number(name) for name in self._numbers()} | self._position(),
+            "calculate": self._texts(),
         }
-        return common | getattr(self, f"_{self.mark}")()
+        return common | getattr(self, f"_{self.mark}", dict)()
 
     def _lines(self) -> dict[str, Any]:
-        own = {"y_field": "value" if self.beside is None else "beside"}
-        return own | self._placed() | ({"band": None} if not self._has_spread else {})
-
-    def _scatter(self) -> dict[str, Any]:
-        return self._placed() | ({"bars": None} if not self._has_spread else {})
-
-    def _bars(self) -> dict[str, Any]:
-        placed = self._placed() | ({"whiskers": None} if not self._has_spread else {})
-        return {name: value for name, value in placed.items() if name != "open_where"}
-
-    def _placed(self) -> dict[str, Any]:
-        return {
-            "x": self._horizontal(),
-            "y": self._vertical(),
-            "x_field": self.x,
-            "series": self.series or "one_series",
-            "open_where": None if self.open_where is None else "open",
-            "level": self._level(),
-        }
+        return {} if self.beside is None else {"y_field": "beside"}
 
     def _ribbons(self) -> dict[str, Any]:
-        placed = {name: value for name, value in self._placed().items() if name != "open_where"}
         if self.along is not None:
-            return placed | {"bands": [("q0", "q100"), ("q25", "q75")], "middle": "q50"}
-        inner = self.bands[-1]
-        return placed | {"bands": self.bands, "bars": [(f"{end}_low", f"{end}_high", end) for end in inner]}
+            return {"bands": [("q0", "q100"), ("q25", "q75")], "middle": "q50"}
+        return {"bands": self.bands, "bars": [(f"{end}_low", f"{end}_high", end) for end in self.bands[-1]]}
 
     def _heat_map(self) -> dict[str, Any]:
-        rows = sorted(self.frame[self.y].unique()) if self.options.get("borders") else None
+        rows = sorted(self.frame[self.y].unique()) if self.borders else None
         return {
-            "x": self._horizontal(),
-            "y": marks.Axis(title=self._title(str(self.y)), ticks=rows),
-            "x_field": self.x,
+            "y": Axis(title=self._title(self.y), ticks=rows),
             "y_field": self.y,
-            "value": self._vertical(),
-            "text_field": "value_text",
+            "value": self._up(),
+            "borders": self.borders,
             "curves": self._curves() if self.curves else None,
         }
-
-    def _histogram(self) -> dict[str, Any]:
-        return {
-            "x": self._vertical(),
-            "y": marks.Axis(title="Density"),
-            "series": self.series or "one_series",
-            "theory": None if self.beside is None else self._density(),
-        }
-
-    def _density(self) -> pd.DataFrame:
-        density = self.result[str(self.beside)]
-        frame = (
-            density.rename("density")
-            .to_dataframe()
-            .reset_index()
-            .rename(columns={str(density.dims[-1]): "at"})
-        )
-        return self._in_words(frame)
 
     def _curves(self) -> pd.DataFrame:
         parts = []
         for name, curve in self.curves.items():
-            panels = [dim for dim in curve.dims if dim in self._fields]
-            along = [dim for dim in curve.dims if dim not in panels]
+            along = [dim for dim in curve.dims if dim not in self._fields]
             part = curve.rename(self.y if along else self.x).to_dataframe().reset_index()
             part = part.rename(columns={along[0]: self.x} if along else {}).assign(line=name)
             parts.append(part.dropna(subset=[self.y if along else self.x]))
         frame = pd.concat(parts, ignore_index=True)
-        inside = frame[np.isfinite(frame[self.x].astype(float))]
-        return self._in_words(
-            inside.reindex(
-                columns=[self.x, self.y, *(name for name in (self.column, self.row) if name), "line"]
-            )
-        )
+        names = [self.x, self.y, "line", *(name for name in (self.column, self.row) if name in frame)]
+        inside = np.isfinite(frame[self.x].astype(float))
+        return self._in_words(frame[inside].reindex(columns=names))
+
+    def _histogram(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"x": self._up(), "y": Axis(title="Density")}
+        if self.beside is None:
+            return told
+        density = self.result[self.beside]
+        frame = density.rename("density").to_dataframe().reset_index()
+        return told | {"theory": self._in_words(frame.rename(columns={str(density.dims[-1]): "at"}))}
 
     @property
     def _has_spread(self) -> bool:
-        drawn = self.frame[["low", "high"]].dropna()
-        return bool((drawn["low"] < drawn["high"]).any())
+        return {"low", "high"} <= set(self.frame) and bool((self.frame["low"] < self.frame["high"]).any())
 
     def _level(self) -> tuple[float, str] | None:
         if self.level is None or self._kind == "linear":
             return self.level
         return math.log10(self.level[0]), self.level[1]
 
-    def _choice(self, name: str, first: Any) -> marks.Choice:
+    def _choice(self, name: str, first: Any) -> Choice:
         column = self.frame[name]
         is_text = isinstance(column.dtype, pd.CategoricalDtype)
         values = tuple(frames.levels(self.frame, name) if is_text else sorted(column.unique()))
-        wanted = {"first": values[0], "last": values[-1]}.get(
-            first, self._sayer(name)(first) if is_text else first
-        )
-        title = self._title(name)
-        return marks.Choice(
-            name, values, wanted if wanted in values else values[0], title[:1].lower() + title[1:]
-        )
+        said = self._sayer(name)(first) if is_text else first
+        wanted = {"first": values[0], "last": values[-1]}.get(first, said)
+        return Choice(name, values, wanted if wanted in values else values[0], self._within(name))
 
-    def _in_words(self, frame: pd.DataFrame) -> pd.DataFrame:
-        for name in self._fields:
-            if name in frame and self._is_said(name):
-                frame = frame.assign(
-                    **{name: frames.ordered(frame[name].map(self._sayer(name)), self._levels(name))}
-                )
-        return frame
+    def _within(self, name: str) -> str:
+        """A title within a sentence."""
+        title = self._title(name)
+        return title[:1].lower() + title[1:]
+
+    # Tooltips
 
     def _numbers(self) -> dict[str, str]:
         """The columns of numbers that a tooltip says, with their titles."""
         if self.mark == "histogram":
             return {}
-        if self.mark == "ribbons":
-            named = _QUARTILES if self.along is not None else dict(self.values)  # type: ignore[arg-type]
-            return dict(reversed(named.items()))
+        if self.along is not None:
+            return _QUARTILES
+        if self.mark == "ribbons" and not isinstance(self.values, str):
+            return dict(reversed(list(self.values.items())))
         sample = " and ".join(self._title(name) for name in self._over if self.result.sizes[name] > 1).lower()
-        name = self._value_title
-        titles = {"value": f"{name}, {self.centre}" if sample else name}
+        titles = {"value": self._value_title + (f", {self.centre}" if sample else "")}
         if self._has_spread:
-            ends = (f"lowest {sample}", f"highest {sample}")
-            low, high = ends if self.ends is None else map(self._title, self.ends)
-            titles |= {"low": low, "high": high}
+            ends = map(self._title, self.ends) if self.ends else (f"lowest {sample}", f"highest {sample}")
+            titles |= zip(("low", "high"), ends, strict=True)
         return titles | ({} if self.beside is None else {"beside": "theory"})
 
-    def _number(self, name: str) -> str:
-        """The Vega expression of a number as text."""
-        if self._kind != "linear":
-            return frames.readout(name, self._scaled[1]["value"])
+    def _texts(self) -> dict[str, str]:
+        """The Vega expressions of numbers as text."""
+        _, across, up = self._scaled
         form = self.format or ".3g"
-        return f"isValid(datum['{name}']) ? format(datum['{name}'], '{form}') : ''"
-
-    def _position(self) -> dict[str, str]:
-        """The expression of a horizontal position that is drawn as its logarithm."""
-        is_log = self.x_scale == "decades"
-        return {f"{self.x}_text": frames.readout(str(self.x), self._scaled[1]["x"])} if is_log else {}
+        plainly = f"isValid(datum['{{0}}']) ? format(datum['{{0}}'], '{form}') : ''".format
+        texts = {
+            name: plainly(name) if self._kind == "linear" else frames.readout(name, up)
+            for name in self._numbers()
+        }
+        texts |= {str(self.x): frames.readout(str(self.x), across)} if self.x_scale == "decades" else {}
+        return {f"{name}_text": text for name, text in texts.items()}
 
     def _tooltips(self) -> list[alt.Tooltip]:
         who = [name for name in dict.fromkeys([*self._fields, self.x]) if name is not None]
@@ -522,17 +452,9 @@ class Declaration:
         return said + [self._tip(name) for name in self.tooltip]
 
     def _tip(self, name: str) -> alt.Tooltip:
-        column = self.frame[name]
-        is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-        form: dict[str, Any] = {"format": ".4~g"} if is_number else {}
-        title = self._title(name)
+        column, title = self.frame[name], self._within(name)
         if name == self.x and self.x_scale == "decades":
-            name, is_number, form = f"{name}_text", False, {}
-        kind: Any = "quantitative" if is_number else "nominal"
-        return alt.Tooltip(name, type=kind, title=title[:1].lower() + title[1:], **form)
-
-    def _colours(self) -> dict[str, dict[str, str]]:
-        if self.series is None:
-            return {}
-        look = theme.style(self._levels(self.series))
-        return {self.series: dict(zip(look.names, look.colours, strict=True))}
+            return alt.Tooltip(f"{name}_text:N", title=title)
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            return alt.Tooltip(f"{name}:Q", title=title, format=".4~g")
+        return alt.Tooltip(f"{name}:N", title=title)

@@ -39,8 +39,7 @@ def spread(
         centre: the statistic that stands for the sample.
 
     Returns:
-        Dataset of `value`, `low` (minimum), `high` (maximum) and `count` (numbers that are not NaN); the
-        first three are NaN where the count is 0.
+        Dataset of `value`, `low`, `high` and `count`: of numbers that are not NaN; where it is 0 the others are NaN.
 
     >>> s = spread(xr.DataArray([1.0, 2.0, 6.0, np.nan], dims="seed"), "seed", centre="mean")
     >>> float(s["value"]), float(s["low"]), float(s["high"]), int(s["count"])
@@ -91,9 +90,12 @@ def decades(
     >>> frame["s"].tolist(), edges
     ([-2.0, -1.0, 1.0], (-2.0, inf))
     """
+    return clip_decades(frame, _logs(frame, columns), floor=floor, ceiling=ceiling)
+
+
+def _logs(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = {name: np.log10(frame[name].to_numpy(dtype=float)) for name in columns}
-    return clip_decades(frame, logs, floor=floor, ceiling=ceiling)
+        return {name: np.log10(frame[name].to_numpy(dtype=float)) for name in columns}
 
 
 def clip_decades(
@@ -150,9 +152,6 @@ def inline(frame: pd.DataFrame, *, digits: int = 5) -> tuple[alt.InlineData, dic
         frame: one mark a row; no column may end in "_index".
         digits: how many significant digits numbers keep.
 
-    Returns:
-        The data, and the expression of each categorical column by its name.
-
     Raises:
         ValueError: a column holds an infinity, which no axis can show; see `decades`.
 
@@ -163,12 +162,11 @@ def inline(frame: pd.DataFrame, *, digits: int = 5) -> tuple[alt.InlineData, dic
     columns: dict[str, Any] = {}
     kinds: dict[str, str] = {}
     expressions: dict[str, str] = {}
-    for name, column in ((str(name), frame[name]) for name in frame.columns):
+    for name, column in frame.items():
         kind = "string"
         if isinstance(column.dtype, pd.CategoricalDtype):
-            expressions[name] = (
-                f"{json.dumps([str(level) for level in column.cat.categories])}[datum.{name}_index]"
-            )
+            names = json.dumps(list(map(str, column.cat.categories)))
+            expressions[str(name)] = f"{names}[datum.{name}_index]"
             name, column, kind = f"{name}_index", column.cat.codes, "number"
         elif pd.api.types.is_bool_dtype(column):
             column, kind = column.astype(int), "boolean"  # Vega reads the text "False" as true
@@ -178,7 +176,7 @@ def inline(frame: pd.DataFrame, *, digits: int = 5) -> tuple[alt.InlineData, dic
                 raise ValueError(
                     f"column {name!r} of a figure's frame holds an infinity; `decades` draws those."
                 )
-        columns[name], kinds[name] = column, kind
+        columns[str(name)], kinds[str(name)] = column, kind
     text = pd.DataFrame(columns).to_csv(index=False, float_format=f"%.{digits}g", lineterminator="\n")
     return alt.InlineData(values=text, format=alt.CsvDataFormat(type="csv", parse=kinds)), expressions
 
@@ -231,21 +229,16 @@ def thinned(frame: pd.DataFrame, x: str, by: Sequence[str], most: int) -> pd.Dat
     return frame[keep.astype(bool)].reset_index(drop=True)
 
 
-def quantiles(
-    values: xr.DataArray,
-    along: str,
-    over: Sequence[Hashable],
-    shares: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
-) -> xr.Dataset:
-    """Quantiles along a dimension, each the median over others: q0, q25, q50 ...
+def quantiles(values: xr.DataArray, along: str, over: Sequence[Hashable]) -> xr.Dataset:
+    """Quartiles along a dimension, each the median over others: q0, q25, q50, q75 and q100.
 
     >>> float(quantiles(xr.DataArray([1.0, 2.0, 6.0], dims="mode"), "mode", [])["q50"])
     2.0
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of samples that are all NaN
-        found = values.astype(float).quantile(list(shares), dim=along)
-    parts = {f"q{100 * share:g}": found.isel(quantile=i, drop=True) for i, share in enumerate(shares)}
+        found = values.astype(float).quantile([0.0, 0.25, 0.5, 0.75, 1.0], dim=along)
+    parts = {f"q{25 * i}": found.isel(quantile=i, drop=True) for i in range(5)}
     return xr.Dataset({name: spread(part, over)["value"] for name, part in parts.items()})
 
 
@@ -267,6 +260,16 @@ def fences(logs: np.ndarray) -> tuple[float, float]:
         float(floor) if finite.min() < floor else -math.inf,
         float(ceiling) if finite.max() > ceiling else math.inf,
     )
+
+
+def fenced(
+    frame: pd.DataFrame, columns: Sequence[str], *ends: float | None, is_log: bool = False
+) -> tuple[pd.DataFrame, tuple[float, float]]:
+    """As `decades`, or `clip_decades`, between floor and ceiling; where one is None, as `fences` says."""
+    logs = {name: frame[name].to_numpy(float) for name in columns} if is_log else _logs(frame, columns)
+    found = fences(np.concatenate(list(logs.values())))
+    floor, ceiling = (fence if end is None else end for fence, end in zip(found, ends, strict=True))
+    return clip_decades(frame, logs, floor=floor, ceiling=ceiling)
 
 
 def decade_ticks(logs: np.ndarray) -> list[float] | None:
@@ -320,7 +323,7 @@ def bordered(frame: pd.DataFrame, field: str, *, log: bool = False) -> pd.DataFr
     return frame.assign(**{f"{field}_from": edges[index], f"{field}_to": edges[index + 1]})
 
 
-def binned(samples: pd.DataFrame, field: str, by: Sequence[str], bins: int) -> pd.DataFrame:
+def binned(samples: pd.DataFrame, field: str, by: Sequence[str], bins: int = 40) -> pd.DataFrame:
     """Histograms on common bins: `from`, `to`, `value` (density: each has area 1) and `count` for each group."""
     edges = np.histogram_bin_edges(samples[field].dropna(), bins)
 
@@ -332,9 +335,13 @@ def binned(samples: pd.DataFrame, field: str, by: Sequence[str], bins: int) -> p
     if not by:
         return rows(samples[field])
     groups = samples.groupby(list(by), observed=True, sort=False)[field]
-    parts = [
-        rows(column).assign(**dict(zip(by, key, strict=True)))
-        for key, column in ((key if isinstance(key, tuple) else (key,), column) for key, column in groups)
-    ]
-    frame = pd.concat(parts, ignore_index=True)
-    return frame.astype({name: samples[name].dtype for name in by})
+    parts = pd.concat({key: rows(column) for key, column in groups}, names=by).reset_index(list(by))
+    return parts.astype({name: samples[name].dtype for name in by})
+
+
+def stacked(frame: pd.DataFrame, further: pd.DataFrame, fields: Sequence[str]) -> pd.DataFrame:
+    """Further rows below a frame's, repeated for each value of the fields that they lack."""
+    rest = frame[[name for name in fields if name not in further]].drop_duplicates()
+    further = further.merge(rest, how="cross") if len(rest.columns) else further
+    kinds = {name: frame[name].dtype for name in fields}
+    return pd.concat([frame, further], ignore_index=True).astype(kinds)

@@ -162,7 +162,8 @@ def _around(q: jax.Array) -> jax.Array:
     """The mean over the 3 x 3 pixels around each, zeros outside the image."""
     height, width = q.shape[-2:]
     padded = jnp.pad(q, [(0, 0)] * (q.ndim - 2) + [(1, 1), (1, 1)])
-    return sum(padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
+    shifted = [padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return jnp.mean(jnp.stack(shifted), 0)
 
 
 @partial(jax.jit, static_argnums=0)

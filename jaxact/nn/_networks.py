@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
@@ -62,7 +61,7 @@ class _Network(nnx.Module):
         taps: Float[Array, " layer *batch_and_hidden"] | None = None,
     ) -> Float[Array, "*batch_and_hidden"]:
         """The last hidden state, the output of the stack."""
-        return self.stack(self.embed(x), depth, activation, mode=mode, taps=taps)
+        return self.stack(self.embed(jnp.asarray(x)), depth, activation, mode=mode, taps=taps)
 
     def trace(
         self,
@@ -71,7 +70,7 @@ class _Network(nnx.Module):
         activation: Elementwise | None = None,
     ) -> Trace:
         """The stack's `Trace` on the embedded input."""
-        return self.stack.trace(self.embed(x), depth, activation)
+        return self.stack.trace(self.embed(jnp.asarray(x)), depth, activation)
 
     def readout(
         self, h: Float[Array, "*batch_and_hidden"], activation: Elementwise | None = None

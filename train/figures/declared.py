@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from jaxact import theme
+from train import fields
 from train.figures import frames, marks
 from train.figures.encoding import Axis, Choice, finish, plain, shown
 from train.words import power
@@ -24,6 +25,7 @@ _QUARTILES = {
     "q0": "smallest",
 }
 _NO_EDGES = (-math.inf, math.inf)
+_MARKS = ("lines", "ribbons", "heat_map", "scatter", "bars", "histogram")
 
 
 def measured(
@@ -42,7 +44,11 @@ def measured(
         values: the variable; or variables and what to call them, told apart by the field "quantity".
         mark: "lines", "ribbons", "heat_map", "scatter", "bars" or "histogram".
         words: the attributes of `Declaration`; others are passed on to the mark.
+
+    Raises:
+        ValueError: an unknown mark, or a dimension that is neither drawn nor reduced.
     """
+    fields.among(_MARKS)("mark", mark)
     own = {name: words.pop(name) for name in list(words) if name in Declaration.__dataclass_fields__}
     declared = Declaration(result=result, values=values, mark=mark, options=words, **own)
     return None if declared.frame.empty else declared.chart()

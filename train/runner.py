@@ -24,7 +24,7 @@ import xarray as xr
 from rich.console import Console
 
 from train import config, results
-from train.config import ConfigError
+from train.config import ConfigError, StorageError
 from train.experiment import Cell, Experiment
 from train.progress import Display
 from train.workers import Measurement, in_this_process
@@ -33,10 +33,6 @@ _PACKAGES = ("jaxact", "jax", "jaxlib", "flax", "optax", "numpy", "xarray", "h5n
 
 
 Measure: TypeAlias = Callable[[Experiment, Sequence[Cell], Display], Generator[Measurement]]
-
-
-class StorageError(OSError):
-    """A file of the run could not be written; what was finished before is kept and can be resumed."""
 
 
 class Record(NamedTuple):

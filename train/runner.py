@@ -41,11 +41,11 @@ class Record(NamedTuple):
     Attributes:
         study: the config file's stem.
         run_id: the folder's name: study, UTC time and a hash that keeps two runs of one second apart.
-        experiment: the experiment's type, as `config.type_name` writes it.
+        experiment: its type, as `config.type_name` writes it.
         command: the command line that repeats the run.
         started: UTC time, ISO 8601.
-        cells: the names of all cells, in order.
-        config: every field of the experiment, resolved.
+        cells: the names of all, in order.
+        config: every field of the experiment, as `config.resolved` writes it.
         smoke: whether it is the small study that `smoke()` makes; the runs before this was noted say no.
     """
 
@@ -62,7 +62,7 @@ class Record(NamedTuple):
 def create(
     experiment: Experiment, config_path: Path, *, output: Path, command: str, smoke: bool = False
 ) -> Path:
-    """Make the folder of a new run: its config.json and a copy of the config file, or nothing.
+    """Make the folder `output`/<study>-<UTC time>-<hash> of a new run, its config.json and a copy of the config file.
 
     Args:
         experiment: what will run, command-line fields included.
@@ -70,9 +70,6 @@ def create(
         output: the folder of all runs; made if need be.
         command: the command line that repeats the run.
         smoke: whether `experiment` is a smoke test, for the record.
-
-    Returns:
-        The new folder, `output`/<study>-<UTC time>-<hash>.
 
     Raises:
         ConfigError: if the experiment has no cells, repeats a name, or its type cannot be found again.
@@ -98,25 +95,18 @@ def create(
         shutil.copyfile(config_path, draft / "config.py")
         results.write_atomically(draft / "config.json", json.dumps(record._asdict(), indent=2).encode())
         draft.rename(directory)
-    except BaseException as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         raise StorageError(
             f"cannot make a run folder in `output` {output}: {error.strerror or error}. "
             "Free some space there or choose another folder with --output."
         ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # not there once it has its name
     return directory
 
 
 def read(directory: Path) -> Record:
     """Read what a run folder knows about its run.
-
-    Args:
-        directory: a run folder.
-
-    Returns:
-        Its record.
 
     Raises:
         ConfigError: if it is not the folder of a run.
@@ -134,16 +124,11 @@ def read(directory: Path) -> Record:
 def check_resumable(experiment: Experiment, directory: Path) -> None:
     """Check that a run folder holds a run of exactly this experiment.
 
-    Args:
-        experiment: what the config file and the command line ask for now.
-        directory: the run folder.
-
     Raises:
         ConfigError: naming the fields that differ, with both values.
     """
     record = read(directory)
-    now = json.loads(json.dumps(config.resolved(experiment)))
-    if different := config.differences(record.config, now):
+    if different := config.differences(record.config, config.resolved(experiment)):
         raise ConfigError(
             f"{directory} is a run of another config:\n  " + "\n  ".join(different) + "\n"
             f"Resume it with its own: {resume_command(directory)}\nor start a new run without --resume."
@@ -175,7 +160,7 @@ def run(
         measure: measures cells, given (experiment, cells, display): one of `train.workers`.
 
     Returns:
-        The combined Dataset, as stored in result.nc.
+        What result.nc holds.
 
     Raises:
         ConfigError: if another process runs in this folder.
@@ -208,15 +193,7 @@ def run(
 
 
 def draw(result: xr.Dataset, experiment: type[Experiment], directory: Path) -> Path:
-    """Draw figures and report of a stored result into its run folder.
-
-    Args:
-        result: a combined Dataset.
-        experiment: the experiment's type; only its static methods are called.
-        directory: the run folder.
-
-    Returns:
-        The path of report.html.
+    """Draw figures and report of a combined result into its run folder; gives the path of report.html.
 
     Raises:
         StorageError: if a file cannot be written.
@@ -242,25 +219,14 @@ def is_running(directory: Path) -> bool:
 
 
 def provenance(record: Record) -> dict[str, str]:
-    """Collect where a result comes from, as text attributes that `results.check` asks for.
-
-    Args:
-        record: of the run.
-
-    Returns:
-        Attribute to text; `config` and `versions` are JSON.
-    """
-    return {
+    """Collect where a run's result comes from, as the text attributes that `results.check` asks for."""
+    known = {name: getattr(record, name) for name in ("study", "experiment", "run_id", "command", "started")}
+    return known | {
         "format": results.FORMAT,
-        "study": record.study,
-        "experiment": record.experiment,
         "config": json.dumps(record.config, sort_keys=True),
-        "run_id": record.run_id,
-        "command": record.command,
         "git_commit": _git_commit(),
         "versions": json.dumps(_versions()),
         "device": _device(),
-        "started": record.started,
         "smoke": json.dumps(record.smoke),
     }
 
@@ -269,9 +235,6 @@ def peak_memory(num_workers: int) -> float:
     """Return the most memory this process and its workers have held so far, in GiB.
 
     Each worker counts as much as the largest: an upper bound, as their peaks differ and need not coincide.
-
-    Args:
-        num_workers: how many worker processes there were at a time.
     """
     try:
         import resource

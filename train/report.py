@@ -4,8 +4,8 @@ import datetime
 import functools
 import html
 import json
-import math
 import re
+import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,35 +22,20 @@ __all__ = ["write_report"]
 
 _SCALE = 2.0  # pixels of a PNG for each pixel of the chart
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_FIRST_FACTS = (
-    "study",
-    "run_id",
-    "command",
-    "device",
-    "started",
-    "wall_seconds",
-    "compile_seconds",
-    "run_seconds",
-    "git_commit",
-)
+_TIMES = ("wall_seconds", "compile_seconds", "run_seconds")
+_FIRST_FACTS = ("study", "run_id", "command", "device", "started", *_TIMES, "git_commit")
 _SMOKE = "SMOKE RUN: numbers mean nothing"
+_HINT = (
+    '<p class="hint">Point at a mark for its numbers; click an entry of a legend to pick it out (with Shift, '
+    "several).</p>\n<noscript><p>The figures need JavaScript here; the folder figures/ holds them as PNG and "
+    "SVG.</p></noscript>\n"
+)
 _NAMES = {
     "wall_seconds": "total time",
     "experiment": "code of the study",
     "format": "file format",
     "smoke": "smoke run",
 }
-_HERE = Path(__file__).parent
-# Nothing may be loaded; vega compiles its expressions, which needs eval.
-_POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'unsafe-inline' 'unsafe-eval'",
-        "style-src 'unsafe-inline'",
-        "img-src data: blob:",
-    ]
-)
-
 Spec = dict[str, Any]
 
 
@@ -74,14 +59,7 @@ def write_report(result: xr.Dataset, experiment: Any, directory: Path) -> Path:
         ValueError: a figure's name cannot be a file name.
         OSError: a file cannot be written.
     """
-    charts = dict(experiment.figures(result))
-    for name in charts:
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"figures() gave a figure the name {name!r}, which must be a file name of letters, digits, _ "
-                "and -. Rename it."
-            )
-    specs = {name: _spec(chart) for name, chart in charts.items()}
+    specs = {name: _spec(name, chart) for name, chart in experiment.figures(result).items()}
     page = _page(result, experiment, specs)
     folder = directory / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +72,12 @@ def write_report(result: xr.Dataset, experiment: Any, directory: Path) -> Path:
     return path
 
 
-def _spec(chart: alt.TopLevelMixin) -> Spec:
+def _spec(name: str, chart: alt.TopLevelMixin) -> Spec:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"figures() gave a figure the name {name!r}, which must be a file name of letters, digits, _ and -. "
+            "Rename it."
+        )
     with alt.data_transformers.disable_max_rows():  # of charts that hold a frame; the limit is for notebooks
         return chart.to_dict()
 
@@ -103,38 +86,26 @@ def _page(result: xr.Dataset, experiment: Any, specs: Mapping[str, Spec]) -> str
     name, lead = _title(result, experiment)
     smoke = result.attrs.get("smoke") == "true"
     verdict, *others = experiment.findings(result) or ["No finding: the result holds nothing to judge."]
-    parts = [
-        f"<header><h1>{_text(name)}{f' <strong>{_SMOKE}</strong>' if smoke else ''}</h1>",
-        f'<p class="lead">{_text(lead)}</p>' if lead else "",
-        f'<p class="origin">{" &middot; ".join(map(_text, _origin(result)))}</p></header>',
-        "<main>",
-        _answer(verdict, specs),
-        _contents(specs),
-        _section("findings", "Findings", _findings(others)),
-        '<div class="filtered">',
-        _section("figures", "Figures", _figures(specs)),
-        _section("tables", "Tables", _tables(experiment.tables(result))),
-        "</div>",
-        _section("making", "How it was made", _making(result)),
-        "</main>",
-        _scripts(specs),
-    ]
-    body = "\n".join(part for part in parts if part)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(f"{_SMOKE}. {name}" if smoke else name)}</title>
-<style>
-{(_HERE / "report.css").read_text(encoding="utf-8")}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+    return string.Template(_beside("html")).substitute(
+        title=_text(f"{_SMOKE}. {name}" if smoke else name),
+        style=_beside("css"),
+        headline=_text(name) + (f" <strong>{_SMOKE}</strong>" if smoke else ""),
+        lead=_text(lead),
+        origin=" &middot; ".join(map(_text, _origin(result))),
+        verdict=_text(verdict),
+        picture=_picture(specs),
+        contents="\n".join(_link(name, spec) for name, spec in specs.items()),
+        findings=_section("findings", "Findings", _findings(others)),
+        figures=_section("figures", "Figures", _figures(specs)),
+        tables=_section("tables", "Tables", _tables(experiment.tables(result))),
+        making=_section("making", "How it was made", _making(result)),
+        scripts=_scripts(specs),
+    )
+
+
+def _beside(suffix: str) -> str:
+    """The file of this name beside this module."""
+    return Path(__file__).with_suffix(f".{suffix}").read_text(encoding="utf-8")
 
 
 def _title(result: xr.Dataset, experiment: Any) -> tuple[str, str]:
@@ -163,22 +134,14 @@ def _moment(text: str) -> str:
         return text
 
 
-def _answer(verdict: str, specs: Mapping[str, Spec]) -> str:
-    picture = "<p>No figure: the result holds no number to draw.</p>"
-    for name, spec in list(specs.items())[:1]:
-        picture = _figure(name, spec, f"<figcaption>{_heading(1, name, spec)}</figcaption>\n")
-    words = f'<div><h2 id="verdict">Verdict</h2>\n<p class="verdict">{_text(verdict)}</p></div>'
-    return f'<section class="answer">{words}\n{picture}</section>'
+def _picture(specs: Mapping[str, Spec]) -> str:
+    for name, spec in specs.items():
+        return _figure(name, spec, f"<figcaption>{_heading(1, name, spec)}</figcaption>\n")
+    return "<p>No figure: the result holds no number to draw.</p>"
 
 
-def _contents(specs: Mapping[str, Spec]) -> str:
-    titles = {name: _text(_words(spec, name)[0]) for name, spec in specs.items()}
-    figures = "\n".join(f'<li><a href="#figure-{name}">{title}</a></li>' for name, title in titles.items())
-    return (
-        '<nav aria-label="On this page"><p><a href="#findings">Findings</a> <a href="#figures">Figures</a> '
-        '<a href="#tables">Tables</a> <a href="#making">How it was made</a></p>\n'
-        + (f"<ol>\n{figures}\n</ol></nav>" if figures else "</nav>")
-    )
+def _link(name: str, spec: Spec) -> str:
+    return f'<li><a href="#figure-{name}">{_text(_words(spec, name)[0])}</a></li>'
 
 
 def _section(key: str, title: str, body: str) -> str:
@@ -198,25 +161,21 @@ def _topic(group: tuple[str, Sequence[str]]) -> str:
     topic, findings = group
     items = "\n".join(f"<li>{_text(finding)}</li>" for finding in findings)
     count = f" ({len(findings)})" if len(findings) > 1 else ""
-    return (
-        f"<details><summary><h3>{_text(topic or 'Other findings')}{count}</h3>"
-        f' <span class="peek">{_text(findings[0])}</span></summary>\n<ul>\n{items}\n</ul></details>'
-    )
+    peek = f'<span class="peek">{_text(findings[0])}</span>'
+    return _fold(f"<h3>{_text(topic or 'Other findings')}{count}</h3> {peek}", f"<ul>\n{items}\n</ul>")
+
+
+def _fold(summary: str, body: str, state: str = "") -> str:
+    return f"<details{state}><summary>{summary}</summary>\n{body}</details>"
 
 
 def _figures(specs: Mapping[str, Spec]) -> str:
     """What the page does with figures, and under a fold each but the first, which stands beside the verdict."""
     folds = [
-        f"<details><summary>{_heading(number, name, spec)}</summary>\n{_figure(name, spec)}</details>"
+        _fold(_heading(number, name, spec), _figure(name, spec))
         for number, (name, spec) in enumerate(specs.items(), start=1)
-        if number > 1
     ]
-    hint = (
-        '<p class="hint">Point at a mark for its numbers; click an entry of a legend to pick it out (with Shift, '
-        "several).</p>\n<noscript><p>The figures need JavaScript here; the folder figures/ holds them as PNG and "
-        "SVG.</p></noscript>\n"
-    )
-    return (hint if specs else "") + ("\n".join(folds) or "<p>No other figure.</p>")
+    return (_HINT if specs else "") + ("\n".join(folds[1:]) or "<p>No other figure.</p>")
 
 
 def _heading(number: int, name: str, spec: Spec) -> str:
@@ -226,12 +185,10 @@ def _heading(number: int, name: str, spec: Spec) -> str:
 
 
 def _figure(name: str, spec: Spec, heading: str = "") -> str:
-    caption = spec.get("usermeta", {}).get("caption", "")
     return (
         f'<figure id="figure-{name}" aria-labelledby="title-{name}">\n{heading}'
         f'<div class="view" id="view-{name}" data-state="waiting"></div>\n'
-        + (f'<p class="note">{_text(caption)}</p>\n' if caption else "")
-        + "</figure>"
+        f'<p class="note">{_text(spec.get("usermeta", {}).get("caption", ""))}</p>\n</figure>'
     )
 
 
@@ -255,7 +212,7 @@ def _scripts(specs: Mapping[str, Spec]) -> str:
         pages[name] = page | {"datasets": dict.fromkeys(spec.get("datasets", {}))}
     blocks = {"datasets": datasets, "specs": pages, "dark": theme.DARK}
     sources = [_bundle()] if specs else []
-    sources.append(_script((_HERE / "report.js").read_text(encoding="utf-8")))
+    sources.append(_script(_beside("js")))
     return "\n".join(
         [
             f'<script type="application/json" id="{key}">{_json(block)}</script>'
@@ -285,69 +242,57 @@ def _script(source: str) -> str:
 def _tables(tables: Mapping[str, pd.DataFrame]) -> str:
     if not tables:
         return "<p>No table: this study makes none.</p>"
-    parts = ["<p>Click a column's name to sort by it.</p>"]
-    for title, table in tables.items():
-        caption = table.attrs.get("caption", "")
-        parts.append(f"<h3>{_text(title)}</h3>")
-        parts += [f'<p class="note">{_text(caption)}</p>'] if caption else []
-        parts.append(_table(str(title), table))
-    return "\n".join(parts)
+    shown = [
+        f'<h3>{_text(title)}</h3>\n<p class="note">{_text(table.attrs.get("caption", ""))}</p>\n{_table(title, table)}'
+        for title, table in tables.items()
+    ]
+    return "\n".join(["<p>Click a column's name to sort by it.</p>", *shown])
 
 
 def _table(title: str, table: pd.DataFrame) -> str:
     if not isinstance(table.index, pd.RangeIndex):
         table = table.reset_index()
-    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]
-    classes = [' class="number"' if number else "" for number in numeric]
-    heads = "".join(
-        f'<th scope="col"{kind} data-column="{_text(name)}"><button type="button">{_text(name)}</button></th>'
-        for name, kind in zip(table.columns, classes, strict=True)
-    )
-    rows = []
-    for row in table.itertuples(index=False, name=None):
-        cells = "".join(
-            f"<td{kind}{_sort_key(value)}>{_text(_cell(value))}</td>"
-            for value, kind in zip(row, classes, strict=True)
-        )
-        rows.append(f"<tr>{cells}</tr>")
+    classes = [' class="number"' if pd.api.types.is_numeric_dtype(dtype) else "" for dtype in table.dtypes]
+    heads = "".join(map(_head, table.columns, classes))
+    rows = ("".join(map(_cell, row, classes)) for row in table.itertuples(index=False, name=None))
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(title)}">'
         f'<table class="sortable"><thead><tr>{heads}</tr></thead>'
-        "\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
+        "\n<tbody>\n" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "\n</tbody></table></div>"
     )
 
 
-def _cell(value: Any) -> str:
+def _head(name: Any, kind: str) -> str:
+    name = _text(name)
+    return f'<th scope="col"{kind} data-column="{name}"><button type="button">{name}</button></th>'
+
+
+def _cell(value: Any, kind: str) -> str:
+    """A value to three digits, with the whole of it to sort by; nothing for what is missing."""
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return f"<td{kind}></td>"
     if not isinstance(value, float):
-        return "" if value is None or value is pd.NA else str(value)
-    if math.isnan(value):
-        return ""
-    if math.isinf(value):
-        return "\N{INFINITY}" if value > 0 else "-\N{INFINITY}"
-    return str(int(value)) if value.is_integer() and abs(value) < 1e6 else f"{value:.3g}"
-
-
-def _sort_key(value: Any) -> str:
-    if isinstance(value, float) and not math.isnan(value):
-        key = repr(float(value)).replace("inf", "Infinity")  # as JavaScript reads it
-        return f' data-sort="{key}"'
-    return ""
+        return f"<td{kind}>{_text(value)}</td>"
+    key = repr(float(value)).replace("inf", "Infinity")  # as JavaScript reads it
+    is_count = value.is_integer() and abs(value) < 1e6
+    shown = str(int(value)) if is_count else f"{value:.3g}".replace("inf", "\N{INFINITY}")
+    return f'<td{kind} data-sort="{key}">{shown}</td>'
 
 
 def _making(result: xr.Dataset) -> str:
     attributes = {str(name): _parsed(value) for name, value in result.attrs.items()}
-    order = [name for name in _FIRST_FACTS if name in attributes]
-    order += sorted(attributes.keys() - set(order))
-    sizes = ", ".join(f"{dim} {size}" for dim, size in result.sizes.items())
-    facts = dict(_fact(name, attributes[name]) for name in order if not isinstance(attributes[name], dict))
-    parts = [_facts(facts | {"size of the result": sizes or "none"})]
-    for name in order:
-        if isinstance(attributes[name], dict):
-            words, state = ("Settings", " open") if name == "config" else (name.capitalize(), "")
-            facts = {str(key).replace("_", " "): value for key, value in attributes[name].items()}
-            summary = f"<summary><h3>{_text(words.replace('_', ' '))}</h3></summary>"
-            parts.append(f"<details{state}>{summary}{_facts(facts)}</details>")
-    return "\n".join(parts)
+    first = [name for name in _FIRST_FACTS if name in attributes]
+    order = [*first, *sorted(attributes.keys() - set(first))]
+    groups = {name: attributes[name] for name in order if isinstance(attributes[name], dict)}
+    facts = dict(_fact(name, attributes[name]) for name in order if name not in groups)
+    facts["size of the result"] = ", ".join(f"{dim} {size}" for dim, size in result.sizes.items()) or "none"
+    return "\n".join([_facts(facts), *(_group(name, group) for name, group in groups.items())])
+
+
+def _group(name: str, group: Mapping[str, Any]) -> str:
+    words, state = ("Settings", " open") if name == "config" else (name.capitalize(), "")
+    facts = {str(key).replace("_", " "): value for key, value in group.items()}
+    return _fold(f"<h3>{_text(words.replace('_', ' '))}</h3>", _facts(facts), state)
 
 
 def _fact(name: str, value: Any) -> tuple[str, Any]:
@@ -380,14 +325,12 @@ def _readable(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "not set", True: "yes", False: "no"}[value]
     if isinstance(value, list):
-        return ", ".join(
-            f"({_readable(each)})" if isinstance(each, list) else _readable(each) for each in value
-        )
+        said = ((_readable(each), isinstance(each, list)) for each in value)
+        return ", ".join(f"({text})" if is_list else text for text, is_list in said)
     if isinstance(value, dict):
-        fields = [
-            f"{key}={_readable(each)}" for key, each in value.items() if key != "type" and each is not None
-        ]
-        return f"{value.get('type', '')}({', '.join(fields)})" if fields else str(value.get("type", "none"))
+        fields = {key: each for key, each in value.items() if key != "type" and each is not None}
+        said = ", ".join(f"{key}={_readable(each)}" for key, each in fields.items())
+        return f"{value.get('type', '')}({said})" if said else str(value.get("type", "none"))
     return str(value)
 
 

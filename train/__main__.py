@@ -1,7 +1,5 @@
 """The command line of the studies: run one, redraw its report, list what there is."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime
@@ -140,8 +138,8 @@ def _kept(directory: Path) -> str:
     """What there is of an unfinished run, and how to go on."""
     from train import runner
 
-    cells, command = _progress(directory), runner.resume_command(directory)
-    return f"{cells} cells are finished and kept. Continue with:\n  {command}"
+    kept = f"{runner.progress(directory)} cells are finished and kept."
+    return f"{kept} Continue with:\n  {runner.resume_command(directory)}"
 
 
 def _report(arguments: Sequence[str]) -> int:
@@ -158,7 +156,9 @@ def _report(arguments: Sequence[str]) -> int:
 
     again = runner.resume_command(directory)
     if not (directory / "result.nc").exists():
-        return _fail(f"{directory} is unfinished: {_progress(directory)} cells. Continue it with:\n  {again}")
+        return _fail(
+            f"{directory} is unfinished: {runner.progress(directory)} cells. Continue it with:\n  {again}"
+        )
     try:
         result = results.load(directory / "result.nc")
         results.check(result)
@@ -215,13 +215,6 @@ def _listed(directory: Path) -> Iterator[tuple[str, ...]]:
         state = "running" if runner.is_running(directory) else state
         cells = f"{runner.finished_cells(directory)}/{len(record.cells)}"
         yield str(directory), record.study, cells, state, _age(record.started)
-
-
-def _progress(directory: Path) -> str:
-    """How many of a run's cells are finished."""
-    from train import runner
-
-    return f"{runner.finished_cells(directory)} of {len(runner.read(directory).cells)}"
 
 
 def _show(result: Any, experiment: type[Experiment], directory: Path) -> None:

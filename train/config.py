@@ -1,7 +1,5 @@
 """A config file: how it becomes an experiment, and how an experiment is written down and found again."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import difflib

@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM: how a run ends within seconds even while compiled code holds the main thread."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -4,8 +4,6 @@ A field whose value's class offers `choices()`, names to dataclasses that need n
 `--FIELD NAME`; `--FIELD.SUBFIELD VALUE` sets the fields of what is chosen, in whatever order.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence

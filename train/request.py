@@ -1,7 +1,5 @@
 """What the words of a command line ask for: an experiment with its fields, or a run that there is."""
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 from collections.abc import Sequence

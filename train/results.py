@@ -1,7 +1,5 @@
 """The stored result of a study: one labelled xarray Dataset in one NetCDF file, whole or not there."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -112,15 +110,14 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
         ValueError: if it is whole but no study of jaxact wrote it.
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            signature = file.read(len(_HDF5_SIGNATURE))
-    except FileNotFoundError:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Give the result.nc inside it.")
+    if not path.exists():
         raise FileNotFoundError(
             f"{path} does not exist. Give the result.nc of a finished run; `python -m train list` shows them."
-        ) from None
-    except IsADirectoryError:
-        raise IsADirectoryError(f"{path} is a folder. Give the result.nc inside it.") from None
+        )
+    with open(path, "rb") as file:
+        signature = file.read(len(_HDF5_SIGNATURE))
     if signature and not _HDF5_SIGNATURE.startswith(signature):
         raise ValueError(f"{path} is not a NetCDF4 file. Give the result.nc that a run wrote.")
     try:

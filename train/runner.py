@@ -1,7 +1,5 @@
 """A run: its folder, its cells, each stored as it ends, then the combined result."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import datetime
@@ -30,7 +28,6 @@ from train.progress import Display
 from train.workers import Measurement, in_this_process
 
 _PACKAGES = ("jaxact", "jax", "jaxlib", "flax", "optax", "numpy", "xarray", "h5netcdf")
-
 
 Measure: TypeAlias = Callable[[Experiment, Sequence[Cell], Display], Generator[Measurement]]
 
@@ -64,12 +61,8 @@ def create(
 ) -> Path:
     """Make the folder `output`/<study>-<UTC time>-<hash> of a new run, its config.json and a copy of the config file.
 
-    Args:
-        experiment: what will run, command-line fields included.
-        config_path: the file it came from; names the study.
-        output: the folder of all runs; made if need be.
-        command: the command line that repeats the run.
-        smoke: whether `experiment` is a smoke test, for the record.
+    The config file names the study; `command` and `smoke` go into the `Record`. `output`, the folder of all runs, is
+    made if need be.
 
     Raises:
         ConfigError: if the experiment has no cells, repeats a name, or its type cannot be found again.
@@ -91,15 +84,11 @@ def create(
     )
     directory, draft = output / run_id, output / f".{run_id}.tmp"
     try:
-        (draft / "cells").mkdir(parents=True)
-        shutil.copyfile(config_path, draft / "config.py")
-        results.write_atomically(draft / "config.json", json.dumps(record._asdict(), indent=2).encode())
-        draft.rename(directory)
-    except OSError as error:
-        raise StorageError(
-            f"cannot make a run folder in `output` {output}: {error.strerror or error}. "
-            "Free some space there or choose another folder with --output."
-        ) from error
+        with _writing(f"make a run folder in `output` {output}", "or choose another folder with --output"):
+            (draft / "cells").mkdir(parents=True)
+            shutil.copyfile(config_path, draft / "config.py")
+            results.write_atomically(draft / "config.json", json.dumps(record._asdict(), indent=2).encode())
+            draft.rename(directory)
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # not there once it has its name
     return directory
@@ -145,22 +134,24 @@ def resume_command(directory: Path) -> str:
     return f"{read(directory).command} --resume {directory}"
 
 
+def progress(directory: Path) -> str:
+    """Say how many of a run's cells are finished: "3 of 4"."""
+    return f"{finished_cells(directory)} of {len(read(directory).cells)}"
+
+
 def run(
     experiment: Experiment, directory: Path, *, console: Console, measure: Measure = in_this_process
 ) -> xr.Dataset:
-    """Run the cells of a run folder that are not finished, then combine all of them and write the report.
+    """Run the cells of a run folder that are not finished, then write the report and result.nc, which is returned.
 
     A cell is finished when its file can be loaded and is of this config, so this function may be killed at
     any time and called again. A failing cell ends the run and leaves the finished ones.
 
     Args:
-        experiment: the experiment of this folder; `check_resumable` holds.
-        directory: a folder made by `create`.
+        experiment: the one of this folder; `check_resumable` holds.
+        directory: made by `create`.
         console: where progress is shown.
-        measure: measures cells, given (experiment, cells, display): one of `train.workers`.
-
-    Returns:
-        What result.nc holds.
+        measure: one of `train.workers`.
 
     Raises:
         ConfigError: if another process runs in this folder.
@@ -186,7 +177,7 @@ def run(
                     parts[cell.name] = _stored(measurement, files[cell.name], attributes)
                     display.finish(cell, measurement.seconds)
         result = _combined([part for part in parts.values() if part is not None], attributes)
-        with _writing(directory, "result.nc"):
+        with _writing(f"write result.nc in {directory}"):
             results.save(result, directory / "result.nc")
         draw(result, type(experiment), directory)
     return result
@@ -200,7 +191,7 @@ def draw(result: xr.Dataset, experiment: type[Experiment], directory: Path) -> P
     """
     from train.report import write_report  # altair takes half a second to import
 
-    with _writing(directory, "report"):
+    with _writing(f"write report in {directory}"):
         return write_report(result, experiment, directory)
 
 
@@ -290,7 +281,7 @@ def _stored(measurement: Measurement, path: Path, attributes: Mapping[str, str])
     cell, part, seconds = measurement
     results.check_structure(part)
     part = part.assign_attrs({**attributes, "cell": cell.name, "wall_seconds": seconds})
-    with _writing(path.parent.parent, f"cell {cell.name}"):
+    with _writing(f"write cell {cell.name} in {path.parent.parent}"):
         results.save(part, path)
     return part
 
@@ -309,16 +300,13 @@ def _combined(parts: Sequence[xr.Dataset], attributes: Mapping[str, str]) -> xr.
 
 
 @contextlib.contextmanager
-def _writing(directory: Path, what: str) -> Iterator[None]:
+def _writing(task: str, remedy: str = "then continue; finished cells are kept") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "Free some space" if is_full else "Make the folder writable"
-        raise StorageError(
-            f"cannot write {what} in {directory}: {reason}. {remedy}, then continue; finished cells are kept."
-        ) from error
+        first = "Free some space" if is_full else "Make the folder writable"
+        raise StorageError(f"cannot {task}: {error.strerror or error}. {first}, {remedy}.") from error
 
 
 @contextlib.contextmanager
@@ -331,13 +319,12 @@ def _only_here(directory: Path) -> Iterator[None]:
         return
     handle = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ConfigError(f"another process runs in {directory}. Wait for it or end it first.") from None
-    except OSError:
-        pass  # some network file systems have no locks
-    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process runs in {directory}. Wait for it or end it first.") from None
+        except OSError:
+            pass  # some network file systems have no locks
         yield
     finally:
         os.close(handle)

@@ -62,8 +62,8 @@ def side_by_side(
         experiment: whose cells; each worker makes its own from `words`, since it may hold what cannot be sent.
         cells: which of them, in order.
         display: told of starts and progress.
-        words: the words after `python -m train run` that describe the experiment.
-        num_workers: how many processes.
+        words: those after `python -m train run` that describe the experiment.
+        num_workers: at most so many processes.
 
     Raises:
         WorkerDiedError: if a worker was killed.

@@ -81,7 +81,8 @@ def side_by_side(
                 workers.append(_Worker(stretch, words, config.resolved(experiment)))
                 workers[-1].assign(stretches, display)
         while working := {worker.connection: worker for worker in workers if worker.cell}:
-            for connection in multiprocessing.connection.wait([*working]):
+            ready: list[Any] = multiprocessing.connection.wait([*working])
+            for connection in ready:
                 worker = working[connection]
                 cell = worker.cell
                 if measured := worker.next_word(display):

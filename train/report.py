@@ -46,11 +46,8 @@ def write_report(result: xr.Dataset, experiment: Any, directory: Path) -> Path:
     Args:
         result: a combined Dataset; its attributes say how it was made.
         experiment: an experiment, or its type, with the static methods `figures`, `findings` and `tables`.
-        directory: the run folder; made if it is not there. Gets `figures/<name>.png`, `figures/<name>.svg`
-            and `report.html`, each written whole or not at all, the page last.
-
-    Returns:
-        The path of the page.
+        directory: made if it is not there; gets `figures/<name>.png`, `figures/<name>.svg` and `report.html`,
+            whose path is returned, each written whole or not at all, the page last.
 
     Raises:
         ValueError: a figure's name cannot be a file name.

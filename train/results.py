@@ -139,7 +139,7 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
 def combine(cells: Sequence[xr.Dataset]) -> xr.Dataset:
     """Join the Datasets of a study's cells into one, by their coordinates.
 
-    Coordinates are the union over the cells, in the order in which the cells list them; a numeric coordinate
+    These are the union over the cells, in the order in which the cells list them; a numeric coordinate
     that ascends within every cell and has more than one value in some (layers, steps) stays ascending. What
     no cell measured is NaN ("" for text). A variable that is covered everywhere keeps its dtype; one with
     gaps becomes floating.

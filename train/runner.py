@@ -10,13 +10,13 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import xarray as xr
 from rich.console import Console
@@ -29,15 +29,13 @@ from train.workers import Measurement, in_this_process
 
 _PACKAGES = ("jaxact", "jax", "jaxlib", "flax", "optax", "numpy", "xarray", "h5netcdf")
 
-Measure: TypeAlias = Callable[[Experiment, Sequence[Cell], Display], Generator[Measurement]]
-
 
 class Record(NamedTuple):
     """What a run folder knows about its run from the start; config.json holds it.
 
     Attributes:
         study: the config file's stem.
-        run_id: the folder's name: study, UTC time and a hash that keeps two runs of one second apart.
+        run_id: the folder's name: study, UTC time and digits that keep two runs of one second apart.
         experiment: its type, as `config.type_name` writes it.
         command: the command line that repeats the run.
         started: UTC time, ISO 8601.
@@ -59,7 +57,7 @@ class Record(NamedTuple):
 def create(
     experiment: Experiment, config_path: Path, *, output: Path, command: str, smoke: bool = False
 ) -> Path:
-    """Make the folder `output`/<study>-<UTC time>-<hash> of a new run, its config.json and a copy of the config file.
+    """Make the folder `output`/<study>-<UTC time>-<digits> of a new run, its config.json and a copy of the config file.
 
     The config file names the study; `command` and `smoke` go into the `Record`. `output`, the folder of all runs, is
     made if need be.
@@ -69,9 +67,7 @@ def create(
         StorageError: if the folder cannot be made; what was begun is removed.
     """
     now = datetime.datetime.now(datetime.UTC)
-    fields = config.resolved(experiment)
-    salt = f"{json.dumps(fields)} {os.getpid()} {time.time_ns()}"
-    run_id = f"{config_path.stem}-{now:%Y%m%dT%H%M%S}-{hashlib.sha256(salt.encode()).hexdigest()[:4]}"
+    run_id = f"{config_path.stem}-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
     record = Record(
         study=config_path.stem,
         run_id=run_id,
@@ -79,7 +75,7 @@ def create(
         command=command,
         started=now.isoformat(timespec="seconds"),
         cells=[cell.name for cell in _checked_cells(experiment)],
-        config=fields,
+        config=config.resolved(experiment),
         smoke=smoke,
     )
     directory, draft = output / run_id, output / f".{run_id}.tmp"
@@ -140,7 +136,11 @@ def progress(directory: Path) -> str:
 
 
 def run(
-    experiment: Experiment, directory: Path, *, console: Console, measure: Measure = in_this_process
+    experiment: Experiment,
+    directory: Path,
+    *,
+    console: Console,
+    measure: Callable[[Experiment, Sequence[Cell], Display], Generator[Measurement]] = in_this_process,
 ) -> xr.Dataset:
     """Run the cells of a run folder that are not finished, then write the report and result.nc, which is returned.
 

@@ -1,7 +1,5 @@
 """The command line of the studies: run one, redraw its report, list what there is."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime
@@ -18,28 +16,25 @@ from typing import Any
 
 from jaxact.cache import use_compilation_cache
 from train import config, options, request
-from train.config import ConfigError
+from train.config import ConfigError, StorageError
 from train.experiment import Experiment
 from train.interrupt import Interrupted, interruptible
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status.
-
-    Args:
-        arguments: the words after `python -m train`; by default those of this process.
+    """Run one command: the words after `python -m train`, by default those of this process.
 
     Returns:
-        0 if done; 1 if a study failed, which is a bug; 2 for bad input or a disk that cannot be written, with
-        one message on stderr.
+        The exit status: 0 if done; 1 if a study failed, which is a bug; 2 for bad input or a disk that cannot be
+        written, with one message on stderr.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM; a run has then said how to continue.
     """
     try:
         return _called(list(sys.argv[1:] if arguments is None else arguments))
-    except ConfigError as error:
-        return _fail(str(error))
+    except (ConfigError, StorageError) as error:
+        return _fail(error)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -51,9 +46,9 @@ def _called(words: Sequence[str]) -> int:
         return 0 if words else 2
     commands = {"run": _run, "report": _report, "list": _list}
     if words[0] not in commands:
-        close = config.closest(words[0], commands, 1)
-        meant = f"Did you mean `{close[0]}`?" if close else f"The commands are {', '.join(commands)}."
-        raise ConfigError(f"there is no command {words[0]!r}. {meant}")
+        meant = config.hint(words[0], commands, "`{}`".format)
+        meant = meant or f" The commands are {', '.join(commands)}."
+        raise ConfigError(f"there is no command {words[0]!r}.{meant}")
     return commands[words[0]](words[1:])
 
 
@@ -65,18 +60,15 @@ def _run(arguments: Sequence[str]) -> int:
 
     console = _console()
     num_workers, measure = _workers(asked, arguments)
-    try:
-        directory = _folder(asked)
-    except runner.StorageError as error:
-        return _fail(str(error))
-    console.print(f"Run folder: {directory}", markup=False, highlight=False, soft_wrap=True)
+    directory = _folder(asked)
+    console.print(f"Run folder: {directory}", soft_wrap=True)
     try:
         with _telling_if_interrupted(directory, console):
             result = runner.run(asked.experiment, directory, console=console, measure=measure)
     except ConfigError:
         raise
     except Exception as error:
-        return _failed(error, asked, directory, console)
+        return _failed(error, asked, directory)
     _show(result, type(asked.experiment), directory)
     elapsed = time.monotonic() - started
     print(f"elapsed {elapsed:.0f} s, peak memory {runner.peak_memory(num_workers):.2f} GiB")
@@ -110,8 +102,12 @@ def _folder(asked: request.Request) -> Path:
 @contextlib.contextmanager
 def _telling_if_interrupted(directory: Path, console: Any) -> Iterator[None]:
     def told(number: int) -> None:
-        print(f"\nInterrupted by {signal.Signals(number).name}.", file=sys.stderr)
-        _farewell(directory, console)
+        console.show_cursor()  # the live bars hide it, and may not get to show it again
+        print(
+            f"\nInterrupted by {signal.Signals(number).name}.\n{_kept(directory)}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     try:
         with interruptible(told):
@@ -121,33 +117,29 @@ def _telling_if_interrupted(directory: Path, console: Any) -> Iterator[None]:
         raise
 
 
-def _failed(error: Exception, asked: request.Request, directory: Path, console: Any) -> int:
+def _failed(error: Exception, asked: request.Request, directory: Path) -> int:
     """Say what ended a run; give the exit status."""
     from train import runner, workers
     from train.tasks import DataError
 
-    if isinstance(error, runner.StorageError | workers.WorkerDiedError):
-        _fail(str(error))
-        _farewell(directory, console)
-        return 2
+    if isinstance(error, StorageError | workers.WorkerDiedError):
+        return _fail(f"{error}\n{_kept(directory)}")
     if isinstance(error, DataError) or (isinstance(error, FileNotFoundError) and error.errno is None):
         # Raised by a task whose files are missing or damaged: it says where it looked and what to do.
         if asked.resume is None and not runner.finished_cells(directory):
             shutil.rmtree(directory)
-        return _fail(str(error))
+        return _fail(error)
     traceback.print_exception(error)
-    print("\nThe study failed; this is a bug in it.", file=sys.stderr)
-    _farewell(directory, console)
+    print(f"\nThe study failed; this is a bug in it.\n{_kept(directory)}", file=sys.stderr)
     return 1
 
 
-def _farewell(directory: Path, console: Any) -> None:
+def _kept(directory: Path) -> str:
+    """What there is of an unfinished run, and how to go on."""
     from train import runner
 
-    console.show_cursor()  # the live bars hide it, and may not get to show it again
-    kept = f"{_progress(directory)} cells are finished and kept."
-    command = runner.resume_command(directory)
-    print(f"{kept} Continue with:\n  {command}", file=sys.stderr, flush=True)
+    kept = f"{runner.progress(directory)} cells are finished and kept."
+    return f"{kept} Continue with:\n  {runner.resume_command(directory)}"
 
 
 def _report(arguments: Sequence[str]) -> int:
@@ -164,17 +156,16 @@ def _report(arguments: Sequence[str]) -> int:
 
     again = runner.resume_command(directory)
     if not (directory / "result.nc").exists():
-        return _fail(f"{directory} is unfinished: {_progress(directory)} cells. Continue it with:\n  {again}")
+        return _fail(
+            f"{directory} is unfinished: {runner.progress(directory)} cells. Continue it with:\n  {again}"
+        )
     try:
         result = results.load(directory / "result.nc")
         results.check(result)
         experiment = config.import_type(result.attrs["experiment"], directory)
     except (OSError, ValueError) as error:
         return _fail(f"{error}\nTo make it again:\n  {again}")
-    try:
-        runner.draw(result, experiment, directory)
-    except runner.StorageError as error:
-        return _fail(str(error))
+    runner.draw(result, experiment, directory)
     _show(result, experiment, directory)
     return 0
 
@@ -192,27 +183,26 @@ def _list(arguments: Sequence[str]) -> int:
     if not console.is_terminal:
         console.width = 200  # a name cut to 80 columns is of no use to a program that reads this
     none = "No studies: configs/ holds no config file."
-    console.print(_table("studies", ("study", "what it asks"), studies, none), markup=False)
+    console.print(_table("studies", ("study", "what it asks"), studies) or none)
     columns, none = ("run", "study", "cells", "state", "started"), f"No runs in {given.output} yet."
-    console.print(_table(f"runs in {given.output}", columns, runs, none), markup=False)
+    console.print(_table(f"runs in {given.output}", columns, runs) or none)
     return 0
 
 
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(emoji=False)
+    return Console(emoji=False, markup=False, highlight=False)
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], none: str) -> Any:
-    """Lay rows out under a title; `none` where there are none."""
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    """Rows under a title; None where there are none."""
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(*columns, title=Text(title), title_justify="left")
+    table = Table(*columns, title=title, title_justify="left")
     for row in rows:
-        table.add_row(*(Text(text) for text in row))
-    return table if rows else none
+        table.add_row(*row)
+    return table if rows else None
 
 
 def _listed(directory: Path) -> Iterator[tuple[str, ...]]:
@@ -225,13 +215,6 @@ def _listed(directory: Path) -> Iterator[tuple[str, ...]]:
         state = "running" if runner.is_running(directory) else state
         cells = f"{runner.finished_cells(directory)}/{len(record.cells)}"
         yield str(directory), record.study, cells, state, _age(record.started)
-
-
-def _progress(directory: Path) -> str:
-    """How many of a run's cells are finished."""
-    from train import runner
-
-    return f"{runner.finished_cells(directory)} of {len(runner.read(directory).cells)}"
 
 
 def _show(result: Any, experiment: type[Experiment], directory: Path) -> None:
@@ -248,7 +231,7 @@ def _age(started: str) -> str:
     return "just now"
 
 
-def _fail(message: str) -> int:
+def _fail(message: Exception | str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
 

@@ -1,20 +1,17 @@
 """A config file: how it becomes an experiment, and how an experiment is written down and found again."""
 
-from __future__ import annotations
-
+import ast
 import dataclasses
 import difflib
 import enum
-import importlib
 import importlib.util
 import json
-import linecache
 import math
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,18 +27,16 @@ class ConfigError(ValueError):
     """Something the user wrote cannot be run; the message names it and says what to do."""
 
 
+class StorageError(OSError):
+    """A file of a run could not be written; what was finished before is kept and can be resumed."""
+
+
 def load(path: str | Path) -> Experiment:
-    """Import a config file and call its `get_config`.
-
-    Args:
-        path: a Python file that defines `get_config() -> Experiment`.
-
-    Returns:
-        The experiment: an instance of a frozen dataclass with the methods of `Experiment`.
+    """Import a config file, a Python file that defines `get_config() -> Experiment`, and call that.
 
     Raises:
-        ConfigError: if the file does not exist, does not import, has no `get_config`, or if that raises or
-            returns something else; with the line at fault where there is one.
+        ConfigError: if the file does not exist, does not import, has no `get_config`, or if that raises or returns
+            something else than a frozen dataclass with the methods of `Experiment`; with the line at fault.
     """
     path = Path(path)
     module = _import_file(path)
@@ -59,13 +54,10 @@ def load(path: str | Path) -> Experiment:
 
 
 def find(directory: Path | None = None) -> dict[Path, str]:
-    """List the studies: the config files of a folder and the first line of each one's docstring.
+    """List the config files of a folder with the first line of each one's docstring; imports none of them.
 
     Args:
-        directory: the folder; by default `configs` here, or beside the package.
-
-    Returns:
-        Path to summary, sorted; without importing any of them.
+        directory: by default `configs` here, or beside the package.
     """
     if directory is None:
         directory = Path("configs") if Path("configs").is_dir() else ROOT / "configs"
@@ -75,38 +67,28 @@ def find(directory: Path | None = None) -> dict[Path, str]:
 def resolved(experiment: Experiment) -> dict[str, Any]:
     """Write an experiment's fields as JSON values: activations by name, tuples as lists, classes by path.
 
-    Args:
-        experiment: a dataclass instance.
-
-    Returns:
-        Field to value, equal for equal experiments and unchanged by a round trip through JSON.
+    They are equal for equal experiments, and a round trip through JSON does not change them.
     """
     fields = dataclasses.fields(experiment)  # type: ignore[arg-type]  # a Protocol cannot say "dataclass"
     return {field.name: _plain(getattr(experiment, field.name)) for field in fields}
 
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Name the fields in which two resolved configs differ, with both values.
-
-    Args:
-        stored: the fields of a run, from `resolved` or from its config.json.
-        given: the fields to compare.
+    """Name the fields in which a run's resolved config differs from a given one, with both values.
 
     Returns:
         One line a differing field, one within another as `outer.inner`; empty if the configs are equal.
     """
+    old, new = dict(_flat(stored)), dict(_flat(given))
     return [
-        f"`{name}` is {stored_value} in the run and {given_value} now"
-        for name, stored_value, given_value in _differing(stored, given)
+        f"`{name}` is {_shown(old, name)} in the run and {_shown(new, name)} now"
+        for name in old | new
+        if old.get(name, ...) != new.get(name, ...)  # the ellipsis equals no JSON value: absent
     ]
 
 
 def choices(value: Any) -> Mapping[str, type]:
-    """Return the dataclasses that could stand in a value's place, by name: what its class's `choices()` gives.
-
-    Args:
-        value: of a field; one without alternatives gives an empty mapping.
-    """
+    """Return the dataclasses that could stand in a value's place, by name: its class's `choices()`, if it has any."""
     is_offered = dataclasses.is_dataclass(value) and not isinstance(value, type)
     return type(value).choices() if is_offered and hasattr(type(value), "choices") else {}
 
@@ -118,11 +100,7 @@ def choice_name(value: Any) -> str:
 
 
 def type_name(experiment: Experiment, path: Path) -> str:
-    """Name an experiment's type so that a stored result can find it again, for figures and report.
-
-    Args:
-        experiment: what `load(path)` returned.
-        path: its config file.
+    """Name the type of what `load(path)` returned so that a stored result can find it again, for figures and report.
 
     Returns:
         "train.experiments.<module>:<class>", or "config:<class>" for one defined in the config file itself.
@@ -142,14 +120,7 @@ def type_name(experiment: Experiment, path: Path) -> str:
 
 
 def import_type(name: str, directory: Path) -> type[Experiment]:
-    """Import the type that `type_name` named.
-
-    Args:
-        name: "train.experiments.<module>:<class>" or "config:<class>".
-        directory: the run folder, which holds a copy of its config file.
-
-    Returns:
-        The class.
+    """Import the type that `type_name` named, one of the config's own from the copy in its run folder.
 
     Raises:
         ConfigError: if the name is of another form, or nothing of this name can be imported.
@@ -175,9 +146,13 @@ def import_type(name: str, directory: Path) -> type[Experiment]:
 def closest(word: str, known: Iterable[str], num: int = 3) -> list[str]:
     """Return up to `num` of the known words that `word` may have been meant to be, the best first."""
     known = list(known)
-    return difflib.get_close_matches(word, known, n=num, cutoff=0.5) or difflib.get_close_matches(
-        word, known, n=num, cutoff=0.3
-    )
+    found = (difflib.get_close_matches(word, known, num, cutoff) for cutoff in (0.5, 0.3))
+    return next(filter(None, found), [])
+
+
+def hint(word: str, known: Iterable[str], written: Callable[[str], str] = str) -> str:
+    """Ask, at the end of a message, whether the closest of the known words was meant; empty if none is close."""
+    return "".join(f" Did you mean {written(close)}?" for close in closest(word, known, 1))
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -185,9 +160,7 @@ def _import_file(path: Path) -> ModuleType:
         what = "is not a Python file" if path.exists() else "does not exist"
         raise ConfigError(f"the config {path} {what}. {_suggestion(path)}")
     name = _module_name(path)
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None  # a .py file always has a loader
-    assert spec.loader is not None
+    spec: Any = importlib.util.spec_from_file_location(name, path)  # never None for a .py file
     module = importlib.util.module_from_spec(spec)
     # Under this name, and before it runs: dataclasses and tyro look their module up by name.
     sys.modules[name] = module
@@ -204,12 +177,10 @@ def _module_name(path: Path) -> str:
 
 
 def _suggestion(path: Path) -> str:
-    studies = [str(study) for study in find()]
-    if not studies:
-        return "Give the path of a config file."
-    by_stem = {Path(study).stem: study for study in studies}
-    close = [by_stem[stem] for stem in closest(path.stem, by_stem)] or studies
-    return f"Did you mean {' or '.join(close)}?"
+    studies = {study.stem: str(study) for study in find()}
+    close = closest(path.stem, studies) or studies
+    named = " or ".join(studies[stem] for stem in close)
+    return f"Did you mean {named}?" if named else "Give the path of a config file."
 
 
 def _check_experiment(path: Path, experiment: Any) -> None:
@@ -235,13 +206,11 @@ def _at_fault(path: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename == file:
         return f"  line {error.lineno}: {(error.text or '').strip()}\n  {kind}: {error.msg}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    lines = [f"  line {f.lineno}: {linecache.getline(file, f.lineno or 0).strip()}" for f in frames[-1:]]
+    lines = [f"  line {f.lineno}: {f.line}" for f in frames[-1:]]
     return "\n".join([*lines, f"  {kind}: {error}"])
 
 
 def _summary(path: Path) -> str:
-    import ast
-
     try:
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     except (OSError, SyntaxError, ValueError) as error:
@@ -252,10 +221,10 @@ def _summary(path: Path) -> str:
 def _plain(value: Any) -> Any:
     # A config that holds an activation has imported them; one that does not must not pay for the import.
     activations = sys.modules.get("jaxact.activations")
-    if activations is not None and isinstance(value, activations.Activation):
+    if isinstance(value, enum.Enum) or (activations and isinstance(value, activations.Activation)):
         return value.name
     if value is None or isinstance(value, bool | int | str):
-        return value.name if isinstance(value, enum.Enum) else value
+        return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(value)
     if hasattr(value, "tolist"):  # numpy and JAX arrays and scalars
@@ -271,19 +240,15 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"type": choice_name(value), **fields}
-    if isinstance(value, enum.Enum):
-        return value.name
     return str(value) if isinstance(value, Path) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
-def _differing(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    for name in dict.fromkeys([*stored, *given]):
-        both = stored.get(name), given.get(name)
-        if isinstance(both[0], Mapping) and isinstance(both[1], Mapping):
-            for inner, stored_value, given_value in _differing(both[0], both[1]):
-                yield f"{name}.{inner}", stored_value, given_value
-        elif name not in stored or name not in given or both[0] != both[1]:
-            yield name, _shown(stored, name), _shown(given, name)
+def _flat(fields: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{outer}{name}.")
+        else:
+            yield f"{outer}{name}", value
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

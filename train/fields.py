@@ -1,11 +1,11 @@
 """The rules that fields of studies obey, by name; a ValueError says which field, what it holds and what to do."""
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxact.activations import Activation
+from train import config
 
 
 def check(study: Any, **more: Callable[[str, Any], None]) -> None:
@@ -80,8 +80,7 @@ def among(known: Sequence[str]) -> Callable[[str, Any], None]:
             distinct(name, given)
         for value in (given,) if isinstance(given, str) else given:
             if value not in known:
-                close = difflib.get_close_matches(str(value), known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                hint = config.hint(str(value), known, repr)
                 raise ValueError(f"`{name}` must be among {', '.join(known)}, got {value!r}.{hint}")
 
     return rule

@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM: how a run ends within seconds even while compiled code holds the main thread."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -13,11 +11,7 @@ GRACE_SECONDS = 4.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was asked to end, by Ctrl-C or by SIGTERM.
-
-    Attributes:
-        signal_number: which of the two.
-    """
+    """The process was asked to end: `signal_number` says whether by Ctrl-C or by SIGTERM."""
 
     def __init__(self, signal_number: int):
         super().__init__(signal_number)
@@ -33,12 +27,11 @@ def interruptible(on_stuck: Callable[[int], None], *, grace_seconds: float = GRA
     after the signal, or at a second signal, it calls `on_stuck` and ends the process at once with status
     128 + the signal's number. That is as safe as a kill: a run writes every file under a temporary name.
 
+    Outside the main thread, where signals cannot be caught, nothing is changed.
+
     Args:
         on_stuck: says farewell, given the signal's number; runs in the second thread.
         grace_seconds: how long the body may take to end.
-
-    Yields:
-        Nothing. Outside the main thread, where signals cannot be caught, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -51,9 +44,8 @@ def interruptible(on_stuck: Callable[[int], None], *, grace_seconds: float = GRA
     writer.setblocking(False)
     before = {number: signal.signal(number, raise_interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
     wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    watcher = threading.Thread(
-        target=_watch, args=(reader, set(before), on_stuck, grace_seconds), daemon=True
-    )
+    waiting = (reader, set(before), on_stuck, grace_seconds)
+    watcher = threading.Thread(target=_watch, args=waiting, daemon=True)
     watcher.start()
     try:
         yield
@@ -69,20 +61,16 @@ def interruptible(on_stuck: Callable[[int], None], *, grace_seconds: float = GRA
 def _watch(
     reader: socket.socket, numbers: set[int], on_stuck: Callable[[int], None], grace_seconds: float
 ) -> None:
-    asked: int | None = None
-    while True:
-        try:
-            number = reader.recv(1)
-        except TimeoutError:
-            break
-        if not number:
-            return
-        if number[0] in numbers:
-            if asked is not None:
+    asked = 0
+    with contextlib.suppress(TimeoutError):
+        while received := reader.recv(1):
+            if received[0] in numbers and asked:
                 break
-            asked = number[0]
-            reader.settimeout(grace_seconds)
-    assert asked is not None
+            if received[0] in numbers:
+                asked = received[0]
+                reader.settimeout(grace_seconds)
+        else:
+            return  # the body has ended
     try:
         on_stuck(asked)
     finally:

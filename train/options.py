@@ -4,11 +4,9 @@ A field whose value's class offers `choices()`, names to dataclasses that need n
 `--FIELD NAME`; `--FIELD.SUBFIELD VALUE` sets the fields of what is chosen, in whatever order.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from train import config
@@ -27,13 +25,7 @@ class _RefusedError(Exception):
 
 
 def read(words: Sequence[str], *options: Option, prog: str, description: str) -> Any:
-    """Read words into an object with one attribute an option.
-
-    Args:
-        words: of the command line.
-        *options: what there is to read. A default that is a dataclass instance is read field by field.
-        prog: the command, for help and messages.
-        description: its line of help.
+    """Read words into an object with one attribute an option; a default that is a dataclass instance field by field.
 
     Raises:
         ConfigError: for a value that a dataclass or a list of alternatives refuses.
@@ -41,15 +33,11 @@ def read(words: Sequence[str], *options: Option, prog: str, description: str) ->
     """
     import tyro
 
-    fields: list[tuple[str, Any, Any]] = []
-    held = []
-    for name, default, settings in options:
-        if dataclasses.is_dataclass(default):
-            default = _chosen(default, words)
-            held.append(default)
-            fields += (_field(*choice) for choice in _choice_options(default))
-        fields.append(_field(name, default, settings))
     try:
+        options = tuple((name, _chosen(default, words), settings) for name, default, settings in options)
+        held = [default for _, default, _ in options if dataclasses.is_dataclass(default)]
+        choices = [option for instance in held for option in _choice_options(instance)]
+        fields = [_field(*option) for option in (*choices, *options)]
         return tyro.cli(
             dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True),
             args=list(words),
@@ -65,11 +53,6 @@ def read(words: Sequence[str], *options: Option, prog: str, description: str) ->
         raise ConfigError(str(error)) from error
 
 
-def hint(word: str, known: Iterable[str]) -> str:
-    """Ask whether the closest of the known words was meant; empty if none is close."""
-    return "".join(f" Did you mean {close}?" for close in config.closest(word, known, 1))
-
-
 def _field(name: str, default: Any, settings: Mapping[str, Any]) -> tuple[str, Any, Any]:
     import tyro
 
@@ -77,23 +60,22 @@ def _field(name: str, default: Any, settings: Mapping[str, Any]) -> tuple[str, A
     return name, Annotated[kind, tyro.conf.arg(**settings)], dataclasses.field(default=default)
 
 
-def _chosen(instance: Any, words: Sequence[str]) -> Any:
-    """Put what `--FIELD NAME` chooses into each field of alternatives: its type tells tyro its fields."""
-    for field, choices in _alternatives(instance).items():
-        for name in _values(words, field)[-1:]:
+def _chosen(value: Any, words: Sequence[str]) -> Any:
+    """Put what `--FIELD NAME` chooses into a dataclass's fields of alternatives: its type tells tyro its fields."""
+    given = _given(words)
+    for field, choices in _alternatives(value).items():
+        for name in [first for option, first in given if option == field and first is not None][-1:]:
             if name not in choices:
                 raise ConfigError(f"`{field}` {_must_be_one_of(name, choices)}")
-            try:
-                instance = dataclasses.replace(instance, **{field: choices[name]()})
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
-        for word in words:
-            _check_subfield(word, field, getattr(instance, field), choices)
-    return instance
+            value = dataclasses.replace(value, **{field: choices[name]()})
+        for option, _ in given:
+            _check_subfield(option, field, getattr(value, field), choices)
+    return value
 
 
-def _alternatives(instance: Any) -> dict[str, Mapping[str, type]]:
-    offered = {name: config.choices(getattr(instance, name)) for name in _field_names(type(instance))}
+def _alternatives(value: Any) -> dict[str, Mapping[str, type]]:
+    names = _field_names(value) if dataclasses.is_dataclass(value) else []
+    offered = {name: config.choices(getattr(value, name)) for name in names}
     return {name: choices for name, choices in offered.items() if choices}
 
 
@@ -105,37 +87,31 @@ def _choice_options(instance: Any) -> Iterable[Option]:
         yield field, config.choice_name(getattr(instance, field)), settings
 
 
-def _values(words: Sequence[str], field: str) -> list[str]:
-    """The values of `--field VALUE` and `--field=VALUE` among the words."""
+def _given(words: Sequence[str]) -> list[tuple[str, str | None]]:
+    """The options among the words, with underscores, and the first word of each one's value, if it has one."""
     found = []
     for word, following in zip(words, [*words, "-"][1:], strict=True):
-        option, has_value, value = word.partition("=")
-        if _plain(option) == f"--{field}" and (has_value or not following.startswith("-")):
-            found.append(value if has_value else following)
+        if word.startswith("--"):
+            option, has_value, value = word[2:].partition("=")
+            first = None if following.startswith("-") else following
+            found.append((option.replace("-", "_"), value if has_value else first))
     return found
 
 
-def _check_subfield(word: str, field: str, value: Any, choices: Mapping[str, type]) -> None:
+def _check_subfield(option: str, field: str, value: Any, choices: Mapping[str, type]) -> None:
     """Refuse a field that only other choices have; a misspelt one is left to tyro."""
-    prefix = f"--{field}."
-    option = _plain(word.partition("=")[0])
-    if not option.startswith(prefix):
-        return
-    subfield, own = option.removeprefix(prefix).removeprefix("no_"), _field_names(type(value))
+    outer, _, inner = option.partition(".")
+    subfield, own = inner.removeprefix("no_"), _field_names(value)
     owners = [name for name, kind in choices.items() if subfield in _field_names(kind)]
-    if owners and subfield not in own:
+    if outer == field and owners and subfield not in own:
         raise ConfigError(
             f"`{field}.{subfield}` is a field of {', '.join(owners)}, not of {config.choice_name(value)}. "
             f"Use --{field.replace('_', '-')} {owners[0]}, or one of its own fields: {', '.join(own)}."
         )
 
 
-def _plain(option: str) -> str:
-    return "--" + option[2:].replace("-", "_") if option.startswith("--") else option
-
-
-def _field_names(kind: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
+def _field_names(dataclass: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(dataclass)]
 
 
 def _option_of(value: str | None, words: Sequence[str]) -> str | None:
@@ -162,51 +138,48 @@ def _constructors(held: Sequence[Any]) -> Any:
     return registry
 
 
-def _literal(info: Any) -> Any:
-    """Read one of several words as tyro does, but with a hint at the closest."""
+def _word(metavar: str, read: Callable[[str], Any], holds: Callable[[Any], bool], write: Any = str) -> Any:
+    """How tyro reads a value from one word, and writes it."""
     import tyro
 
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=holds,
+        str_from_instance=lambda value: [write(value)],
+    )
+
+
+def _literal(info: Any) -> Any:
+    """Read one of several words as tyro does, but with a hint at the closest."""
     choices = get_args(info.type)
     if get_origin(info.type) is not Literal or not all(isinstance(choice, str) for choice in choices):
         return None
 
-    def chosen(words: list[str]) -> str:
-        if words[0] not in choices:
-            raise ValueError(_must_be_one_of(words[0], choices))
-        return words[0]
+    def chosen(word: str) -> str:
+        if word not in choices:
+            raise ValueError(_must_be_one_of(word, choices))
+        return word
 
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=f"{{{','.join(choices)}}}",
-        instance_from_str=chosen,
-        is_instance=lambda value: value in choices,
-        str_from_instance=lambda value: [value],
-    )
+    return _word(f"{{{','.join(choices)}}}", chosen, choices.__contains__)
 
 
 def _activations(held: Sequence[Any]) -> Any:
     """Make the rule that reads an activation by its name, or by that of one that the defaults hold."""
-    import tyro
-
     from jaxact.activations import Activation, parse
 
-    values = [getattr(instance, name) for instance in held for name in _field_names(type(instance))]
+    values = [getattr(instance, name) for instance in held for name in _field_names(instance)]
     listed = [value if isinstance(value, tuple | list) else [value] for value in values]
     own = {each.name: each for value in listed for each in value if isinstance(each, Activation)}
 
-    def parsed(words: list[str]) -> Activation:
+    def parsed(word: str) -> Activation:
         try:
-            return own.get(words[0]) or parse(words[0])
+            return own.get(word) or parse(word)
         except ValueError as error:
-            raise _RefusedError(str(error), words[0]) from error
+            raise _RefusedError(str(error), word) from error
 
-    spec = tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="ACTIVATION",
-        instance_from_str=parsed,
-        is_instance=lambda value: isinstance(value, Activation),
-        str_from_instance=lambda value: [value.name],
-    )
+    spec = _word("ACTIVATION", parsed, lambda value: isinstance(value, Activation), lambda value: value.name)
     return lambda info: spec if info.type is Activation else None
 
 
@@ -218,7 +191,8 @@ def _checked(field: str, kind: type, registry: Any) -> Any:
         try:
             return kind(**values)
         except (ValueError, TypeError) as error:
-            raise _RefusedError(f"--{field.replace('_', '-')}: {error}") from error
+            place = "" if f"`{field}." in str(error) else f"--{field.replace('_', '-')}: "
+            raise _RefusedError(f"{place}{error}") from error
 
     def rule(info: Any) -> Any:
         nonlocal is_asking
@@ -234,4 +208,4 @@ def _checked(field: str, kind: type, registry: Any) -> Any:
 
 
 def _must_be_one_of(word: str, known: Iterable[str]) -> str:
-    return f"must be one of {', '.join(known)}, got {word!r}.{hint(word, known)}"
+    return f"must be one of {', '.join(known)}, got {word!r}.{config.hint(word, known)}"

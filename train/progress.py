@@ -1,7 +1,5 @@
 """The progress of a run: which cell runs, how many are left, and for how long."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
@@ -28,16 +26,16 @@ class Forecast:
 
     def record(self, cell: Cell, seconds: float) -> None:
         """Learn that `cell` took `seconds`."""
-        for _, key in _subsets(cell):
-            total, count = self._sums.get(key, (0.0, 0))
-            self._sums[key] = (total + seconds, count + 1)
+        for shared in _subsets(cell):
+            total, count = self._sums.get(shared, (0.0, 0))
+            self._sums[shared] = (total + seconds, count + 1)
 
     def seconds(self, cell: Cell) -> float | None:
         """Estimate how long `cell` takes, in seconds; None before any has finished."""
-        for _, group in itertools.groupby(_subsets(cell), key=lambda each: each[0]):
-            known = [self._sums[key] for _, key in group if key in self._sums]
-            if known:
-                return sum(total for total, _ in known) / sum(count for _, count in known)
+        for _, equally_many in itertools.groupby(_subsets(cell), key=len):
+            if known := [self._sums[shared] for shared in equally_many if shared in self._sums]:
+                totals, counts = zip(*known, strict=True)
+                return sum(totals) / sum(counts)
         return None
 
 
@@ -114,37 +112,28 @@ class Display:
     def _report(self, cell: Cell, fraction: float, note: str = "") -> None:
         running = self._running[cell.name]
         running.fraction = fraction = min(max(float(fraction), 0.0), 1.0)
-        cell_left = self._cell_left(cell)
-        self._bars.update(
-            running.bar,
-            description=f"{cell.name} {note}".rstrip(),
-            completed=fraction,
-            count=f"{fraction:.0%}",
-            end=None if cell_left is None else time.monotonic() + cell_left,
-        )
+        said = f"{cell.name} {note}".rstrip()
+        self._update(running.bar, fraction, f"{fraction:.0%}", self._cell_left(cell), description=said)
         count = self._update_all()
         self._line(f"[{count}] {cell.name} {fraction:.0%} {note}".rstrip(), self._seconds_left())
 
     def _update_all(self) -> str:
         done = self._num_cells - len(self._left)
-        count, left = f"{done}/{self._num_cells}", self._seconds_left()
-        self._bars.update(
-            self._all_bar,
-            completed=done + sum(running.fraction for running in self._running.values()),
-            count=count,
-            end=None if left is None else time.monotonic() + left,
-        )
+        completed = done + sum(running.fraction for running in self._running.values())
+        count = f"{done}/{self._num_cells}"
+        self._update(self._all_bar, completed, count, self._seconds_left())
         return count
+
+    def _update(self, bar: TaskID, completed: float, count: str, left: float | None, **more: str) -> None:
+        end = None if left is None else time.monotonic() + left
+        self._bars.update(bar, completed=completed, count=count, end=end, **more)  # type: ignore[arg-type]
 
     def _seconds_left(self) -> float | None:
         """Expected time to the end of the run, with as many cells at once as run now; None if nothing is known yet."""
-        running: list[float | None] = []
-        waiting: list[float | None] = []
-        for name, cell in self._left.items():
-            is_running = name in self._running
-            (running if is_running else waiting).append(
-                self._cell_left(cell) if is_running else self._forecast.seconds(cell)
-            )
+        running = [self._cell_left(self._left[name]) for name in self._running]
+        waiting = [
+            self._forecast.seconds(cell) for name, cell in self._left.items() if name not in self._running
+        ]
         known = [seconds for seconds in running if seconds is not None]
         if len(known) < len(running) or (None in waiting and not running):
             return None
@@ -196,8 +185,8 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def _subsets(cell: Cell) -> Iterator[tuple[int, frozenset]]:
+def _subsets(cell: Cell) -> Iterator[frozenset]:
     items = list(cell.coords.items())
     for size in range(len(items), -1, -1):
         for subset in itertools.combinations(items, size):
-            yield size, frozenset(subset)
+            yield frozenset(subset)

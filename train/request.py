@@ -1,7 +1,5 @@
 """What the words of a command line ask for: an experiment with its fields, or a run that there is."""
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 from collections.abc import Sequence
@@ -93,28 +91,24 @@ def find_run(text: str, output: Path) -> Path:
             return candidate
     if Path(text).is_file():
         raise ConfigError(f"{text} is a file, not the folder of a run. Give the folder it lies in.")
-    raise ConfigError(f"there is no run {text}. {_meant_run(text, output)}")
-
-
-def _meant_run(text: str, output: Path) -> str:
-    known = {path.name: path for path in runs(output)}
-    close = [str(known[name]) for name in config.closest(Path(text).name, known)]
-    return f"Did you mean {' or '.join(close)}?" if close else "`python -m train list` shows the runs."
+    known = {path.name: str(path) for path in runs(output)}
+    close = " or ".join(known[name] for name in config.closest(Path(text).name, known))
+    meant = f"Did you mean {close}?" if close else "`python -m train list` shows the runs."
+    raise ConfigError(f"there is no run {text}. {meant}")
 
 
 def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Find the config among the words; how many values a field before it takes would not be known."""
-    rest = list(arguments)
     num_values = {f"--{name}": int(default is not False) for name, default, _ in _RUN_OPTIONS}
     position = 0
-    while position < len(rest):
-        word, has_value, _ = rest[position].partition("=")
+    while position < len(arguments):
+        word, has_value, _ = arguments[position].partition("=")
         if not word.startswith("-"):
-            return Path(rest[position]), rest[:position] + rest[position + 1 :]
+            return Path(arguments[position]), [*arguments[:position], *arguments[position + 1 :]]
         if word in ("-h", "--help"):
-            return None, rest
+            return None, []
         if word not in num_values:
-            hint = options.hint(word, num_values)
+            hint = config.hint(word, num_values)
             raise ConfigError(f"the config comes before its fields: `run CONFIG {word} ...`.{hint}")
         position += 1 + (0 if has_value else num_values[word])
     studies = ", ".join(str(study) for study in config.find()) or "none in configs/"
@@ -134,13 +128,11 @@ def _loaded(path: Path, *, smoke: bool) -> Experiment:
 
 
 def _num_workers(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not (text.isascii() and text.isdigit()):
+    if text != "auto" and not (text.isascii() and text.isdigit()):
         raise ConfigError(
             f"`workers` must be a number of processes, 0 for this one alone, or auto, got {text!r}."
         )
-    return int(text)
+    return None if text == "auto" else int(text)
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:

@@ -1,13 +1,10 @@
 """The stored result of a study: one labelled xarray Dataset in one NetCDF file, whole or not there."""
 
-from __future__ import annotations
-
 import contextlib
-import difflib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +14,11 @@ import pandas as pd
 import xarray as xr
 
 FORMAT = "jaxact-study-1"
-PROVENANCE = (
-    "format",
-    "study",
-    "experiment",
-    "config",
-    "run_id",
-    "git_commit",
-    "versions",
-    "device",
-    "started",
-)
+_IN_JSON = ("config", "versions")
+PROVENANCE = ("format", "study", "experiment", "run_id", "git_commit", "device", "started", *_IN_JSON)
 _SCALE_ATTRIBUTES = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST")  # how HDF5 stores dimensions
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_STORABLE = "only numbers, booleans and text can be stored"
 
 
 def check(dataset: xr.Dataset) -> None:
@@ -39,9 +28,6 @@ def check(dataset: xr.Dataset) -> None:
     every coordinate has a `long_name`, and, where it holds numbers, `units` ("1" for a pure number); values
     are numbers, booleans or text; the provenance attributes are there, `config` and `versions` as JSON.
 
-    Args:
-        dataset: a combined result, or one cell's file as loaded.
-
     Raises:
         ValueError: listing every failure, not only the first.
     """
@@ -49,27 +35,24 @@ def check(dataset: xr.Dataset) -> None:
     for name in PROVENANCE:
         if not isinstance(dataset.attrs.get(name), str) or not dataset.attrs[name]:
             failures.append(f"attribute `{name}` is missing: the runner's `provenance` makes it")
-    for name in ("config", "versions"):
+    for name in _IN_JSON:
         try:
             json.loads(dataset.attrs.get(name, "{}"))
         except (TypeError, ValueError):
             failures.append(f"attribute `{name}` is not JSON: {dataset.attrs[name]!r}")
-    _raise("the Dataset breaks the schema of a result", failures)
+    _refuse(failures)
 
 
 def check_structure(dataset: xr.Dataset) -> None:
-    """Check all of the schema but provenance: what an experiment itself answers for.
-
-    Args:
-        dataset: what `Experiment.run` returned.
+    """Check what an experiment's `run` returned: all of the schema but provenance.
 
     Raises:
         TypeError: if it is no Dataset.
-        ValueError: listing every failure, not only the first.
+        ValueError: as `check`.
     """
     if not isinstance(dataset, xr.Dataset):
         raise TypeError(f"an experiment's `run` must return an xarray.Dataset, got {type(dataset).__name__}.")
-    _raise("the Dataset breaks the schema of a result", _structure_failures(dataset))
+    _refuse(_structure_failures(dataset))
 
 
 def save(dataset: xr.Dataset, path: Path) -> None:
@@ -79,8 +62,7 @@ def save(dataset: xr.Dataset, path: Path) -> None:
     that takes 0.03 s for a cell of 35 variables, and 0.45 s through h5netcdf.
 
     Args:
-        dataset: any Dataset of numbers, booleans and text whose dimensions have coordinates; bfloat16 is
-            stored as float32.
+        dataset: of numbers, booleans and text, its dimensions with coordinates; bfloat16 is stored as float32.
         path: the file to write; one that is there is replaced.
 
     Raises:
@@ -96,10 +78,6 @@ def save(dataset: xr.Dataset, path: Path) -> None:
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file under a temporary name, flush it to the disk, then rename it into place.
-
-    Args:
-        path: the file to write; its folder must exist.
-        content: the bytes.
 
     Raises:
         OSError: if it cannot be written; the temporary file is removed and `path` is as it was.
@@ -124,13 +102,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a result written by a study, into memory.
-
-    Args:
-        path: a NetCDF file: a run's result.nc, or the file of one cell.
-
-    Returns:
-        The Dataset, with its provenance in `attrs`.
+    """Read a run's result.nc, or the file of one cell, into memory; `attrs` say where it comes from.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -138,15 +110,14 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
         ValueError: if it is whole but no study of jaxact wrote it.
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            signature = file.read(len(_HDF5_SIGNATURE))
-    except FileNotFoundError:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Give the result.nc inside it.")
+    if not path.exists():
         raise FileNotFoundError(
             f"{path} does not exist. Give the result.nc of a finished run; `python -m train list` shows them."
-        ) from None
-    except IsADirectoryError:
-        raise IsADirectoryError(f"{path} is a folder. Give the result.nc inside it.") from None
+        )
+    with open(path, "rb") as file:
+        signature = file.read(len(_HDF5_SIGNATURE))
     if signature and not _HDF5_SIGNATURE.startswith(signature):
         raise ValueError(f"{path} is not a NetCDF4 file. Give the result.nc that a run wrote.")
     try:
@@ -165,46 +136,24 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
     )
 
 
-def labelled(
-    variables: Mapping[str, Any], coords: Mapping[str, Any], described: Mapping[str, tuple[str, str]]
-) -> xr.Dataset:
-    """Make the Dataset of a cell, its coordinates with units and long names.
-
-    Args:
-        variables: (dims, values, attributes) by name.
-        coords: labels by dimension.
-        described: (units, long name) by dimension, of these and perhaps others.
-    """
-    dataset = xr.Dataset(variables, coords)
-    for name in coords:
-        units, long_name = described[name]
-        dataset[name].attrs = {"units": units, "long_name": long_name}
-    return dataset
-
-
 def combine(cells: Sequence[xr.Dataset]) -> xr.Dataset:
     """Join the Datasets of a study's cells into one, by their coordinates.
 
-    Coordinates are the union over the cells, in the order in which the cells list them; a numeric coordinate
+    These are the union over the cells, in the order in which the cells list them; a numeric coordinate
     that ascends within every cell and has more than one value in some (layers, steps) stays ascending. What
     no cell measured is NaN ("" for text). A variable that is covered everywhere keeps its dtype; one with
     gaps becomes floating.
 
-    Args:
-        cells: one Dataset a cell, in the experiment's order; at least one. Dimensions need coordinates.
-
-    Returns:
-        The joined Dataset, with the attributes of each variable's first occurrence and without global ones.
+    Variables have the attributes of their first occurrence; there are no global ones.
 
     Raises:
-        ValueError: if there is none, if cells disagree on a variable's dimensions, or if two of them give
-            different values for the same place.
+        ValueError: if there is no cell, if a dimension has no coordinate, if cells disagree on a variable's
+            dimensions, or if two of them give different values for the same place.
 
     >>> cells = [xr.Dataset({"loss": ("depth", [0.5 / d])}, {"depth": [d]}) for d in (8, 2)]
     >>> combine(cells).loss.to_series().to_dict()
     {8: 0.0625, 2: 0.25}
     """
-    cells = list(cells)
     if not cells:
         raise ValueError("`cells` must hold at least one Dataset, got none.")
     dims = list(dict.fromkeys(dim for cell in cells for dim in cell.dims))
@@ -221,46 +170,10 @@ def combine(cells: Sequence[xr.Dataset]) -> xr.Dataset:
     return xr.Dataset(variables).set_coords(coords | set(dims))
 
 
-def to_dataframe(
-    dataset: xr.Dataset, variables: str | Iterable[str], *, dropna: bool = False
-) -> pd.DataFrame:
-    """Lay variables out as a tidy table: one row a combination of coordinates, one column a variable.
-
-    Args:
-        dataset: a result.
-        variables: the name of a variable, or several; those with fewer dimensions repeat along the rest.
-        dropna: leave out the rows in which every variable is NaN, such as layers beyond a network's depth.
-
-    Returns:
-        The table: first the coordinates as columns, then the variables.
-
-    Raises:
-        ValueError: for a variable that the Dataset does not have, with the closest names.
-    """
-    wanted = [variables] if isinstance(variables, str) else list(variables)
-    for name in wanted:
-        if name not in dataset.data_vars:
-            known = [str(other) for other in dataset.data_vars]
-            close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or sorted(known)
-            raise ValueError(f"`variables`: the result has no {name!r}. Closest: {', '.join(close)}.")
-    picked = dataset[wanted]
-    if not picked.dims:
-        picked = picked.expand_dims("row")
-    table = picked.to_dataframe(dim_order=list(picked.dims)).reset_index()
-    table = table[[*(name for name in table.columns if name in picked.coords), *wanted]]
-    return table.dropna(subset=wanted, how="all", ignore_index=True) if dropna else table
-
-
 def measurements(dataset: xr.Dataset) -> xr.Dataset:
-    """Drop what differs between two runs of one config: timings and provenance.
+    """Drop what differs between two runs of one config: timings (`*_seconds`) and provenance (global attributes).
 
     The rest is reproducible: on one machine, the same config gives identical measurements.
-
-    Args:
-        dataset: a result. Timings are the variables whose name ends in "_seconds".
-
-    Returns:
-        The Dataset without its global attributes and without timings.
     """
     timings = [name for name in dataset.data_vars if str(name).endswith("_seconds")]
     return dataset.drop_vars(timings).drop_attrs(deep=False)
@@ -274,23 +187,29 @@ def _encode(dataset: xr.Dataset, file: h5py.File) -> None:
     scales = [name for name in dataset.dims if name in dataset.coords]
     for name in [*scales, *(name for name in dataset.variables if name not in scales)]:
         variable = dataset.variables[name]
-        values, attributes = np.asarray(variable.values), dict(variable.attrs)
-        if values.dtype.kind in "UTO":
-            stored = file.create_dataset(str(name), data=values.astype(object), dtype=h5py.string_dtype())
-        elif values.dtype.kind == "b":
-            stored = file.create_dataset(str(name), data=values.astype(np.int8))
-            attributes["dtype"] = "bool"
-        elif values.dtype.kind in "iuf" or values.dtype.name == "bfloat16":
-            is_narrow = values.dtype.name == "bfloat16"
-            stored = file.create_dataset(str(name), data=values.astype(np.float32) if is_narrow else values)
-        else:
-            raise TypeError(f"`{name}` holds {values.dtype}: only numbers, booleans and text can be stored.")
-        stored.attrs.update(attributes)
+        if not _can_be_stored(variable.dtype):
+            raise TypeError(f"`{name}` holds {variable.dtype}: {_STORABLE}.")
+        data = _storable(np.asarray(variable.values))
+        text = h5py.string_dtype() if data.dtype == object else None
+        stored = file.create_dataset(str(name), data=data, dtype=text)
+        stored.attrs.update(variable.attrs | ({"dtype": "bool"} if variable.dtype.kind == "b" else {}))
         if name in scales:
             stored.make_scale(str(name))
         else:
             for axis, dim in enumerate(variable.dims):
                 stored.dims[axis].attach_scale(file[str(dim)])
+
+
+def _can_be_stored(dtype: np.dtype) -> bool:
+    return dtype.kind in "iufbUTO" or dtype.name == "bfloat16"
+
+
+def _storable(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "b":
+        return values.astype(np.int8)
+    if values.dtype.kind in "UTO":
+        return values.astype(object)
+    return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
 
 
 def _decode(file: h5py.File) -> xr.Dataset:
@@ -325,8 +244,8 @@ def _structure_failures(dataset: xr.Dataset) -> list[str]:
             failures.append(f"coordinate `{dim}` repeats values: {_plain(dataset.indexes[dim]).tolist()}")
     for name, variable in dataset.variables.items():
         is_text = variable.dtype.kind in "UTO"
-        if variable.dtype.kind not in "iufbUTO" and variable.dtype.name != "bfloat16":
-            failures.append(f"`{name}` holds {variable.dtype}: only numbers, booleans and text can be stored")
+        if not _can_be_stored(variable.dtype):
+            failures.append(f"`{name}` holds {variable.dtype}: {_STORABLE}")
         for attribute in ("long_name",) if is_text else ("units", "long_name"):
             value = variable.attrs.get(attribute)
             if not isinstance(value, str) or not value.strip():
@@ -335,10 +254,10 @@ def _structure_failures(dataset: xr.Dataset) -> list[str]:
     return failures
 
 
-def _raise(what: str, failures: Sequence[str]) -> None:
+def _refuse(failures: Sequence[str]) -> None:
     if failures:
         lines = "\n".join(f"  - {failure}" for failure in failures)
-        raise ValueError(f"{what} in {len(failures)} place(s):\n{lines}")
+        raise ValueError(f"the Dataset breaks the schema of a result in {len(failures)} place(s):\n{lines}")
 
 
 def _union(indexes: Sequence[pd.Index]) -> pd.Index:

@@ -1,7 +1,5 @@
 """A run: its folder, its cells, each stored as it ends, then the combined result."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import datetime
@@ -12,19 +10,19 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import xarray as xr
 from rich.console import Console
 
 from train import config, results
-from train.config import ConfigError
+from train.config import ConfigError, StorageError
 from train.experiment import Cell, Experiment
 from train.progress import Display
 from train.workers import Measurement, in_this_process
@@ -32,24 +30,17 @@ from train.workers import Measurement, in_this_process
 _PACKAGES = ("jaxact", "jax", "jaxlib", "flax", "optax", "numpy", "xarray", "h5netcdf")
 
 
-Measure: TypeAlias = Callable[[Experiment, Sequence[Cell], Display], Generator[Measurement]]
-
-
-class StorageError(OSError):
-    """A file of the run could not be written; what was finished before is kept and can be resumed."""
-
-
 class Record(NamedTuple):
     """What a run folder knows about its run from the start; config.json holds it.
 
     Attributes:
         study: the config file's stem.
-        run_id: the folder's name: study, UTC time and a hash that keeps two runs of one second apart.
-        experiment: the experiment's type, as `config.type_name` writes it.
+        run_id: the folder's name: study, UTC time and digits that keep two runs of one second apart.
+        experiment: its type, as `config.type_name` writes it.
         command: the command line that repeats the run.
         started: UTC time, ISO 8601.
-        cells: the names of all cells, in order.
-        config: every field of the experiment, resolved.
+        cells: the names of all, in order.
+        config: every field of the experiment, as `config.resolved` writes it.
         smoke: whether it is the small study that `smoke()` makes; the runs before this was noted say no.
     """
 
@@ -66,26 +57,17 @@ class Record(NamedTuple):
 def create(
     experiment: Experiment, config_path: Path, *, output: Path, command: str, smoke: bool = False
 ) -> Path:
-    """Make the folder of a new run: its config.json and a copy of the config file, or nothing.
+    """Make the folder `output`/<study>-<UTC time>-<digits> of a new run, its config.json and a copy of the config file.
 
-    Args:
-        experiment: what will run, command-line fields included.
-        config_path: the file it came from; names the study.
-        output: the folder of all runs; made if need be.
-        command: the command line that repeats the run.
-        smoke: whether `experiment` is a smoke test, for the record.
-
-    Returns:
-        The new folder, `output`/<study>-<UTC time>-<hash>.
+    The config file names the study; `command` and `smoke` go into the `Record`. `output`, the folder of all runs, is
+    made if need be.
 
     Raises:
         ConfigError: if the experiment has no cells, repeats a name, or its type cannot be found again.
         StorageError: if the folder cannot be made; what was begun is removed.
     """
     now = datetime.datetime.now(datetime.UTC)
-    fields = config.resolved(experiment)
-    salt = f"{json.dumps(fields)} {os.getpid()} {time.time_ns()}"
-    run_id = f"{config_path.stem}-{now:%Y%m%dT%H%M%S}-{hashlib.sha256(salt.encode()).hexdigest()[:4]}"
+    run_id = f"{config_path.stem}-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
     record = Record(
         study=config_path.stem,
         run_id=run_id,
@@ -93,34 +75,23 @@ def create(
         command=command,
         started=now.isoformat(timespec="seconds"),
         cells=[cell.name for cell in _checked_cells(experiment)],
-        config=fields,
+        config=config.resolved(experiment),
         smoke=smoke,
     )
     directory, draft = output / run_id, output / f".{run_id}.tmp"
     try:
-        (draft / "cells").mkdir(parents=True)
-        shutil.copyfile(config_path, draft / "config.py")
-        results.write_atomically(draft / "config.json", json.dumps(record._asdict(), indent=2).encode())
-        draft.rename(directory)
-    except BaseException as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        if not isinstance(error, OSError):
-            raise
-        raise StorageError(
-            f"cannot make a run folder in `output` {output}: {error.strerror or error}. "
-            "Free some space there or choose another folder with --output."
-        ) from error
+        with _writing(f"make a run folder in `output` {output}", "or choose another folder with --output"):
+            (draft / "cells").mkdir(parents=True)
+            shutil.copyfile(config_path, draft / "config.py")
+            results.write_atomically(draft / "config.json", json.dumps(record._asdict(), indent=2).encode())
+            draft.rename(directory)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # not there once it has its name
     return directory
 
 
 def read(directory: Path) -> Record:
     """Read what a run folder knows about its run.
-
-    Args:
-        directory: a run folder.
-
-    Returns:
-        Its record.
 
     Raises:
         ConfigError: if it is not the folder of a run.
@@ -138,16 +109,11 @@ def read(directory: Path) -> Record:
 def check_resumable(experiment: Experiment, directory: Path) -> None:
     """Check that a run folder holds a run of exactly this experiment.
 
-    Args:
-        experiment: what the config file and the command line ask for now.
-        directory: the run folder.
-
     Raises:
         ConfigError: naming the fields that differ, with both values.
     """
     record = read(directory)
-    now = json.loads(json.dumps(config.resolved(experiment)))
-    if different := config.differences(record.config, now):
+    if different := config.differences(record.config, config.resolved(experiment)):
         raise ConfigError(
             f"{directory} is a run of another config:\n  " + "\n  ".join(different) + "\n"
             f"Resume it with its own: {resume_command(directory)}\nor start a new run without --resume."
@@ -164,22 +130,28 @@ def resume_command(directory: Path) -> str:
     return f"{read(directory).command} --resume {directory}"
 
 
+def progress(directory: Path) -> str:
+    """Say how many of a run's cells are finished: "3 of 4"."""
+    return f"{finished_cells(directory)} of {len(read(directory).cells)}"
+
+
 def run(
-    experiment: Experiment, directory: Path, *, console: Console, measure: Measure = in_this_process
+    experiment: Experiment,
+    directory: Path,
+    *,
+    console: Console,
+    measure: Callable[[Experiment, Sequence[Cell], Display], Generator[Measurement]] = in_this_process,
 ) -> xr.Dataset:
-    """Run the cells of a run folder that are not finished, then combine all of them and write the report.
+    """Run the cells of a run folder that are not finished, then write the report and result.nc, which is returned.
 
     A cell is finished when its file can be loaded and is of this config, so this function may be killed at
     any time and called again. A failing cell ends the run and leaves the finished ones.
 
     Args:
-        experiment: the experiment of this folder; `check_resumable` holds.
-        directory: a folder made by `create`.
+        experiment: the one of this folder; `check_resumable` holds.
+        directory: made by `create`.
         console: where progress is shown.
-        measure: measures cells, given (experiment, cells, display): one of `train.workers`.
-
-    Returns:
-        The combined Dataset, as stored in result.nc.
+        measure: one of `train.workers`.
 
     Raises:
         ConfigError: if another process runs in this folder.
@@ -205,29 +177,21 @@ def run(
                     parts[cell.name] = _stored(measurement, files[cell.name], attributes)
                     display.finish(cell, measurement.seconds)
         result = _combined([part for part in parts.values() if part is not None], attributes)
-        with _writing(directory, "result.nc"):
+        with _writing(f"write result.nc in {directory}"):
             results.save(result, directory / "result.nc")
         draw(result, type(experiment), directory)
     return result
 
 
 def draw(result: xr.Dataset, experiment: type[Experiment], directory: Path) -> Path:
-    """Draw figures and report of a stored result into its run folder.
-
-    Args:
-        result: a combined Dataset.
-        experiment: the experiment's type; only its static methods are called.
-        directory: the run folder.
-
-    Returns:
-        The path of report.html.
+    """Draw figures and report of a combined result into its run folder; gives the path of report.html.
 
     Raises:
         StorageError: if a file cannot be written.
     """
     from train.report import write_report  # altair takes half a second to import
 
-    with _writing(directory, "report"):
+    with _writing(f"write report in {directory}"):
         return write_report(result, experiment, directory)
 
 
@@ -246,25 +210,14 @@ def is_running(directory: Path) -> bool:
 
 
 def provenance(record: Record) -> dict[str, str]:
-    """Collect where a result comes from, as text attributes that `results.check` asks for.
-
-    Args:
-        record: of the run.
-
-    Returns:
-        Attribute to text; `config` and `versions` are JSON.
-    """
-    return {
+    """Collect where a run's result comes from, as the text attributes that `results.check` asks for."""
+    known = {name: getattr(record, name) for name in ("study", "experiment", "run_id", "command", "started")}
+    return known | {
         "format": results.FORMAT,
-        "study": record.study,
-        "experiment": record.experiment,
         "config": json.dumps(record.config, sort_keys=True),
-        "run_id": record.run_id,
-        "command": record.command,
         "git_commit": _git_commit(),
         "versions": json.dumps(_versions()),
         "device": _device(),
-        "started": record.started,
         "smoke": json.dumps(record.smoke),
     }
 
@@ -273,9 +226,6 @@ def peak_memory(num_workers: int) -> float:
     """Return the most memory this process and its workers have held so far, in GiB.
 
     Each worker counts as much as the largest: an upper bound, as their peaks differ and need not coincide.
-
-    Args:
-        num_workers: how many worker processes there were at a time.
     """
     try:
         import resource
@@ -331,7 +281,7 @@ def _stored(measurement: Measurement, path: Path, attributes: Mapping[str, str])
     cell, part, seconds = measurement
     results.check_structure(part)
     part = part.assign_attrs({**attributes, "cell": cell.name, "wall_seconds": seconds})
-    with _writing(path.parent.parent, f"cell {cell.name}"):
+    with _writing(f"write cell {cell.name} in {path.parent.parent}"):
         results.save(part, path)
     return part
 
@@ -350,16 +300,13 @@ def _combined(parts: Sequence[xr.Dataset], attributes: Mapping[str, str]) -> xr.
 
 
 @contextlib.contextmanager
-def _writing(directory: Path, what: str) -> Iterator[None]:
+def _writing(task: str, remedy: str = "then continue; finished cells are kept") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "Free some space" if is_full else "Make the folder writable"
-        raise StorageError(
-            f"cannot write {what} in {directory}: {reason}. {remedy}, then continue; finished cells are kept."
-        ) from error
+        first = "Free some space" if is_full else "Make the folder writable"
+        raise StorageError(f"cannot {task}: {error.strerror or error}. {first}, {remedy}.") from error
 
 
 @contextlib.contextmanager
@@ -372,13 +319,12 @@ def _only_here(directory: Path) -> Iterator[None]:
         return
     handle = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ConfigError(f"another process runs in {directory}. Wait for it or end it first.") from None
-    except OSError:
-        pass  # some network file systems have no locks
-    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process runs in {directory}. Wait for it or end it first.") from None
+        except OSError:
+            pass  # some network file systems have no locks
         yield
     finally:
         os.close(handle)

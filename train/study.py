@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from train import fields, results, words
+from train import fields, words
 from train.experiment import Cell, Progress
 
 
@@ -154,9 +154,8 @@ class Study:
             values = _shaped(name, measured, {dim: len(coords[dim]) for dim in dims[name]})
             variables[name] = (dims[name], values, self._attributes(variable))
         described = {**COORDINATES, **self.coordinates}
-        return results.labelled(
-            variables, coords, {dim: (described[dim].units, described[dim].long_name) for dim in coords}
-        )
+        said = {dim: {"units": described[dim].units, "long_name": described[dim].long_name} for dim in coords}
+        return xr.Dataset(variables, {dim: (dim, labels, said[dim]) for dim, labels in coords.items()})
 
     @classmethod
     def figures(cls, result: xr.Dataset) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import json
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
@@ -34,13 +34,7 @@ class WorkerDiedError(RuntimeError):
 
 
 class Measurement(NamedTuple):
-    """One measured cell.
-
-    Attributes:
-        cell: which.
-        dataset: what `Experiment.run` returned.
-        seconds: the time it took.
-    """
+    """One measured cell: what `Experiment.run` returned, and the time it took."""
 
     cell: Cell
     dataset: xr.Dataset
@@ -50,16 +44,7 @@ class Measurement(NamedTuple):
 def in_this_process(
     experiment: Experiment, cells: Sequence[Cell], display: Display
 ) -> Generator[Measurement]:
-    """Measure cells one after the other, each when the one before has been taken.
-
-    Args:
-        experiment: whose cells.
-        cells: which of them, in order.
-        display: told of start and progress.
-
-    Yields:
-        The measurements, in order.
-    """
+    """Measure cells one after the other, each when the one before has been taken; `display` follows."""
     for cell in cells:
         yield _measured(experiment, cell, display.start(cell))
 
@@ -67,7 +52,7 @@ def in_this_process(
 def side_by_side(
     experiment: Experiment, cells: Sequence[Cell], display: Display, *, words: Sequence[str], num_workers: int
 ) -> Generator[Measurement]:
-    """Measure cells in several processes at once, with XLA's threads divided among them.
+    """Measure cells in several processes at once, with XLA's threads divided among them; yield them as they end.
 
     Cells of one program are neighbours, so each worker begins with a stretch of its own and compiles few programs; one
     that is done takes over from the end of the longest stretch left. Every core is busy all the time, whereas small
@@ -77,11 +62,8 @@ def side_by_side(
         experiment: whose cells; each worker makes its own from `words`, since it may hold what cannot be sent.
         cells: which of them, in order.
         display: told of starts and progress.
-        words: the words after `python -m train run` that describe the experiment.
-        num_workers: how many processes.
-
-    Yields:
-        The measurements as they end.
+        words: those after `python -m train run` that describe the experiment.
+        num_workers: at most so many processes.
 
     Raises:
         WorkerDiedError: if a worker was killed.
@@ -89,61 +71,32 @@ def side_by_side(
     """
     if not cells:
         return
-    context = multiprocessing.get_context("spawn")
     num_workers = min(num_workers, len(cells))
-    fields = config.resolved(experiment)
-    stretches = [
-        collections.deque(cells[index * len(cells) // num_workers : (index + 1) * len(cells) // num_workers])
-        for index in range(num_workers)
-    ]
-    workers: dict[Any, _Worker] = {}
-    retired: list[Any] = []
+    ends = [index * len(cells) // num_workers for index in range(num_workers + 1)]
+    stretches = [collections.deque(cells[start:end]) for start, end in itertools.pairwise(ends)]
+    workers: list[_Worker] = []
     try:
         with _divided(num_workers):
             for stretch in stretches:
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, list(words), fields), daemon=True)
-                process.start()
-                theirs.close()
-                workers[ours] = _Worker(process, stretch)
-                _assign(ours, workers[ours], stretches, display)
-        while workers:
-            ready: list[Any] = multiprocessing.connection.wait([*workers])
+                workers.append(_Worker(stretch, words, config.resolved(experiment)))
+                workers[-1].assign(stretches, display)
+        while working := {worker.connection: worker for worker in workers if worker.cell}:
+            ready: list[Any] = multiprocessing.connection.wait([*working])
             for connection in ready:
-                worker = workers[connection]
-                kind, content = _received(connection, worker)
-                if kind == "progress":
-                    if worker.report is None:  # the first word: it has imported what it needs
-                        worker.report = display.start(worker.cell)
-                    worker.report(*content)
-                elif kind == "failed":
-                    raise content
-                else:
-                    dataset, seconds = content
-                    cell = worker.cell
-                    if worker.report is None:
-                        display.start(cell)
-                    worker.first_seconds = worker.first_seconds or seconds
-                    _assign(connection, worker, stretches, display)
-                    if worker.cell is None:  # nothing left for it: it ends when its connection does
-                        connection.close()
-                        retired.append(workers.pop(connection).process)
-                    yield Measurement(cell, dataset, seconds)
+                worker = working[connection]
+                cell = worker.cell
+                if measured := worker.next_word(display):
+                    worker.assign(stretches, display)
+                    yield Measurement(cell, *measured)
     finally:
-        for connection, worker in workers.items():
-            worker.process.kill()
-            connection.close()
-        for process in (*retired, *(worker.process for worker in workers.values())):
-            process.join()
+        for worker in workers:
+            worker.end()
 
 
 def default_number(num_cells: int) -> int:
     """Choose how many worker processes: one a core on a CPU, as many as memory holds; 0 beside an accelerator.
 
     An accelerator is one process's, which spreads members over all of its devices.
-
-    Args:
-        num_cells: how many cells there are to measure.
     """
     import jax
 
@@ -153,47 +106,69 @@ def default_number(num_cells: int) -> int:
 
 
 class _Worker:
-    """What the parent knows of one worker."""
+    """A worker process and what the parent knows of it."""
 
-    def __init__(self, process: Any, stretch: collections.deque[Cell]):
-        self.process, self.stretch = process, stretch
-        self.cell: Any = None
-        self.report: Any = None
-        self.first_seconds = 0.0
+    cell: Any = None  # what it measures; None once there is nothing left for it
+    report: Any = None
+    first_seconds = 0.0
 
+    def __init__(self, stretch: collections.deque[Cell], words: Sequence[str], fields: dict[str, Any]):
+        context = multiprocessing.get_context("spawn")
+        self.stretch = stretch
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, list(words), fields), daemon=True)
+        self.process.start()
+        theirs.close()
 
-def _assign(
-    connection: Any, worker: _Worker, stretches: Sequence[collections.deque[Cell]], display: Display
-) -> None:
-    """Send a worker its next cell, or nothing if there is none worth taking.
+    def assign(self, stretches: Sequence[collections.deque[Cell]], display: Display) -> None:
+        """Send the next cell, or end the process if there is none worth taking.
 
-    Another's cell may be of a program that this worker has yet to compile, which may cost what its first cell did:
-    worth it only where the other has more than that before it.
-    """
-    longest = max(stretches, key=display.expected_seconds)
-    if worker.stretch:
-        worker.cell = worker.stretch.popleft()
-    elif display.expected_seconds(longest) > worker.first_seconds:
-        worker.cell = longest.pop()
-    else:
-        worker.cell = None
-        return
-    worker.report = None
-    with contextlib.suppress(OSError):  # it has died: reading says so, and what it said last
-        connection.send(worker.cell.name)
+        Another's cell may be of a program that this worker has yet to compile, which may cost what its first cell did:
+        worth it only where the other has more than that before it.
+        """
+        longest = max(stretches, key=display.expected_seconds)
+        self.cell = self.report = None
+        if self.stretch:
+            self.cell = self.stretch.popleft()
+        elif display.expected_seconds(longest) > self.first_seconds:
+            self.cell = longest.pop()
+        else:
+            self.connection.close()
+            return
+        with contextlib.suppress(OSError):  # it has died: reading says so, and what it said last
+            self.connection.send(self.cell.name)
 
+    def next_word(self, display: Display) -> tuple[xr.Dataset, float] | None:
+        """Hear how far the cell is, or what it gave and in how many seconds."""
+        kind, content = self._received()
+        if kind == "failed":
+            raise content
+        if self.report is None:  # the first word: it has imported what it needs
+            self.report = display.start(self.cell)
+        if kind == "progress":
+            self.report(*content)
+            return None
+        self.first_seconds = self.first_seconds or content[1]
+        return content
 
-def _received(connection: Any, worker: _Worker) -> tuple[str, Any]:
-    try:
-        return connection.recv()
-    except (EOFError, OSError):
-        worker.process.join(timeout=10)
-        code = worker.process.exitcode
-        how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with status {code}"
-        raise WorkerDiedError(
-            f"the process that measured {worker.cell.name} ended {how}. "
-            "If memory ran out, use fewer at once: --workers 1."
-        ) from None
+    def _received(self) -> tuple[str, Any]:
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(timeout=10)
+            code = self.process.exitcode
+            how = f"with status {code}" if code is None or code >= 0 else f"by {signal.Signals(-code).name}"
+            raise WorkerDiedError(
+                f"the process that measured {self.cell.name} ended {how}. "
+                "If memory ran out, use fewer at once: --workers 1."
+            ) from None
+
+    def end(self) -> None:
+        """Wait for the process to end; one that still measures is killed."""
+        if self.cell:
+            self.process.kill()
+        self.connection.close()
+        self.process.join()
 
 
 def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> None:
@@ -202,9 +177,13 @@ def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> Non
     Names, since what a cell holds, such as an activation of the config's own, need not survive being sent.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def said(fraction: float, note: str = "") -> None:
+        connection.send(("progress", (fraction, note)))
+
     try:
         experiment = request.parse(words).experiment
-        if different := config.differences(fields, json.loads(json.dumps(config.resolved(experiment)))):
+        if different := config.differences(fields, config.resolved(experiment)):
             raise ConfigError("the config is another one in a worker process:\n  " + "\n  ".join(different))
         cells = {cell.name: cell for cell in experiment.cells()}
         while True:
@@ -214,12 +193,8 @@ def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> Non
                     f"a worker process has no cell {name!r}. Let `cells()` follow from the fields alone, "
                     "or measure in one process: --workers 0."
                 )
-            measurement = _measured(
-                experiment,
-                cells[name],
-                lambda fraction, note="": connection.send(("progress", (fraction, note))),
-            )
-            connection.send(("measured", (measurement.dataset, measurement.seconds)))
+            _, *measured = _measured(experiment, cells[name], said)
+            connection.send(("measured", measured))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent needs no more
     except Exception as error:
@@ -261,7 +236,7 @@ def _divided(num_workers: int) -> Iterator[None]:
     share = _num_cores() // num_workers
     threads = str(share if share >= 4 else 1)
     own = {"NPROC": threads, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-    before = {name: os.environ.get(name) for name in own}
+    before = {name: os.environ[name] for name in own if name in os.environ}
     os.environ.update(own)
     # Ctrl-C reaches the whole group, but what becomes of it is for the parent to decide: children inherit the mask,
     # once the process that multiprocessing starts before the first child, with a mask of its own, is up.
@@ -274,11 +249,9 @@ def _divided(num_workers: int) -> Iterator[None]:
     finally:
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in own:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _num_cores() -> int:

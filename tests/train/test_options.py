@@ -47,6 +47,11 @@ class HeavyBall(Descent):
     warmup_steps: int = 0
     is_damped: bool = True
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup_steps < 0:
+            raise ValueError(f"`descent_rule.warmup_steps` must be 0 or more, got {self.warmup_steps}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Descending(Fake):
@@ -137,6 +142,10 @@ def test_a_choice_keeps_nothing_of_the_default_that_it_replaces(tmp_path):
         (
             ("--descent-rule", "heavy_ball", "--descent-rule.decay=-1"),
             ["--descent-rule: `decay` must not be negative, got -1.0. Use 0 for none."],
+        ),
+        (
+            ("--descent-rule", "heavy_ball", "--descent-rule.warmup-steps", "-1"),
+            ["error: `descent_rule.warmup_steps` must be 0 or more, got -1."],
         ),
     ],
 )  # fmt: skip

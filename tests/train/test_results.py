@@ -255,26 +255,6 @@ def test_a_variable_that_some_cells_lack_is_padded():
     np.testing.assert_array_equal(combined.extra, [[7.0, np.nan]])
 
 
-def test_a_table_has_one_row_a_combination_of_coordinates():
-    combined = results.combine([a_cell("plain", depth) for depth in (3, 2)])
-    table = results.to_dataframe(combined, "moment")
-    assert list(table.columns) == ["block", "depth", "layer", "moment"]
-    assert len(table) == combined.moment.size
-    for row in table.itertuples():
-        expected = row.depth * 100 + row.layer if row.layer <= row.depth else np.nan
-        np.testing.assert_equal(row.moment, expected)
-    assert len(results.to_dataframe(combined, "moment", dropna=True)) == 5
-    both = results.to_dataframe(combined, ["count", "moment"])
-    assert (both["count"] == both.depth).all()
-    constant = combined.assign(threshold=0.9)
-    assert results.to_dataframe(constant, "threshold").threshold.tolist() == [0.9]
-
-
-def test_a_table_of_an_unknown_variable_names_the_closest():
-    with pytest.raises(ValueError, match=r"no 'momnet'\. Closest: moment"):
-        results.to_dataframe(a_cell("plain", 2), "momnet")
-
-
 def test_measurements_are_without_timings_and_provenance(dataset):
     measured = results.measurements(dataset)
     assert "run_seconds" not in measured

@@ -1,12 +1,12 @@
 """Reads a task from text: `"digits"`, `"gaussian_mixture(dimension=8)"`."""
 
 import ast
-import difflib
 from dataclasses import fields
 from typing import Annotated, Any
 
 import tyro
 
+from train import config
 from train.tasks._task import Task
 
 
@@ -35,15 +35,13 @@ def get(name: str, **parameters: Any) -> Task:
     types = _types()
     known = {_plain(each): each for each in types}
     if _plain(name) not in known:
-        close = difflib.get_close_matches(_plain(name), known, n=1)
-        hint = f" Did you mean {known[close[0]]!r}?" if close else ""
+        hint = config.hint(_plain(name), known, lambda close: repr(known[close]))
         raise ValueError(f"`task` must be one of {', '.join(sorted(types))}, got {name!r}.{hint}")
     kind = types[known[_plain(name)]]
     allowed = [field.name for field in fields(kind)]
     for parameter in parameters:
         if parameter not in allowed:
-            close = difflib.get_close_matches(parameter, allowed, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = config.hint(parameter, allowed, repr)
             raise ValueError(
                 f"task {kind.name} has no parameter {parameter!r}, only {', '.join(allowed)}.{hint}"
             )

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from train import fields, results, words
+from train import fields, results, runs, words
 from train.experiment import Cell, Progress
 
 
@@ -154,12 +154,12 @@ class Study:
     @classmethod
     def figures(cls, result: xr.Dataset) -> Mapping[str, Any]:
         """A figure for every variable that has several numbers along some axis, theory beside it where declared."""
-        drawn = {
+        charts = {
             name: cls.figure(result, name)
             for name in cls._measured(result)
             if _axes(result[name], cls.within)
         }
-        return {name: chart for name, chart in drawn.items() if chart is not None}
+        return {name: chart for name, chart in charts.items() if chart is not None}
 
     @classmethod
     def figure(cls, result: xr.Dataset, name: str, **said: Any) -> Any:
@@ -195,6 +195,20 @@ class Study:
         }
         return draw.measured(result, name, **told | said)
 
+    @staticmethod
+    def drawn(result: xr.Dataset, declared: Mapping[str, Mapping[str, Any]], **told: Any) -> dict[str, Any]:
+        """Declared figures by name; one that has no number to show is left out.
+
+        Args:
+            result: what is drawn, unless a declaration has a `result` of its own.
+            declared: what `train.figures.measured` is told, by figure.
+            **told: what it is told of all figures that do not say otherwise.
+        """
+        from train import figures as draw
+
+        charts = {name: draw.measured(**{"result": result} | told | said) for name, said in declared.items()}
+        return {name: chart for name, chart in charts.items() if chart is not None}
+
     @classmethod
     def findings(cls, result: xr.Dataset) -> Sequence[str]:
         """How far each variable is from the theory declared beside it; of the others where they are least and most."""
@@ -213,9 +227,7 @@ class Study:
             name: result[name].mean([d for d in result[name].dims if d not in cls.swept])
             for name in cls._measured(result)
         }
-        frame = xr.Dataset(means).to_dataframe().dropna(how="all").reset_index()
-        frame.attrs["caption"] = "Means over everything within a cell."
-        return {"Every cell": frame}
+        return {"Every cell": runs.table(runs.rows(means), "Means over everything within a cell.")}
 
     @classmethod
     def _measured(cls, result: xr.Dataset) -> list[str]:

@@ -32,6 +32,7 @@ class TrainingStudy(Study):
     Attributes:
         task: the classification problem.
         optimizer: how networks are trained.
+        activations: those that are compared, a field of most studies; a run-time argument of the compiled program.
         learning_rate: of the optimiser; its schedule may lower it. A field of the studies that do not vary it.
         seeds: of initialisation and data order; vmapped.
         width: units, or channels, of every hidden layer.

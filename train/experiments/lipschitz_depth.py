@@ -40,7 +40,6 @@ class LipschitzDepth(TrainingStudy):
     held-out input.
 
     Attributes:
-        activations: the activations to compare.
         depths: numbers of stages between the first and the last affine map.
         blocks: "plain", "pre_activation" or "post_activation", with "-bn" appended for batch norm.
         radii: of the balls of the local certificates, in units of the standardised inputs.
@@ -65,9 +64,7 @@ class LipschitzDepth(TrainingStudy):
     variables = {
         "lipschitz_log10": Variable("bound on the Lipschitz constant", _BOUND, "log10"),
         "bound_time": Variable("time to find the bound; of certificates, compilation included", _BOUND, "s"),
-        "bound_radius": Variable(
-            "radius of the ball in which the bound holds, NaN for all inputs", ("bound",), of_cell=False
-        ),
+        "bound_radius": Variable("radius of the ball, NaN for all inputs", ("bound",), of_cell=False),
         "test_accuracy": Variable("test accuracy", ("seed", "phase")),
     }
 
@@ -77,8 +74,7 @@ class LipschitzDepth(TrainingStudy):
             blocks=fields.distinct,
             radii=fields.positive,
             num_starts=fields.count,
-            refine_steps=fields.not_negative,
-            local_steps=fields.not_negative,
+            **dict.fromkeys(("refine_steps", "local_steps"), fields.not_negative),
         )
         for block in self.blocks:
             if split_block(block)[1] not in ("", "bn"):
@@ -115,7 +111,7 @@ class LipschitzDepth(TrainingStudy):
 
     def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
         """Train the members of one cell and bound them before and after."""
-        bounded = _bounded(self, cell.coords["block"])
+        bounded = _Bounded(self, cell.coords["block"])
         trial, setting = bounded.trial, self.setting(cell)
         before = trial.compile_seconds
         sigma_w = float(theory.moments(cell.coords["activation"]).slope_second_moment) ** -0.5
@@ -167,13 +163,14 @@ class LipschitzDepth(TrainingStudy):
         columns = {"test accuracy": middle["test_accuracy"], **bounds}
         frame = runs.rows(columns, needed=list(bounds)).round(3)
         called = {"block": frame["block"].map(block_name), "phase": frame["phase"].map(runs.PHASES)}
+        kinds = "all but 'lower' from above, 'local' ones within a ball of radius R about one held-out input"
         caption = (
-            f"log10 of every bound on the Lipschitz constant, median over {runs.seeds(result)}. All but 'lower' are "
-            "upper bounds; 'local' ones hold within a ball of radius R about one held-out input."
+            f"log10 of every bound on the Lipschitz constant, median over {runs.seeds(result)}: {kinds}."
         )
         return {"Every network": runs.table(frame.assign(**called), caption)}
 
 
+@functools.lru_cache(maxsize=4)  # made once a process, whichever cells ask for it
 class _Bounded:
     """The trial of one block, and every bound of its networks."""
 
@@ -227,8 +224,7 @@ class _Bounded:
         """log10 and seconds of every certificate of one network."""
 
         def function(x):
-            setting = cell.coords["depth"], cell.coords["activation"]
-            return self.trial.output(state, x[None], *setting)[0]
+            return self.trial.output(state, x[None], cell.coords["depth"], cell.coords["activation"])[0]
 
         wanted = {name: given for name, given in self.study.bounds().items() if given}
         found = {}
@@ -236,12 +232,10 @@ class _Bounded:
             report((index + 1) / (len(wanted) + 1), name)
             region = Ball(self.point, given["radius"]) if "radius" in given else None
             certificate = certify(function, self.point, num_steps=given["num_steps"], region=region)
-            found[name] = float(certificate.log10), certificate.seconds
-        everywhere = found["ellipsoid"][0]  # what holds everywhere holds in a ball
-        return {
-            name: (min(log10, everywhere) if "radius" in wanted[name] else log10, seconds)
-            for name, (log10, seconds) in found.items()
-        }
+            # What holds everywhere, known by now, holds in a ball.
+            least = min(float(certificate.log10), math.inf if region is None else found["ellipsoid"][0])
+            found[name] = least, certificate.seconds
+        return found
 
     def _accuracy(self, state, data, setting):
         inputs, labels = data["test"]
@@ -253,12 +247,6 @@ class _Bounded:
 
     def _product_bound(self, state, data, setting):
         return probing.log10_bound(self.trial, state, setting)
-
-
-@functools.lru_cache(maxsize=4)
-def _bounded(study: LipschitzDepth, block: str) -> _Bounded:
-    """The programs of one block; made once a process, whichever cells ask for them."""
-    return _Bounded(study, block)
 
 
 def _prepared(result: xr.Dataset) -> xr.Dataset:
@@ -308,8 +296,7 @@ def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
             "subtitle": f"All certificates beside what an ascent finds, by depth: {over}",
             "caption": "The constant over all inputs lies between the lowest line and the lowest of the three global "
             "ones. The product of norms grows by the block; the ellipsoid knows how layers fit together. Local "
-            "certificates hold within a ball about one held-out input only, and may lie below the ascent, which "
-            "searches everywhere.",
+            "certificates hold near one held-out input; they may lie below the ascent, which searches everywhere.",
         },
         "time": {
             "values": "bound_time",
@@ -317,11 +304,9 @@ def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
             "scale": "decades",
             "floor": -6,
             "ceiling": 6,
-            "labels": {"value": "Time (s)", "bound": "Bound"},
             "title": "What does each bound cost in time?",
             "subtitle": "Wall clock: median over activations, phases and seeds, band from the quickest to the slowest",
-            "caption": "Of certificates compilation is included: the slowest of a band compiled a program that the "
-            "others share.",
+            "caption": "The slowest of a band compiled a program that the others share.",
         },
     }
 
@@ -332,19 +317,17 @@ def _deepest(values: xr.DataArray) -> xr.DataArray:
     return values.isel(depth=int(np.argmax(values["depth"].where(has_any, 0).to_numpy())))
 
 
-def _middle(values: xr.DataArray, form: str = ".1f") -> str:
-    return format(float(runs.quiet(values.median)), form)
+def _middle(values: xr.DataArray, form: str = "{:.1f}", **place: Any) -> str:
+    return form.format(float(runs.quiet(values.sel(place).median)))
 
 
 def _verdict(values: xr.DataArray) -> str:
     deep = _deepest(_gaps(values).sel(phase="trained"))
-    product, closed, refined = (
-        _middle(deep.sel(bound=name)) for name in ("product", "closed form", "ellipsoid")
-    )
     return (
         "Orders of magnitude between the certificate and the largest slope found, trained networks of depth "
-        f"{int(deep['depth'])}, median over blocks and activations: {product} for the product of norms, {closed} for "
-        f"the ellipsoid's closed form, {refined} for its refinement."
+        f"{int(deep['depth'])}, median over blocks and activations: {_middle(deep, bound='product')} for the product "
+        f"of norms, {_middle(deep, bound='closed form')} for the ellipsoid's closed form, "
+        f"{_middle(deep, bound='ellipsoid')} for its refinement."
     )
 
 
@@ -358,8 +341,7 @@ def _of_block(values: xr.DataArray) -> str:
 
 
 def _training(values: xr.DataArray) -> str:
-    gaps = _gaps(values).sel(bound="ellipsoid")
-    before, after = (_middle(gaps.sel(phase=phase)) for phase in runs.PHASES)
+    before, after = (_middle(_gaps(values), bound="ellipsoid", phase=phase) for phase in runs.PHASES)
     said = f"{before} orders of magnitude above the ascent at initialisation and {after} after training"
     return f"The refined certificate is {said} (median over all networks)."
 
@@ -367,17 +349,15 @@ def _training(values: xr.DataArray) -> str:
 def _local(values: xr.DataArray, called: dict[str, str]) -> str:
     below = (values.sel(bound="ellipsoid", drop=True) - values).sel(phase="trained")
     balls = [name for name in runs.names(values, "bound") if name not in EVERYWHERE]
-    parts = ", ".join(f"{_middle(below.sel(bound=name))} {called[name]}" for name in balls)
-    return (
-        "Certificates for the neighbourhood of one input lie below the global one by so many orders of magnitude, "
-        f"trained networks, median: {parts}."
-    )
+    parts = [f"{_middle(below, bound=name)} {called[name]}" for name in balls]
+    said = "Certificates for the neighbourhood of one input lie below the global one by so many orders of magnitude"
+    return f"{said}, trained networks, median: {', '.join(parts)}."
 
 
 def _times(seconds: xr.DataArray, called: dict[str, str]) -> str:
     deep = _deepest(seconds)
     parts = [
-        f"{_middle(deep.sel(bound=name), '.2g')} s ({called[name]})" for name in runs.names(deep, "bound")
+        f"{_middle(deep, '{:.2g} s', bound=name)} ({called[name]})" for name in runs.names(deep, "bound")
     ]
     said = f"Depth {int(deep['depth'])}, median, of certificates with what is compiled on the way"
     return f"{said}: {'; '.join(parts)}."

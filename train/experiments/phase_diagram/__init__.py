@@ -9,9 +9,10 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 from jaxact import theory
-from jaxact.activations import Activation, select
+from jaxact.activations import Activation
 from train import fields
 from train.blocks import network
 from train.experiment import Cell, Progress
@@ -41,7 +42,6 @@ class PhaseDiagram(TrainingStudy):
     way, not the data: it is the scale on which the correlation of a pair nears c_star from wherever it began.
 
     Attributes:
-        activations: the activations to compare; a run-time argument of the compiled program.
         depths: numbers of hidden layers; a run-time argument too.
         sigma_w_squared: variances of the weights times the width; a run-time argument too.
         sigma_b_squared: variance of the biases.
@@ -73,7 +73,7 @@ class PhaseDiagram(TrainingStudy):
     # each activation.
     swept = {"activation": "activations", "depth": "depths", "sigma_w_squared": "sigma_w_squared"}
     coordinates = {
-        "sigma_w_squared": Coordinate("weight variance times width"),
+        "sigma_w_squared": Coordinate("weight variance times width, sigma_w^2"),
         "curve_sigma_w_squared": Coordinate("weight variance times width, along the theory's curves"),
     }
     variables = {
@@ -86,10 +86,8 @@ class PhaseDiagram(TrainingStudy):
         "c_star": Variable("fixed correlation of two inputs, by mean-field theory"),
         "xi_c": Variable("depth scale of correlations, by mean-field theory", units="layers"),
         "xi_gradient": Variable("depth scale of gradients, by mean-field theory", units="layers"),
-        "curve_xi_c": Variable("depth scale of correlations, along a curve", _CURVE, "layers", of_cell=False),
-        "curve_xi_gradient": Variable(
-            "depth scale of gradients, along a curve", _CURVE, "layers", of_cell=False
-        ),
+        "curve_xi_c": Variable("xi_c along a curve", _CURVE, "layers", of_cell=False),
+        "curve_xi_gradient": Variable("xi_gradient along a curve", _CURVE, "layers", of_cell=False),
         "critical_sigma_w_squared": Variable("critical weight variance, by mean-field theory"),
         "threshold": Variable("train accuracy that counts as trained", of_cell=False),
         "chance_accuracy": Variable("share of the commonest class", of_cell=False),
@@ -102,15 +100,11 @@ class PhaseDiagram(TrainingStudy):
     def smoke(self) -> Self:
         """One activation, two depths, two weight variances, two learning rates, twenty steps."""
         return replace(
-            self,
+            super().smoke(),
             activations=self.activations[:1],
             depths=tuple(sorted({min(depth, 6 * i) for i, depth in enumerate(self.depths[:2], start=1)})),
             sigma_w_squared=self.sigma_w_squared[:: max(1, len(self.sigma_w_squared) // 2)][:2],
             learning_rates=self.learning_rates[-2:],
-            seeds=self.seeds[:1],
-            width=min(self.width, 16),
-            num_steps=20,
-            measure_every=5,
             threshold=min(self.threshold, 0.3),
             num_evaluate=min(self.num_evaluate, 64),
             max_depth=None,
@@ -125,8 +119,7 @@ class PhaseDiagram(TrainingStudy):
         activation, depth, scale = cell.coords.values()
         trial, chance = _trial(self)
         before, total = trial.compile_seconds, self.num_steps // self.measure_every
-        setting = jnp.asarray(depth, jnp.int32), select(self.activations, self.activations.index(activation))
-        steps = self.steps()
+        setting, steps = self.setting(cell), self.steps()
         accuracy = np.full((trial.num_members, total), np.nan)
         progress(0.0, "initialise")
         states = trial.start(*setting, sigma_w=jnp.float32(scale**0.5))
@@ -157,7 +150,11 @@ class PhaseDiagram(TrainingStudy):
         reached = (accuracy >= self.threshold).any(axis=1).reshape(-1, len(self.seeds))
         return bool((reached.sum(axis=1) > len(self.seeds) // 2).any())
 
-    figures = staticmethod(drawn.figures)
+    @classmethod
+    def figures(cls, result: xr.Dataset) -> dict[str, Any]:
+        """The figures of the study, by name."""
+        return cls.drawn(result, drawn.figures(result))
+
     findings = staticmethod(words.findings)
     tables = staticmethod(words.tables)
 
@@ -196,12 +193,9 @@ def predict(
         where the activation has no critical point at this bias. In float64.
     """
     low, *_, high = borders(np.sort(sigma_w_squared))
-    low = max(
-        low, min(sigma_w_squared) / 2
-    )  # the border of a first column much nearer to 0 than to the second
-    curve = np.linspace(
-        low, high, -(-len(sigma_w_squared) // _CHUNK) * _CHUNK + _CHUNK - len(sigma_w_squared)
-    )
+    low = max(low, min(sigma_w_squared) / 2)  # a first column may be much nearer to 0 than to the second
+    count = len(sigma_w_squared)
+    curve = np.linspace(low, high, -(-count // _CHUNK) * _CHUNK + _CHUNK - count)
     sigma_b = sigma_b_squared**0.5
     with jax.enable_x64(True):
         scales = np.sqrt(np.concatenate([sigma_w_squared, curve]))
@@ -211,7 +205,6 @@ def predict(
         critical = float(theory.critical_point(activation, sigma_b=sigma_b).sigma_w) ** 2
     except ValueError:
         critical = np.nan
-    count = len(sigma_w_squared)
     return {
         **{name: each[:count] for name, each in values.items()},
         "curve_sigma_w_squared": curve,

@@ -66,11 +66,9 @@ class PhaseDiagram(TrainingStudy):
     num_evaluate: int = 256
     max_depth: int | None = None
 
-    # `steps_to_threshold` is NaN where the threshold was not reached, and `train_accuracy` past `steps_trained`: a cell
-    # ends early once most seeds are past the threshold at one learning rate, for no other can then be faster.
-    # Theory depends on fewer coordinates than it is stored by, because every number has one cell that it comes from:
-    # cells are measured by several processes, which may round it differently. The curves come from the first cell of
-    # each activation.
+    # A cell ends early once it is settled: `train_accuracy` is NaN past `steps_trained`. Every number of theory has one
+    # cell that it comes from, for several processes may round it differently: hence more coordinates than it depends
+    # on. The curves come from the first cell of each activation.
     swept = {"activation": "activations", "depth": "depths", "sigma_w_squared": "sigma_w_squared"}
     coordinates = {
         "sigma_w_squared": Coordinate("weight variance times width, sigma_w^2"),
@@ -113,8 +111,8 @@ class PhaseDiagram(TrainingStudy):
     def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
         """Train the members of one cell until it is settled, beside what theory predicts of it.
 
-        Settled is when most of the seeds (more than half) are past the threshold at one learning rate: no other can
-        then be faster; or when all members have diverged. Accuracies past that step are NaN.
+        Settled is when most of the seeds (more than half) are past the threshold at one learning rate, for no other
+        can then be faster, or when all members have diverged.
         """
         activation, depth, scale = cell.coords.values()
         trial, chance = _trial(self)
@@ -163,14 +161,10 @@ class PhaseDiagram(TrainingStudy):
 def _trial(study: PhaseDiagram) -> tuple[Trial, float]:
     """The programs of a study, and what guessing the commonest class scores where accuracy is measured."""
     data = study.task.load().flat()
+    sizes = {"width": study.width, "max_depth": study.max_depth or max(study.depths)}
+    f, sigma_b = study.activations[0], study.sigma_b_squared**0.5
     trial = study.trial(
-        network(
-            data,
-            width=study.width,
-            max_depth=study.max_depth or max(study.depths),
-            activation=study.activations[0],
-            sigma_b=study.sigma_b_squared**0.5,
-        ),
+        network(data, **sizes, activation=f, sigma_b=sigma_b),
         parts(data, num_evaluate=study.num_evaluate),
         evaluate={"train": "train_part"},
     )
@@ -188,9 +182,8 @@ def predict(
     """Mean-field theory at every sigma_w^2 of a study and, for its curves, evenly across the heat map.
 
     Returns:
-        `q_star`, `chi`, `c_star`, `xi_c`, `xi_gradient`, one number a sigma_w^2; `curve_sigma_w_squared`,
-        `curve_xi_c` and `curve_xi_gradient`, so many that all are multiples of 64; `critical_sigma_w_squared`, NaN
-        where the activation has no critical point at this bias. In float64.
+        In float64: the numbers of `THEORY`, one a sigma_w^2; `curve_sigma_w_squared`, `curve_xi_c` and
+        `curve_xi_gradient`, so many that all are multiples of 64; `critical_sigma_w_squared`, NaN where there is none.
     """
     low, *_, high = borders(np.sort(sigma_w_squared))
     low = max(low, min(sigma_w_squared) / 2)  # a first column may be much nearer to 0 than to the second

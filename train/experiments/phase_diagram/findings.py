@@ -13,10 +13,10 @@ from train.experiments.phase_diagram import limits
 _ALL = "all columns together"
 _HOW = (
     "Spearman's rank correlation of predicted and measured depth limits over columns of sigma_w^2; in brackets the "
-    "95 % percentile bootstrap interval over columns. Columns lie on smooth curves and are not independent draws, so "
-    "the interval says how much hangs on single columns; [1, 1] only says that all are in order. A limit beyond the "
-    "depths of the grid shares its rank with others on that side. Only chaotic columns can tell the two scales apart; "
-    "in the ordered phase xi_c = xi_gradient. They are not told apart where the interval of the difference holds 0."
+    "95 % percentile bootstrap interval. Columns lie on smooth curves and are not independent draws: the interval says "
+    "how much hangs on single ones, [1, 1] only that all are in order. Limits beyond the grid share a rank. Only "
+    "chaotic columns can tell the scales apart (xi_c = xi_gradient in the ordered phase); they are not told apart "
+    "where the interval of the difference holds 0."
 )
 _LEFT_OUT = (
     "A law would have one factor for all columns. Left out are limits beyond the grid and columns so near criticality "
@@ -188,11 +188,8 @@ def tables(result: xr.Dataset) -> dict[str, pd.DataFrame]:
 
 
 def _correlations(rows: pd.DataFrame) -> pd.DataFrame:
-    found = [
-        (name, title, *one)
-        for name, part in _parts(rows).items()
-        for title, one in limits.agreements(part).items()
-    ]
+    parts = {name: limits.agreements(part) for name, part in _parts(rows).items()}
+    found = [(name, title, *one) for name, part in parts.items() for title, one in part.items()]
     names = ["activation", "prediction", "Spearman", "low", "high", "columns"]
     return runs.table(pd.DataFrame(found, columns=names), _HOW)
 

@@ -40,9 +40,8 @@ class ExtremeDepth(TrainingStudy):
         activation: between any two layers.
         depths: numbers of layers; each is a program of its own.
         weights: "orthogonal" or "gaussian", at the same scale.
-        q_star: second moment of the preactivations at the fixed point; the weights' and the biases' scale follow from
-            it (`jaxact.theory.critical_point`). The smaller, the closer to a linear network: 0.025 makes
-            sigma_w^2 = 1.05 for tanh.
+        q_star: second moment of the preactivations at the fixed point, from which the scales of weights and biases
+            follow (`jaxact.theory.critical_point`). The smaller, the more linear: 0.025 makes sigma_w^2 = 1.05.
         measure_every: steps between two measurements.
         threshold: test accuracy whose first crossing is the time to train.
         num_probes: held-out examples whose Jacobians, lengths and correlations are measured before training.
@@ -93,19 +92,15 @@ class ExtremeDepth(TrainingStudy):
 
     def smoke(self) -> Self:
         """One depth of at most 200 layers, both kinds of weights, twenty steps."""
+        small = super().smoke()
         return replace(
-            super().smoke(),
-            depths=(min(*self.depths, 200),),
-            measure_every=10,
-            num_probes=min(self.num_probes, 3),
+            small, depths=(min(*self.depths, 200),), measure_every=10, num_probes=min(self.num_probes, 3)
         )
 
     def cells(self) -> Sequence[Cell]:
         """One cell for every kind of weights and depth, the deepest of each first: they take the longest."""
-        return sorted(
-            super().cells(),
-            key=lambda cell: (self.weights.index(cell.coords["weights"]), -cell.coords["depth"]),
-        )
+        deepest_first = replace(self, depths=tuple(sorted(self.depths, reverse=True)))
+        return super(ExtremeDepth, deepest_first).cells()
 
     def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
         """Measure at initialisation, train, and set theory beside it."""
@@ -140,9 +135,7 @@ class ExtremeDepth(TrainingStudy):
             "compile_seconds": trial.compile_seconds,
         }
 
-    def _theory(
-        self, cell: Cell, pair_correlation: np.ndarray, sigma_w: float, sigma_b: float
-    ) -> dict[str, Any]:
+    def _theory(self, cell: Cell, correlation: np.ndarray, sigma_w: float, sigma_b: float) -> dict[str, Any]:
         """The limiting law of singular values, and correlations by the map from those at the first layer."""
         weights, depth = cell.coords.values()
         scales = {"sigma_w": sigma_w, "q": self.q_star}
@@ -151,7 +144,7 @@ class ExtremeDepth(TrainingStudy):
         levels = 1 - (np.arange(num_modes) + 0.5) / num_modes
         log_eigenvalues = np.interp(levels, spectrum.cdf, spectrum.log_eigenvalues, left=-np.inf)
         map_ = angle_map(self.activation, **scales, sigma_b=sigma_b)
-        angle, means = np.arccos(np.clip(pair_correlation, -1, 1)), []
+        angle, means = np.arccos(np.clip(correlation, -1, 1)), []
         for _ in range(depth + 1):
             means.append(np.cos(angle).mean(-1))
             angle = np.clip(map_(angle), 0, np.pi)
@@ -165,10 +158,12 @@ class ExtremeDepth(TrainingStudy):
         """The figures of the study, by name."""
         told: dict[str, Any] = {"x": "position", "x_format": ".0%", "column": "weights", "over": "seed"}
         told |= {"most": len(POSITIONS), "point_field": None}
+        told["words"] = {
+            "depth": "{:,} layers".format,
+            "weights": lambda law: words.capital(f"{law} weights"),
+        }
         drawn = _prepared(result)
-        return cls.drawn(
-            drawn, _figures(drawn), **told, words={"depth": "{:,} layers".format, "weights": _law}
-        )
+        return cls.drawn(drawn, _figures(drawn), **told)
 
     @classmethod
     def findings(cls, result: xr.Dataset) -> list[Finding]:
@@ -205,11 +200,8 @@ class _Probed:
         sizes: dict[str, Any] = {"width": study.width, "max_depth": self.depth}
         law = {"activation": study.activation, "weights": cell.coords["weights"], **scales}
         plain = network(data, **sizes, **law)
-        self.trial = study.trial(
-            plain._replace(apply=self._divided(plain)),
-            parts(data, scale=self.scale),
-            evaluate={"test": "test"},
-        )
+        divided = plain._replace(apply=self._divided(plain))
+        self.trial = study.trial(divided, parts(data, scale=self.scale), evaluate={"test": "test"})
         kinds = (self._spectrum, self._signals, self._gradients)
         self.programs = [self.trial.program(kind, precision="float32") for kind in kinds]
 
@@ -270,10 +262,6 @@ def angle_map(activation: Any, **scales: float) -> np.polynomial.Chebyshev:
     return np.polynomial.Chebyshev.fit(nodes, angles, _MAP_DEGREE, domain=[0, np.pi])
 
 
-def _law(weights: str) -> str:
-    return words.capital(f"{weights} weights")
-
-
 def _prepared(result: xr.Dataset) -> xr.Dataset:
     """Depths in order, with what figures draw besides the stored variables."""
     share = (result["mode"] - 0.5) / result.sizes["mode"]
@@ -313,8 +301,7 @@ def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
             "tooltip": ("mode",),
             "labels": {"value": "Singular value", "quantity": "Source"},
             "title": "What becomes of a direction of the input?",
-            "subtitle": "Singular values of the input-to-last-hidden Jacobian before training: median over inputs and "
-            f"{seeds}, band all of them",
+            "subtitle": f"Input-to-last-hidden Jacobian, before training: median over inputs and {seeds}, band all of them",
             "caption": "Flat at 1 is an isometry: every direction arrives. Where the curve falls by decades only a few "
             "arrive. Measured values end at 1e-5 of the largest and at 1e-35: below is rounding.",
         },
@@ -325,9 +312,8 @@ def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
             "level": (1.0, "theory: the same in every layer"),
             "title": "Do gradients reach the first layer?",
             "subtitle": f"Before training: median over {seeds}, band from lowest to highest",
-            "caption": "At the edge of chaos mean-field theory gives every layer the same expected squared gradient. A "
-            "single Gaussian network of finite width strays from that expectation, the more the deeper it is beside "
-            "its width; an orthogonal one hardly does.",
+            "caption": "Mean-field theory gives every layer the same expected squared gradient. A Gaussian network "
+            "strays from it, the more the deeper it is beside its width; an orthogonal one hardly does.",
         },
         "correlation": {
             "values": {"correlation": measured, "correlation_theory": theory},
@@ -346,15 +332,13 @@ def _summary(result: xr.Dataset) -> pd.DataFrame:
     result = result.sortby("depth")
     accuracy, gradient = result["test_accuracy"], result["log10_gradient_norm"].astype(float)
     arriving, predicted = _resolved(result).notnull(), result["log10_singular_value_theory"]
-    steps = result["steps_to_threshold"].fillna(np.inf)  # not reached: later than any step
+    first = gradient.isel(position=0, drop=True).median("seed")
     columns = {
         "final test accuracy": accuracy.isel(step=-1, drop=True).fillna(0).median("seed"),  # diverged: none
-        "steps to threshold": steps.median("seed"),
+        "steps to threshold": result["steps_to_threshold"].fillna(np.inf).median("seed"),  # inf: never
         "share of directions within 1e-5 of the largest": arriving.mean(["seed", "example", "mode"]),
         "the same by theory": (predicted > predicted.max("mode") + _RESOLUTION).mean("mode"),
-        "log10 gradient, first over last layer": gradient.isel(position=0, drop=True)
-        .median("seed")
-        .clip(_FLOOR),
+        "log10 gradient, first over last layer": first.clip(_FLOOR),
         "seconds a step": result["step_seconds"],
     }
     is_measured = accuracy.notnull().any(["seed", "step"]) | gradient.notnull().any(["seed", "position"])
@@ -382,9 +366,8 @@ def _time(result: xr.Dataset, row: dict[str, Any]) -> str:
 def _point(result: xr.Dataset) -> str:
     weight, bias = (float(result[name].max()) ** 2 for name in ("sigma_w", "sigma_b"))
     return (
-        f"All networks stand at the same critical point, sigma_w^2 = {weight:.4f}, sigma_b^2 = {bias:.2e}: mean-field "
-        "theory gives them the same lengths, correlations and mean squared gradients. What differs is the Jacobian's "
-        "spectrum."
+        f"All networks stand at the same critical point, sigma_w^2 = {weight:.4f}, sigma_b^2 = {bias:.2e}: by mean-field "
+        "theory lengths, correlations and mean squared gradients are the same. What differs is the Jacobian's spectrum."
     )
 
 

@@ -141,9 +141,8 @@ class LipschitzDepth(TrainingStudy):
         values, called = result["lipschitz_log10"].astype(float), _called(result)
         lost = _diverged(values)
         if not bool(values.sel(phase="trained").notnull().any()):
-            return Finding.by_topic(
-                {"": ["Nothing to conclude: no trained network of this study has a bound.", lost]}
-            )
+            nothing = "Nothing to conclude: no trained network of this study has a bound."
+            return Finding.by_topic({"": [nothing, lost]})
         said = {
             "": [_verdict(values)],
             "At least / ellipsoid / product, trained": map(_of_block, values.transpose("block", ...)),
@@ -192,9 +191,7 @@ class _Bounded:
         for name in ("lower", "product"):
             report(0.0, name)
             found[name] = self._timed(name, states, setting)
-        accuracies = self.trial.host(self.programs["accuracy"](states, self.trial.data, setting)).astype(
-            float
-        )
+        accuracies = self.programs["accuracy"](states, self.trial.data, setting)
         is_lost = ~np.isnan(self.trial.diverged_step(states))
         rows = []
         for member in np.flatnonzero(~is_lost):
@@ -207,7 +204,7 @@ class _Bounded:
         return {
             "lipschitz_log10": bounds[..., 0],
             "bound_time": bounds[..., 1],
-            "test_accuracy": np.where(is_lost, np.nan, accuracies),
+            "test_accuracy": np.where(is_lost, np.nan, self.trial.host(accuracies).astype(float)),
         }
 
     def _timed(self, name: str, *args: Any) -> tuple[np.ndarray, float]:

@@ -38,7 +38,7 @@ def chain(network: Any) -> tuple[list[Any], list[Any]]:
         parts: Any = network
         biases = [parts.embed.bias[...], *parts.stack.stages.affine.bias[...], parts.head.bias[...]]
         return kernels(network), biases
-    inner = [each.layer if isinstance(each, SpectralNorm) else each for each in network.layers]
+    inner: list[Any] = [each.layer if isinstance(each, SpectralNorm) else each for each in network.layers]
     return [layer.kernel() for layer in network.layers], [layer.bias[...] for layer in inner]
 
 

@@ -206,7 +206,9 @@ class Study:
         """
         from train import figures as draw
 
-        charts = {name: draw.measured(**{"result": result} | told | said) for name, said in declared.items()}
+        charts = {
+            name: draw.measured(**{"result": result, **told, **said}) for name, said in declared.items()
+        }
         return {name: chart for name, chart in charts.items() if chart is not None}
 
     @classmethod

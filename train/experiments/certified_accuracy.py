@@ -267,7 +267,7 @@ def _on_grid(result: xr.Dataset, radius: float) -> float:
     What is certified within a larger radius is certified within this one; within a smaller one it need not be.
     """
     grid = np.sort(result["radius"])
-    return float(grid[min(np.searchsorted(grid, radius), len(grid) - 1)])
+    return float(grid[min(int(np.searchsorted(grid, radius)), len(grid) - 1)])
 
 
 def _quoted(result: xr.Dataset) -> list[float]:

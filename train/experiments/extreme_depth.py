@@ -301,7 +301,7 @@ def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
             "tooltip": ("mode",),
             "labels": {"value": "Singular value", "quantity": "Source"},
             "title": "What becomes of a direction of the input?",
-            "subtitle": f"Input-to-last-hidden Jacobian, before training: median over inputs and {seeds}, band all of them",
+            "subtitle": f"Input-to-last-hidden Jacobian at first: median over inputs and {seeds}, band all of them",
             "caption": "Flat at 1 is an isometry: every direction arrives. Where the curve falls by decades only a few "
             "arrive. Measured values end at 1e-5 of the largest and at 1e-35: below is rounding.",
         },
@@ -366,8 +366,8 @@ def _time(result: xr.Dataset, row: dict[str, Any]) -> str:
 def _point(result: xr.Dataset) -> str:
     weight, bias = (float(result[name].max()) ** 2 for name in ("sigma_w", "sigma_b"))
     return (
-        f"All networks stand at the same critical point, sigma_w^2 = {weight:.4f}, sigma_b^2 = {bias:.2e}: by mean-field "
-        "theory lengths, correlations and mean squared gradients are the same. What differs is the Jacobian's spectrum."
+        f"All networks stand at the same critical point, sigma_w^2 = {weight:.4f}, sigma_b^2 = {bias:.2e}: by "
+        "mean-field theory lengths, correlations and mean squared gradients are alike; the Jacobian's spectrum differs."
     )
 
 

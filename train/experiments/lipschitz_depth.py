@@ -224,7 +224,7 @@ class _Bounded:
             return self.trial.output(state, x[None], cell.coords["depth"], cell.coords["activation"])[0]
 
         wanted = {name: given for name, given in self.study.bounds().items() if given}
-        found = {}
+        found: dict[str, tuple[float, float]] = {}
         for index, (name, given) in enumerate(sorted(wanted.items(), key=lambda item: "radius" in item[1])):
             report((index + 1) / (len(wanted) + 1), name)
             region = Ball(self.point, given["radius"]) if "radius" in given else None

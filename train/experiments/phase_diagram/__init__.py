@@ -161,7 +161,7 @@ class PhaseDiagram(TrainingStudy):
 def _trial(study: PhaseDiagram) -> tuple[Trial, float]:
     """The programs of a study, and what guessing the commonest class scores where accuracy is measured."""
     data = study.task.load().flat()
-    sizes = {"width": study.width, "max_depth": study.max_depth or max(study.depths)}
+    sizes: dict[str, Any] = {"width": study.width, "max_depth": study.max_depth or max(study.depths)}
     f, sigma_b = study.activations[0], study.sigma_b_squared**0.5
     trial = study.trial(
         network(data, **sizes, activation=f, sigma_b=sigma_b),

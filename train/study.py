@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from train import fields, results, runs, words
+from train import fields, results, words
 from train.experiment import Cell, Progress
 
 
@@ -229,7 +229,9 @@ class Study:
             name: result[name].mean([d for d in result[name].dims if d not in cls.swept])
             for name in cls._measured(result)
         }
-        return {"Every cell": runs.table(runs.rows(means), "Means over everything within a cell.")}
+        frame = xr.Dataset(means).to_dataframe().dropna(how="all").reset_index()
+        frame.attrs["caption"] = "Means over everything within a cell."
+        return {"Every cell": frame}
 
     @classmethod
     def _measured(cls, result: xr.Dataset) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ class Finding(str):
         finding = super().__new__(cls, sentence)
         finding.topic = topic
         return finding
+
+    @classmethod
+    def by_topic(cls, sentences: Mapping[str, Iterable[str]]) -> list[Self]:
+        """Sentences with their topics, in order; empty ones are left out."""
+        return [cls(each, topic) for topic, several in sentences.items() for each in several if each]
 
 
 class Cell(NamedTuple):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from train import words
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PHASES = {"initial": "at initialisation", "trained": "after training"}
 
@@ -59,6 +62,26 @@ def best(result: xr.Dataset, cell: Sequence[str]) -> xr.Dataset:
     is_accident = chosen["diverged"] & (chosen["phase"] == "trained")
     probed = {name: each for name, each in chosen.data_vars.items() if "phase" in each.dims}
     return chosen.assign({name: each.where(~is_accident) for name, each in probed.items()})
+
+
+def rows(
+    columns: Mapping[str, xr.DataArray] | xr.Dataset,
+    by: Sequence[str] | None = None,
+    needed: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """A row for each place along the dimensions `by` (in this order) that has a number in any of the columns needed."""
+    order = None if by is None else list(by)
+    return (
+        xr.Dataset(dict(columns)).to_dataframe(dim_order=order).dropna(how="all", subset=needed).reset_index()
+    )
+
+
+def table(frame: pd.DataFrame, caption: str, titles: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Rows as a report shows them: the columns that have a title, if any have, above a caption."""
+    shown = frame if titles is None else frame[list(titles)].rename(columns=titles)
+    shown = shown.reset_index(drop=True)
+    shown.attrs["caption"] = caption
+    return shown
 
 
 def failures(runs: xr.Dataset, by: str, called: Callable[[Any], str]) -> str:

@@ -160,12 +160,12 @@ class Study:
     @classmethod
     def figures(cls, result: xr.Dataset) -> Mapping[str, Any]:
         """A figure for every variable that has several numbers along some axis, theory beside it where declared."""
-        drawn = {
+        charts = {
             name: cls.figure(result, name)
             for name in cls._measured(result)
             if _axes(result[name], cls.within)
         }
-        return {name: chart for name, chart in drawn.items() if chart is not None}
+        return {name: chart for name, chart in charts.items() if chart is not None}
 
     @classmethod
     def figure(cls, result: xr.Dataset, name: str, **said: Any) -> Any:
@@ -201,6 +201,22 @@ class Study:
             "caption": "Points on their line agree with theory." if theory else "",
         }
         return draw.measured(result, name, **told | said)
+
+    @staticmethod
+    def drawn(result: xr.Dataset, declared: Mapping[str, Mapping[str, Any]], **told: Any) -> dict[str, Any]:
+        """Declared figures by name; one that has no number to show is left out.
+
+        Args:
+            result: what is drawn, unless a declaration has a `result` of its own.
+            declared: what `train.figures.measured` is told, by figure.
+            **told: what it is told of all figures that do not say otherwise.
+        """
+        from train import figures as draw
+
+        charts = {
+            name: draw.measured(**{"result": result, **told, **said}) for name, said in declared.items()
+        }
+        return {name: chart for name, chart in charts.items() if chart is not None}
 
     @classmethod
     def findings(cls, result: xr.Dataset) -> Sequence[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,9 @@ import numpy as np
 import optax
 
 from jaxact import fit, nn
+from jaxact.activations import select
 from train import devices
+from train.experiment import Cell
 from train.optimizers import Optimizer, Sgd
 from train.study import Study
 from train.tasks import Data, Digits, FromText
@@ -29,7 +31,9 @@ class TrainingStudy(Study):
 
     Attributes:
         task: the classification problem.
-        optimizer: how networks are trained; the learning rate is a field of the study.
+        optimizer: how networks are trained.
+        activations: those that are compared, a field of most studies; a run-time argument of the compiled program.
+        learning_rate: of the optimiser; its schedule may lower it. A field of the studies that do not vary it.
         seeds: of initialisation and data order; vmapped.
         width: units, or channels, of every hidden layer.
         batch_size: examples a step, drawn with replacement.
@@ -47,6 +51,11 @@ class TrainingStudy(Study):
         """The steps at which loss and accuracy are measured."""
         every = self.measure_every  # type: ignore[attr-defined]  # a field of the studies that measure while they train
         return np.arange(1, self.num_steps // every + 1) * every
+
+    def setting(self, cell: Cell) -> tuple[jax.Array, Any]:
+        """Depth and activation of a cell as the traced arguments that one program takes for all of them."""
+        index = self.activations.index(cell.coords["activation"])  # type: ignore[attr-defined]
+        return jnp.asarray(cell.coords["depth"], jnp.int32), select(self.activations, index)  # type: ignore[attr-defined]
 
     def trial(self, network: nn.Functional, data: Mapping[str, Any], **options: Any) -> Trial:
         """A population of this study: every seed at every learning rate.
@@ -186,6 +195,11 @@ class Trial:
             found.append({"batch_loss": chunk.loss.mean(-1), **chunk.measured})
             progress(len(found) / total, f"step {len(found) * self.measure_every}")
         return states, {name: np.stack([each[name] for each in found], axis=1) for name in found[0]}
+
+    def probed(self, programs: Iterable[Callable], states: fit.State, *shared: Any) -> dict[str, np.ndarray]:
+        """What several programs of (state, data, *shared) measure, by name, on the host; [member, ...]."""
+        found = [program(states, self.data, *shared) for program in programs]
+        return self.host({name: value for each in found for name, value in each.items()})
 
     def host(self, tree: Any) -> Any:
         """A tree of arrays with a leading axis of members, on the host, without the copies that fill up the devices."""

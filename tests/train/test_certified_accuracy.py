@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from jaxact import activations, nn
-from train import results
+from train import chains, results
 from train.experiments import certified_accuracy as programs
 from train.experiments.certified_accuracy import CertifiedAccuracy
 
@@ -47,7 +47,7 @@ def test_the_attack_on_a_linear_network_finds_the_distance_to_the_boundary():
     # z_0 - z_1 = 5 x_0 - 3: the margin falls by 5 a unit, and no direction but x_0 matters.
     chain = ([jnp.eye(2), jnp.array([[5.0, 0.0], [0.0, 0.0]])], [jnp.zeros(2), jnp.array([-3.0, 0.0])])
     x, labels = jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([0, 1])
-    worst = programs._attacked(activations.identity, 30, chain, x, labels, 0.3)
+    worst = chains.attacked(activations.identity, 30, chain, x, labels, 0.3)
     np.testing.assert_allclose(worst, [2 - 5 * 0.3, 3 - 5 * 0.3], rtol=1e-5)
 
 
@@ -57,12 +57,12 @@ def test_chains_compute_what_their_networks_do(approach):
     build = (
         nn.MLP(5, 6, 3, max_depth=1, activation=study.activation, sigma_b=1.0, rngs=nnx.Rngs(0))
         if approach == "penalty"
-        else programs._Constrained(approach, (5, 6, 6, 3), study.activation, rngs=nnx.Rngs(0))
+        else chains.Constrained(approach, (5, 6, 6, 3), study.activation, rngs=nnx.Rngs(0))
     )
     x, labels = jax.random.normal(jax.random.key(0), (9, 5)), jnp.arange(9) % 3
     logits = np.asarray(build(x))
     expected = [row[y] - np.delete(row, y).max() for row, y in zip(logits, np.asarray(labels), strict=True)]
-    margins = programs._margins(study.activation, programs._chain(build), x, labels)
+    margins = chains.margins(study.activation, chains.chain(build), x, labels)
     np.testing.assert_allclose(margins, expected, rtol=1e-4, atol=1e-5)
 
 

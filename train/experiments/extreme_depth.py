@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jaxact import activations, fit, nn, probes, theory
+from jaxact import activations, nn, probes, theory
 from jaxact.activations import Activation
 from train import fields, probing, runs, words
-from train import figures as draw
 from train.blocks import network
 from train.experiment import Cell, Finding, Progress
 from train.optimizers import Optimizer, Sgd
@@ -26,7 +25,7 @@ from train.trial import TrainingStudy, cross_entropy, first_crossing, parts
 WEIGHTS = ("orthogonal", "gaussian")
 POSITIONS = np.linspace(0.0, 1.0, 101)
 _MAP_DEGREE = 48  # of the polynomial that stands for the map of angles over thousands of layers
-_POSITION = ("seed", "position")
+_POSITION, _MODE = ("seed", "position"), ("seed", "example", "mode")
 _FLOOR = -40.0  # log10: float32 ends near 1e-45
 _RESOLUTION = -5.0  # log10: a singular value so far below the largest is float32's rounding
 
@@ -41,10 +40,8 @@ class ExtremeDepth(TrainingStudy):
         activation: between any two layers.
         depths: numbers of layers; each is a program of its own.
         weights: "orthogonal" or "gaussian", at the same scale.
-        q_star: second moment of the preactivations at the fixed point; the weights' and the biases' scale follow from
-            it (`jaxact.theory.critical_point`). The smaller, the closer to a linear network: 0.025 makes
-            sigma_w^2 = 1.05 for tanh.
-        learning_rate: of the optimiser; its schedule may lower it.
+        q_star: second moment of the preactivations at the fixed point, from which the scales of weights and biases
+            follow (`jaxact.theory.critical_point`). The smaller, the more linear: 0.025 makes sigma_w^2 = 1.05.
         measure_every: steps between two measurements.
         threshold: test accuracy whose first crossing is the time to train.
         num_probes: held-out examples whose Jacobians, lengths and correlations are measured before training.
@@ -76,22 +73,13 @@ class ExtremeDepth(TrainingStudy):
         ),
         "diverged_step": Variable("step at which loss or gradient stopped being finite", ("seed",), "steps"),
         "log10_singular_value": Variable(
-            "singular value of the input-to-last-hidden Jacobian before training",
-            ("seed", "example", "mode"),
-            "log10",
-            theory="log10_singular_value_theory",
+            "singular value of the initial Jacobian", _MODE, "log10", theory="log10_singular_value_theory"
         ),
-        "log10_singular_value_theory": Variable(
-            "quantile of the limiting law of singular values (infinite width)", ("mode",), "log10"
-        ),
+        "log10_singular_value_theory": Variable("singular value by the limiting law", ("mode",), "log10"),
         "second_moment": Variable("second moment of the preactivation at initialisation", _POSITION),
-        "correlation": Variable(
-            "mean correlation of two inputs at initialisation", _POSITION, theory="correlation_theory"
-        ),
+        "correlation": Variable("mean correlation of two inputs", _POSITION, theory="correlation_theory"),
         "correlation_theory": Variable("mean correlation by the mean-field correlation map", _POSITION),
-        "log10_gradient_norm": Variable(
-            "norm of dL/dh over that at the last layer, at initialisation", _POSITION, "log10"
-        ),
+        "log10_gradient_norm": Variable("norm of dL/dh over that at the last layer", _POSITION, "log10"),
         "sigma_w": Variable("weight scale"),
         "sigma_b": Variable("bias scale"),
         "q_star": Variable("second moment at the fixed point"),
@@ -104,40 +92,32 @@ class ExtremeDepth(TrainingStudy):
 
     def smoke(self) -> Self:
         """One depth of at most 200 layers, both kinds of weights, twenty steps."""
+        small = super().smoke()
         return replace(
-            self,
-            depths=(min(*self.depths, 200),),
-            width=min(self.width, 16),
-            num_steps=20,
-            measure_every=10,
-            num_probes=min(self.num_probes, 3),
+            small, depths=(min(*self.depths, 200),), measure_every=10, num_probes=min(self.num_probes, 3)
         )
 
     def cells(self) -> Sequence[Cell]:
         """One cell for every kind of weights and depth, the deepest of each first: they take the longest."""
-        order = {law: index for index, law in enumerate(self.weights)}
-        return sorted(
-            super().cells(), key=lambda cell: (order[cell.coords["weights"]], -cell.coords["depth"])
-        )
+        deepest_first = replace(self, depths=tuple(sorted(self.depths, reverse=True)))
+        return super(ExtremeDepth, deepest_first).cells()
 
     def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
         """Measure at initialisation, train, and set theory beside it."""
-        weights, depth = cell.coords.values()
         progress(0.0, "theory")
         point = theory.critical_point(self.activation, q_star=self.q_star)
-        probed = _Probed(self, weights, depth, float(point.sigma_w), float(point.sigma_b))
+        scales = {"sigma_w": float(point.sigma_w), "sigma_b": float(point.sigma_b)}
+        probed = _Probed(self, cell, **scales)
         trial = probed.trial
         progress(0.02, "initialise")
         states = trial.start()
-        measured = probed(states)
+        measured = jax.tree.map(lambda each: each.astype(float), trial.probed(probed.programs, states))
         progress(0.05, "theory")
-        measured |= self._theory(cell, point, measured.pop("pair_correlation"))
-        seconds, started = [], time.perf_counter()
+        measured |= self._theory(cell, measured.pop("pair_correlation"), **scales)
+        times = [time.perf_counter()]
 
         def report(part: float, note: str) -> None:
-            nonlocal started
-            seconds.append(time.perf_counter() - started)
-            started = time.perf_counter()
+            times.append(time.perf_counter())
             progress(0.05 + 0.95 * part, note)
 
         states, curves = trial.train(states, progress=report)
@@ -149,23 +129,22 @@ class ExtremeDepth(TrainingStudy):
             "position": POSITIONS,
             "steps_to_threshold": first_crossing(curves["test_accuracy"], self.steps(), self.threshold),
             "diverged_step": trial.diverged_step(states),
-            "sigma_w": float(point.sigma_w),
-            "sigma_b": float(point.sigma_b),
+            **scales,
             "q_star": self.q_star,
-            "step_seconds": min(seconds[1:]) / self.measure_every,
+            "step_seconds": np.diff(times)[1:].min() / self.measure_every,
             "compile_seconds": trial.compile_seconds,
         }
 
-    def _theory(self, cell: Cell, point: Any, pair_correlation: np.ndarray) -> dict[str, Any]:
+    def _theory(self, cell: Cell, correlation: np.ndarray, sigma_w: float, sigma_b: float) -> dict[str, Any]:
         """The limiting law of singular values, and correlations by the map from those at the first layer."""
         weights, depth = cell.coords.values()
-        scales = {"sigma_w": float(point.sigma_w), "q": self.q_star}
+        scales = {"sigma_w": sigma_w, "q": self.q_star}
         spectrum = theory.jacobian_spectrum(self.activation, depth, **scales, weights=weights, num_points=400)
         num_modes = min(self.width, self.task.load().flat().train_inputs.shape[1])
         levels = 1 - (np.arange(num_modes) + 0.5) / num_modes
         log_eigenvalues = np.interp(levels, spectrum.cdf, spectrum.log_eigenvalues, left=-np.inf)
-        map_ = angle_map(self.activation, **scales, sigma_b=float(point.sigma_b))
-        angle, means = np.arccos(np.clip(np.asarray(pair_correlation, float), -1, 1)), []
+        map_ = angle_map(self.activation, **scales, sigma_b=sigma_b)
+        angle, means = np.arccos(np.clip(correlation, -1, 1)), []
         for _ in range(depth + 1):
             means.append(np.cos(angle).mean(-1))
             angle = np.clip(map_(angle), 0, np.pi)
@@ -176,13 +155,15 @@ class ExtremeDepth(TrainingStudy):
 
     @classmethod
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
-        """The figures of the study, by name; one that has no number to show is left out."""
+        """The figures of the study, by name."""
         told: dict[str, Any] = {"x": "position", "x_format": ".0%", "column": "weights", "over": "seed"}
         told |= {"most": len(POSITIONS), "point_field": None}
-        told["words"] = {"depth": "{:,} layers".format, "weights": _law}
+        told["words"] = {
+            "depth": "{:,} layers".format,
+            "weights": lambda law: words.capital(f"{law} weights"),
+        }
         drawn = _prepared(result)
-        charts = {name: draw.measured(drawn, **told | said) for name, said in _figures(drawn).items()}
-        return {name: chart for name, chart in charts.items() if chart is not None}
+        return cls.drawn(drawn, _figures(drawn), **told)
 
     @classmethod
     def findings(cls, result: xr.Dataset) -> list[Finding]:
@@ -195,52 +176,34 @@ class ExtremeDepth(TrainingStudy):
             "": [_verdict(table)],
             "Time to train": [_time(result, row) for row in rows],
             "The critical point": [_point(result)],
-            "Directions and gradients before training": [_signals(row) for row in rows],
+            "Directions and gradients before training": map(_signals, rows),
             "Failures": [_diverged(result, len(rows))],
         }
-        return [Finding(each, topic) for topic, sentences in said.items() for each in sentences if each]
+        return Finding.by_topic(said)
 
     @classmethod
     def tables(cls, result: xr.Dataset) -> dict[str, pd.DataFrame]:
         """The table of all networks, by title."""
-        table = _summary(result).round(3)
-        table.attrs["caption"] = (
-            f"Medians over {runs.seeds(result)}, shares over inputs too. A run that diverged has accuracy 0; one that "
-            f"did not reach {runs.threshold(result)} test accuracy took infinitely many steps."
-        )
-        return {} if table.empty else {"All networks": table}
+        table, reached = _summary(result).round(3), runs.threshold(result)
+        failed = f"accuracy 0 for a run that diverged, infinitely many steps below {reached} test accuracy"
+        caption = f"Medians over {runs.seeds(result)}, shares over inputs too: {failed}."
+        return {} if table.empty else {"All networks": runs.table(table, caption)}
 
 
 class _Probed:
     """The trial of one cell, and the programs that look at its networks before training."""
 
-    def __init__(self, study: ExtremeDepth, weights: str, depth: int, sigma_w: float, sigma_b: float):
-        self.study, self.depth = study, depth
+    def __init__(self, study: ExtremeDepth, cell: Cell, **scales: float):
+        self.study, self.depth = study, cell.coords["depth"]
         # Inputs are of mean square 1 by the task's own scaling: now of the length at which the network is critical.
-        self.scale = study.q_star**0.5
-        data = study.task.load().flat()
-        plain = network(
-            data,
-            width=study.width,
-            max_depth=depth,
-            activation=study.activation,
-            weights=weights,
-            sigma_w=sigma_w,
-            sigma_b=sigma_b,
-        )
-        self.trial = study.trial(
-            plain._replace(apply=self._divided(plain)),
-            parts(data, scale=self.scale),
-            evaluate={"test": "test"},
-        )
+        self.scale, data = study.q_star**0.5, study.task.load().flat()
+        sizes: dict[str, Any] = {"width": study.width, "max_depth": self.depth}
+        law = {"activation": study.activation, "weights": cell.coords["weights"], **scales}
+        plain = network(data, **sizes, **law)
+        divided = plain._replace(apply=self._divided(plain))
+        self.trial = study.trial(divided, parts(data, scale=self.scale), evaluate={"test": "test"})
         kinds = (self._spectrum, self._signals, self._gradients)
         self.programs = [self.trial.program(kind, precision="float32") for kind in kinds]
-
-    def __call__(self, states: fit.State) -> dict[str, Any]:
-        measured: dict[str, Any] = {}
-        for program in self.programs:
-            measured |= program(states, self.trial.data)
-        return {name: each.astype(float) for name, each in self.trial.host(measured).items()}
 
     def _divided(self, plain: nn.Functional):
         """Logits over the scale of the inputs: what the read-out sees is as small as they are."""
@@ -274,11 +237,9 @@ class _Probed:
     def _gradients(self, state, data):
         inputs, labels = (each[: self.study.num_probes] for each in data["test"])
         taps = jnp.zeros((self.depth, len(inputs), self.study.width))
-
-        def loss(taps):
-            return cross_entropy(self.trial.output(state, inputs, taps=taps), labels)
-
-        (norms,) = probes.gradient_norms(loss, taps)
+        (norms,) = probes.gradient_norms(
+            lambda taps: cross_entropy(self.trial.output(state, inputs, taps=taps), labels), taps
+        )
         rows = np.maximum(_rows(self.depth) - 1, 0)
         return {"log10_gradient_norm": (jnp.log10(norms) - jnp.log10(norms[-1]))[rows]}
 
@@ -299,10 +260,6 @@ def angle_map(activation: Any, **scales: float) -> np.polynomial.Chebyshev:
         images = np.asarray(theory.correlation_map(activation, jnp.cos(jnp.asarray(nodes)), **scales))
     angles = np.arccos(np.clip(images, -1, 1))
     return np.polynomial.Chebyshev.fit(nodes, angles, _MAP_DEGREE, domain=[0, np.pi])
-
-
-def _law(weights: str) -> str:
-    return words.capital(f"{weights} weights")
 
 
 def _prepared(result: xr.Dataset) -> xr.Dataset:
@@ -332,8 +289,7 @@ def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
             "format": ".0%",
             "title": "Can thousands of layers without skips be trained?",
             "subtitle": f"Test accuracy while training: median over {seeds}, band from lowest to highest",
-            "caption": "Same activation, weight scale, inputs and optimiser; only the law of the weights differs. A "
-            "line that rises trains. A line that ends has diverged.",
+            "caption": "Only the law of the weights differs. A line that rises trains. A line that ends has diverged.",
         },
         "jacobian_spectrum": {
             "values": {"resolved_singular_value": measured, "log10_singular_value_theory": theory},
@@ -345,23 +301,19 @@ def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
             "tooltip": ("mode",),
             "labels": {"value": "Singular value", "quantity": "Source"},
             "title": "What becomes of a direction of the input?",
-            "subtitle": "Singular values of the input-to-last-hidden Jacobian before training: median over inputs and "
-            f"{seeds}, band all of them",
+            "subtitle": f"Input-to-last-hidden Jacobian at first: median over inputs and {seeds}, band all of them",
             "caption": "Flat at 1 is an isometry: every direction arrives. Where the curve falls by decades only a few "
-            "directions arrive. Measured values end at 1e-5 of the largest and at 1e-35: below is rounding. Theory is "
-            "the limit of infinite width.",
+            "arrive. Measured values end at 1e-5 of the largest and at 1e-35: below is rounding.",
         },
         "gradient_norms": {
             "values": "log10_gradient_norm",
             "series": "depth",
             **decades,
             "level": (1.0, "theory: the same in every layer"),
-            "labels": {"value": "||dL/dh|| over that at the last layer"},
             "title": "Do gradients reach the first layer?",
             "subtitle": f"Before training: median over {seeds}, band from lowest to highest",
-            "caption": "At the edge of chaos mean-field theory gives every layer the same expected squared gradient, "
-            "for both laws. A single Gaussian network of finite width strays from that expectation, the more the "
-            "deeper it is beside its width; an orthogonal one hardly does.",
+            "caption": "Mean-field theory gives every layer the same expected squared gradient. A Gaussian network "
+            "strays from it, the more the deeper it is beside its width; an orthogonal one hardly does.",
         },
         "correlation": {
             "values": {"correlation": measured, "correlation_theory": theory},
@@ -380,19 +332,17 @@ def _summary(result: xr.Dataset) -> pd.DataFrame:
     result = result.sortby("depth")
     accuracy, gradient = result["test_accuracy"], result["log10_gradient_norm"].astype(float)
     arriving, predicted = _resolved(result).notnull(), result["log10_singular_value_theory"]
-    first = gradient.isel(position=0, drop=True)
-    steps = result["steps_to_threshold"].fillna(np.inf)  # not reached: later than any step
+    first = gradient.isel(position=0, drop=True).median("seed")
     columns = {
         "final test accuracy": accuracy.isel(step=-1, drop=True).fillna(0).median("seed"),  # diverged: none
-        "steps to threshold": steps.median("seed"),
+        "steps to threshold": result["steps_to_threshold"].fillna(np.inf).median("seed"),  # inf: never
         "share of directions within 1e-5 of the largest": arriving.mean(["seed", "example", "mode"]),
         "the same by theory": (predicted > predicted.max("mode") + _RESOLUTION).mean("mode"),
-        "log10 gradient, first over last layer": first.median("seed").clip(_FLOOR),
+        "log10 gradient, first over last layer": first.clip(_FLOOR),
         "seconds a step": result["step_seconds"],
     }
     is_measured = accuracy.notnull().any(["seed", "step"]) | gradient.notnull().any(["seed", "position"])
-    frame = xr.Dataset(columns).where(is_measured).to_dataframe(dim_order=["weights", "depth"])
-    return frame.dropna(how="all").reset_index()
+    return runs.rows(xr.Dataset(columns).where(is_measured), by=["weights", "depth"])
 
 
 def _verdict(table: pd.DataFrame) -> str:
@@ -416,9 +366,8 @@ def _time(result: xr.Dataset, row: dict[str, Any]) -> str:
 def _point(result: xr.Dataset) -> str:
     weight, bias = (float(result[name].max()) ** 2 for name in ("sigma_w", "sigma_b"))
     return (
-        f"All networks stand at the same critical point, sigma_w^2 = {weight:.4f}, sigma_b^2 = {bias:.2e}: mean-field "
-        "theory gives them the same lengths, correlations and mean squared gradients. What differs is the Jacobian's "
-        "spectrum."
+        f"All networks stand at the same critical point, sigma_w^2 = {weight:.4f}, sigma_b^2 = {bias:.2e}: by "
+        "mean-field theory lengths, correlations and mean squared gradients are alike; the Jacobian's spectrum differs."
     )
 
 

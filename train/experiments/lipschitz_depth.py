@@ -9,16 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from jaxact import fit, theory
-from jaxact.activations import Activation, select
+from jaxact.activations import Activation
 from jaxact.lipschitz import Ball, certify
 from train import fields, probing, runs, words
-from train import figures as draw
 from train.blocks import block_name, network, split_block
 from train.experiment import Cell, Finding, Progress
 from train.study import Coordinate, Variable
@@ -42,10 +40,8 @@ class LipschitzDepth(TrainingStudy):
     held-out input.
 
     Attributes:
-        activations: the activations to compare.
         depths: numbers of stages between the first and the last affine map.
         blocks: "plain", "pre_activation" or "post_activation", with "-bn" appended for batch norm.
-        learning_rate: of the optimiser.
         radii: of the balls of the local certificates, in units of the standardised inputs.
         refine_steps: of the refined ellipsoid for all inputs.
         local_steps: of refinement within a ball, and of the bound for all inputs that it is compared with.
@@ -68,9 +64,7 @@ class LipschitzDepth(TrainingStudy):
     variables = {
         "lipschitz_log10": Variable("bound on the Lipschitz constant", _BOUND, "log10"),
         "bound_time": Variable("time to find the bound; of certificates, compilation included", _BOUND, "s"),
-        "bound_radius": Variable(
-            "radius of the ball in which the bound holds, NaN for all inputs", ("bound",), of_cell=False
-        ),
+        "bound_radius": Variable("radius of the ball, NaN for all inputs", ("bound",), of_cell=False),
         "test_accuracy": Variable("test accuracy", ("seed", "phase")),
     }
 
@@ -80,8 +74,7 @@ class LipschitzDepth(TrainingStudy):
             blocks=fields.distinct,
             radii=fields.positive,
             num_starts=fields.count,
-            refine_steps=fields.not_negative,
-            local_steps=fields.not_negative,
+            **dict.fromkeys(("refine_steps", "local_steps"), fields.not_negative),
         )
         for block in self.blocks:
             if split_block(block)[1] not in ("", "bn"):
@@ -92,11 +85,10 @@ class LipschitzDepth(TrainingStudy):
     def smoke(self) -> Self:
         """One depth, one activation, one block, five optimiser steps, nothing refined."""
         return replace(
-            self,
+            super().smoke(),
             activations=self.activations[:1],
             depths=(min(*self.depths, 2),),
             blocks=self.blocks[:1],
-            seeds=self.seeds[:1],
             width=min(self.width, 6),
             num_steps=5,
             radii=self.radii[:1],
@@ -119,25 +111,17 @@ class LipschitzDepth(TrainingStudy):
 
     def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
         """Train the members of one cell and bound them before and after."""
-        bounded = _bounded(self, cell.coords["block"])
-        trial, found = bounded.trial, []
-        activation, depth = cell.coords["activation"], cell.coords["depth"]
-        setting = jnp.asarray(depth, jnp.int32), select(self.activations, self.activations.index(activation))
+        bounded = _Bounded(self, cell.coords["block"])
+        trial, setting = bounded.trial, self.setting(cell)
         before = trial.compile_seconds
-        sigma_w = float(theory.moments(activation).slope_second_moment) ** -0.5  # gradients keep their size
+        sigma_w = float(theory.moments(cell.coords["activation"]).slope_second_moment) ** -0.5
         progress(0.0, "initialise")
-        states = trial.start(*setting, sigma_w=sigma_w)
-        for phase in range(2):
-
-            def report(part: float, note: str, phase: int = phase) -> None:
-                progress((phase + part) / 2, note)
-
-            if phase:
-                states, _ = trial.train(states, *setting, progress=lambda part, note: report(0.0, "train"))
-            found.append(bounded(states, setting, cell, report))
-        measured = {name: np.stack([each[name] for each in found], axis=1) for name in found[0]}
+        states = trial.start(*setting, sigma_w=sigma_w)  # gradients keep their size
+        initial = bounded(states, setting, cell, lambda part, note: progress(part / 2, note))
+        states, _ = trial.train(states, *setting, progress=lambda part, note: progress(0.5, "train"))
+        trained = bounded(states, setting, cell, lambda part, note: progress((1 + part) / 2, note))
         return {
-            **measured,
+            **{name: np.stack([initial[name], trained[name]], axis=1) for name in initial},
             "bound": list(self.bounds()),
             "bound_radius": [given.get("radius", math.nan) for given in self.bounds().values()],
             "compile_seconds": trial.compile_seconds - before,
@@ -145,127 +129,112 @@ class LipschitzDepth(TrainingStudy):
 
     @classmethod
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
-        """The figures of the study, by name; one that has no number to show is left out."""
-        shown, called = _prepared(result), {"bound": _called(result).get, "phase": runs.PHASES.get}
+        """The figures of the study, by name."""
+        shown = _prepared(result)
+        called = {"bound": _called(result).get, "phase": runs.PHASES.get, "block": block_name}
         told: dict[str, Any] = {"x": "depth", "x_scale": "doubling", "series": "bound", "column": "block"}
-        told["words"] = {**called, "block": block_name}
-        charts = {name: draw.measured(shown, **told | said) for name, said in _figures(shown).items()}
-        return {name: chart for name, chart in charts.items() if chart is not None}
+        return cls.drawn(shown, _figures(shown), **told, words=called)
 
     @classmethod
     def findings(cls, result: xr.Dataset) -> list[Finding]:
         """Say in sentences what the study found, the verdict first."""
-        values = result["lipschitz_log10"].astype(float)
+        values, called = result["lipschitz_log10"].astype(float), _called(result)
+        lost = _diverged(values)
         if not bool(values.sel(phase="trained").notnull().any()):
             nothing = "Nothing to conclude: no trained network of this study has a bound."
-            return [Finding(each) for each in (nothing, _diverged(values)) if each]
-        called, blocks = _called(result), values["block"]
+            return Finding.by_topic({"": [nothing, lost]})
         said = {
             "": [_verdict(values)],
-            "At least / ellipsoid / product, trained": [_of_block(values.sel(block=one)) for one in blocks],
+            "At least / ellipsoid / product, trained": map(_of_block, values.transpose("block", ...)),
             "What training changes": [_training(values)],
             "Within a ball": [_local(values, called)],
             "Time": [_times(result["bound_time"].astype(float), called)],
-            "Failures": [_diverged(values)],
+            "Failures": [lost],
             "Order of the bounds": [_order(values)],
         }
-        return [Finding(each, topic) for topic, sentences in said.items() for each in sentences if each]
+        return Finding.by_topic(said)
 
     @classmethod
     def tables(cls, result: xr.Dataset) -> dict[str, pd.DataFrame]:
         """The bounds of every network, medians over seeds, with the accuracy they come with."""
         middle = runs.quiet(lambda: result[["test_accuracy", "lipschitz_log10"]].astype(float).median("seed"))
-        bounds = runs.names(result, "bound")
-        columns = {name: middle["lipschitz_log10"].sel(bound=name, drop=True) for name in bounds}
-        frame = xr.Dataset({"test accuracy": middle["test_accuracy"], **columns}).to_dataframe().reset_index()
-        frame = frame.dropna(subset=bounds, how="all").reset_index(drop=True).round(3)
-        frame["block"], frame["phase"] = frame["block"].map(block_name), frame["phase"].map(runs.PHASES)
-        frame.attrs["caption"] = (
-            f"log10 of every bound on the Lipschitz constant, median over {runs.seeds(result)}. All but 'lower' are "
-            "upper bounds; 'local' ones hold within a ball of radius R about one held-out input."
+        bounds = middle["lipschitz_log10"].to_dataset("bound")
+        columns = {"test accuracy": middle["test_accuracy"], **bounds}
+        frame = runs.rows(columns, needed=list(bounds)).round(3)
+        called = {"block": frame["block"].map(block_name), "phase": frame["phase"].map(runs.PHASES)}
+        kinds = "all but 'lower' from above, 'local' ones within a ball of radius R about one held-out input"
+        caption = (
+            f"log10 of every bound on the Lipschitz constant, median over {runs.seeds(result)}: {kinds}."
         )
-        return {"Every network": frame}
+        return {"Every network": runs.table(frame.assign(**called), caption)}
 
 
+@functools.lru_cache(maxsize=4)  # made once a process, whichever cells ask for it
 class _Bounded:
     """The trial of one block, and every bound of its networks."""
 
     def __init__(self, study: LipschitzDepth, block: str):
-        self.study = study
-        data = study.task.load().flat()
+        self.study, data = study, study.task.load().flat()
         self.point = data.test_inputs[0]
+        sizes: dict[str, Any] = {"width": study.width, "max_depth": max(study.depths)}
         self.trial = study.trial(
-            network(
-                data,
-                block,
-                width=study.width,
-                max_depth=max(study.depths),
-                activation=study.activations[0],
-            ),
+            network(data, block, **sizes, activation=study.activations[0]),
             parts(data),
             calibrate=split_block(block)[1] == "bn",
         )
-        self._accuracy, self._lower, self._product = map(
-            self.trial.program, (self._accuracy_of, self._lower_bound, self._product_bound)
-        )
+        kinds = {"accuracy": self._accuracy, "lower": self._lower_bound, "product": self._product_bound}
+        self.programs = {name: self.trial.program(kind) for name, kind in kinds.items()}
 
     def __call__(self, states: fit.State, setting: tuple, cell: Cell, report: Any) -> dict[str, np.ndarray]:
         """Accuracy and every bound of all members; NaN for a network that diverged."""
-        timed = {}
-        for name, program in (("lower", self._lower), ("product", self._product)):
+        found = {}
+        for name in ("lower", "product"):
             report(0.0, name)
-            timed[name] = self._timed(program, states, setting)
-        accuracies = self.trial.host(self._accuracy(states, self.trial.data, setting)).astype(float)
-        lost = ~np.isnan(self.trial.diverged_step(states))
+            found[name] = self._timed(name, states, setting)
+        accuracies = self.programs["accuracy"](states, self.trial.data, setting)
+        is_lost = ~np.isnan(self.trial.diverged_step(states))
         rows = []
-        for member in range(self.trial.num_members):
+        for member in np.flatnonzero(~is_lost):
             state = jax.tree.map(lambda leaf, member=member: leaf[member], states)
-            found = {name: (float(values[member]), seconds) for name, (values, seconds) in timed.items()}
-            if not lost[member]:
-                found |= self._certified(state, cell, report)
-            nothing = (math.nan, math.nan)
-            rows.append([nothing if lost[member] else found[name] for name in self.study.bounds()])
-        logs, seconds = np.moveaxis(np.asarray(rows), -1, 0)
+            own = {name: (values[member], seconds) for name, (values, seconds) in found.items()}
+            own |= self._certified(state, cell, report)
+            rows.append([own[name] for name in self.study.bounds()])
+        bounds = np.full((len(is_lost), len(self.study.bounds()), 2), np.nan)
+        bounds[~is_lost] = np.reshape(rows, (-1, *bounds.shape[1:]))
         return {
-            "lipschitz_log10": logs,
-            "bound_time": seconds,
-            "test_accuracy": np.where(lost, math.nan, accuracies),
+            "lipschitz_log10": bounds[..., 0],
+            "bound_time": bounds[..., 1],
+            "test_accuracy": np.where(is_lost, np.nan, self.trial.host(accuracies).astype(float)),
         }
 
-    def _timed(self, program: Any, *args: Any) -> tuple[np.ndarray, float]:
+    def _timed(self, name: str, *args: Any) -> tuple[np.ndarray, float]:
         """What a program gives, and the seconds a member that it takes once it is compiled."""
-        before = self.trial.compile_seconds
-        states, setting = args
-        for _ in range(2):
-            started = time.perf_counter()
-            values = self.trial.host(program(states, self.trial.data, setting))
+        is_compiled, states, setting = False, *args
+        while not is_compiled:
+            before, started = self.trial.compile_seconds, time.perf_counter()
+            values = self.trial.host(self.programs[name](states, self.trial.data, setting))
             seconds = (time.perf_counter() - started) / len(values)
-            if self.trial.compile_seconds == before:
-                break
-            before = self.trial.compile_seconds
+            is_compiled = self.trial.compile_seconds == before
         return values, seconds
 
     def _certified(self, state: fit.State, cell: Cell, report: Any) -> dict[str, tuple[float, float]]:
         """log10 and seconds of every certificate of one network."""
 
         def function(x):
-            setting = cell.coords["depth"], cell.coords["activation"]
-            return self.trial.output(state, x[None], *setting)[0]
+            return self.trial.output(state, x[None], cell.coords["depth"], cell.coords["activation"])[0]
 
         wanted = {name: given for name, given in self.study.bounds().items() if given}
-        found = {}
+        found: dict[str, tuple[float, float]] = {}
         for index, (name, given) in enumerate(sorted(wanted.items(), key=lambda item: "radius" in item[1])):
             report((index + 1) / (len(wanted) + 1), name)
             region = Ball(self.point, given["radius"]) if "radius" in given else None
             certificate = certify(function, self.point, num_steps=given["num_steps"], region=region)
-            found[name] = float(certificate.log10), certificate.seconds
-        everywhere = found["ellipsoid"][0]  # what holds everywhere holds in a ball
-        return {
-            name: (min(log10, everywhere) if "radius" in wanted[name] else log10, seconds)
-            for name, (log10, seconds) in found.items()
-        }
+            # What holds everywhere, known by now, holds in a ball.
+            least = min(float(certificate.log10), math.inf if region is None else found["ellipsoid"][0])
+            found[name] = least, certificate.seconds
+        return found
 
-    def _accuracy_of(self, state, data, setting):
+    def _accuracy(self, state, data, setting):
         inputs, labels = data["test"]
         return accuracy(self.trial.output(state, inputs, *setting), labels)
 
@@ -275,12 +244,6 @@ class _Bounded:
 
     def _product_bound(self, state, data, setting):
         return probing.log10_bound(self.trial, state, setting)
-
-
-@functools.lru_cache(maxsize=4)
-def _bounded(study: LipschitzDepth, block: str) -> _Bounded:
-    """The programs of one block; made once a process, whichever cells ask for them."""
-    return _Bounded(study, block)
 
 
 def _prepared(result: xr.Dataset) -> xr.Dataset:
@@ -330,8 +293,7 @@ def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
             "subtitle": f"All certificates beside what an ascent finds, by depth: {over}",
             "caption": "The constant over all inputs lies between the lowest line and the lowest of the three global "
             "ones. The product of norms grows by the block; the ellipsoid knows how layers fit together. Local "
-            "certificates hold within a ball about one held-out input only, and may lie below the ascent, which "
-            "searches everywhere.",
+            "certificates hold near one held-out input; they may lie below the ascent, which searches everywhere.",
         },
         "time": {
             "values": "bound_time",
@@ -339,11 +301,9 @@ def _figures(result: xr.Dataset) -> dict[str, dict[str, Any]]:
             "scale": "decades",
             "floor": -6,
             "ceiling": 6,
-            "labels": {"value": "Time (s)", "bound": "Bound"},
             "title": "What does each bound cost in time?",
             "subtitle": "Wall clock: median over activations, phases and seeds, band from the quickest to the slowest",
-            "caption": "Of certificates compilation is included: the slowest of a band compiled a program that the "
-            "others share.",
+            "caption": "The slowest of a band compiled a program that the others share.",
         },
     }
 
@@ -354,19 +314,17 @@ def _deepest(values: xr.DataArray) -> xr.DataArray:
     return values.isel(depth=int(np.argmax(values["depth"].where(has_any, 0).to_numpy())))
 
 
-def _middle(values: xr.DataArray, form: str = ".1f") -> str:
-    return format(float(runs.quiet(values.median)), form)
+def _middle(values: xr.DataArray, form: str = "{:.1f}", **place: Any) -> str:
+    return form.format(float(runs.quiet(values.sel(place).median)))
 
 
 def _verdict(values: xr.DataArray) -> str:
     deep = _deepest(_gaps(values).sel(phase="trained"))
-    product, closed, refined = (
-        _middle(deep.sel(bound=name)) for name in ("product", "closed form", "ellipsoid")
-    )
     return (
         "Orders of magnitude between the certificate and the largest slope found, trained networks of depth "
-        f"{int(deep['depth'])}, median over blocks and activations: {product} for the product of norms, {closed} for "
-        f"the ellipsoid's closed form, {refined} for its refinement."
+        f"{int(deep['depth'])}, median over blocks and activations: {_middle(deep, bound='product')} for the product "
+        f"of norms, {_middle(deep, bound='closed form')} for the ellipsoid's closed form, "
+        f"{_middle(deep, bound='ellipsoid')} for its refinement."
     )
 
 
@@ -380,8 +338,7 @@ def _of_block(values: xr.DataArray) -> str:
 
 
 def _training(values: xr.DataArray) -> str:
-    gaps = _gaps(values).sel(bound="ellipsoid")
-    before, after = (_middle(gaps.sel(phase=phase)) for phase in runs.PHASES)
+    before, after = (_middle(_gaps(values), bound="ellipsoid", phase=phase) for phase in runs.PHASES)
     said = f"{before} orders of magnitude above the ascent at initialisation and {after} after training"
     return f"The refined certificate is {said} (median over all networks)."
 
@@ -389,17 +346,15 @@ def _training(values: xr.DataArray) -> str:
 def _local(values: xr.DataArray, called: dict[str, str]) -> str:
     below = (values.sel(bound="ellipsoid", drop=True) - values).sel(phase="trained")
     balls = [name for name in runs.names(values, "bound") if name not in EVERYWHERE]
-    parts = ", ".join(f"{_middle(below.sel(bound=name))} {called[name]}" for name in balls)
-    return (
-        "Certificates for the neighbourhood of one input lie below the global one by so many orders of magnitude, "
-        f"trained networks, median: {parts}."
-    )
+    parts = [f"{_middle(below, bound=name)} {called[name]}" for name in balls]
+    said = "Certificates for the neighbourhood of one input lie below the global one by so many orders of magnitude"
+    return f"{said}, trained networks, median: {', '.join(parts)}."
 
 
 def _times(seconds: xr.DataArray, called: dict[str, str]) -> str:
     deep = _deepest(seconds)
     parts = [
-        f"{_middle(deep.sel(bound=name), '.2g')} s ({called[name]})" for name in runs.names(deep, "bound")
+        f"{_middle(deep, '{:.2g} s', bound=name)} ({called[name]})" for name in runs.names(deep, "bound")
     ]
     said = f"Depth {int(deep['depth'])}, median, of certificates with what is compiled on the way"
     return f"{said}: {'; '.join(parts)}."

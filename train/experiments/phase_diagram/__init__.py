@@ -9,9 +9,10 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 from jaxact import theory
-from jaxact.activations import Activation, select
+from jaxact.activations import Activation
 from train import fields
 from train.blocks import network
 from train.experiment import Cell, Progress
@@ -41,7 +42,6 @@ class PhaseDiagram(TrainingStudy):
     way, not the data: it is the scale on which the correlation of a pair nears c_star from wherever it began.
 
     Attributes:
-        activations: the activations to compare; a run-time argument of the compiled program.
         depths: numbers of hidden layers; a run-time argument too.
         sigma_w_squared: variances of the weights times the width; a run-time argument too.
         sigma_b_squared: variance of the biases.
@@ -66,14 +66,12 @@ class PhaseDiagram(TrainingStudy):
     num_evaluate: int = 256
     max_depth: int | None = None
 
-    # `steps_to_threshold` is NaN where the threshold was not reached, and `train_accuracy` past `steps_trained`: a cell
-    # ends early once most seeds are past the threshold at one learning rate, for no other can then be faster.
-    # Theory depends on fewer coordinates than it is stored by, because every number has one cell that it comes from:
-    # cells are measured by several processes, which may round it differently. The curves come from the first cell of
-    # each activation.
+    # A cell ends early once it is settled: `train_accuracy` is NaN past `steps_trained`. Every number of theory has one
+    # cell that it comes from, for several processes may round it differently: hence more coordinates than it depends
+    # on. The curves come from the first cell of each activation.
     swept = {"activation": "activations", "depth": "depths", "sigma_w_squared": "sigma_w_squared"}
     coordinates = {
-        "sigma_w_squared": Coordinate("weight variance times width"),
+        "sigma_w_squared": Coordinate("weight variance times width, sigma_w^2"),
         "curve_sigma_w_squared": Coordinate("weight variance times width, along the theory's curves"),
     }
     variables = {
@@ -86,10 +84,8 @@ class PhaseDiagram(TrainingStudy):
         "c_star": Variable("fixed correlation of two inputs, by mean-field theory"),
         "xi_c": Variable("depth scale of correlations, by mean-field theory", units="layers"),
         "xi_gradient": Variable("depth scale of gradients, by mean-field theory", units="layers"),
-        "curve_xi_c": Variable("depth scale of correlations, along a curve", _CURVE, "layers", of_cell=False),
-        "curve_xi_gradient": Variable(
-            "depth scale of gradients, along a curve", _CURVE, "layers", of_cell=False
-        ),
+        "curve_xi_c": Variable("xi_c along a curve", _CURVE, "layers", of_cell=False),
+        "curve_xi_gradient": Variable("xi_gradient along a curve", _CURVE, "layers", of_cell=False),
         "critical_sigma_w_squared": Variable("critical weight variance, by mean-field theory"),
         "threshold": Variable("train accuracy that counts as trained", of_cell=False),
         "chance_accuracy": Variable("share of the commonest class", of_cell=False),
@@ -102,15 +98,11 @@ class PhaseDiagram(TrainingStudy):
     def smoke(self) -> Self:
         """One activation, two depths, two weight variances, two learning rates, twenty steps."""
         return replace(
-            self,
+            super().smoke(),
             activations=self.activations[:1],
             depths=tuple(sorted({min(depth, 6 * i) for i, depth in enumerate(self.depths[:2], start=1)})),
             sigma_w_squared=self.sigma_w_squared[:: max(1, len(self.sigma_w_squared) // 2)][:2],
             learning_rates=self.learning_rates[-2:],
-            seeds=self.seeds[:1],
-            width=min(self.width, 16),
-            num_steps=20,
-            measure_every=5,
             threshold=min(self.threshold, 0.3),
             num_evaluate=min(self.num_evaluate, 64),
             max_depth=None,
@@ -119,14 +111,13 @@ class PhaseDiagram(TrainingStudy):
     def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
         """Train the members of one cell until it is settled, beside what theory predicts of it.
 
-        Settled is when most of the seeds (more than half) are past the threshold at one learning rate: no other can
-        then be faster; or when all members have diverged. Accuracies past that step are NaN.
+        Settled is when most of the seeds (more than half) are past the threshold at one learning rate, for no other
+        can then be faster, or when all members have diverged.
         """
         activation, depth, scale = cell.coords.values()
         trial, chance = _trial(self)
         before, total = trial.compile_seconds, self.num_steps // self.measure_every
-        setting = jnp.asarray(depth, jnp.int32), select(self.activations, self.activations.index(activation))
-        steps = self.steps()
+        setting, steps = self.setting(cell), self.steps()
         accuracy = np.full((trial.num_members, total), np.nan)
         progress(0.0, "initialise")
         states = trial.start(*setting, sigma_w=jnp.float32(scale**0.5))
@@ -157,7 +148,11 @@ class PhaseDiagram(TrainingStudy):
         reached = (accuracy >= self.threshold).any(axis=1).reshape(-1, len(self.seeds))
         return bool((reached.sum(axis=1) > len(self.seeds) // 2).any())
 
-    figures = staticmethod(drawn.figures)
+    @classmethod
+    def figures(cls, result: xr.Dataset) -> dict[str, Any]:
+        """The figures of the study, by name."""
+        return cls.drawn(result, drawn.figures(result))
+
     findings = staticmethod(words.findings)
     tables = staticmethod(words.tables)
 
@@ -166,14 +161,10 @@ class PhaseDiagram(TrainingStudy):
 def _trial(study: PhaseDiagram) -> tuple[Trial, float]:
     """The programs of a study, and what guessing the commonest class scores where accuracy is measured."""
     data = study.task.load().flat()
+    sizes: dict[str, Any] = {"width": study.width, "max_depth": study.max_depth or max(study.depths)}
+    f, sigma_b = study.activations[0], study.sigma_b_squared**0.5
     trial = study.trial(
-        network(
-            data,
-            width=study.width,
-            max_depth=study.max_depth or max(study.depths),
-            activation=study.activations[0],
-            sigma_b=study.sigma_b_squared**0.5,
-        ),
+        network(data, **sizes, activation=f, sigma_b=sigma_b),
         parts(data, num_evaluate=study.num_evaluate),
         evaluate={"train": "train_part"},
     )
@@ -191,17 +182,13 @@ def predict(
     """Mean-field theory at every sigma_w^2 of a study and, for its curves, evenly across the heat map.
 
     Returns:
-        `q_star`, `chi`, `c_star`, `xi_c`, `xi_gradient`, one number a sigma_w^2; `curve_sigma_w_squared`,
-        `curve_xi_c` and `curve_xi_gradient`, so many that all are multiples of 64; `critical_sigma_w_squared`, NaN
-        where the activation has no critical point at this bias. In float64.
+        In float64: the numbers of `THEORY`, one a sigma_w^2; `curve_sigma_w_squared`, `curve_xi_c` and
+        `curve_xi_gradient`, so many that all are multiples of 64; `critical_sigma_w_squared`, NaN where there is none.
     """
     low, *_, high = borders(np.sort(sigma_w_squared))
-    low = max(
-        low, min(sigma_w_squared) / 2
-    )  # the border of a first column much nearer to 0 than to the second
-    curve = np.linspace(
-        low, high, -(-len(sigma_w_squared) // _CHUNK) * _CHUNK + _CHUNK - len(sigma_w_squared)
-    )
+    low = max(low, min(sigma_w_squared) / 2)  # a first column may be much nearer to 0 than to the second
+    count = len(sigma_w_squared)
+    curve = np.linspace(low, high, -(-count // _CHUNK) * _CHUNK + _CHUNK - count)
     sigma_b = sigma_b_squared**0.5
     with jax.enable_x64(True):
         scales = np.sqrt(np.concatenate([sigma_w_squared, curve]))
@@ -211,7 +198,6 @@ def predict(
         critical = float(theory.critical_point(activation, sigma_b=sigma_b).sigma_w) ** 2
     except ValueError:
         critical = np.nan
-    count = len(sigma_w_squared)
     return {
         **{name: each[:count] for name, each in values.items()},
         "curve_sigma_w_squared": curve,

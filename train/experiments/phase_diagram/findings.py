@@ -13,10 +13,10 @@ from train.experiments.phase_diagram import limits
 _ALL = "all columns together"
 _HOW = (
     "Spearman's rank correlation of predicted and measured depth limits over columns of sigma_w^2; in brackets the "
-    "95 % percentile bootstrap interval over columns. Columns lie on smooth curves and are not independent draws, so "
-    "the interval says how much hangs on single columns; [1, 1] only says that all are in order. A limit beyond the "
-    "depths of the grid shares its rank with others on that side. Only chaotic columns can tell the two scales apart; "
-    "in the ordered phase xi_c = xi_gradient. They are not told apart where the interval of the difference holds 0."
+    "95 % percentile bootstrap interval. Columns lie on smooth curves and are not independent draws: the interval says "
+    "how much hangs on single ones, [1, 1] only that all are in order. Limits beyond the grid share a rank. Only "
+    "chaotic columns can tell the scales apart (xi_c = xi_gradient in the ordered phase); they are not told apart "
+    "where the interval of the difference holds 0."
 )
 _LEFT_OUT = (
     "A law would have one factor for all columns. Left out are limits beyond the grid and columns so near criticality "
@@ -29,31 +29,26 @@ def findings(result: xr.Dataset) -> list[Finding]:
     squares, rows = limits.squares(result), _rows(result)
     last = {"Failures": [_failures(result, squares)], "Limits of the measurement": [_limited(result, rows)]}
     if not bool(squares["trained"].any()):
-        return _said({"": ["Nothing to conclude: no network reached the threshold."], **last})
-    parts = _parts(rows)
+        return Finding.by_topic({"": ["Nothing to conclude: no network reached the threshold."], **last})
+    names = runs.names(result, "activation")
     topics = {
         "": [_verdict(rows)],
-        **{topic: _rank_correlations(result, **options) for topic, options in _definitions(result).items()},
-        "Size of the limits": [*(_size(*part) for part in parts.items()), _LEFT_OUT],
-        "Deepest training": [_deepest(result, name) for name in runs.names(result, "activation")],
-        "Speed": [_speed(squares, name) for name in runs.names(squares, "activation")],
+        **{
+            topic: [_ranks(*each) for each in _parts(part).items()]
+            for topic, part in _definitions(result).items()
+        },
+        "Size of the limits": [*(_size(*part) for part in _parts(rows).items()), _LEFT_OUT],
+        "Deepest training": [_deepest(rows, name) for name in names],
+        "Speed": [_speed(squares, name) for name in names],
         "How to read the rank correlations": [_HOW],
     }
-    return _said(topics | last)
-
-
-def _said(topics: dict[str, list[str]]) -> list[Finding]:
-    return [
-        Finding(sentence, topic=topic)
-        for topic, sentences in topics.items()
-        for sentence in sentences
-        if sentence
-    ]
+    return Finding.by_topic(topics | last)
 
 
 def _rows(result: xr.Dataset, **options: Any) -> pd.DataFrame:
     """A row a column of the heat map; `usable` where both limits lie within the grid, so that their ratio says much."""
-    rows = limits.columns(result, **options).to_dataframe(dim_order=list(limits.COLUMN)).reset_index()
+    found = limits.columns(result, **options).assign(critical=limits.critical_points(result))
+    rows = runs.rows(found, by=limits.COLUMN)
     is_predicted = np.isfinite(rows["xi_c"] + rows["xi_gradient"])
     is_inside = (rows["side"] == 0) & (rows["minimum"] <= int(result["depth"].max()))
     return rows.assign(usable=is_predicted & is_inside)
@@ -97,33 +92,25 @@ def _ranks(name: str, rows: pd.DataFrame) -> str:
     return f"{name}: {words.listed(said) or 'too few different depth limits'} ({', '.join(among)})."
 
 
-def _definitions(result: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """What counts as a depth limit: the study's own definition, a lower threshold, a smaller budget."""
-    cases: dict[str, dict[str, Any]] = {"Rank correlations": {}}
+def _definitions(result: xr.Dataset) -> dict[str, pd.DataFrame]:
+    """The columns by the study's own definition of a depth limit, by a lower threshold, by a smaller budget."""
+    cases, steps = {"Rank correlations": _rows(result)}, result["step"].to_numpy()
     if float(result["threshold"]) > 0.5 > float(result["chance_accuracy"]):
-        cases["Rank correlations with a threshold of 50 % training accuracy"] = {"threshold": 0.5}
-    half = result["step"].to_numpy()[result["step"].to_numpy() <= runs.budget(result) // 2]
-    if len(half):
-        cases[f"Rank correlations with half of the budget ({half.max()} steps)"] = {"budget": int(half.max())}
+        cases["Rank correlations with a threshold of 50 % training accuracy"] = _rows(result, threshold=0.5)
+    if len(half := steps[steps <= runs.budget(result) // 2]):
+        budget = int(half.max())
+        cases[f"Rank correlations with half of the budget ({budget} steps)"] = _rows(result, budget=budget)
     return cases
-
-
-def _rank_correlations(result: xr.Dataset, **options: Any) -> list[str]:
-    return [_ranks(*part) for part in _parts(_rows(result, **options)).items()]
 
 
 def _size(name: str, rows: pd.DataFrame) -> str:
     """Limits as multiples of the predictions, phase by phase: what ranks do not see."""
-    phases = {
-        "ordered phase": rows["chi"] < 1,
-        "chaotic phase": rows["chi"] > 1,
-        "both phases": rows["chi"].notna(),
-    }
-    parts = []
+    chi, parts = rows["chi"], []
+    phases = {"ordered phase": chi < 1, "chaotic phase": chi > 1, "both phases": chi.notna()}
     for phase, inside in phases.items():
-        usable = rows[inside & rows["usable"]]
-        said = [_ratio(usable["limit"] / usable[scale], scale) for scale in ("xi_c", "xi_gradient")]
-        parts += [f"{phase} {' and '.join(said)} ({words.count(usable, 'column')})"] if len(usable) else []
+        if len(usable := rows[inside & rows["usable"]]):
+            said = [_ratio(usable["limit"] / usable[scale], scale) for scale in ("xi_c", "xi_gradient")]
+            parts.append(f"{phase} {' and '.join(said)} ({words.count(usable, 'column')})")
     left_out = int((~rows["usable"] & rows["limit"].notna()).sum())
     return f"{name}, median (range): {'; '.join([*parts, f'left out: {left_out}'])}."
 
@@ -133,19 +120,24 @@ def _ratio(ratio: pd.Series, scale: str) -> str:
     return f"{ratio.median():.2g} ({spread}) times {limits.PREDICTORS[scale]}"
 
 
-def _deepest(result: xr.Dataset, name: str) -> str:
-    row = limits.columns(result).sel(activation=name).dropna("sigma_w_squared", subset=["limit"])
-    critical = float(limits.critical_points(result).sel(activation=name))
-    if not row.sizes["sigma_w_squared"] or np.isnan(critical):
+def _deepest(rows: pd.DataFrame, name: str) -> str:
+    """The columns of an activation with the largest limit, and whether the one nearest to criticality is one."""
+    row = rows[rows["activation"] == name].dropna(subset=["limit", "critical"])
+    if row.empty:
         return ""
-    best, scale = row.where(row["limit"] == row["limit"].max(), drop=True), row["sigma_w_squared"].to_numpy()
-    nearest = scale[np.argmin(np.abs(np.log(scale / critical)))]
-    is_best = nearest in best["sigma_w_squared"]
+    critical, scales = row["critical"].iloc[0], row["sigma_w_squared"]
+    best = row[row["limit"] == row["limit"].max()]
+    nearest = scales.loc[np.log(scales / critical).abs().idxmin()]
+    place = (
+        "the column nearest to it"
+        if nearest in set(best["sigma_w_squared"])
+        else f"not the column nearest to it, {nearest:g}"
+    )
+    more = "more than " if (best["side"] > 0).any() else ""
+    where = words.listed(list(map("{:g}".format, best["sigma_w_squared"])))
     return (
-        f"{name}: {'more than ' if (best['side'] > 0).any() else ''}{float(row['limit'].max()):.0f} layers, at "
-        f"sigma_w^2 = {words.listed([f'{value:g}' for value in best['sigma_w_squared'].to_numpy()])}; theory has its "
-        f"critical point at {critical:.2f}, {'' if is_best else 'not '}the column nearest to it"
-        f"{'' if is_best else f', {nearest:g}'}."
+        f"{name}: {more}{row['limit'].max():.0f} layers, at sigma_w^2 = {where}; theory has its critical point at "
+        f"{critical:.2f}, {place}."
     )
 
 
@@ -155,39 +147,33 @@ def _speed(squares: xr.Dataset, name: str) -> str:
     several = steps[steps.notnull().sum("sigma_w_squared") > 1]
     if not several.size:
         return ""
-    row = several[-1].dropna("sigma_w_squared").sortby("sigma_w_squared")
-    fast, slow = (row[pick(row.to_numpy())] for pick in (np.argmin, np.argmax))
+    row = several[-1].dropna("sigma_w_squared").to_series().sort_index()
     return (
-        f"{name} at depth {int(row['depth'])} needs {float(fast):.0f} steps at sigma_w^2 = "
-        f"{float(fast['sigma_w_squared']):g} and {float(slow):.0f} at {float(slow['sigma_w_squared']):g}, the fastest "
-        "and slowest that train."
+        f"{name} at depth {int(several['depth'][-1])} needs {row.min():.0f} steps at sigma_w^2 = {row.idxmin():g} and "
+        f"{row.max():.0f} at {row.idxmax():g}, the fastest and slowest that train."
     )
 
 
 def _failures(result: xr.Dataset, squares: xr.Dataset) -> str:
-    trained, present = squares["trained"], squares["present"]
-    total, passed, diverged = (
-        int(each.sum()) for each in (present, trained, result["diverged_step"].notnull())
-    )
+    trained, present, diverged = squares["trained"], squares["present"], result["diverged_step"].notnull()
+    total, passed = int(present.sum()), int(trained.sum())
     tried = words.count(total * result.sizes["learning_rate"] * result.sizes["seed"], "run")
     edge, lost = (int((squares["on_edge"] & each).sum()) for each in (trained, ~trained))
     return (
-        f"{total - passed} of {words.count(total, 'square')} did not reach {runs.threshold(result)} training "
-        f"accuracy within {runs.budget(result)} steps at any learning rate; {diverged} of {tried} diverged (loss or "
-        "gradient not finite). The best rate is the smallest or largest tried in "
-        f"{edge} of the {words.count(passed, 'square')} that trained, and the most accurate one is in {lost} of the "
-        "others."
+        f"{total - passed} of {words.count(total, 'square')} {runs.not_reached(result)} at any learning rate; "
+        f"{int(diverged.sum())} of {tried} diverged (loss or gradient not finite). The best rate is the smallest or "
+        f"largest tried in {edge} of the {words.count(passed, 'square')} that trained, and the most accurate one is in "
+        f"{lost} of the others."
     )
 
 
 def _limited(result: xr.Dataset, rows: pd.DataFrame) -> str:
-    ragged = (
-        f"; {words.count(int(rows['is_ragged'].sum()), 'column')} trained at a depth beyond one that failed"
-    )
+    ragged = words.count(int(rows["is_ragged"].sum()), "column")
+    ragged = f"; {ragged} trained at a depth beyond one that failed" if rows["is_ragged"].any() else ""
     most = " (most of them must train)" if result.sizes["seed"] > 1 else ""
     return (
-        f"Width {int(result['width'])}, {runs.seeds(result)}{most}{ragged if rows['is_ragged'].any() else ''}. Theory "
-        "is about infinite width and initialisation; what a larger budget would train is not known."
+        f"Width {int(result['width'])}, {runs.seeds(result)}{most}{ragged}. Theory is about infinite width and "
+        "initialisation; what a larger budget would train is not known."
     )
 
 
@@ -201,20 +187,11 @@ def tables(result: xr.Dataset) -> dict[str, pd.DataFrame]:
     }
 
 
-def _table(frame: pd.DataFrame, titles: dict[str, str], caption: str) -> pd.DataFrame:
-    frame = frame[list(titles)].rename(columns=titles).reset_index(drop=True)
-    frame.attrs["caption"] = caption
-    return frame
-
-
 def _correlations(rows: pd.DataFrame) -> pd.DataFrame:
-    found = [
-        (name, title, *one)
-        for name, part in _parts(rows).items()
-        for title, one in limits.agreements(part).items()
-    ]
+    parts = {name: limits.agreements(part) for name, part in _parts(rows).items()}
+    found = [(name, title, *one) for name, part in parts.items() for title, one in part.items()]
     names = ["activation", "prediction", "Spearman", "low", "high", "columns"]
-    return _table(pd.DataFrame(found, columns=names), dict(zip(names, names, strict=True)), _HOW)
+    return runs.table(pd.DataFrame(found, columns=names), _HOW)
 
 
 def _limits(rows: pd.DataFrame) -> pd.DataFrame:
@@ -227,27 +204,21 @@ def _limits(rows: pd.DataFrame) -> pd.DataFrame:
         **limits.PREDICTORS,
     }
     titles |= {"limit": "measured limit", "low": "trains at", "high": "fails at", "beyond": "beyond the grid"}
-    return _table(
-        rows.assign(phase=phase, beyond=beyond).dropna(subset=["limit"]),
-        titles,
+    caption = (
         "In layers. The limit lies between the deepest network that trains and the next of the grid; where, by how "
-        "far that one came from chance to the threshold.",
+        "far that one came from chance to the threshold."
     )
+    return runs.table(rows.assign(phase=phase, beyond=beyond).dropna(subset=["limit"]), caption, titles)
 
 
 def _every(result: xr.Dataset) -> pd.DataFrame:
-    reached, diverged = (
-        runs.threshold(result),
-        result["diverged_step"].notnull().sum(["learning_rate", "seed"]),
-    )
-    squares = limits.squares(result).assign(diverged=diverged)
-    frame = squares.to_dataframe(dim_order=list(limits.SQUARE)).reset_index()
+    reached, diverged = runs.threshold(result), result["diverged_step"].notnull()
+    squares = limits.squares(result).assign(diverged=diverged.sum(["learning_rate", "seed"]))
     titles = {"activation": "activation", "depth": "depth", "sigma_w_squared": "sigma_w^2"}
     titles |= {"steps": f"steps to {reached}", "rate": "best learning rate"}
     titles |= {"accuracy": "highest train accuracy", "diverged": "diverged runs"}
-    return _table(
-        frame[frame["present"]],
-        titles,
+    caption = (
         f"Steps are empty where {reached} was not reached within {runs.budget(result)} steps. A square that trains "
-        "stops there, so its accuracy is about the threshold.",
+        "stops there, so its accuracy is about the threshold."
     )
+    return runs.table(runs.rows(squares, by=limits.SQUARE).query("present"), caption, titles)

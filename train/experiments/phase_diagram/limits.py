@@ -19,8 +19,7 @@ def squares(result: xr.Dataset, *, threshold: float | None = None, budget: int |
 
     Best is the rate at which most of the seeds (more than half) reach the threshold in the fewest steps; ties go to
     the higher accuracy at the end, then to the smaller rate. Where none does it is the most accurate rate. That a
-    cell stopped at the study's threshold changes nothing: at a lower one, or with a smaller budget, rates that were
-    cut off are not faster either.
+    cell stopped at the study's threshold changes nothing: rates that were cut off are not faster at less either.
 
     Args:
         result: the combined Dataset, or any part of one.
@@ -28,9 +27,8 @@ def squares(result: xr.Dataset, *, threshold: float | None = None, budget: int |
         budget: steps that count; all if None.
 
     Returns:
-        By activation, depth (ascending) and sigma_w_squared: `steps`, NaN where the threshold is not reached;
-        `trained`; `present`; `rate`, the best; `on_edge`, whether it is the smallest or largest of several; and
-        `accuracy`, the highest up to then that most of the seeds have at any one rate.
+        By activation, depth and sigma_w_squared: `present`, `trained`, `steps` (NaN if not), `rate`, `on_edge` (of
+        several rates), and `accuracy`, the highest up to then that most of the seeds have at any one rate.
     """
     result = result.sortby(["learning_rate", "depth", "step"]).sel(step=slice(None, budget))
     history, rates = result["train_accuracy"].astype(float), result["learning_rate"]
@@ -45,10 +43,9 @@ def squares(result: xr.Dataset, *, threshold: float | None = None, budget: int |
         "accuracy": accuracy.max("learning_rate"),
     }
     present = result["steps_trained"].notnull()
-    found = xr.Dataset(best).where(present)
     is_end = index.isin([0, len(rates) - 1]) & (len(rates) > 2)
-    marks = {"present": present, "trained": found["steps"].notnull(), "on_edge": present & is_end}
-    return found.assign(marks).transpose(*SQUARE)
+    found = xr.Dataset(best).where(present).assign(present=present, on_edge=present & is_end)
+    return found.assign(trained=found["steps"].notnull()).transpose(*SQUARE)
 
 
 def _of_most(values: np.ndarray, axis: int) -> np.ndarray:
@@ -71,34 +68,29 @@ def reach(trained: xr.DataArray, progress: xr.DataArray) -> xr.Dataset:
         progress: (accuracy - chance) / (threshold - chance); NaN where nothing was measured.
 
     Returns:
-        `limit`, the depth; `low`, the deepest that trains, 0 if none does; `high`, the next, which does not, infinite
-        if there is none; `side`, 1 or -1 where the limit is larger or smaller than all depths and one of them stands
-        for it, else 0; `is_ragged`, whether a shallower depth failed. Numbers are NaN where nothing was measured.
+        `limit`; `low`, the deepest that trains, or 0; `high`, the next, which does not, or infinity; `side`, 1 or -1
+        where the limit lies beyond the deepest or shallowest depth, which then stands for it, else 0; `is_ragged`,
+        whether a shallower depth failed. Numbers are NaN where nothing was measured.
     """
     present, depth = progress.notnull(), progress["depth"]
     low = depth.where(trained & present).max("depth")
     high = depth.where(present & ~(depth <= low)).min("depth")
     between = low * (high / low) ** progress.where(depth == high).max("depth").clip(0, 1)
-    found = xr.Dataset(
-        {
-            "limit": between.fillna(low).fillna(high),  # an end of the grid stands for what lies beyond
-            "low": low.fillna(0.0),
-            "high": high.fillna(np.inf),
-            "side": high.isnull().astype(float) - low.isnull(),
-        }
-    )
+    found = {
+        "limit": between.fillna(low).fillna(high),  # an end of the grid stands for what lies beyond
+        "low": low.fillna(0.0),
+        "high": high.fillna(np.inf),
+        "side": high.isnull().astype(float) - low.isnull(),
+    }
     is_ragged = (present & ~trained & (depth < low)).any("depth")
-    return found.where(present.any("depth")).assign(is_ragged=is_ragged)
+    return xr.Dataset(found).where(present.any("depth")).assign(is_ragged=is_ragged)
 
 
 def columns(result: xr.Dataset, *, threshold: float | None = None, budget: int | None = None) -> xr.Dataset:
-    """Measured and predicted depth limit of every column of the heat map.
+    """Measured and predicted depth limit of every column of the heat map, by activation and sigma_w_squared.
 
-    Takes the arguments of `squares`.
-
-    Returns:
-        By activation and sigma_w_squared: what `reach` returns; `xi_c`, `xi_gradient` and `minimum`, each times
-        6, in layers; and `chi`. A column without a prediction (lengths that grow for ever) has NaN.
+    Takes the arguments of `squares`; returns what `reach` does, `chi`, and `xi_c`, `xi_gradient` and `minimum`, each
+    times 6, in layers. A column without a prediction (lengths that grow for ever) has NaN.
     """
     found, chance = squares(result, threshold=threshold, budget=budget), float(result["chance_accuracy"])
     progress = (found["accuracy"] - chance) / max(_wanted(result, threshold) - chance, 1e-6)
@@ -115,10 +107,10 @@ def critical_points(result: xr.Dataset) -> xr.DataArray:
 
 
 class Agreement(NamedTuple):
-    """How well predicted and measured limits agree over columns.
+    """Spearman's rank correlation of predicted and measured limits, or the difference of two.
 
     Attributes:
-        rho: Spearman's rank correlation, or the difference of two; NaN below three columns or if a side is constant.
+        rho: the correlation; NaN below three columns or if a side is constant.
         low: lower end of its 95 % bootstrap interval over columns.
         high: upper end.
         num_columns: how many columns.
@@ -134,11 +126,7 @@ class Agreement(NamedTuple):
 
 
 def agreements(found: Mapping[Any, Any]) -> dict[str, Agreement]:
-    """How well each prediction agrees with the measured limits, by its title; none where a correlation has no meaning.
-
-    Args:
-        found: what `columns` returns, or some of its columns as a frame.
-    """
+    """How well each prediction agrees with the measured limits of `columns`, by its title; undefined ones left out."""
     measured = np.ravel(found["limit"])
     every = {title: agreement(np.ravel(found[name]), measured) for name, title in PREDICTORS.items()}
     return {title: one for title, one in every.items() if not np.isnan(one.rho)}
@@ -147,9 +135,8 @@ def agreements(found: Mapping[Any, Any]) -> dict[str, Agreement]:
 def agreement(predicted: np.ndarray, measured: np.ndarray) -> Agreement:
     """Spearman's rank correlation of two samples, with a percentile bootstrap interval over their pairs.
 
-    Columns whose limit lies beyond the depths of the grid carry its end for a limit, so they share a rank: nothing
-    is known of their order. Pairs with a NaN are left out. The interval shows how much hangs on single columns; they
-    are points on smooth curves and not independent draws, so that its coverage is nominal.
+    Pairs with a NaN are left out. The interval shows how much hangs on single columns; they are points on smooth curves
+    and not independent draws, so that its coverage is nominal.
 
     >>> agreement(np.array([10.0, 20.0, 40.0, np.inf]), np.array([8.0, 9.0, 30.0, 50.0]))
     Agreement(rho=1.0, low=1.0, high=1.0, num_columns=4)

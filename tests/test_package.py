@@ -101,7 +101,8 @@ def test_importing_the_library_imports_nothing_heavy():
 
 def test_the_top_lists_its_packages_and_has_no_other_attributes():
     packages = {path.parent.name for path in (ROOT / "jaxact").glob("[a-z]*/__init__.py")}
-    assert set(jaxact.__all__) == packages | {"cache"}
+    modules = {path.stem for path in (ROOT / "jaxact").glob("[a-z]*.py")}
+    assert set(jaxact.__all__) == packages | modules
     assert {*jaxact.__all__, "__version__", "__doc__"} <= set(dir(jaxact))
     with pytest.raises(AttributeError, match="module 'jaxact' has no attribute 'activation'"):
         jaxact.activation  # noqa: B018

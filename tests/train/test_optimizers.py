@@ -56,7 +56,7 @@ def updates_of(optimizer, gradients, params=None, *, rate=1.0, num_steps=STEPS):
         (AdamW(b1=0.7, nesterov=True), optax.nadamw(0.1, b1=0.7, weight_decay=1e-4)),
         (Lion(b1=0.8, b2=0.9, weight_decay=0.2), optax.lion(0.1, b1=0.8, b2=0.9, weight_decay=0.2)),
     ],
-    ids=str,
+    ids=lambda value: str(getattr(value, "name", "")),
 )
 def test_steps_are_optaxs_own(optimizer, by_hand):
     ours = descend(optimizer.bound(STEPS)({"learning_rate": 0.1}))

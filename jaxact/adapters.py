@@ -298,11 +298,11 @@ def _called(value: Any, name: str) -> Any:
 # --- Of one example -------------------------------------------------------------------------------------------
 
 
-def on_one_example(model: Model, shape: tuple[int, ...], *, batch: bool | None = None) -> OneExample:
+def on_one_example(model: Any, shape: tuple[int, ...], *, batch: bool | None = None) -> OneExample:
     """Make a function of one example of a model, which may insist on a batch axis.
 
     Args:
-        model: of `as_function` or `import_model`.
+        model: of `as_function` or `import_model`, or what `as_function` takes.
         shape: of one example.
         batch: whether to call it on [1, *shape]; None tries what its framework does first, then the other. A module
             that takes both and gives different outputs is refused: only its author can tell which is meant.
@@ -319,6 +319,7 @@ def on_one_example(model: Model, shape: tuple[int, ...], *, batch: bool | None =
         >>> fn.called_on, fn.output_shapes
         ((3,), ((2,),))
     """
+    model = model if isinstance(model, Model) else as_function(model)
     layouts = [model.takes_batch, not model.takes_batch] if batch is None else [batch]
     taken: list[OneExample] = []
     refusals: list[tuple[tuple[int, ...], Exception]] = []

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxact.activations import Activation
 from train import config
 
@@ -23,13 +25,13 @@ def check(study: Any, **more: Callable[[str, Any], None]) -> None:
         if rule := {**RULES, **more}.get(name):
             rule(name, value)
     _check_max_depth(values)
-    if "measure_every" in values and values["num_steps"] % values["measure_every"]:
+    if {"measure_every", "num_steps"} <= set(values) and values["num_steps"] % values["measure_every"]:
         steps, every = values["num_steps"], values["measure_every"]
         raise ValueError(
             f"`measure_every` must divide num_steps = {steps}, got {every}. "
             f"Use --num-steps {steps - steps % every or every}."
         )
-    if "optimizer" in values:
+    if {"optimizer", "num_steps"} <= set(values):
         values["optimizer"].check_budget(values["num_steps"])
 
 
@@ -63,6 +65,19 @@ def positive(name: str, given: float | Iterable[float] | None) -> None:
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ValueError(
                 f"`{name}` must be positive and finite, got {value}. Leave the field out for its default."
+            )
+
+
+def rates(name: str, given: float | Sequence[float]) -> None:
+    """Learning rates: positive, and different numbers in float32, in which networks are trained."""
+    positive(name, given)
+    values = given if isinstance(given, tuple) else (given,)
+    narrow = [float(np.float32(min(value, 1e38))) for value in values]
+    for value, kept in zip(values, narrow, strict=True):
+        if not 0 < kept < 1e38 or narrow.count(kept) > 1:
+            raise ValueError(
+                f"`{name}` must be positive, finite and different from each other in float32, got {value}. Use 0.01, "
+                "for instance."
             )
 
 
@@ -114,14 +129,23 @@ def _threshold(name: str, value: float) -> None:
         raise ValueError(f"`{name}` is an accuracy in (0, 1], got {value}. Use 0.9 for 90 %.")
 
 
-_COUNTS = ("width", "batch_size", "num_steps", "measure_every", "num_evaluate", "num_probes", "ascent_steps")
+_COUNTS = (
+    "width",
+    "depth",
+    "batch_size",
+    "num_steps",
+    "measure_every",
+    "num_evaluate",
+    "num_probes",
+    "ascent_steps",
+)
 RULES: dict[str, Callable[[str, Any], None]] = {
     **dict.fromkeys(_COUNTS, count),
     "activations": distinct,
     "depths": _depths,
     "seeds": _seeds,
-    "learning_rate": positive,
-    "learning_rates": positive,
+    "learning_rate": rates,
+    "learning_rates": rates,
     "sigma_w": positive,
     "sigma_b": not_negative,
     "threshold": _threshold,

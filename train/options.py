@@ -67,10 +67,18 @@ def _chosen(value: Any, words: Sequence[str]) -> Any:
         for name in [first for option, first in given if option == field and first is not None][-1:]:
             if name not in choices:
                 raise ConfigError(f"`{field}` {_must_be_one_of(name, choices)}")
-            value = dataclasses.replace(value, **{field: choices[name]()})
+            value = dataclasses.replace(value, **{field: _exchanged(getattr(value, field), name, choices)})
         for option, _ in given:
             _check_subfield(option, field, getattr(value, field), choices)
     return value
+
+
+def _exchanged(old: Any, name: str, choices: Mapping[str, type]) -> Any:
+    """The choice of a name: the old one itself if it is that, else a new one with the fields that all choices have."""
+    if type(old) is choices[name]:
+        return old
+    common = set.intersection(*(set(_field_names(kind)) for kind in choices.values()))
+    return choices[name](**{field: getattr(old, field) for field in common})
 
 
 def _alternatives(value: Any) -> dict[str, Mapping[str, type]]:

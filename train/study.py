@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
 import time
@@ -15,7 +14,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from train import fields, words
+from train import declarations, fields, words
+from train.config import ConfigError, hint
 from train.experiment import Cell, Progress
 
 
@@ -120,17 +120,30 @@ class Study:
         """At most two values of everything swept, one learning rate and seed, small counts."""
         known: dict[str, Any] = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}  # type: ignore[arg-type]
         small = {name: min(known[name], most) for name, most in _SMALL.items() if name in known}
-        small |= {field: _smallest(known[field], 2) for field in self.swept.values()}
+        small |= {field: _smallest(known[field], 2, dim) for dim, field in self.swept.items()}
         small |= {field: known[field][:1] for field in self.within.values() if field in known}
-        if "measure_every" in small:
-            small["num_steps"] -= small["num_steps"] % small["measure_every"]
-        if "optimizer" in known:
-            warmup_steps = min(known["optimizer"].warmup_steps, small["num_steps"] // 2)
+        return self.shrunk(**small)
+
+    def shrunk(self, **small: Any) -> Self:
+        """The same study with smaller fields; what no longer fits into `num_steps` shrinks with it."""
+        known = vars(self) | small
+        if "num_steps" in known and "measure_every" in known:
+            small["num_steps"] = max(known["num_steps"] // known["measure_every"], 1) * known["measure_every"]
+        if "num_steps" in known and "optimizer" in known:
+            warmup_steps = min(
+                known["optimizer"].warmup_steps, small.get("num_steps", known["num_steps"]) // 2
+            )
             small["optimizer"] = replace(known["optimizer"], warmup_steps=warmup_steps)
         return replace(self, **small)  # type: ignore[type-var]
 
     def cells(self) -> Sequence[Cell]:
-        """One cell for every combination of the swept values; the last coordinate varies fastest."""
+        """One cell for every combination of the swept values; the last coordinate varies fastest.
+
+        Raises:
+            ConfigError: a declaration that cannot be run, before anything is written.
+        """
+        if faults := declarations.faults(self, {**COORDINATES, **self.coordinates}):
+            raise ConfigError(f"{type(self).__name__} cannot be run: {' '.join(faults)}")
         values = [getattr(self, field) for field in self.swept.values()]
         rows = (dict(zip(self.swept, row, strict=True)) for row in itertools.product(*values))
         return [Cell("/".join(_part(*item) for item in row.items()) or "all", row) for row in rows]
@@ -145,6 +158,7 @@ class Study:
     def labelled(self, cell: Cell, measured: Mapping[str, Any]) -> xr.Dataset:
         """The Dataset of a cell, from what `measure` returned."""
         declared = {**self.variables, **_SECONDS}
+        _check_known(measured, declared)
         dims = {name: (*(self.swept if each.of_cell else ()), *each.dims) for name, each in declared.items()}
         coords = self._labels(cell, measured, dims)
         variables = {}
@@ -159,12 +173,8 @@ class Study:
 
     @classmethod
     def figures(cls, result: xr.Dataset) -> Mapping[str, Any]:
-        """A figure for every variable that has several numbers along some axis, theory beside it where declared."""
-        charts = {
-            name: cls.figure(result, name)
-            for name in cls._measured(result)
-            if _axes(result[name], cls.within)
-        }
+        """A figure for every variable: lines along an axis of numbers, theory beside them where declared, else bars."""
+        charts = {name: cls.figure(result, name) for name in cls._measured(result) if result[name].dims}
         return {name: chart for name, chart in charts.items() if chart is not None}
 
     @classmethod
@@ -186,15 +196,21 @@ class Study:
         panels = [str(dim) for dim in variable.dims if dim in cls.swept and dim not in axes]
         over = [str(dim) for dim in variable.dims if dim in (*cls.within, "example")]
         kinds = [str(dim) for dim in variable.dims if dim not in (*axes, *panels, *over)]
+        places = axes or panels or kinds
+        if not places:
+            return None
+        is_line = bool(axes)
+        x = places.pop()  # out of one of the three lists
         sample = " and ".join(words.count(result.sizes[dim], dim.replace("_", " ")) for dim in over)
         band = [f"Median over {sample}, band from lowest to highest"] if over else []
         told: dict[str, Any] = {
-            "x": axes[-1],
+            "x": x,
+            "mark": "lines" if is_line else "bars",
             "series": panels[-1] if panels else None,
             "column": panels[0] if len(panels) > 1 else None,
-            "choices": dict.fromkeys((*axes[:-1], *panels[1:-1], *kinds), "last"),
+            "choices": dict.fromkeys((*axes, *panels[1:-1], *kinds), "last"),
             "over": over,
-            "beside": theory,
+            "beside": theory if is_line else None,
             "words": cls.called,
             "title": words.capital(variable.attrs["long_name"]),
             "subtitle": "; ".join([*band, "lines: theory"] if theory else band),
@@ -290,13 +306,22 @@ def label(value: Any) -> Any:
 def _given(name: str, measured: Mapping[str, Any]) -> Any:
     """What was measured under a name."""
     if name not in measured:
-        close = difflib.get_close_matches(name, measured, n=1)
-        hint = f" Is `{close[0]}` it?" if close else ""
         raise ValueError(
             f"`measure` must return what `variables` declares, and `{name}` is not there. "
-            f"Return it, or declare it no more.{hint}"
+            f"Return it, or declare it no more.{hint(name, measured)}"
         )
     return measured[name]
+
+
+def _check_known(measured: Mapping[str, Any], declared: Mapping[str, Variable]) -> None:
+    """Refuse what was measured and is declared nowhere, which would be lost."""
+    known = {*declared, *(dim for each in declared.values() for dim in each.dims)}
+    for name in measured:
+        if name not in known:
+            raise ValueError(
+                f"`measure` returned {name!r}, which neither `variables` nor their dimensions declare. Declare it, or "
+                f"leave it out.{hint(name, known)}"
+            )
 
 
 def _shaped(name: str, measured: Mapping[str, Any], sizes: Mapping[str, int]) -> np.ndarray:
@@ -321,7 +346,7 @@ def _finding(variable: xr.DataArray, theory: xr.DataArray | None, swept: Mapping
     subject = words.capital(variable.attrs["long_name"])
     if not bool(np.isfinite(variable).any()):
         return ""
-    if theory is None:
+    if theory is None or not bool(np.isfinite(variable - theory).any()):
         own = [dim for dim in variable.dims if dim in swept]
         if not own:
             return f"{subject}: {words.extent(variable.to_numpy()[np.isfinite(variable)], '.3g')}."
@@ -329,6 +354,7 @@ def _finding(variable: xr.DataArray, theory: xr.DataArray | None, swept: Mapping
         names = [" ".join(map(str, place)) for place in cells["cell"].to_numpy()]
         return f"{subject}: {words.extremes(names, cells.to_numpy(), lambda value: f'{value:.3g}')}."
     gap = abs(variable - theory)
+    gap, theory = gap.where(np.isfinite(gap)), theory.where(np.isfinite(theory))
     low, high = float(theory.min()), float(theory.max())
     return (
         f"{subject}: measured and predicted numbers differ by {float(gap.median()):.2g} in the median and by "
@@ -340,10 +366,12 @@ def _part(dim: str, value: Any) -> str:
     said = label(value)
     if isinstance(said, str):
         return said
-    return f"{dim}={said:g}" if isinstance(said, float) else f"{dim}={said}"
+    if isinstance(said, float) and float(f"{said:g}") == said:
+        return f"{dim}={said:g}"
+    return f"{dim}={said}"
 
 
-def _smallest(values: Sequence[Any], most: int) -> tuple[Any, ...]:
-    """The first values, numbers of them no larger than 8."""
-    capped = [min(value, 8) if isinstance(value, int) else value for value in values]
+def _smallest(values: Sequence[Any], most: int, dim: str) -> tuple[Any, ...]:
+    """The first values; depths no larger than 8."""
+    capped = [min(value, 8) if dim == "depth" else value for value in values]
     return tuple(dict.fromkeys(capped))[:most]

@@ -84,7 +84,7 @@ def certify(
         3.0
     """
     started = time.perf_counter()
-    example = _check(fn, example, norm, region)
+    example = checked(fn, example, norm, region)
     wide: list[Any] = []
     failure: BaseException | None = None
     try:
@@ -226,7 +226,7 @@ def _points(size: int, region: Region | None) -> list[np.ndarray]:
     return [middle, middle + 0.999 * reach, middle - 0.999 * reach]
 
 
-def _check(fn: Any, example: Any, norm: Any, region: Any) -> Any:
+def checked(fn: Any, example: Any, norm: Any, region: Any) -> Any:
     """Refuse what cannot be asked for; the example as an array that JAX knows."""
     if not callable(fn):
         raise TypeError(f"`fn` must be a function of one array, got {fn!r}. Use lambda x: model(x).")

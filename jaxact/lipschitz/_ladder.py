@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.errors import ArgumentError, one_line
-from jaxact.lipschitz._certify import certify
+from jaxact.lipschitz._certify import certify, checked
 from jaxact.lipschitz._clever import clever
 from jaxact.lipschitz._lower import lower_bound
 from jaxact.lipschitz._program import Certificate, Region
 from jaxact.lipschitz._wide import run_again
 from jaxact.lipschitz._within import inside, middle, starts_inside
-from jaxact.numerics import widest_input
+from jaxact.numerics import check_inference, traced, widest_input
 
 _SLOPE, _CLEVER = "slope attained", "CLEVER"
 _ELLIPSOID, _CLOSED, _PRODUCT = "ellipsoid", "closed form", "product of norms"
@@ -215,6 +215,8 @@ def ladder(
         >>> round(found.lower.value, 6), round(found.upper.value, 6), [rung.kind for rung in found.rungs][:2]
         (3.0, 3.0, ['attained', 'estimate'])
     """
+    example = checked(fn, example, 2, region)
+    check_inference(traced(fn, example)[0])
     function = _function(fn, example, tangent)
     closed, refusal = _closed_forms(
         function, region

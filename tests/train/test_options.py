@@ -106,13 +106,17 @@ def test_an_alternative_is_chosen_and_set_in_any_order(study, words, expected):
     assert rule(study, *words) == expected
 
 
-def test_a_choice_keeps_nothing_of_the_default_that_it_replaces(tmp_path):
+def test_a_choice_keeps_the_fields_that_all_choices_have(tmp_path):
     path = tmp_path / "decaying.py"
     default = 'Descending(descent_rule=Plain(decay=7.0, schedule="linear"))'
     path.write_text(FAKE.read_text() + FAMILY.replace("Descending()", default))
     assert rule(path) == PLAIN | {"decay": 7.0, "schedule": "linear"}
-    assert rule(path, "--descent-rule", "heavy_ball") == BALL
-    assert rule(path, "--descent-rule", "plain") == PLAIN
+    kept = {"decay": 7.0, "schedule": "linear"}
+    assert rule(path, "--descent-rule", "heavy_ball") == BALL | kept
+    assert rule(path, "--descent-rule", "plain") == PLAIN | kept
+    assert rule(path, "--descent-rule", "heavy_ball", "--descent-rule.decay", "1") == BALL | kept | {
+        "decay": 1.0
+    }
 
 
 @pytest.mark.parametrize(

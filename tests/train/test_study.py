@@ -13,8 +13,9 @@ import xarray as xr
 
 from jaxact import activations
 from jaxact.activations import Activation, from_callable, relu, tanh
-from train import request, results, runner
+from train import config, request, results, runner
 from train.__main__ import main
+from train.config import ConfigError
 from train.experiment import Experiment
 from train.optimizers import AdamW
 from train.study import Coordinate, Study, Variable, label
@@ -185,7 +186,8 @@ def test_cells_that_disagree_on_what_they_share_are_refused():
     ("spoilt", "messages"),
     [
         ({"score": None}, ["`measure` must return what `variables` declares, and `score` is not there"]),
-        ({"score": None, "scores": 1.0}, ["`score` is not there", "Is `scores` it?"]),
+        ({"score": None, "scores": 1.0}, ["returned 'scores'", "Did you mean score?"]),
+        ({"stepp": [10, 20]}, ["returned 'stepp'", "Declare it, or leave it out"]),
         ({"size": None}, ["`size` is not there"]),
         ({"clock": None}, ["`clock` is not there"]),
         (
@@ -200,7 +202,7 @@ def test_cells_that_disagree_on_what_they_share_are_refused():
 )
 def test_what_is_not_measured_as_declared_is_named(spoilt, messages):
     study = Growth(depths=(2,), spoilt=tuple(spoilt.items()))
-    with pytest.raises(ValueError, match=r"Return it|Mend") as refusal:
+    with pytest.raises(ValueError, match=r"Return it|Mend|Declare it") as refusal:
         run(study)
     for message in messages:
         assert message in str(refusal.value)
@@ -211,7 +213,7 @@ def test_a_dimension_that_nothing_describes_is_named():
         variables = {"colour": Variable("how it looks", ("hue",))}
 
     with pytest.raises(
-        ValueError, match=re.escape("dimension `hue` of `colour` is not described. Add it to `coord")
+        ValueError, match=re.escape("`colour` has the dimension `hue`: add it to `coordinates`")
     ):
         run(Undescribed(spoilt=(("colour", [1.0]),)))
 
@@ -405,3 +407,81 @@ def test_an_own_activation_is_labelled_by_its_name():
     (part,) = run(Growth(activations=(mine,), depths=(2,)))
     assert part.activation.values.tolist() == ["half"]
     assert isinstance(part, xr.Dataset)
+
+
+def declared(**faulty):
+    """A study with another declaration."""
+    return type("Faulty", (Growth,), faulty)
+
+
+SCORE = Variable("score", ("seed",))
+
+
+@pytest.mark.parametrize(
+    ("faulty", "message"),
+    [
+        ({"swept": {"depth": "sizes"}}, "the field `sizes` for `depth`, which must be a tuple of values, got None"),
+        ({"swept": {"depth": "factor"}}, "which must be a tuple of values, got 1.5"),
+        ({"swept": {"hue": "depths"}}, "`swept` has the dimension `hue`: add it to `coordinates`"),
+        ({"variables": None}, "It declares no `variables`"),
+        ({"variables": {"a/b": SCORE}}, "A variable cannot be called 'a/b'"),
+        ({"variables": {"run_seconds": SCORE}}, "A variable cannot be called 'run_seconds'"),
+        ({"variables": {"a": Variable("a", ("depth",))}}, "`a` has the dimension `depth` twice"),
+        ({"variables": {"a": Variable("a", ("learning_rate",))}}, "there is no field `learning_rates` to label it"),
+        ({"variables": {"a": Variable("{sigma} of a")}}, "a template that the fields do not fill: KeyError('sigma')"),
+        ({"variables": {"a": Variable("a", fields=("sigma",))}}, "keeps the field `sigma`, which there is not"),
+        ({"variables": {"a": Variable("a", theory="b")}}, "names the theory `b`, which must be another"),
+        (
+            {"variables": {"a": Variable("a", theory="b"), "b": Variable("b", ("layer",))}},
+            "The theory of `a` has the dimensions ['layer'], which `a` lacks",
+        ),
+    ],
+)  # fmt: skip
+def test_a_declaration_that_cannot_run_is_refused_before_anything_is_written(faulty, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        declared(**faulty)().cells()
+
+
+def test_names_of_cells_keep_apart_what_differs():
+    @dataclass(frozen=True, kw_only=True)
+    class Fine(Study):
+        factors: tuple[float, ...] = (0.1 + 0.2, 0.3, 1.0)
+        swept = {"factor": "factors"}
+        coordinates = {"factor": Coordinate("factor")}
+        variables = {"a": Variable("a")}
+
+    assert [cell.name for cell in Fine().cells()] == ["factor=0.30000000000000004", "factor=0.3", "factor=1"]
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_number_that_is_none_costs_no_report(value):
+    study = Growth(spoilt=(("score", [1.0, value]), ("size_theory", [np.nan, np.nan])), depths=(2,))
+    result = results.combine(run(study))
+    charts, said = Growth.figures(result), Growth.findings(result)
+    assert {"score", "size"} <= set(charts)
+    assert "nan" not in " ".join(said)
+    if np.isinf(value):
+        assert (
+            "Infinite numbers are not drawn, of 2 marks." in charts["score"].to_dict()["usermeta"]["caption"]
+        )
+
+
+def test_a_study_of_text_alone_is_drawn_in_bars():
+    class Named(Growth):
+        swept = {"activation": "activations"}
+        variables = {"score": Variable("score of an activation", ("seed",))}
+
+        def measure(self, cell, progress):
+            return {"score": [1.0, 2.0] if cell.coords["activation"] is tanh else [3.0, 5.0]}
+
+    chart = Named.figures(results.combine(run(Named())))["score"].to_dict()
+    assert "bar" in str(chart["spec"])
+
+
+@pytest.mark.parametrize(
+    "name", ["depth_sweep", "phase_diagram", "ten_thousand_layers", "lipschitz_depth", "certified_accuracy"]
+)
+def test_smoke_runs_fit_whatever_the_warm_up(name):
+    study = config.load(Path(__file__).parents[2] / "configs" / f"{name}.py")
+    warm = replace(study, optimizer=replace(study.optimizer, warmup_steps=50)).smoke()
+    assert 0 < warm.optimizer.warmup_steps < warm.num_steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
@@ -117,17 +117,20 @@ class CertifiedAccuracy(TrainingStudy):
         """The loosest penalty and orthogonal layers, one seed, ten steps, nothing refined."""
         strengths = {name: getattr(self, name)[:1] for name in _STRENGTHS.values()}
         few = tuple(name for name in self.approaches if name in ("penalty", "orthogonal"))
-        return replace(
-            super().smoke(),
-            **strengths,
-            approaches=few or self.approaches[:1],
-            width=min(self.width, 8),
-            num_hidden=2,
-            num_steps=10,
-            num_radii=5,
-            attack_steps=3,
-            num_attacked=min(self.num_attacked, 20),
-            refine_steps=0,
+        return (
+            super()
+            .smoke()
+            .shrunk(
+                **strengths,
+                approaches=few or self.approaches[:1],
+                width=min(self.width, 8),
+                num_hidden=2,
+                num_steps=10,
+                num_radii=5,
+                attack_steps=3,
+                num_attacked=min(self.num_attacked, 20),
+                refine_steps=0,
+            )
         )
 
     def strengths(self, approach: str) -> tuple[float, ...]:

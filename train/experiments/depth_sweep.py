@@ -140,12 +140,13 @@ class DepthSweep(TrainingStudy):
         states, curves = probed.trial.train(
             states, *setting, progress=lambda part, note: progress(0.1 + 0.8 * part, note)
         )
+        del curves["batch_loss"]
         progress(0.9, "probe")
         measured = jax.tree.map(lambda *phases: np.stack(phases, axis=1), initial, probed(states, setting))
         by_layer = [name for name, each in self.variables.items() if each.dims == LAYER]
         measured |= {name: measured[name][..., :depth] for name in by_layer}
         # Theory starts at the first layer of each probe, or of each of its pixels.
-        where = cell.coords["block"], activation, measured["embedded"][:, 0], depth
+        where = cell.coords["block"], activation, measured.pop("embedded")[:, 0], depth
         predicted = second_moments(*where, sigma_w=sigma_w, sigma_b=self.sigma_b, kind=self.network)
         crossed = first_crossing(curves["train_accuracy"], self.steps(), self.threshold)
         return {

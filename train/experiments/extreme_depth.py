@@ -121,10 +121,10 @@ class ExtremeDepth(TrainingStudy):
             progress(0.05 + 0.95 * part, note)
 
         states, curves = trial.train(states, progress=report)
+        curves["train_loss"] = curves.pop("batch_loss")
         return {
             **measured,
             **curves,
-            "train_loss": curves["batch_loss"],
             "step": self.steps(),
             "position": POSITIONS,
             "steps_to_threshold": first_crossing(curves["test_accuracy"], self.steps(), self.threshold),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import jax
@@ -84,18 +84,21 @@ class LipschitzDepth(TrainingStudy):
 
     def smoke(self) -> Self:
         """One depth, one activation, one block, five optimiser steps, nothing refined."""
-        return replace(
-            super().smoke(),
-            activations=self.activations[:1],
-            depths=(min(*self.depths, 2),),
-            blocks=self.blocks[:1],
-            width=min(self.width, 6),
-            num_steps=5,
-            radii=self.radii[:1],
-            refine_steps=0,
-            local_steps=0,
-            num_starts=2,
-            ascent_steps=2,
+        return (
+            super()
+            .smoke()
+            .shrunk(
+                activations=self.activations[:1],
+                depths=(min(*self.depths, 2),),
+                blocks=self.blocks[:1],
+                width=min(self.width, 6),
+                num_steps=5,
+                radii=self.radii[:1],
+                refine_steps=0,
+                local_steps=0,
+                num_starts=2,
+                ascent_steps=2,
+            )
         )
 
     def bounds(self) -> dict[str, dict[str, Any]]:

@@ -301,6 +301,10 @@ class Declaration:
         if self._kind != "linear":
             is_log, ends = self._kind == "log10", (self.floor, self.ceiling)
             frame, up = frames.fenced(frame, self._columns, *ends, is_log=is_log)
+        else:
+            frame = frame.assign(
+                **{name: frame[name].where(np.isfinite(frame[name])) for name in self._columns}
+            )
         if self.x_scale == "decades":
             frame, across = frames.fenced(frame, [str(self.x)], None, self.x_ceiling)
         if self.mark == "histogram":
@@ -308,8 +312,10 @@ class Declaration:
         return frame, across, up
 
     def _edge_words(self) -> list[str]:
-        """Which numbers lie on an edge of an axis rather than at their own place."""
-        sentences = []
+        """Which numbers lie on an edge of an axis rather than at their own place, and how many have none."""
+        infinite = int(np.isinf(self.frame[self._columns].to_numpy(dtype=float)).any(axis=1).sum())
+        is_lost = self._kind == "linear" and infinite > 0
+        sentences = [f"Infinite numbers are not drawn, of {infinite} marks."] if is_lost else []
         for axis, (low, high) in zip((self._title(self.x), self._value_title), self._scaled[1:], strict=True):
             parts = [f"at most {power(low)}"] if math.isfinite(low) else []
             parts += [f"at least {power(high)}"] if math.isfinite(high) else []

@@ -219,7 +219,8 @@ def _listed(directory: Path) -> Iterator[tuple[str, ...]]:
 
 def _show(result: Any, experiment: type[Experiment], directory: Path) -> None:
     for sentence in experiment.findings(result):
-        print(f"- {sentence}")
+        topic = getattr(sentence, "topic", "")
+        print(f"- {topic}: {sentence}" if topic else f"- {sentence}")
     print(f"report  {directory / 'report.html'}\nresult  {directory / 'result.nc'}")
 
 

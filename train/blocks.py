@@ -12,7 +12,7 @@ from flax import nnx
 from jaxact import nn, theory
 from jaxact.activations import Activation
 from train import fields
-from train.tasks import Data, Task
+from train.tasks import Data, Task, check_images
 
 STAGES: dict[str, type[nn.Stage]] = {
     "plain": nn.Plain,
@@ -50,8 +50,8 @@ def block_name(block: str) -> str:
     kind, _, norm = str(block).partition("-")
     words = {"pre_activation": "pre-activation residual", "post_activation": "post-activation residual"}
     name = words.get(kind, kind.replace("_", " "))
-    if norm and norm != "none":
-        name += f" + {norm.upper() if len(norm) <= 3 else norm}"
+    if norm:
+        name += f" + {norm.upper()}"
     return name[:1].upper() + name[1:]
 
 
@@ -183,8 +183,5 @@ def check_network(kind: str, task: Task) -> None:
         ValueError: naming the field, the value and the remedy.
     """
     fields.among(NETWORKS)("network", kind)
-    if kind == "conv" and not task.holds_images:
-        raise ValueError(
-            f"`network` conv needs a task of images, and {task} has flat inputs of {task.input_shape[0]} numbers. "
-            "Use --network dense, or --task digits."
-        )
+    if kind == "conv":
+        check_images("task", task)

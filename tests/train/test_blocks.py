@@ -126,7 +126,7 @@ def test_a_network_must_fit_its_task():
     blocks.check_network("dense", Digits())
     blocks.check_network("dense", GaussianMixture())
     with pytest.raises(
-        ValueError, match=r"^`network` conv needs a task of images, and gaussian_mixture.* flat"
+        ValueError, match=r"^`task` must hold images .* got gaussian_mixture.* whose inputs are"
     ):
         blocks.check_network("conv", GaussianMixture())
     with pytest.raises(

@@ -109,7 +109,7 @@ def test_measurements_are_finite_and_bounds_are_in_order(smoke):
         ({"network": "cnov"}, "`network` must be among dense, conv, got 'cnov'. Did you mean 'conv'?"),
         (
             {"network": "conv", "task": GaussianMixture()},
-            "`network` conv needs a task of images, and gaussian_mixture",
+            "`task` must hold images (height, width, channel) for a network with convolutions, got gaussian_mixture",
         ),
         (
             {"optimizer": Adam(warmup_steps=200)},

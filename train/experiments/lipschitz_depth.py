@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jaxact import fit, theory
+from jaxact import fit
 from jaxact.activations import Activation
 from jaxact.lipschitz import Ball, certify
 from train import fields, probing, runs, words
-from train.blocks import block_name, network, split_block
+from train.blocks import block_name, network, preserving_sigma, split_block
 from train.experiment import Cell, Finding, Progress
 from train.study import Coordinate, Variable
 from train.trial import TrainingStudy, accuracy, parts
@@ -117,7 +117,7 @@ class LipschitzDepth(TrainingStudy):
         bounded = _Bounded(self, cell.coords["block"])
         trial, setting = bounded.trial, self.setting(cell)
         before = trial.compile_seconds
-        sigma_w = float(theory.moments(cell.coords["activation"]).slope_second_moment) ** -0.5
+        sigma_w = preserving_sigma(cell.coords["activation"])
         progress(0.0, "initialise")
         states = trial.start(*setting, sigma_w=sigma_w)  # gradients keep their size
         initial = bounded(states, setting, cell, lambda part, note: progress(part / 2, note))

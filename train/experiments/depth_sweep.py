@@ -15,18 +15,8 @@ import pandas as pd
 import xarray as xr
 
 from jaxact import fit, probes
-from jaxact.activations import Activation, select
-from train import fields, probing, runs, words
-from train import figures as draw
-from train.blocks import (
-    block_name,
-    check_network,
-    inputs_for,
-    network,
-    preserving_sigma,
-    second_moments,
-    split_block,
-)
+from jaxact.activations import Activation
+from train import blocks, fields, probing, runs, words
 from train.experiment import Cell, Finding, Progress
 from train.study import Variable
 from train.trial import TrainingStudy, first_crossing, parts
@@ -44,11 +34,9 @@ class DepthSweep(TrainingStudy):
 
     Attributes:
         network: "dense", or "conv" for 3 x 3 convolutions at one resolution with global average pooling.
-        activations: the activations to compare; a run-time argument of the compiled program.
         depths: numbers of stages between the first and the last affine map; a run-time argument too.
         blocks: "plain", "pre_activation" or "post_activation", with "-bn", "-ln" or "-rms" appended for a
             norm; one compiled program each.
-        learning_rates: of the optimiser; vmapped.
         sigma_w: the weights' standard deviation times sqrt(fan-in); None gives each activation its own, with
             sigma_w^2 E f'(z)^2 = 1 for z ~ N(0, 1): gradients keep their size at unit variance (He et al.
             2015 for relu).
@@ -119,8 +107,8 @@ class DepthSweep(TrainingStudy):
     def __post_init__(self) -> None:
         fields.check(self, blocks=fields.distinct)
         for block in self.blocks:
-            split_block(block)
-        check_network(self.network, self.task)
+            blocks.split_block(block)
+        blocks.check_network(self.network, self.task)
 
     def smoke(self) -> Self:
         """Two activations, two depths, all blocks, one learning rate, twenty steps."""
@@ -132,8 +120,8 @@ class DepthSweep(TrainingStudy):
         activation, depth = cell.coords["activation"], cell.coords["depth"]
         probed = _probed(self, cell.coords["block"])
         before = probed.trial.compile_seconds
-        setting = jnp.asarray(depth, jnp.int32), select(self.activations, self.activations.index(activation))
-        sigma_w = preserving_sigma(activation) if self.sigma_w is None else self.sigma_w
+        setting = self.setting(cell)
+        sigma_w = blocks.preserving_sigma(activation) if self.sigma_w is None else self.sigma_w
         progress(0.0, "initialise")
         states = probed.trial.start(*setting, sigma_w=jnp.float32(sigma_w))
         initial = probed(states, setting)
@@ -147,7 +135,7 @@ class DepthSweep(TrainingStudy):
         measured |= {name: measured[name][..., :depth] for name in by_layer}
         # Theory starts at the first layer of each probe, or of each of its pixels.
         where = cell.coords["block"], activation, measured.pop("embedded")[:, 0], depth
-        predicted = second_moments(*where, sigma_w=sigma_w, sigma_b=self.sigma_b, kind=self.network)
+        predicted = blocks.second_moments(*where, sigma_w=sigma_w, sigma_b=self.sigma_b, kind=self.network)
         crossed = first_crossing(curves["train_accuracy"], self.steps(), self.threshold)
         return {
             **measured,
@@ -164,15 +152,16 @@ class DepthSweep(TrainingStudy):
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
         """The figures of a depth sweep, by name; one that has no number to show is left out."""
         best = _prepared(result)
-        charts = {name: _draw(best, **said) for name, said in _figures(best).items()}
-        return {name: chart for name, chart in charts.items() if chart is not None}
+        called = {"block": blocks.block_name, "phase": runs.PHASES.get}
+        told = {"x": "depth", "series": "activation", "column": "block", "over": "seed", "words": called}
+        return cls.drawn(best, _figures(best), **told)
 
     @classmethod
     def findings(cls, result: xr.Dataset) -> list[str]:
         """Say in sentences what a depth sweep found, the verdict first."""
         best = _prepared(result)
         accuracy = runs.quiet(lambda: best["final_test_accuracy"].mean("seed"))
-        failed = Finding(runs.failures(runs.marked(result), "block", block_name), topic="Failures")
+        failed = Finding(runs.failures(runs.marked(result), "block", blocks.block_name), topic="Failures")
         if not bool(accuracy.notnull().any()):
             return [Finding("Nothing to conclude: no run of this sweep has a test accuracy."), failed]
         sentences = [
@@ -198,7 +187,7 @@ class _Probed:
     """The trial of one block, and the programs that look at its networks."""
 
     def __init__(self, sweep: DepthSweep, block: str):
-        data, norm = inputs_for(sweep.network, sweep.task.load()), split_block(block)[1]
+        data, norm = blocks.inputs_for(sweep.network, sweep.task.load()), blocks.split_block(block)[1]
         self.sweep, self.is_dense = sweep, sweep.network == "dense"
         # Layer and RMS norms are not linear at inference, and a convolution's matrix is too large.
         self.has_ellipsoid = norm in ("", "bn") and self.is_dense
@@ -211,7 +200,7 @@ class _Probed:
         batch = data.train_inputs[: sweep.batch_size], data.train_labels[: sweep.batch_size]
         probed = {"probes": data.test_inputs[: sweep.num_probes], "gradient": batch}
         self.trial = sweep.trial(
-            network(data, block, **sizes, **common),
+            blocks.network(data, block, **sizes, **common),
             parts(data, num_evaluate=sweep.num_evaluate) | probed,
             evaluate={"train": "train_part", "test": "test"},
             calibrate=norm == "bn",
@@ -222,10 +211,7 @@ class _Probed:
 
     def __call__(self, states: fit.State, setting: tuple) -> dict[str, np.ndarray]:
         """All measurements of one phase, arrays by name with a leading axis of members."""
-        measured: dict[str, Any] = {}
-        for program in self.programs:
-            measured |= program(states, self.trial.data, setting)
-        return self.trial.host(measured)
+        return self.trial.probed(self.programs, states, setting)
 
     def _spectrum(self, state, data, setting):
         num = None if self.is_dense else CONV_MODES
@@ -277,13 +263,6 @@ class _Probed:
 def _probed(sweep: DepthSweep, block: str) -> _Probed:
     """The programs of one block; made once a process, whichever cells ask for them."""
     return _Probed(sweep, block)
-
-
-def _draw(best: xr.Dataset, values: Any, **said: Any) -> Any:
-    """A figure of the best runs: over depth a line an activation and a panel a block, unless it says otherwise."""
-    called = {"block": block_name, "phase": runs.PHASES.get}
-    told = {"x": "depth", "series": "activation", "column": "block", "over": "seed", "words": called}
-    return draw.measured(best, values, **told | said)
 
 
 def _figures(best: xr.Dataset) -> dict[str, dict[str, Any]]:
@@ -478,7 +457,7 @@ def _verdict(accuracy: xr.DataArray) -> Finding:
         good = [name for name, value in zip(names, values, strict=True) if value >= TRAINED]
         who = f"{len(good)} of {len(names)} activations ({words.listed(good)})"
         who = {0: "no activation", len(names): f"all {words.count(names, 'activation')}"}.get(len(good), who)
-        parts.append(f"{words.lower(block_name(block))} networks with {who}")
+        parts.append(f"{words.lower(blocks.block_name(block))} networks with {who}")
     return Finding(
         f"At depth {depth}, {words.percent(TRAINED)} test accuracy is reached by {words.listed(parts)}."
     )
@@ -488,7 +467,7 @@ def _of_block(best: xr.Dataset, accuracy: xr.DataArray, block: str) -> Finding:
     """The most accurate at the deepest depth, who is as good, how deep each reaches, and who fails."""
     depth, rows = _deepest(accuracy.sel(block=[block]))
     if not rows:
-        return Finding("Nothing was measured.", topic=block_name(block))
+        return Finding("Nothing was measured.", topic=blocks.block_name(block))
     names, values = rows[block]
     order = np.argsort(-values, kind="stable")
     top, here = order[0], best.sel(block=block, depth=depth)
@@ -501,7 +480,7 @@ def _of_block(best: xr.Dataset, accuracy: xr.DataArray, block: str) -> Finding:
         said += f"; within 0.01 of it: {others}"
     failing = [_failing(here.sel(activation=names[i]), values[i]) for i in order[::-1] if values[i] < 0.5]
     below = f" Below 50 % at depth {depth}: {words.listed(failing)}." if failing else ""
-    return Finding(f"{said}. {_reach(accuracy.sel(block=block))}{below}", topic=block_name(block))
+    return Finding(f"{said}. {_reach(accuracy.sel(block=block))}{below}", topic=blocks.block_name(block))
 
 
 def _failing(cell: xr.Dataset, accuracy: float) -> str:
@@ -538,7 +517,7 @@ def _against_plain(accuracy: xr.DataArray) -> list[Finding]:
         name = runs.names(both, "activation")[most]
         found.append(
             Finding(
-                f"{block_name(block)}: at depth {depth} {_from_to(both, depth)}, most for {name} "
+                f"{blocks.block_name(block)}: at depth {depth} {_from_to(both, depth)}, most for {name} "
                 f"({float(was[most]):.2f} to {float(now[most]):.2f}); at depth {shallow} "
                 f"{_from_to(both, shallow)}.",
                 topic="Mean test accuracy against plain networks",
@@ -554,7 +533,9 @@ def _from_to(both: xr.DataArray, depth: int) -> str:
 
 def _by_block(values: xr.DataArray, say: Callable[[list[str], np.ndarray], str]) -> tuple[int, str]:
     depth, rows = _deepest(values)
-    return depth, "; ".join(f"{words.lower(block_name(block))} {say(*row)}" for block, row in rows.items())
+    return depth, "; ".join(
+        f"{words.lower(blocks.block_name(block))} {say(*row)}" for block, row in rows.items()
+    )
 
 
 def _gradients(best: xr.Dataset) -> str:
@@ -612,7 +593,7 @@ def _theory_agreement(best: xr.Dataset) -> str:
         if len(sample := sample[np.isfinite(sample)]):
             low, middle, high = np.quantile(sample, [0.05, 0.5, 0.95])
             parts.append(
-                f"{words.lower(block_name(block))} {middle:.3g} (90 % between {low:.3g} and {high:.3g})"
+                f"{words.lower(blocks.block_name(block))} {middle:.3g} (90 % between {low:.3g} and {high:.3g})"
             )
     said = "Second moments at initialisation, measured over predicted, median over all layers and nets"
     return Finding(f"{said}: {'; '.join(parts)}.", topic="Theory") if parts else ""
@@ -622,13 +603,11 @@ def _glance(best: xr.Dataset) -> pd.DataFrame:
     texts = best["final_test_accuracy"].to_series().groupby(level=list(CELL), sort=False).agg(words.mean_sd)
     frame = texts.unstack("depth").reindex(texts.index.droplevel("depth").unique())
     frame = frame[sorted(frame)].rename(columns="depth {}".format).reset_index()
-    frame["block"] = frame["block"].map(block_name)
-    frame.attrs["caption"] = (
-        f"Mean \N{PLUS-MINUS SIGN} standard deviation over {runs.seeds(best)} at the end, at the learning "
-        "rate with the best training accuracy. A run that diverged counts as 0; chance is one over the "
-        "number of classes."
+    return runs.table(
+        frame.assign(block=frame["block"].map(blocks.block_name)),
+        f"Mean \N{PLUS-MINUS SIGN} standard deviation over {runs.seeds(best)} at the end, at the learning rate with "
+        "the best training accuracy. A run that diverged counts as 0; chance is one over the number of classes.",
     )
-    return frame
 
 
 def _every_cell(best: xr.Dataset, marked: xr.Dataset) -> pd.DataFrame:
@@ -655,13 +634,12 @@ def _every_cell(best: xr.Dataset, marked: xr.Dataset) -> pd.DataFrame:
         "log10 textbook product, trained": middle("lipschitz_upper_log10", "trained"),
     }
     plain = {name: column.drop_vars("learning_rate", errors="ignore") for name, column in columns.items()}
-    frame = xr.Dataset(plain).to_dataframe(dim_order=list(CELL)).reset_index()
-    frame = frame[frame["runs"] > 0].reset_index(drop=True)
-    frame["block"] = frame["block"].map(block_name)
-    frame.attrs["caption"] = (
-        "Accuracy, steps and the network's properties are those of the best learning rate: means or medians "
-        f"over {runs.seeds(best)} (and over inputs). Runs that diverged or never got there are counted over "
-        f"all {words.count(marked.sizes['learning_rate'], 'learning rate')}; their steps are the budget, so "
-        "a median equal to it is a lower limit."
+    frame = runs.rows(plain, CELL)
+    frame = frame[frame["runs"] > 0].assign(block=lambda rows: rows["block"].map(blocks.block_name))
+    return runs.table(
+        frame,
+        "Accuracy, steps and the network's properties are those of the best learning rate: means or medians over "
+        f"{runs.seeds(best)} (and over inputs). Runs that diverged or never got there are counted over all "
+        f"{words.count(marked.sizes['learning_rate'], 'learning rate')}; their steps are the budget, so a median equal "
+        "to it is a lower limit.",
     )
-    return frame

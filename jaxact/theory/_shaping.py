@@ -31,7 +31,7 @@ _TOLERANCE = 1e-8  # on the conditions, each scaled to the size that it has with
 
 def shape(
     activation: Any,
-    depth: int,
+    depth: int | np.integer,
     *,
     method: Literal["dks", "tat"] = "dks",
     zeta: float | None = None,
@@ -144,12 +144,12 @@ class AffineTransform:
     input_shift: float = 0.0
     output_shift: float = 0.0
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def __call__(self, x: Float[Array, "*shape"] | Float[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
         """Apply it to every entry."""
         inner = self.activation(self._inner(x))
         return (self.output_scale * (inner + self.output_shift)).astype(x.dtype)
 
-    def _inner(self, x: Array) -> Array:
+    def _inner(self, x: Array | np.ndarray) -> Array | np.ndarray:
         # The sum with d cancels: half precision would leave nothing.
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return self.input_scale * wide + self.input_shift
@@ -161,7 +161,7 @@ class _Slope:
 
     transform: AffineTransform
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def __call__(self, x: Float[Array, "*shape"] | Float[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
         t = self.transform
         return (t.output_scale * t.input_scale * t.activation.derivative(t._inner(x))).astype(x.dtype)
 
@@ -235,7 +235,7 @@ def _target(activation: Any, wanted: str, given: dict[str, float | None]) -> flo
     return target
 
 
-def _tailored_rectifier(depth: int, method: str, target: float) -> AffineTransform:
+def _tailored_rectifier(depth: int | np.integer, method: str, target: float) -> AffineTransform:
     """The leaky relu of scale and, for "dks", output shift that meets the conditions.
 
     With t = (1 - alpha)^2 / (1 + alpha^2), which is 1 for the relu, and centring for "dks":
@@ -270,7 +270,7 @@ def _tailored_rectifier(depth: int, method: str, target: float) -> AffineTransfo
     return AffineTransform(leaky_relu(alpha), (second - mean**2) ** -0.5, output_shift=-mean + 0.0)
 
 
-def _solve(activation: Any, depth: int, method: str, target: float) -> AffineTransform:
+def _solve(activation: Any, depth: int | np.integer, method: str, target: float) -> AffineTransform:
     """The solution with the least a b.
 
     Given b and c, d and a follow: with e = d + E f(b z + c), a = (Var f + e^2)^(-1/2), and e = 0 ("dks") or
@@ -319,7 +319,7 @@ def _solve(activation: Any, depth: int, method: str, target: float) -> AffineTra
 
 
 def _conditions(
-    statistics: np.ndarray, sign: Any, *, depth: int, method: str, target: float
+    statistics: np.ndarray, sign: Any, *, depth: int | np.integer, method: str, target: float
 ) -> Float[np.ndarray, "*points 2"]:
     """The excess in the two conditions that are left."""
     _, variance, stretch, drift, slope, curvature, _ = np.moveaxis(statistics, -1, 0)

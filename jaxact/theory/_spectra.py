@@ -1,6 +1,7 @@
 """The singular values of a deep random network's Jacobian, in the limit of infinite width."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -103,7 +104,7 @@ def jacobian_spectrum(
     q: float | None = None,
     weights: Literal["gaussian", "orthogonal"] = "gaussian",
     num_points: int = 200,
-    log_eigenvalues: Float[ArrayLike, " points"] | None = None,
+    log_eigenvalues: Float[ArrayLike, " points"] | Sequence[float] | None = None,
 ) -> Spectrum:
     """Compute the limiting law of the eigenvalues of J J^T, J the Jacobian of a deep random network at its start.
 

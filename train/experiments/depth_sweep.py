@@ -602,6 +602,7 @@ def _theory_agreement(best: xr.Dataset) -> str:
 def _glance(best: xr.Dataset) -> pd.DataFrame:
     texts = best["final_test_accuracy"].to_series().groupby(level=list(CELL), sort=False).agg(words.mean_sd)
     frame = texts.unstack("depth").reindex(texts.index.droplevel("depth").unique())
+    frame = frame[(frame != "").any(axis=1)]
     frame = frame[sorted(frame)].rename(columns="depth {}".format).reset_index()
     return runs.table(
         frame.assign(block=frame["block"].map(blocks.block_name)),

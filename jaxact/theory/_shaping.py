@@ -144,12 +144,12 @@ class AffineTransform:
     input_shift: float = 0.0
     output_shift: float = 0.0
 
-    def __call__(self, x: Float[Array, "*shape"] | Float[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
+    def __call__(self, x: Any) -> Float[Array, "..."]:  # an array of JAX or NumPy, or one number of NumPy's
         """Apply it to every entry."""
         inner = self.activation(self._inner(x))
         return (self.output_scale * (inner + self.output_shift)).astype(x.dtype)
 
-    def _inner(self, x: Array | np.ndarray) -> Array | np.ndarray:
+    def _inner(self, x: Any) -> Any:
         # The sum with d cancels: half precision would leave nothing.
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return self.input_scale * wide + self.input_shift
@@ -161,7 +161,7 @@ class _Slope:
 
     transform: AffineTransform
 
-    def __call__(self, x: Float[Array, "*shape"] | Float[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
+    def __call__(self, x: Any) -> Float[Array, "..."]:  # an array of JAX or NumPy, or one number of NumPy's
         t = self.transform
         return (t.output_scale * t.input_scale * t.activation.derivative(t._inner(x))).astype(x.dtype)
 

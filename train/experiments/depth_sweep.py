@@ -141,7 +141,7 @@ class DepthSweep(TrainingStudy):
             **measured,
             **curves,
             "step": self.steps(),
-            "second_moment_theory": predicted.mean(tuple(range(2, predicted.ndim))).T,
+            "second_moment_theory": np.stack([jnp.mean(q, range(1, q.ndim)) for q in predicted], -1),
             "steps_to_threshold": np.where(np.isnan(crossed), self.num_steps, crossed),
             "censored": np.isnan(crossed),
             "diverged_step": probed.trial.diverged_step(states),

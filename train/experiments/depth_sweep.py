@@ -141,7 +141,7 @@ class DepthSweep(TrainingStudy):
             **measured,
             **curves,
             "step": self.steps(),
-            "second_moment_theory": np.stack([jnp.mean(q, range(1, q.ndim)) for q in predicted], -1),
+            "second_moment_theory": np.stack([_mean_of_members(q) for q in predicted], -1),
             "steps_to_threshold": np.where(np.isnan(crossed), self.num_steps, crossed),
             "censored": np.isnan(crossed),
             "diverged_step": probed.trial.diverged_step(states),
@@ -263,6 +263,11 @@ class _Probed:
 def _probed(sweep: DepthSweep, block: str) -> _Probed:
     """The programs of one block; made once a process, whichever cells ask for them."""
     return _Probed(sweep, block)
+
+
+def _mean_of_members(q: np.ndarray) -> np.ndarray:
+    """The mean over everything but members, in JAX's order of sums."""
+    return np.asarray(jnp.mean(q, range(1, q.ndim)), q.dtype)
 
 
 def _figures(best: xr.Dataset) -> dict[str, dict[str, Any]]:

@@ -8,9 +8,9 @@ From a checkout:
     python -m train run configs/conv_depth.py --task cifar10 --optimizer adamw --optimizer.schedule cosine
 
 Cost: 45 cells of 2 runs; 5 minutes and 4.4 GB on two CPU cores.
-Expect: plain convolutional networks reach 90 % test accuracy to depth 8 (tanh, gelu) and guess from depth 32 on: zero
-padding loses signal at the borders in every layer, beside what the activation does. Pre-activation blocks with batch norm
-stay near 90 % at all depths, tanh at 64 too; post-activation ones lose tanh.
+Expect: plain convolutional networks reach 90 % test accuracy to depth 8 (tanh, gelu) and guess from depth 32 on:
+zero padding loses signal at the borders in every layer, beside what the activation does. Pre-activation blocks with
+batch norm stay near 90 % at all depths, tanh at 64 too; post-activation ones lose tanh.
 """
 
 from jaxact import activations

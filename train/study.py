@@ -274,11 +274,6 @@ class Study:
             for axis, dim in enumerate(own):
                 if dim in coords:
                     continue
-                if dim not in described:
-                    raise ValueError(
-                        f"dimension `{dim}` of `{name}` is not described. Add it to `coordinates`: "
-                        f'{{"{dim}": Coordinate("what it counts")}}.'
-                    )
                 if dim in measured:
                     coords[dim] = measured[dim]
                 elif dim in self.within:

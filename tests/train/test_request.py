@@ -75,7 +75,7 @@ BAD = [
     (["--optimizer.nesterov", "--optimizer.momentum", "0"], ["`optimizer.nesterov` needs a momentum above 0"]),
     (["--optimizer.moment", "0.5"], ["--optimizer.moment", "--optimizer.momentum"]),
     (["--network", "cnov"], ["`network` must be among dense, conv, got 'cnov'. Did you mean 'conv'?"]),
-    (["--network", "conv", "--task", "gaussian_mixture"], ["`task` must hold images", "Use cifar10 or digits"]),
+    (["--network", "conv", "--task", "gaussian_mixture"], ["`task` must hold images", "cifar10 or digits"]),
     (["--task", "digit"], ["digit", "digits"]),
     (["--task", "digits(num_train=0)"], ["num_train"]),
     (["--blocks", "plian"], ["`blocks` must be among", "Did you mean 'plain'?"]),

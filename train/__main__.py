@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: the words after `python -m train`, by default those of this process.
 
     Returns:
-        The exit status: 0 if done; 1 if a study failed, which is a bug; 2 for bad input or a disk that cannot be
-        written, with one message on stderr.
+        The exit status: 0 if done; 1 if a study failed, which is a bug, or the answer to an exercise is wrong; 2 for
+        bad input or a disk that cannot be written, with one message on stderr.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM; a run has then said how to continue.
@@ -44,7 +44,7 @@ def _called(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(request.USAGE, end="")
         return 0 if words else 2
-    commands = {"run": _run, "report": _report, "list": _list}
+    commands = {"run": _run, "report": _report, "list": _list, "exercise": _exercise}
     if words[0] not in commands:
         meant = config.hint(words[0], commands, "`{}`".format)
         meant = meant or f" The commands are {', '.join(commands)}."
@@ -186,6 +186,37 @@ def _list(arguments: Sequence[str]) -> int:
     console.print(_table("studies", ("study", "what it asks"), studies) or none)
     columns, none = ("run", "study", "cells", "state", "started"), f"No runs in {given.output} yet."
     console.print(_table(f"runs in {given.output}", columns, runs) or none)
+    return 0
+
+
+def _exercise(arguments: Sequence[str]) -> int:
+    from train.experiments.chapter import claims
+    from train.experiments.chapter.exercise import check
+
+    if not arguments:
+        listed = [(name, kind.title) for name, kind in claims().items()]
+        _console().print(_table("exercises", ("claim", "what it says"), listed))
+        return 0
+    given = options.read(
+        arguments,
+        ("claim", dataclasses.MISSING, {"metavar": "CLAIM", "help": "its name; without one they are listed"}),
+        (
+            "check",
+            "",
+            {"metavar": "FILE", "help": "run this Python file, and say whether it answers the task"},
+        ),
+        ("solution", False, {"help": "show a file that answers it"}),
+        prog="python -m train exercise",
+        description="A claim of the chapter to work out by hand or in ten lines.",
+    )
+    if given.claim not in claims():
+        raise ConfigError(f"there is no claim {given.claim!r}.{config.hint(given.claim, claims(), repr)}")
+    exercise = claims()[given.claim].exercise
+    if given.check:
+        checked = check(exercise, request.answer(given.check))
+        print(checked.word)
+        return 0 if checked.is_right else 1
+    print(exercise.solution if given.solution else f"{claims()[given.claim].title}\n\n{exercise.task}")
     return 0
 
 

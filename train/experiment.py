@@ -37,6 +37,42 @@ class Finding(str):
         return [cls(each, topic) for topic, several in sentences.items() for each in several if each]
 
 
+class Link(str):
+    """Text in a table that leads to a section of the page; everywhere else it is plain text.
+
+    Attributes:
+        key: of the section.
+    """
+
+    key: str
+
+    def __new__(cls, text: str, key: str) -> Self:
+        """Text with the section it leads to."""
+        link = super().__new__(cls, text)
+        link.key = key
+        return link
+
+
+class Section(NamedTuple):
+    """A part of a report with words, a table and figures of its own.
+
+    Attributes:
+        key: a file name's letters; the figures whose names begin with it and a "-" stand in this section.
+        title: its heading.
+        badge: its verdict in a word or two, beside the heading.
+        before: text by what it is about, before the numbers.
+        table: the numbers.
+        after: text by what it is about, after numbers and figures.
+    """
+
+    key: str
+    title: str
+    badge: str
+    before: Mapping[str, str]
+    table: pandas.DataFrame
+    after: Mapping[str, str]
+
+
 class Cell(NamedTuple):
     """One independent piece of a study: the smallest thing that is run, stored and skipped as a whole.
 
@@ -66,7 +102,8 @@ class Experiment(Protocol):
 
     An experiment says what its cells are and what one of them measures. It opens no file and prints nothing:
     order, progress, storage, resuming, figures and the report are the same for every experiment and belong to
-    `train.runner`.
+    `train.runner`. One whose report is to be read like a chapter has a static method `sections(result)` as well, which
+    gives its `Section`s; the first of its tables then opens the page in place of the first figure.
     """
 
     def smoke(self) -> Self:

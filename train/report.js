@@ -41,7 +41,7 @@
 
   function boxes(name, field, uses) {
     const values = distinct(uses.flatMap((use) => use.value ?? []));
-    if (values.length < 2) return null;
+    if (values.length < 2 || document.querySelector("[data-boxes=none]")) return null;
     const colours = Object.values(specs).map((spec) => spec.usermeta?.colours?.[field] ?? {});
     const labels = values.map((value) => {
       const box = make("input", { type: "checkbox", defaultChecked: true, value: JSON.stringify(value) });

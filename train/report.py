@@ -16,6 +16,7 @@ import xarray as xr
 from markupsafe import Markup
 
 from jaxact import theme
+from train.experiment import Section
 from train.results import write_atomically
 
 __all__ = ["write_report"]
@@ -45,7 +46,8 @@ def write_report(result: xr.Dataset, experiment: Any, directory: Path) -> Path:
 
     Args:
         result: a combined Dataset; its attributes say how it was made.
-        experiment: an experiment, or its type, with the static methods `figures`, `findings` and `tables`.
+        experiment: an experiment, or its type, with the static methods `figures`, `findings` and `tables`, and
+            `sections` if it has any.
         directory: made if it is not there; gets `figures/<name>.png`, `figures/<name>.svg` and `report.html`,
             whose path is returned, each written whole or not at all, the page last.
 
@@ -82,6 +84,10 @@ def _page(result: xr.Dataset, experiment: Any, specs: Mapping[str, Spec]) -> str
     attributes = {str(name): _parsed(value) for name, value in result.attrs.items()}
     facts, groups = _making(attributes)
     sizes = ", ".join(f"{dim} {size}" for dim, size in result.sizes.items())
+    sections = experiment.sections(result) if hasattr(experiment, "sections") else []
+    figures = [_figure(number, name, spec) for number, (name, spec) in enumerate(specs.items(), start=1)]
+    tables = {title: _table(table) for title, table in experiment.tables(result).items()}
+    opening = next(iter(tables), None) if sections else None
     return _template().render(
         name=name,
         lead=lead,
@@ -90,8 +96,10 @@ def _page(result: xr.Dataset, experiment: Any, specs: Mapping[str, Spec]) -> str
         origin=_origin(attributes),
         verdict=verdict,
         topics=_by_topic(others),
-        figures=[_figure(number, name, spec) for number, (name, spec) in enumerate(specs.items(), start=1)],
-        tables={title: _table(table) for title, table in experiment.tables(result).items()},
+        opening={title: table for title, table in tables.items() if title == opening},
+        sections=[_section(section, figures) for section in sections],
+        figures=[each for each in figures if not any(_is_of(each, section) for section in sections)],
+        tables={title: table for title, table in tables.items() if title != opening},
         facts=facts | {"size of the result": sizes or "none"},
         groups=groups,
         blocks=_blocks(specs),
@@ -155,6 +163,15 @@ def _figure(number: int, name: str, spec: Spec) -> dict[str, Any]:
         "subtitle": _joined(title.get("subtitle", "")),
         "caption": spec.get("usermeta", {}).get("caption", ""),
     }
+
+
+def _section(section: Section, figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    own = [figure for figure in figures if _is_of(figure, section)]
+    return {**section._asdict(), "table": _table(section.table), "figures": own}
+
+
+def _is_of(figure: Mapping[str, Any], section: Section) -> bool:
+    return str(figure["name"]).startswith(f"{section.key}-")
 
 
 def _joined(text: Any) -> str:

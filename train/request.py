@@ -20,6 +20,8 @@ commands:
                  run the study of a config file; `run CONFIG --help` lists its fields
   report RUN     draw figures and report of a finished run again
   list           show the studies in configs/ and the runs in runs/
+  exercise [CLAIM] [--check FILE] [--solution]
+                 work out a claim of the chapter, and have the answer checked
 
 examples:
   python -m train run configs/depth_sweep.py
@@ -95,6 +97,19 @@ def find_run(text: str, output: Path) -> Path:
     close = " or ".join(known[name] for name in config.closest(Path(text).name, known))
     meant = f"Did you mean {close}?" if close else "`python -m train list` shows the runs."
     raise ConfigError(f"there is no run {text}. {meant}")
+
+
+def answer(text: str) -> Path:
+    """Return the Python file that answers an exercise.
+
+    Raises:
+        ConfigError: if there is no such file.
+    """
+    path = Path(text)
+    if path.suffix != ".py" or not path.is_file():
+        what = "is not a Python file" if path.exists() else "does not exist"
+        raise ConfigError(f"`check` must be the Python file of an answer; {text} {what}.")
+    return path
 
 
 def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:

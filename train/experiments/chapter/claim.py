@@ -35,6 +35,7 @@ _JUDGED = {
     "tolerance": "how far it may be off",
     "core": "whether the claim falls with it",
     "draws": "what was measured, by draw",
+    "num_draws": "how many draws there are, 0 for a number that is not random",
     "measured": "mean of the draws",
     "low": "lower end of the 95 % interval",
     "high": "upper end of the 95 % interval",
@@ -131,6 +132,7 @@ def judged(numbers: Mapping[str, Number], measured: Mapping[str, Any]) -> xr.Dat
             name: [getattr(number, name) for number in numbers.values()]
             for name in ("says", "relation", "tolerance", "core")
         },
+        "num_draws": [sample.size if sample.ndim else 0 for sample in samples],
         **{name: [getattr(each, name) for each in found] for name in Judged._fields},
     }
     variables = {name: ("number", np.array(columns[name])) for name in JUDGED if name != "draws"}

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
+from train import words
+
 HOLDS, CORRECTED, FAILS, UNDECIDED = "holds", "holds with a correction", "does not hold", "undecided"
 MIN_DRAWS = 5
 _LEVEL = 0.95  # of the intervals
@@ -40,7 +42,7 @@ class Judged(NamedTuple):
     """What the runs say about a number.
 
     Attributes:
-        measured: the mean over the draws that are numbers.
+        measured: the mean over the draws that are finite.
         low, high: the ends of its 95 % interval (Student's t); of a single, deterministic number itself.
         verdict: HOLDS, FAILS or UNDECIDED.
         reason: why it is undecided; else "".
@@ -91,7 +93,7 @@ def overall(numbers: Iterable[tuple[bool, str]]) -> str:
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    known = values[~np.isnan(values)].ravel()
+    known = values[np.isfinite(values)].ravel()
     if len(known) == 0:
         return math.nan, math.nan, math.nan
     mean = float(known.mean())
@@ -108,7 +110,7 @@ def _lack(values: np.ndarray) -> str:
     if diverged:
         return f"{diverged} of {values.size} runs gave no finite number"
     if values.ndim and values.size < MIN_DRAWS:
-        return f"{values.size} runs are too few to judge: {MIN_DRAWS} are needed"
+        return f"{words.count(values.size, 'run')} cannot be judged: {MIN_DRAWS} are needed"
     return ""
 
 

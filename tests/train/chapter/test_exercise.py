@@ -1,0 +1,53 @@
+"""An answer is run; what is wrong with it is said in words that help."""
+
+import math
+
+import pytest
+
+from train.experiments.chapter.exercise import Exercise, check
+
+HALF = Exercise(
+    task="Write `half(x)`.",
+    function="half",
+    answer=lambda x: x / 2,
+    inputs=((1.0,), (3.0,)),
+    solution="def half(x):\n    return x / 2\n",
+    mistakes={"That is the double.": lambda x: 2 * x},
+)
+
+
+def checked(tmp_path, text):
+    path = tmp_path / "answer.py"
+    path.write_text(text)
+    return check(HALF, path)
+
+
+def test_a_right_answer_is_right(tmp_path, capsys):
+    found = checked(tmp_path, "print('noise')\n" + HALF.solution)
+    assert found.is_right
+    assert "agrees for all 2 inputs" in found.word
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("def half(x):\n    return 2 * x", "half(1) gives 2, and that is not it. That is the double."),
+        ("def half(x):\n    return x / 2 if x < 2 else 7", "half(3) gives 7, and that is not it. Work out"),
+        ("def half(x):\n    return [x / 2, x]", "and that is not it"),
+        ("def half(x):\n    return None", "and that is not it"),
+        ("def half(x):\n    return 'a'", "raises ValueError"),
+        ("def half():\n    return 1", "half(1) raises TypeError"),
+        ("def half(x):\n    return x / 0", "ZeroDivisionError: float division by zero. That is line 2"),
+        ("def hafl(x):\n    return x / 2", "must define the function `half`; it defines hafl."),
+        ("half = 3", "it defines none"),
+        ("1 / 0", "does not run: ZeroDivisionError"),
+        ("def half(x)", "does not run: SyntaxError"),
+        ("import sys; sys.exit(0)", "does not run: SystemExit"),
+        (f"def half(x):\n    return {math.nan!r}", "NameError"),
+    ],
+)
+def test_a_wrong_answer_gets_a_word(text, word, tmp_path):
+    found = checked(tmp_path, text)
+    assert not found.is_right
+    assert word in found.word

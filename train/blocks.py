@@ -27,6 +27,8 @@ NORMS: dict[str, Any] = {
     "rms": nnx.RMSNorm,
 }
 NETWORKS = ("dense", "conv")
+MEAN_FIELD = ("q_star", "chi", "c_star", "xi_c", "xi_gradient")
+_CHUNK = 64  # of `theory.mean_field`, which compiles a second program for what does not fill one
 
 
 def split_block(block: str) -> tuple[str, str]:
@@ -169,6 +171,34 @@ def _around(q: jax.Array) -> jax.Array:
 @partial(jax.jit, static_argnums=0)
 def _variance_map(activation: Activation, q: jax.Array, sigma_w: float, sigma_b: float) -> jax.Array:
     return theory.variance_map(activation, q, sigma_w=sigma_w, sigma_b=sigma_b)
+
+
+@functools.lru_cache(maxsize=32)
+def depth_scales(
+    activation: Activation,
+    sigma_w_squared: tuple[float, ...],
+    sigma_b_squared: float,
+    between: tuple[float, float],
+) -> dict[str, Any]:
+    """Mean-field theory of plain dense networks at several sigma_w^2 and, for curves, evenly `between` two.
+
+    Returns:
+        In float64: the numbers of `MEAN_FIELD`, one a sigma_w^2; `curve_sigma_w_squared`, `curve_xi_c` and
+        `curve_xi_gradient`, so many that all are multiples of 64; `critical_sigma_w_squared`, NaN where there is none.
+    """
+    count, sigma_b = len(sigma_w_squared), sigma_b_squared**0.5
+    curve = np.linspace(*between, -(-count // _CHUNK) * _CHUNK + _CHUNK - count)
+    with jax.enable_x64(True):
+        scales = np.sqrt(np.concatenate([sigma_w_squared, curve]))
+        found = theory.mean_field(activation, sigma_w=scales, sigma_b=sigma_b)
+        values = {name: np.asarray(getattr(found, name)) for name in MEAN_FIELD}
+    try:
+        critical = float(theory.critical_point(activation, sigma_b=sigma_b).sigma_w) ** 2
+    except ValueError:
+        critical = np.nan
+    curves = {f"curve_{name}": values[name][count:] for name in ("xi_c", "xi_gradient")}
+    known = {name: each[:count] for name, each in values.items()}
+    return known | curves | {"curve_sigma_w_squared": curve, "critical_sigma_w_squared": critical}
 
 
 def inputs_for(kind: str, data: Data) -> Data:

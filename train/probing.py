@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxact import fit, lipschitz, numerics, probes
+from train.study import Variable
 from train.trial import Trial, cross_entropy
 
 
@@ -50,12 +51,45 @@ def singular_values(
     return jax.vmap(leading)(inputs)
 
 
+def spectrum_variables(dims: tuple[str, ...]) -> dict[str, Variable]:
+    """What `spectrum` measures, declared; `dims` end with the inputs."""
+    return {
+        "jacobian_singular_values": Variable(
+            "singular value of the input-to-last-hidden Jacobian", (*dims, "mode")
+        ),
+        "jacobian_largest": Variable("largest Jacobian singular value", dims),
+        "jacobian_smallest": Variable("smallest Jacobian singular value", dims),
+        "jacobian_mean_square": Variable("mean squared Jacobian singular value", dims),
+        "jacobian_condition_number": Variable("Jacobian condition number", dims),
+        "jacobian_effective_rank": Variable("effective rank of the Jacobian", dims),
+    }
+
+
+def spectrum(
+    trial: Trial, state: fit.State, inputs: jax.Array, setting: tuple, *, num: int | None = None
+) -> dict[str, jax.Array]:
+    """What `singular_values` gives, and `jaxact.probes.spectrum_summary` of it, by name, each after "jacobian_"."""
+    values = singular_values(trial, state, inputs, setting, num=num)
+    summary = probes.spectrum_summary(values)._asdict()
+    if num is not None:  # what the largest alone do not tell
+        summary |= {name: jnp.full_like(each, jnp.nan) for name, each in summary.items() if name != "largest"}
+    return {
+        "jacobian_singular_values": values,
+        **{f"jacobian_{name}": value for name, value in summary.items()},
+    }
+
+
 def log10_bound(trial: Trial, state: fit.State, setting: tuple, *, method: str = "product") -> jax.Array:
     """log10 of an upper bound on the network's Lipschitz constant; `method` as in `jaxact.nn.MLP.log_lipschitz`."""
-    bound = trial.output(
-        state, *setting, method=lambda network, *args: network.log_lipschitz(*args, method=method)
-    )
-    return bound / math.log(10)
+
+    def bound(state: fit.State, *setting: Any) -> jax.Array:
+        log = trial.output(state, *setting, method=lambda net, *args: net.log_lipschitz(*args, method=method))
+        return log / math.log(10)
+
+    # Member after member: jaxlib (0.10.2) works through a batch of decompositions on the threads that wait for one, and
+    # with a batch on each device of a mesh none is left to do the work.
+    bound = jax.custom_batching.sequential_vmap(bound) if method == "ellipsoid" else bound
+    return bound(state, *setting)
 
 
 def log10_ascent(
@@ -95,6 +129,16 @@ def log10_ascent(
         tangent=lambda x, v: jax.jvp(forward, (x,), (v,))[1],
     )
     return jnp.log10(lower.value)
+
+
+def layer_variables(dims: tuple[str, ...]) -> dict[str, Variable]:
+    """What `layer_statistics` measures beside the second moment, declared; `dims` end with the layers."""
+    return {
+        "mean": Variable("mean of the hidden state", dims),
+        "zero_fraction": Variable("share of activations equal to zero", dims),
+        "dead_fraction": Variable("share of units with zero slope on every input", dims),
+        "saturated_fraction": Variable("share of slopes below 1 % of the largest", dims),
+    }
 
 
 def layer_statistics(

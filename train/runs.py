@@ -64,6 +64,64 @@ def best(result: xr.Dataset, cell: Sequence[str]) -> xr.Dataset:
     return chosen.assign({name: each.where(~is_accident) for name, each in probed.items()})
 
 
+def of_most(values: np.ndarray, axis: int) -> np.ndarray:
+    """The smallest number that most of the values do not exceed."""
+    return np.sort(values, axis=axis).take(values.shape[axis] // 2, axis=axis)
+
+
+def depth_limit(trained: xr.DataArray, progress: xr.DataArray) -> xr.Dataset:
+    """The largest depth that trains, and where between it and the next the limit lies.
+
+    limit = low (high / low)^p, where p is how far the deeper network came from chance to the threshold: at p = 0 it
+    learned nothing and the limit is `low`, at p = 1 it would have trained. A convention within the bracket.
+
+    Args:
+        trained: whether the threshold was reached, along "depth".
+        progress: (accuracy - chance) / (threshold - chance); NaN where nothing was measured.
+
+    Returns:
+        `limit`; `low`, the deepest that trains, or 0; `high`, the next, which does not, or infinity; `side`, 1 or -1
+        where the limit lies beyond the deepest or shallowest depth, which then stands for it, else 0; `is_ragged`,
+        whether a shallower depth failed. Numbers are NaN where nothing was measured.
+    """
+    present, depth = progress.notnull(), progress["depth"]
+    low = depth.where(trained & present).max("depth")
+    high = depth.where(present & ~(depth <= low)).min("depth")
+    between = low * (high / low) ** progress.where(depth == high).max("depth").clip(0, 1)
+    found = {
+        "limit": between.fillna(low).fillna(high),  # an end of the grid stands for what lies beyond
+        "low": low.fillna(0.0),
+        "high": high.fillna(np.inf),
+        "side": high.isnull().astype(float) - low.isnull(),
+    }
+    is_ragged = (present & ~trained & (depth < low)).any("depth")
+    return xr.Dataset(found).where(present.any("depth")).assign(is_ragged=is_ragged)
+
+
+def deepest(values: xr.DataArray) -> tuple[int, dict[str, tuple[list[str], np.ndarray]]]:
+    """The deepest depth that has numbers [block, activation], and there each block's activations and numbers."""
+    there = values["depth"].to_numpy()[values.notnull().any(["block", "activation"]).to_numpy()]
+    found = {}
+    for block in names(values, "block") if len(there) else ():
+        row = values.sel(block=block, depth=there.max()).dropna("activation")
+        if row.size:
+            found[block] = names(row, "activation"), row.to_numpy()
+    return int(there.max(initial=0)), found
+
+
+def reach(accuracy: xr.DataArray, enough: float) -> str:
+    """Who has enough accuracy [activation, depth] down to which depth, in a sentence."""
+    measured = accuracy.dropna("activation", how="all")
+    deepest = measured["depth"].where(measured >= enough).max("depth").fillna(0).astype(int).to_series()
+    if not deepest.any():
+        return f"{words.percent(enough)} is reached at no depth."
+    parts = []
+    for depth, who_all in sorted(deepest.groupby(deepest).groups.items(), reverse=True):
+        who = f"all {len(deepest)}" if len(who_all) == len(deepest) > 1 else words.listed([*who_all])
+        parts.append(f"{who} to depth {depth}" if depth else f"{who} at no depth")
+    return f"At least {words.percent(enough)} is reached by {'; '.join(parts)}."
+
+
 def rows(
     columns: Mapping[str, xr.DataArray] | xr.Dataset,
     by: Sequence[str] | None = None,

@@ -10,7 +10,7 @@ import scipy.stats
 import xarray as xr
 
 from jaxact import activations, theory
-from train import config, results
+from train import config, ranks, results, runs
 from train.experiments.phase_diagram import PhaseDiagram, limits
 from train.trial import first_crossing
 
@@ -139,7 +139,7 @@ def test_a_known_depth_limit_has_rank_correlation_one():
     found = limits.columns(result)
     for name in ("tanh", "hard_tanh"):
         row = found.sel(activation=name)
-        assert limits.agreement(row.xi_c.values, row.limit.values).rho == 1.0
+        assert ranks.agreement(row.xi_c.values, row.limit.values).rho == 1.0
         # The limit lies in the bracket of depths around the true one.
         true = 6 * np.array(XI[name], float)
         inside = row.side.values == 0
@@ -162,7 +162,7 @@ def test_limits_beyond_the_grid_are_flagged_and_share_a_rank():
     np.testing.assert_array_equal(row.limit[true >= 90], 90)
     assert np.isinf(row.high[true >= 90]).all()
     expected = scipy.stats.spearmanr(true, np.minimum(true, 90)).statistic
-    assert limits.agreement(row.xi_c.values, row.limit.values).rho == pytest.approx(expected)
+    assert ranks.agreement(row.xi_c.values, row.limit.values).rho == pytest.approx(expected)
     assert "4 with a limit above the deepest network" in PhaseDiagram.findings(result)[1]
 
     below = limits.columns(synthetic(limit=lambda xi: xi, names=("tanh",))).sel(activation="tanh")
@@ -216,15 +216,15 @@ def test_rank_correlation_is_spearmans_also_with_ties_and_infinities():
     for _ in range(5):
         first, second = rng.normal(size=9), rng.integers(0, 4, 9).astype(float)
         expected = scipy.stats.spearmanr(first, second).statistic
-        found = limits.agreement(first, second)
+        found = ranks.agreement(first, second)
         assert found.rho == pytest.approx(expected)
         assert found.low <= found.rho <= found.high
         value, low, high, _ = limits.difference({"xi_c": first, "xi_gradient": -first, "limit": second})
         assert value == pytest.approx(2 * expected)
         assert low <= value <= high
-    assert limits.agreement(np.array([1, np.inf, 2]), np.array([3, 9, 4.0])).rho == 1.0
-    assert np.isnan(limits.agreement(np.arange(4.0), np.ones(4)).rho)
-    assert np.isnan(limits.agreement(np.arange(2.0), np.arange(2.0)).rho)
+    assert ranks.agreement(np.array([1, np.inf, 2]), np.array([3, 9, 4.0])).rho == 1.0
+    assert np.isnan(ranks.agreement(np.arange(4.0), np.ones(4)).rho)
+    assert np.isnan(ranks.agreement(np.arange(2.0), np.arange(2.0)).rho)
 
 
 def test_the_interpolated_limit_runs_from_one_depth_to_the_next():
@@ -232,7 +232,7 @@ def test_the_interpolated_limit_runs_from_one_depth_to_the_next():
         values = xr.Dataset(
             {"trained": ("depth", trained), "progress": ("depth", progress)}, {"depth": [10, 20, 40]}
         )
-        return limits.reach(values["trained"], values["progress"])
+        return runs.depth_limit(values["trained"], values["progress"])
 
     trained = [True, True, False]
     assert reach(trained, [1, 1, 0.0]).limit == 20

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jaxact import fit, probes
+from jaxact import fit
 from jaxact.activations import Activation
 from train import blocks, fields, probing, runs, words
 from train.experiment import Cell, Finding, Progress
@@ -26,6 +26,10 @@ _MEMBER, _STEP, _PHASE = LAYER[:2], (*LAYER[:2], "step"), LAYER[:3]
 CELL = ("block", "activation", "depth")
 CONV_MODES = 10  # singular values of a convolutional network's Jacobian, too large to be written out
 TRAINED = 0.9  # test accuracy from which a depth counts as trained
+_ISOMETRY = (
+    "A narrow band at 1 (the dotted line) is an isometry: every direction of the input arrives at the last "
+    "hidden layer with its length; one that widens is a net that keeps few directions. "
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +79,7 @@ class DepthSweep(TrainingStudy):
         ),
         "censored": Variable("{threshold:.0%} train accuracy not reached within the budget", _MEMBER),
         "diverged_step": Variable("step at which loss or gradient stopped being finite", _MEMBER, "steps"),
-        "jacobian_singular_values": Variable(
-            "singular value of the input-to-last-hidden Jacobian", (*EXAMPLE, "mode")
-        ),
-        "jacobian_largest": Variable("largest Jacobian singular value", EXAMPLE),
-        "jacobian_smallest": Variable("smallest Jacobian singular value", EXAMPLE),
-        "jacobian_mean_square": Variable("mean squared Jacobian singular value", EXAMPLE),
-        "jacobian_condition_number": Variable("Jacobian condition number", EXAMPLE),
-        "jacobian_effective_rank": Variable("effective rank of the Jacobian", EXAMPLE),
+        **probing.spectrum_variables(EXAMPLE),
         "lipschitz_upper_log10": Variable(
             "upper bound on the Lipschitz constant (textbook product)", _PHASE, "log10"
         ),
@@ -96,10 +93,7 @@ class DepthSweep(TrainingStudy):
         "second_moment_theory": Variable(
             "second moment by the mean-field variance map, at initialisation", (*_MEMBER, "layer")
         ),
-        "mean": Variable("mean of the hidden state", LAYER),
-        "zero_fraction": Variable("share of activations equal to zero", LAYER),
-        "dead_fraction": Variable("share of units with zero slope on every input", LAYER),
-        "saturated_fraction": Variable("share of slopes below 1 % of the largest", LAYER),
+        **probing.layer_variables(LAYER),
         "weight_gradient_norm": Variable("norm of dL/dW of the layer", LAYER),
         "hidden_gradient_norm": Variable("norm of dL/dh of the layer", LAYER),
     }
@@ -136,12 +130,13 @@ class DepthSweep(TrainingStudy):
         # Theory starts at the first layer of each probe, or of each of its pixels.
         where = cell.coords["block"], activation, measured.pop("embedded")[:, 0], depth
         predicted = blocks.second_moments(*where, sigma_w=sigma_w, sigma_b=self.sigma_b, kind=self.network)
+        averaged = [np.asarray(jnp.mean(q, range(1, q.ndim)), q.dtype) for q in predicted]
         crossed = first_crossing(curves["train_accuracy"], self.steps(), self.threshold)
         return {
             **measured,
             **curves,
             "step": self.steps(),
-            "second_moment_theory": np.stack([_mean_of_members(q) for q in predicted], -1),
+            "second_moment_theory": np.stack(averaged, -1),
             "steps_to_threshold": np.where(np.isnan(crossed), self.num_steps, crossed),
             "censored": np.isnan(crossed),
             "diverged_step": probed.trial.diverged_step(states),
@@ -215,18 +210,9 @@ class _Probed:
 
     def _spectrum(self, state, data, setting):
         num = None if self.is_dense else CONV_MODES
-        values = probing.singular_values(self.trial, state, data["probes"], setting, num=num)
-        summary = probes.spectrum_summary(values)._asdict()
-        if num is not None:  # what the largest alone do not tell
-            summary |= {
-                name: jnp.full_like(each, jnp.nan) for name, each in summary.items() if name != "largest"
-            }
         embedded = self.trial.output(state, data["probes"], method="embed")
-        return {
-            "jacobian_singular_values": values,
-            **{f"jacobian_{name}": value for name, value in summary.items()},
-            "embedded": jnp.mean(embedded**2, -1),
-        }
+        found = probing.spectrum(self.trial, state, data["probes"], setting, num=num)
+        return found | {"embedded": jnp.mean(embedded**2, -1)}
 
     def _product(self, state, data, setting):
         return {"lipschitz_upper_log10": probing.log10_bound(self.trial, state, setting)}
@@ -235,13 +221,8 @@ class _Probed:
         if not self.has_ellipsoid:
             return {"lipschitz_ellipsoid_log10": jnp.float32(jnp.nan)}
 
-        # Member after member: jaxlib (0.10.2) works through a batch of decompositions on the threads that wait for one,
-        # and with a batch on each device of a mesh none is left to do the work.
-        @jax.custom_batching.sequential_vmap
-        def bound(state, *setting):
-            return probing.log10_bound(self.trial, state, setting, method="ellipsoid")
-
-        return {"lipschitz_ellipsoid_log10": bound(state, *setting)}
+        bound = probing.log10_bound(self.trial, state, setting, method="ellipsoid")
+        return {"lipschitz_ellipsoid_log10": bound}
 
     def _ascent(self, state, data, setting):
         options: dict[str, Any] = {"num_steps": self.sweep.ascent_steps, "takes_one": self.is_dense}
@@ -265,11 +246,6 @@ def _probed(sweep: DepthSweep, block: str) -> _Probed:
     return _Probed(sweep, block)
 
 
-def _mean_of_members(q: np.ndarray) -> np.ndarray:
-    """The mean over everything but members, in JAX's order of sums."""
-    return np.asarray(jnp.mean(q, range(1, q.ndim)), q.dtype)
-
-
 def _figures(best: xr.Dataset) -> dict[str, dict[str, Any]]:
     seeds, most = runs.seeds(best), f"did not reach {runs.threshold(best)} within {runs.budget(best)} steps"
     band = f"median over {seeds}, band from lowest to highest"
@@ -279,10 +255,6 @@ def _figures(best: xr.Dataset) -> dict[str, dict[str, Any]]:
     limit = _resolution(best["jacobian_condition_number"])
     is_whole = bool(best["jacobian_smallest"].notnull().any())  # else the largest alone are known
     spectrum = "all" if is_whole else f"the {best.sizes['mode']} largest"
-    isometry = (
-        "A narrow band at 1 (the dotted line) is an isometry: every direction of the input arrives at the last "
-        "hidden layer with its length; one that widens is a net that keeps few directions. "
-    )
     return {
         "test_accuracy": {
             "values": "final_test_accuracy",
@@ -332,7 +304,8 @@ def _figures(best: xr.Dataset) -> dict[str, dict[str, Any]]:
             "level": (1.0, "1"),
             "title": "Does the input-to-last-hidden Jacobian stay near an isometry?",
             "subtitle": f"Singular values by depth, {spectrum}: line the median, dark band the middle half",
-            "caption": (isometry if is_whole else "") + "A band that sinks with depth is a vanishing signal, "
+            "caption": (_ISOMETRY if is_whole else "")
+            + "A band that sinks with depth is a vanishing signal, "
             "one that rises an exploding one. On held-out inputs; each quantile is the median over inputs and "
             f"{seeds}.",
         },
@@ -443,20 +416,9 @@ def _resolution(values: xr.DataArray) -> float:
     return float(-np.log10(np.finfo(values.dtype if values.dtype.kind == "f" else float).eps))
 
 
-def _deepest(values: xr.DataArray) -> tuple[int, dict[str, tuple[list[str], np.ndarray]]]:
-    """The deepest depth that has numbers [block, activation], and there each block's activations and numbers."""
-    there = values["depth"].to_numpy()[values.notnull().any(["block", "activation"]).to_numpy()]
-    found = {}
-    for block in runs.names(values, "block") if len(there) else ():
-        row = values.sel(block=block, depth=there.max()).dropna("activation")
-        if row.size:
-            found[block] = runs.names(row, "activation"), row.to_numpy()
-    return int(there.max(initial=0)), found
-
-
 def _verdict(accuracy: xr.DataArray) -> Finding:
     """The answer in one sentence: who still generalises at the deepest depth, in which block."""
-    depth, rows = _deepest(accuracy)
+    depth, rows = runs.deepest(accuracy)
     parts = []
     for block, (names, values) in rows.items():
         good = [name for name, value in zip(names, values, strict=True) if value >= TRAINED]
@@ -470,7 +432,7 @@ def _verdict(accuracy: xr.DataArray) -> Finding:
 
 def _of_block(best: xr.Dataset, accuracy: xr.DataArray, block: str) -> Finding:
     """The most accurate at the deepest depth, who is as good, how deep each reaches, and who fails."""
-    depth, rows = _deepest(accuracy.sel(block=[block]))
+    depth, rows = runs.deepest(accuracy.sel(block=[block]))
     if not rows:
         return Finding("Nothing was measured.", topic=blocks.block_name(block))
     names, values = rows[block]
@@ -485,26 +447,15 @@ def _of_block(best: xr.Dataset, accuracy: xr.DataArray, block: str) -> Finding:
         said += f"; within 0.01 of it: {others}"
     failing = [_failing(here.sel(activation=names[i]), values[i]) for i in order[::-1] if values[i] < 0.5]
     below = f" Below 50 % at depth {depth}: {words.listed(failing)}." if failing else ""
-    return Finding(f"{said}. {_reach(accuracy.sel(block=block))}{below}", topic=blocks.block_name(block))
+    return Finding(
+        f"{said}. {runs.reach(accuracy.sel(block=block), TRAINED)}{below}", topic=blocks.block_name(block)
+    )
 
 
 def _failing(cell: xr.Dataset, accuracy: float) -> str:
     diverged, total = int(cell["diverged"].sum()), int(cell["present"].sum())
     why = f" ({diverged} of {words.count(total, 'run')} diverged)" if diverged else ""
     return f"{cell['activation'].item()} {accuracy:.2f}{why}"
-
-
-def _reach(accuracy: xr.DataArray) -> str:
-    """Group activations by the deepest depth at which they still pass."""
-    measured = accuracy.dropna("activation", how="all")
-    deepest = measured["depth"].where(measured >= TRAINED).max("depth").fillna(0).astype(int).to_series()
-    if not deepest.any():
-        return f"{words.percent(TRAINED)} is reached at no depth."
-    parts = []
-    for depth, names in sorted(deepest.groupby(deepest).groups.items(), reverse=True):
-        who = f"all {len(deepest)}" if len(names) == len(deepest) > 1 else words.listed([*names])
-        parts.append(f"{who} to depth {depth}" if depth else f"{who} at no depth")
-    return f"At least {words.percent(TRAINED)} is reached by {'; '.join(parts)}."
 
 
 def _against_plain(accuracy: xr.DataArray) -> list[Finding]:
@@ -518,26 +469,23 @@ def _against_plain(accuracy: xr.DataArray) -> list[Finding]:
             continue
         shallow, depth = int(both["depth"].min()), int(both["depth"].max())
         was, now = both.sel(depth=depth)
+        ends = [both.sel(depth=each).mean("activation").to_numpy() for each in (depth, shallow)]
+        deep, flat = (f"{first:.2f} becomes {then:.2f}" for first, then in ends)
         most = int(np.argmax(np.abs(now - was).to_numpy()))
         name = runs.names(both, "activation")[most]
         found.append(
             Finding(
-                f"{blocks.block_name(block)}: at depth {depth} {_from_to(both, depth)}, most for {name} "
+                f"{blocks.block_name(block)}: at depth {depth} {deep}, most for {name} "
                 f"({float(was[most]):.2f} to {float(now[most]):.2f}); at depth {shallow} "
-                f"{_from_to(both, shallow)}.",
+                f"{flat}.",
                 topic="Mean test accuracy against plain networks",
             )
         )
     return found
 
 
-def _from_to(both: xr.DataArray, depth: int) -> str:
-    was, now = both.sel(depth=depth).mean("activation").to_numpy()
-    return f"{was:.2f} becomes {now:.2f}"
-
-
 def _by_block(values: xr.DataArray, say: Callable[[list[str], np.ndarray], str]) -> tuple[int, str]:
-    depth, rows = _deepest(values)
+    depth, rows = runs.deepest(values)
     return depth, "; ".join(
         f"{words.lower(blocks.block_name(block))} {say(*row)}" for block, row in rows.items()
     )

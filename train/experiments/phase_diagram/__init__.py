@@ -6,15 +6,13 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from jaxact import theory
 from jaxact.activations import Activation
 from train import fields
-from train.blocks import network
+from train.blocks import MEAN_FIELD, depth_scales, network
 from train.experiment import Cell, Progress
 from train.experiments.phase_diagram import figures as drawn
 from train.experiments.phase_diagram import findings as words
@@ -22,7 +20,6 @@ from train.figures import borders
 from train.study import Coordinate, Variable
 from train.trial import TrainingStudy, Trial, first_crossing, parts
 
-THEORY = ("q_star", "chi", "c_star", "xi_c", "xi_gradient")
 _MEMBER, _CURVE = ("learning_rate", "seed"), ("activation", "curve_sigma_w_squared")
 
 
@@ -126,7 +123,7 @@ class PhaseDiagram(TrainingStudy):
             progress((index + 1) / total, f"step {steps[index]}")
             if self._is_settled(accuracy) or np.isnan(accuracy[:, index]).all():
                 break
-        predicted = predict(activation, self.sigma_w_squared, self.sigma_b_squared)
+        predicted = depth_scales(activation, self.sigma_w_squared, self.sigma_b_squared, self._across())
         column = self.sigma_w_squared.index(scale)
         is_first = (depth, scale) == (self.depths[0], self.sigma_w_squared[0])
         return {
@@ -136,13 +133,18 @@ class PhaseDiagram(TrainingStudy):
             "diverged_step": trial.diverged_step(states),
             "steps_trained": steps[index],
             **predicted,
-            **{name: predicted[name][column] for name in THEORY},
+            **{name: predicted[name][column] for name in MEAN_FIELD},
             "curve_sigma_w_squared": predicted["curve_sigma_w_squared"] if is_first else None,
             "threshold": self.threshold,
             "chance_accuracy": chance,
             "width": self.width,
             "compile_seconds": trial.compile_seconds - before,
         }
+
+    def _across(self) -> tuple[float, float]:
+        """The ends of the heat map; a first column may be much nearer to 0 than to the second."""
+        low, *_, high = borders(np.sort(self.sigma_w_squared))
+        return max(low, min(self.sigma_w_squared) / 2), high
 
     def _is_settled(self, accuracy: np.ndarray) -> bool:
         reached = (accuracy >= self.threshold).any(axis=1).reshape(-1, len(self.seeds))
@@ -170,38 +172,3 @@ def _trial(study: PhaseDiagram) -> tuple[Trial, float]:
     )
     labels = data.train_labels[: study.num_evaluate]
     return trial, np.bincount(labels).max() / len(labels)
-
-
-_CHUNK = 64  # of `theory.mean_field`, which compiles a second program for what does not fill one
-
-
-@functools.lru_cache(maxsize=32)
-def predict(
-    activation: Activation, sigma_w_squared: tuple[float, ...], sigma_b_squared: float
-) -> dict[str, Any]:
-    """Mean-field theory at every sigma_w^2 of a study and, for its curves, evenly across the heat map.
-
-    Returns:
-        In float64: the numbers of `THEORY`, one a sigma_w^2; `curve_sigma_w_squared`, `curve_xi_c` and
-        `curve_xi_gradient`, so many that all are multiples of 64; `critical_sigma_w_squared`, NaN where there is none.
-    """
-    low, *_, high = borders(np.sort(sigma_w_squared))
-    low = max(low, min(sigma_w_squared) / 2)  # a first column may be much nearer to 0 than to the second
-    count = len(sigma_w_squared)
-    curve = np.linspace(low, high, -(-count // _CHUNK) * _CHUNK + _CHUNK - count)
-    sigma_b = sigma_b_squared**0.5
-    with jax.enable_x64(True):
-        scales = np.sqrt(np.concatenate([sigma_w_squared, curve]))
-        found = theory.mean_field(activation, sigma_w=scales, sigma_b=sigma_b)
-        values = {name: np.asarray(getattr(found, name)) for name in THEORY}
-    try:
-        critical = float(theory.critical_point(activation, sigma_b=sigma_b).sigma_w) ** 2
-    except ValueError:
-        critical = np.nan
-    return {
-        **{name: each[:count] for name, each in values.items()},
-        "curve_sigma_w_squared": curve,
-        "curve_xi_c": values["xi_c"][count:],
-        "curve_xi_gradient": values["xi_gradient"][count:],
-        "critical_sigma_w_squared": critical,
-    }

@@ -66,7 +66,7 @@ def _theory(result: xr.Dataset) -> dict[str, xr.DataArray]:
         if f"curve_{name}" in result
     }
     left, *_, right = draw.borders(np.sort(result["sigma_w_squared"]))
-    critical = limits.critical_points(result)
+    critical = result["critical_sigma_w_squared"].max(["depth", "sigma_w_squared"])
     return curves | {"critical point": critical.where((critical > left) & (critical < right))}
 
 

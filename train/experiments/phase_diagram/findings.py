@@ -47,7 +47,8 @@ def findings(result: xr.Dataset) -> list[Finding]:
 
 def _rows(result: xr.Dataset, **options: Any) -> pd.DataFrame:
     """A row a column of the heat map; `usable` where both limits lie within the grid, so that their ratio says much."""
-    found = limits.columns(result, **options).assign(critical=limits.critical_points(result))
+    critical = result["critical_sigma_w_squared"].max(["depth", "sigma_w_squared"])
+    found = limits.columns(result, **options).assign(critical=critical)
     rows = runs.rows(found, by=limits.COLUMN)
     is_predicted = np.isfinite(rows["xi_c"] + rows["xi_gradient"])
     is_inside = (rows["side"] == 0) & (rows["minimum"] <= int(result["depth"].max()))

@@ -42,6 +42,13 @@ def chain(network: Any) -> tuple[list[Any], list[Any]]:
     return [layer.kernel() for layer in network.layers], [layer.bias[...] for layer in inner]
 
 
+def of_members(trial: Any, states: Any) -> list[tuple[list[Any], list[Any]]]:
+    """The chain of each member of a `train.trial.Trial` of plain networks, on the host."""
+    read = trial.program(lambda state: trial.network.apply(state.params, state.variables, method=chain)[0])
+    every = trial.host(read(states))
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], every) for i in range(trial.num_members)]
+
+
 @partial(jax.jit, static_argnums=0)
 def margins(activation: Any, chain: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
     """z_y - max_{j != y} z_j, [batch]."""
@@ -53,13 +60,23 @@ def margins(activation: Any, chain: Any, x: jax.Array, labels: jax.Array) -> jax
     return jnp.sum(jnp.where(right, logits, 0), -1) - jnp.max(jnp.where(right, -jnp.inf, logits), -1)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 6))
 def attacked(
-    activation: Any, num_steps: int, chain: Any, x: jax.Array, labels: jax.Array, radius: Any
+    activation: Any,
+    num_steps: int,
+    chain: Any,
+    x: jax.Array,
+    labels: jax.Array,
+    radius: Any,
+    ball: str = "l2",
 ) -> jax.Array:
-    """The smallest margin that projected gradient descent finds within `radius` of each input, [batch]."""
+    """The smallest margin that projected gradient descent finds within `radius` of each input, [batch].
+
+    Balls are those of the Euclidean norm, "l2", or of the largest entry, "linf" (Madry et al. 2018).
+    """
     # Steps of a quarter of the radius that shrink to nothing: the first cross the ball, the last settle.
     sizes = radius * 0.25 * (1 - jnp.arange(num_steps) / num_steps)
+    inside = (1 - 1e-6) * radius  # a hair, so that rounding does not leave the ball
 
     def value(shift):
         return margins(activation, chain, x + shift, labels)
@@ -70,11 +87,43 @@ def attacked(
     def step(carry, size):
         shift, best = carry
         gradient = jax.grad(lambda shift: jnp.sum(value(shift)))(shift)
-        shift = shift - size * gradient / length(gradient)
-        # A hair inside, so that rounding does not leave the ball.
-        shift = shift * jnp.minimum(1, (1 - 1e-6) * radius / length(shift))
+        if ball == "linf":
+            shift = jnp.clip(shift - size * jnp.sign(gradient), -inside, inside)
+        else:
+            shift = shift - size * gradient / length(gradient)
+            shift = shift * jnp.minimum(1, inside / length(shift))
         return (shift, jnp.minimum(best, value(shift))), None
 
     start = jnp.zeros_like(x)
     (_, best), _ = jax.lax.scan(step, (start, value(start)), sizes)
     return best
+
+
+def robust_shares(
+    activation: Any,
+    chain: Any,
+    inputs: jax.Array,
+    labels: jax.Array,
+    *,
+    certified: tuple[float, float],
+    attacks: Sequence[tuple[float, str]],
+    num_steps: int,
+) -> list[float]:
+    """Shares of inputs that keep their class: as they are, certified, and under each attack.
+
+    Args:
+        activation: between the layers.
+        chain: kernels and biases.
+        inputs: [batch, in].
+        labels: [batch].
+        certified: a bound K on the Lipschitz constant, and the radius within which margin > sqrt(2) K radius certifies.
+        attacks: radius and ball of each.
+        num_steps: of each attack.
+    """
+    bound, radius = certified
+    clean = margins(activation, chain, inputs, labels)
+    worst = [attacked(activation, num_steps, chain, inputs, labels, *attack) for attack in attacks]
+    return [
+        float(jnp.mean(each))
+        for each in (clean > 0, clean > 2**0.5 * bound * radius, *(w > 0 for w in worst))
+    ]

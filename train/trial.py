@@ -196,6 +196,26 @@ class Trial:
             progress(len(found) / total, f"step {len(found) * self.measure_every}")
         return states, {name: np.stack([each[name] for each in found], axis=1) for name in found[0]}
 
+    def taken_at(
+        self, states: fit.State, *setting: Any, measured: str, least: float
+    ) -> tuple[fit.State, np.ndarray]:
+        """Train each member until what is measured of it is at least so much: networks at equal accuracy.
+
+        Returns:
+            The states at each member's first such measurement, those before the first step where there is none; and
+            whether there is one, [member].
+        """
+        kept, is_there = jax.tree.map(jnp.copy, states), np.zeros(self.num_members, bool)
+        for states, chunk in self.chunks(states, *setting):  # noqa: B020  those given are donated
+            is_new = (chunk.measured[measured] >= least) & ~is_there
+            if is_new.any():
+                members = np.flatnonzero(is_new)
+                kept = jax.tree.map(lambda old, new, i=members: old.at[i].set(new[i]), kept, states)
+            is_there |= is_new
+            if is_there.all():
+                break
+        return kept, is_there
+
     def probed(self, programs: Iterable[Callable], states: fit.State, *shared: Any) -> dict[str, np.ndarray]:
         """What several programs of (state, data, *shared) measure, by name, on the host; [member, ...]."""
         found = [program(states, self.data, *shared) for program in programs]

@@ -51,6 +51,18 @@ def test_the_attack_on_a_linear_network_finds_the_distance_to_the_boundary():
     np.testing.assert_allclose(worst, [2 - 5 * 0.3, 3 - 5 * 0.3], rtol=1e-5)
 
 
+def test_the_attack_in_the_largest_entry_uses_every_coordinate():
+    # z_0 - z_1 = 5 x_0 - 2 x_1: within a cube of half the side r the margin falls by 7 r, within a ball by sqrt(29) r.
+    chain = ([jnp.eye(2), jnp.array([[5.0, 0.0], [-2.0, 0.0]])], [jnp.zeros(2), jnp.zeros(2)])
+    x, labels = jnp.array([[1.0, 0.5]]), jnp.array([0])
+    for ball, fall in (("linf", 7.0), ("l2", 29**0.5)):
+        worst = chains.attacked(activations.identity, 30, chain, x, labels, 0.3, ball)
+        np.testing.assert_allclose(worst, [4 - 0.3 * fall], rtol=1e-4)
+    told = {"certified": (29**0.5, 0.5), "attacks": [(0.5, "l2"), (0.6, "linf")], "num_steps": 30}
+    shares = chains.robust_shares(activations.identity, chain, x, labels, **told)
+    assert shares == [1.0, 1.0, 1.0, 0.0]
+
+
 @pytest.mark.parametrize("approach", ["penalty", "orthogonal"])
 def test_chains_compute_what_their_networks_do(approach):
     study = CertifiedAccuracy(width=6, num_hidden=2)

@@ -275,7 +275,10 @@ class Study:
                 if dim in coords:
                     continue
                 if dim in measured:
-                    coords[dim] = measured[dim]
+                    given = measured[dim]
+                    coords[dim] = (
+                        list(given) if isinstance(given, tuple) else given
+                    )  # a tuple means more to xarray
                 elif dim in self.within:
                     coords[dim] = [label(value) for value in getattr(self, self.within[dim])]
                 elif labels := described[dim].labels:

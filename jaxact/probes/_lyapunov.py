@@ -15,7 +15,8 @@ class LyapunovExponents(NamedTuple):
     """Lyapunov exponents with what a finite run leaves uncertain; of one initial state without a batch axis.
 
     Attributes:
-        exponents: the leading ones, from the largest, in nats a unit of time; -inf where a direction is lost.
+        exponents: the leading ones, from the largest, in nats a unit of time; -inf where a direction is lost,
+            NaN where the trajectory has left the finite numbers.
         standard_error: of each, from the spread over blocks of the run; NaN where the exponent is infinite.
     """
 
@@ -102,9 +103,13 @@ def lyapunov_exponents(
     def one(x: Array) -> LyapunovExponents:
         def follow(carry: tuple[Array, Array], u: Any) -> tuple[tuple[Array, Array], Array]:
             x, Q = carry
-            push = lambda q: jax.jvp(lambda x: step(x, *u), (x,), (q.reshape(shape),))[1].reshape(-1)  # noqa: E731
-            Q, stretch = _orthonormal(jax.vmap(push, in_axes=1, out_axes=1)(Q))
-            return (step(x, *u).astype(x.dtype), Q), jnp.log(stretch)
+
+            def push(q: Array) -> tuple[Array, Array]:
+                return jax.jvp(lambda x: step(x, *u), (x,), (q.reshape(shape),))
+
+            x, columns = jax.vmap(push, in_axes=1, out_axes=(None, -1))(Q)
+            Q, stretch = _orthonormal(columns.reshape(size, num))
+            return (x, Q.astype(x.dtype)), jnp.log(stretch)
 
         def block(carry: tuple[Array, Array], u: Any) -> tuple[tuple[Array, Array], Array]:
             carry, logs = lax.scan(follow, carry, u, length=num_steps // num_blocks)
@@ -115,7 +120,8 @@ def lyapunov_exponents(
             lambda leaf: leaf[num_transient:].reshape(num_blocks, -1, *leaf.shape[1:]), _given(inputs)
         )
         carry, _ = lax.scan(follow, (x, frame), before, length=num_transient)
-        means = lax.scan(block, carry, after, length=num_blocks)[1]
+        (x, _), means = lax.scan(block, carry, after, length=num_blocks)
+        means = jnp.where(jnp.isfinite(x).all(), means, jnp.nan)  # slopes at inf are some number or other
         return LyapunovExponents(means.mean(0), means.std(0, ddof=1) / num_blocks**0.5)
 
     return states.unbatched(jax.vmap(one)(states.batch))

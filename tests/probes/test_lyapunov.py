@@ -103,6 +103,13 @@ def test_a_lost_direction_is_minus_infinity_and_nothing_underflows():
     np.testing.assert_allclose(tiny.exponents, np.log(1e-30), rtol=1e-5)
 
 
+def test_a_trajectory_that_diverges_has_no_exponents():
+    found = probes.lyapunov_exponents(
+        lambda x: jnp.maximum(x, 0) * 1e3, jnp.array([[1.0], [-1.0]]), num_steps=20
+    )
+    np.testing.assert_allclose(found.exponents, [[np.nan], [-np.inf]])
+
+
 def test_what_cannot_be_is_refused_by_name():
     step, x = jnp.tanh, jnp.ones(3)
     with pytest.raises(

@@ -8,6 +8,7 @@ from jaxact.theory._maps import Trajectory, correlation_map, trajectory, varianc
 from jaxact.theory._moments import Moments, moments
 from jaxact.theory._phase import CriticalPoint, MeanField, critical_point, mean_field
 from jaxact.theory._recipe import recipe
+from jaxact.theory._recurrent import RateNetwork, RecurrentFactors, rate_network, recurrent_factors
 from jaxact.theory._residual import ResidualTrajectory, residual_trajectory, skip_open_probability
 from jaxact.theory._shaping import shape
 from jaxact.theory._spectra import Spectrum, jacobian_spectrum
@@ -19,6 +20,8 @@ __all__ = [
     "Missing",
     "Moments",
     "Prediction",
+    "RateNetwork",
+    "RecurrentFactors",
     "ResidualTrajectory",
     "Spectrum",
     "Trajectory",
@@ -32,7 +35,9 @@ __all__ = [
     "mean_field",
     "moments",
     "predict",
+    "rate_network",
     "recipe",
+    "recurrent_factors",
     "residual_trajectory",
     "shape",
     "skip_open_probability",

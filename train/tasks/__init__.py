@@ -10,16 +10,20 @@ from train.tasks.cifar10 import Cifar10
 from train.tasks.digits import Digits
 from train.tasks.fashion_mnist import FashionMNIST
 from train.tasks.gaussian_mixture import GaussianMixture
+from train.tasks.sequences import Adding, CopyMemory, SequenceTask
 from train.tasks.teacher_student import TeacherStudent
 
 __all__ = [
+    "Adding",
     "Cifar10",
+    "CopyMemory",
     "Data",
     "DataError",
     "Digits",
     "FashionMNIST",
     "FromText",
     "GaussianMixture",
+    "SequenceTask",
     "Task",
     "TeacherStudent",
     "check_images",

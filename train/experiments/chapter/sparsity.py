@@ -1,0 +1,149 @@
+"""Sparsity: how many units are zero, active or dead, and whether forcing them to zero helps on held-out data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from jaxact import activations
+from jaxact.activations import Activation, select
+from train import blocks, probing
+from train.experiments.chapter.claim import Claim, Number
+from train.experiments.chapter.exercise import Exercise
+from train.study import Variable
+from train.tasks import Digits, FromText
+from train.trial import TrainingStudy, Trial, cross_entropy, parts
+
+_DEPTH, _FEW = 2, (0.1, 0.3)
+_DIMS = ("activation", "learning_rate", "seed")
+_WAYS = ("none", "threshold", "l1")  # how units are forced to zero
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparsity(Claim, TrainingStudy):
+    """Count zeros of activations in samples and in networks before and after training, and force them.
+
+    Attributes:
+        activations: whose dead units are counted.
+        learning_rates: from harmless to too large.
+        num_samples: of N(mu, 1), a seed and mu.
+        threshold, penalty: below which a unit is zero; of the mean of hidden units.
+    """
+
+    task: FromText = Digits(num_train=200)
+    activations: tuple[Activation, ...] = tuple(map(activations.parse, ("relu", "leaky_relu", "elu", "gelu")))
+    learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    num_samples: int = 100_000
+    threshold: float = 0.5
+    penalty: float = 0.1
+    num_steps: int = 200
+
+    number = 5
+    title = "ReLU makes representations sparse, and that is good"
+    says = (
+        "Half of the units of relu are zero at the start, which acts like an l0 penalty and generalises better. A unit "
+        "that is zero for every input is dead; leaky relu has neither."
+    )
+    formula = "P(relu(z) = 0) = Φ(−μ/σ) = 1/2 at μ = 0"
+    practice = (
+        "Sparsity comes from the units' means and is no regulariser: more of it did not help on held-out digits. Too "
+        "large a learning rate kills relu units; a slope below 0 keeps them alive."
+    )
+    source = "Glorot, Bordes and Bengio (2011), sections 3 and 4; Maas et al. (2013); Lu et al. (2019), on dying relu"
+    variables = {"dead_units": Variable("share of dead units after training", _DIMS)}
+
+    def numbers(self) -> dict[str, Number]:
+        error, wide = 5 / math.sqrt(self.num_samples), 1.5 / math.sqrt(self.width * len(self.seeds))
+        helps = {
+            "chapter": 0.01,
+            "relation": "at_least",
+            "core": False,
+        }  # one point: less would not be noticed
+        return {
+            "half": Number("P(relu(z) = 0), z ~ N(0, 1)", 0.5, 0.5, tolerance=error),
+            "grid": Number("largest distance of an active share from Φ(μ/σ)", 0.0, 0.0, tolerance=2 * error),
+            "leaky": Number("P(leaky_relu(z) = 0)", 0.0, 0.0, tolerance=1e-6),
+            "network": Number("zeros in the first layer of fresh networks", 0.5, 0.5, tolerance=wide),
+            "dead": Number("dead relu units: largest learning rate less smallest", 0.0, None, "at_least"),
+            "leaky_dead": Number("dead leaky relu units, any learning rate", 0.0, 0.0, tolerance=0.001),
+            "threshold": Number("held-out accuracy: thresholded less plain relu", **helps),
+            "l1": Number("held-out accuracy: with an l1 penalty less without", **helps),
+        }
+
+    def measure(self, cell, progress) -> dict[str, Any]:
+        samples = dict(zip(("half", "grid", "leaky"), self._sampled(), strict=True))
+        network, dead = self._dead()
+        progress(0.6, "force")
+        plain, *test = (self._forced(way) for way in _WAYS)
+        gains = {way: each - plain for way, each in zip(_WAYS[1:], test, strict=True)}
+        died = {"dead": dead[0, -1] - dead[0, 0], "leaky_dead": dead[1].max(0), "dead_units": dead}
+        return samples | gains | died | {"network": network, "activation": [f.name for f in self.activations]}
+
+    def _sampled(self) -> tuple[np.ndarray, ...]:
+        """Zeros of relu at mu = 0, largest gap of an active share over a grid, zeros of leaky relu; [seed] each."""
+        mu, found = np.linspace(-2, 2, 9), []
+        for seed in self.seeds:
+            rng, shape = np.random.default_rng(seed), (self.num_samples, len(mu))
+            z = rng.normal(mu, 1, shape).T.astype(np.float32)
+            active, leaky = (
+                np.mean(activations.relu(z) != 0, axis=1),
+                np.mean(activations.leaky_relu()(z) == 0),
+            )
+            found.append((1 - active[4], np.abs(active - stats.norm.cdf(mu)).max(), leaky))
+        return tuple(np.array(found).T)
+
+    def _dead(self) -> tuple[np.ndarray, np.ndarray]:
+        """Zeros in the first layer of fresh relu networks, [seed]; dead units in the end, [activation, rate, seed]."""
+        trial, shape = self._trial(self.activations[0]), (len(self.learning_rates), len(self.seeds))
+        read = trial.program(partial(_statistics, trial))
+        fresh, trained = [], []
+        for place, f in enumerate(self.activations):
+            setting = jnp.asarray(_DEPTH, jnp.int32), select(self.activations, place)
+            states = trial.start(*setting, sigma_w=jnp.float32(blocks.preserving_sigma(f)))
+            fresh.append(trial.host(read(states, trial.data, *setting))["zero_fraction"][:, 0])
+            states, _ = trial.train(states, *setting, progress=lambda *_: None)
+            trained.append(trial.host(read(states, trial.data, *setting))["dead_fraction"].mean(-1))
+        return fresh[0].reshape(shape)[0], np.array(trained).reshape(-1, *shape)
+
+    def _forced(self, way: str) -> np.ndarray:
+        """Held-out accuracy at the smallest learning rate but one, of six times as many seeds."""
+        shift, weight = {"threshold": (self.threshold, 0.0), "l1": (0.0, self.penalty)}.get(way, (0.0, 0.0))
+        f: Any = lambda x: activations.relu(x - shift)  # noqa: E731  a network takes any function
+        inputs = self.task.load().flat().train_inputs
+
+        def loss(logits, labels, *, hparams, call):
+            hidden = call(lambda network: f(network.trace(inputs).preactivation))
+            return cross_entropy(logits, labels) + weight * jnp.mean(hidden)
+
+        seeds = tuple(range(6 * len(self.seeds)))
+        trial = replace(self, learning_rates=self.learning_rates[1:2], seeds=seeds)._trial(f, loss=loss)
+        _, found = trial.train(trial.start(sigma_w=jnp.float32(2**0.5)), progress=lambda *_: None)
+        return found["test_accuracy"][:, -1]
+
+    def _trial(self, f: Any, **options: Any) -> Trial:
+        data, sizes = self.task.load().flat(), {"width": self.width, "max_depth": _DEPTH}
+        network = blocks.network(data, activation=f, **sizes)
+        return self.trial(network, parts(data), evaluate={"test": "test"}, **options)
+
+    def smoke(self) -> Sparsity:
+        return replace(super().smoke(), activations=self.activations[:2], learning_rates=_FEW)
+
+    exercise = Exercise(
+        task="Write `active(mu, sigma)`: the share of relu units that are not 0, preactivations N(mu, sigma^2).",
+        function="active",
+        answer=lambda mu, sigma: stats.norm.cdf(mu / sigma),
+        inputs=((0.0, 1.0), (1.0, 2.0), (-3.0, 1.5)),
+        mistakes={"That is the share that is 0.": lambda mu, sigma: stats.norm.cdf(-mu / sigma)},
+        solution="from math import erfc\n\ndef active(mu, sigma):\n    return erfc(-mu / sigma / 2**0.5) / 2\n",
+    )
+
+
+def _statistics(trial: Trial, state: Any, data: Any, *setting: Any) -> dict[str, jax.Array]:
+    return probing.layer_statistics(trial, state, data["test"][0], setting, setting[1])

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxact.fit._least_squares import least_squares
+
 
 class Separable(NamedTuple):
     """A fit Phi(p) c of data.
@@ -35,10 +37,9 @@ def separable_least_squares(
 ) -> Separable:
     """Minimise mean (Phi(p) c - y)^2 over p and c, from one start: a local minimum.
 
-    Variable projection: c = Phi(p)^+ y at every p, and Levenberg and Marquardt's descent on p with the Jacobian
-    (1 - Phi Phi^+) (dPhi/dp) c (Kaufman 1975, which leaves out a term that vanishes with the residual). A step that
-    does not lower the error, or makes it NaN, is not taken. To be vmapped over starts; float64 where the error matters
-    below 1e-10 of the data's variance.
+    Variable projection: c = Phi(p)^+ y at every p, and a descent on p by `least_squares` with the Jacobian
+    (1 - Phi Phi^+) (dPhi/dp) c (Kaufman 1975, which leaves out a term that vanishes with the residual). To be vmapped
+    over starts; float64 where the error matters below 1e-10 of the data's variance.
 
     Args:
         basis: p -> Phi, [point, column]; few columns, of full rank. Differentiated forward.
@@ -58,23 +59,12 @@ def separable_least_squares(
     (2.0, 3.0)
     """
 
-    def step(carry: tuple[Array, Separable, Array], _: None) -> tuple[tuple, None]:
-        Q, fit, damping = carry
-        J = jax.jacfwd(basis)(fit.params).swapaxes(1, 2) @ fit.coefficients
-        J = J - Q @ (Q.T @ J)
-        normal = J.T @ J
-        scale = (
-            jnp.diag(normal) + jnp.finfo(y.dtype).tiny ** 0.5
-        )  # a parameter that does nothing stays where it is
-        change = jnp.linalg.solve(normal + damping * jnp.diag(scale), J.T @ (fit.fitted - y))
-        new = _projected(basis, y, fit.params - change)
-        is_better = new[1].error < fit.error
-        kept = jax.tree.map(lambda a, b: jnp.where(is_better, a, b), new, (Q, fit))
-        return (*kept, jnp.clip(damping * jnp.where(is_better, 0.25, 4.0), 1e-12, 1e8)), None
+    def linearized(params: Array) -> tuple[Array, Array]:
+        Q, fit = _projected(basis, y, params)
+        J = jax.jacfwd(basis)(params).swapaxes(1, 2) @ fit.coefficients
+        return fit.fitted - y, J - Q @ (Q.T @ J)
 
-    first = *_projected(basis, y, start), jnp.asarray(1e-2, y.dtype)
-    (_, fit, _), _ = jax.lax.scan(step, first, None, length=num_steps)
-    return fit
+    return _projected(basis, y, least_squares(linearized, start, num_steps=num_steps).params)[1]
 
 
 def _projected(basis: Callable[[Array], Array], y: Array, params: Array) -> tuple[Array, Separable]:

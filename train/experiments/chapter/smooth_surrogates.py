@@ -59,10 +59,7 @@ class SmoothSurrogates(Claim, TrainingStudy):
         "derivatives miss what crossings of 0 add, and filters on blank patches of an image sit at 0 until biases grow."
     )
     source = "Dugas et al. (2000), Incorporating second-order functional knowledge; Bertoin et al. (2021), ReLU'(0)"
-    coordinates = {
-        "beta": Coordinate("sharpness β"),
-        "unit": Coordinate("activation", labels=tuple(map(str, UNITS))),
-    }
+    coordinates = {"beta": Coordinate("sharpness"), "unit": Coordinate("unit", labels=tuple(map(str, UNITS)))}
     variables = {
         "sup": Variable("largest distance of softplus from relu", ("beta",), theory="sup_theory"),
         "sup_theory": Variable("ln 2 / β", ("beta",)),

@@ -170,5 +170,45 @@ def gradient_norms(
     return probes.gradient_norms(loss, kernels, jnp.zeros((len(kernels), *hidden.shape)))
 
 
+def curvature_error(trial: Trial, state: fit.State, data: tuple, setting: tuple, *, step: float) -> jax.Array:
+    """How far the loss's second derivative along its gradient is from how its slope changes over a short step.
+
+    With L the loss of a batch, g its gradient and s(t) = d/dt L(params + t g),
+
+        sum |s'(0) - (s(step) - s(0)) / step| / sum |(s(step) - s(0)) / step|    over batches of the trial's size.
+
+    A smooth network has an error of the order of the step; at a kink s' misses the jump of s.
+
+    Args:
+        trial: whose network.
+        state: of the member.
+        data: inputs and labels; what does not fill a batch is left out.
+        setting: of the network's call.
+        step: t; times g small beside the parameters.
+    """
+
+    def changes(batch: tuple) -> tuple[jax.Array, jax.Array]:
+        inputs, labels = batch
+
+        def loss(params: Any, mode: str) -> jax.Array:
+            logits = trial.network.apply(params, state.variables, inputs, *setting, mode=mode)[0]
+            return cross_entropy(logits, labels)
+
+        gradient = jax.grad(lambda params: loss(params, "reverse"))(state.params)
+
+        def slope(t: jax.Array) -> jax.Array:
+            moved = lambda t: jax.tree.map(lambda p, g: p + t * g, state.params, gradient)  # noqa: E731
+            return jax.jvp(lambda t: loss(moved(t), "forward"), (t,), (jnp.ones(()),))[1]
+
+        zero = jnp.zeros(())
+        start, curvature = jax.jvp(slope, (zero,), (jnp.ones(()),))
+        return curvature, (slope(zero + step) - start) / step
+
+    num, size = len(data[0]) // trial.batch_size, trial.batch_size
+    batches = jax.tree.map(lambda rows: rows[: num * size].reshape(num, size, *rows.shape[1:]), data)
+    curvature, secant = jax.lax.map(changes, batches)
+    return jnp.sum(jnp.abs(curvature - secant)) / jnp.sum(jnp.abs(secant))
+
+
 def _is_stage_kernel(path: tuple) -> bool:
     return jax.tree_util.keystr(path, simple=True, separator="/").startswith("stack/stages/affine/kernel")

@@ -1,7 +1,24 @@
-"""Compiled training: one loop, a population of members, checkpoints."""
+"""Compiled training: one loop, a population of members, checkpoints; least squares."""
 
 from jaxact.fit._checkpoint import restore, save
+from jaxact.fit._least_squares import LeastSquares, least_squares
 from jaxact.fit._loop import History, State, fit, start
 from jaxact.fit._population import Member, grid, pad, population
+from jaxact.fit._separable import Separable, separable_least_squares
 
-__all__ = ["History", "Member", "State", "fit", "grid", "pad", "population", "restore", "save", "start"]
+__all__ = [
+    "History",
+    "LeastSquares",
+    "Member",
+    "Separable",
+    "State",
+    "fit",
+    "grid",
+    "least_squares",
+    "pad",
+    "population",
+    "restore",
+    "save",
+    "separable_least_squares",
+    "start",
+]

@@ -1,0 +1,84 @@
+"""Nonlinear least squares for small problems: Levenberg and Marquardt's descent as a loop in the program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class LeastSquares(NamedTuple):
+    """Where a descent on mean r(p)^2 ended.
+
+    Attributes:
+        params: p.
+        residual: r(p).
+        errors: mean r^2 at the start and after each step; never rises.
+    """
+
+    params: Float[Array, " param"]
+    residual: Float[Array, " row"]
+    errors: Float[Array, " num_steps_and_one"]
+
+
+def least_squares(
+    linearized: Callable[[Array], tuple[Array, Array]], start: Float[Array, " param"], *, num_steps: int
+) -> LeastSquares:
+    """Minimise mean r(p)^2 from one start: a local minimum.
+
+    A step solves (J^T J + mu D) change = J^T r with D = diag(J^T J), in the smaller of its two forms, rows or
+    parameters (Marquardt 1963). One that does not lower the error, or makes it NaN, is not taken, and mu grows
+    fourfold; else it shrinks. To be vmapped over starts. Memory is that of J.
+
+    Args:
+        linearized: p -> (r, J), the residual [row] and its Jacobian [row, param].
+        start: p before the first step.
+        num_steps: static.
+
+    Returns:
+        The `LeastSquares` after the last step.
+
+    References:
+        Levenberg, Q. Appl. Math. 2, 1944; Marquardt, J. SIAM 11, 1963, eqs. (12) and (27).
+
+    >>> linearized = lambda p: (jnp.array([p[0] - 2, 10 * (p[1] - p[0] ** 2)]), jnp.array([[1, 0], [-20 * p[0], 10]]))
+    >>> [round(float(p), 3) for p in least_squares(linearized, jnp.array([-1.0, 0.0]), num_steps=40).params]
+    [2.0, 4.0]
+    """
+    start = jnp.asarray(start)
+    least = jnp.finfo(start.dtype).eps  # below, rounding decides
+
+    def step(carry: tuple, _: None) -> tuple[tuple, Array]:
+        params, residual, jacobian, error, damping = carry
+        moved = params - _change(residual, jacobian, damping)
+        residual_there, jacobian_there = linearized(moved)
+        new = moved, residual_there, jacobian_there, jnp.mean(residual_there**2)
+        is_better = new[-1] < error
+        kept = jax.tree.map(lambda a, b: jnp.where(is_better, a, b), new, (params, residual, jacobian, error))
+        return (*kept, jnp.clip(damping * jnp.where(is_better, 0.25, 4.0), least, 1 / least)), kept[-1]
+
+    # From zeros the first step does not move: so what is linearized is compiled once, within the loop.
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(linearized, start))
+    infinite, damping = jnp.asarray(jnp.inf, start.dtype), jnp.asarray(1e-2, start.dtype)
+    first = start, *zeros, infinite, damping
+    (params, residual, *_), errors = jax.lax.scan(step, first, None, length=num_steps + 1)
+    return LeastSquares(params, residual, errors)
+
+
+def _change(residual: Array, jacobian: Array, damping: Array) -> Array:
+    # A parameter without effect has a column of zeros, and stays where it is.
+    scale = jnp.sqrt(jnp.sum(jacobian**2, 0) + jnp.finfo(jacobian.dtype).tiny ** 0.5)
+    J = jacobian / scale
+    num_rows, num_params = J.shape
+    if num_params <= num_rows:
+        return _solved(J.T @ J, damping, J.T @ residual) / scale
+    return J.T @ _solved(J @ J.T, damping, residual) / scale
+
+
+def _solved(matrix: Array, damping: Array, right: Array) -> Array:
+    """(M + mu 1)^-1 r for M not negative; NaN where rounding makes M + mu 1 so."""
+    damped = matrix + damping * jnp.eye(len(matrix), dtype=matrix.dtype)
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), right)

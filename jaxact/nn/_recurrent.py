@@ -113,5 +113,7 @@ def _recurrent_init(weights: str, gain: ArrayLike) -> Callable[..., Array]:
         known = ", ".join(f'"{each}"' for each in get_args(RecurrentWeights))
         raise ValueError(f"`weights` must be one of {known}, got {weights!r}.")
     if weights == "identity":
-        return lambda key, shape, dtype, **_: jnp.asarray(gain, dtype) * jnp.eye(*shape, dtype=dtype)
+        return lambda key, shape, dtype, **_: (
+            jnp.asarray(gain, dtype) * jnp.eye(shape[0], shape[1], dtype=dtype)
+        )
     return {"gaussian": initializers.gaussian, "orthogonal": initializers.orthogonal}[weights](gain)

@@ -73,7 +73,7 @@ def recurrent_factors(
         >>> [round(float(each), 4) for each in found]  # 1.5 / 2, 1.5 / sqrt(2), 2.25 / 2
         [0.75, 1.0607, 1.125]
     """
-    rho = gain if spectral_radius is None else spectral_radius
+    rho: Any = gain if spectral_radius is None else spectral_radius
     check_nonnegative(gain=gain, variance=variance, spectral_radius=rho)
     square = moments(activation, variance=variance).slope_second_moment
     turns = () if activation.argmin is None else (activation.argmin,)

@@ -86,7 +86,7 @@ class Poisson(Equation):
 
     def solution(self, z: np.ndarray) -> np.ndarray:
         """The sum of sines."""
-        return sum(a * np.sin((k + 1) * np.pi * z[:, 0]) for k, a in enumerate(self.amplitudes))
+        return np.sum([a * np.sin((k + 1) * np.pi * z[:, 0]) for k, a in enumerate(self.amplitudes)], axis=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,9 +114,10 @@ def test_the_solution_of_an_exercise_is_right_and_its_mistakes_get_their_word(na
         assert word in found.word
 
 
-def test_the_claims_are_numbered_through():
+def test_the_claims_are_numbered_by_their_place_in_the_chapter():
     numbers = [kind.number for kind in claims().values()]
-    assert numbers == list(range(1, len(numbers) + 1))
+    assert numbers == sorted(set(numbers))
+    assert set(numbers) <= set(range(1, 16))
 
 
 def test_a_claim_is_one_file_of_limited_length():

@@ -76,7 +76,7 @@ class LinearDepth(Claim, TrainingStudy):
 
     def measure(self, cell, progress) -> dict[str, Any]:
         data = self.task.load().flat()
-        halves = {"train_inputs": _CORNERS, "train_labels": _CLASSES, "test_inputs": _CORNERS}
+        halves: dict[str, Any] = {"train_inputs": _CORNERS, "train_labels": _CLASSES, "test_inputs": _CORNERS}
         corners = Data(**halves, test_labels=_CLASSES, num_classes=2, name="xor")
         xor, _ = self._trained(corners, self.depths[:1])
         progress(0.3, "digits")

@@ -76,7 +76,7 @@ class Lipschitz(Claim, TrainingStudy):
     def numbers(self) -> dict[str, Number]:
         less, factor = "{} less {}".format(*self.activations[:2]), (self.depth + 1) * math.log10(1 / 4)
         at_least: dict[str, Any] = {"chapter": 0.0, "relation": "at_least", "tolerance": 0.03}
-        kept = {"chapter": factor, "tolerance": 0.2, "core": False}
+        kept: dict[str, Any] = {"chapter": factor, "tolerance": 0.2, "core": False}
         return {
             "attained": Number(f"attained local constant, log10: {less}", 0.0, None, "at_most"),
             "initial": Number(
@@ -111,7 +111,7 @@ class Lipschitz(Claim, TrainingStudy):
 
     def _tested(self, f: Activation, members: Any, data: Data) -> np.ndarray:
         """log10 of the certified bound, and the shares that are right: clean, certified, attacked twice; [5, seed]."""
-        test = [each[: self.num_attacked] for each in (data.test_inputs, data.test_labels)]
+        test: Any = [each[: self.num_attacked] for each in (data.test_inputs, data.test_labels)]
         attacks, found = tuple(zip(self.radii, ("l2", "linf"), strict=True)), []
         for chain in members:
             bound = float(lipschitz.upper_bound(chain[0], f, method="ellipsoid", num_steps=0))
@@ -126,7 +126,7 @@ class Lipschitz(Claim, TrainingStudy):
 
     @classmethod
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
-        common = {"x": "activation", "column": None, "choices": {}}
+        common: dict[str, Any] = {"x": "activation", "column": None, "choices": {}}
         title = "Who is robust at equal training accuracy?"
         return {
             "constant": cls.figure(result, "constant", **common, series="bound"),

@@ -120,7 +120,13 @@ class ReluProjection(Claim):
 
     @classmethod
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
-        axes = {"mark": "heat_map", "x": "property", "y": "activation", "series": None, "choices": {}}
+        axes: dict[str, Any] = {
+            "mark": "heat_map",
+            "x": "property",
+            "y": "activation",
+            "series": None,
+            "choices": {},
+        }
         said = {
             "title": "What is each activation?",
             "caption": "Bright: it has the property.",

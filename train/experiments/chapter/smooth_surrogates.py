@@ -98,11 +98,11 @@ class SmoothSurrogates(Claim, TrainingStudy):
                 zeros += [trial.host(count(states, trial.data, setting))] if f is relu else []
             runs.append((*trial.host((error(states, trial.data["train"], setting), states.params)), zeros))
             progress((place + 1) / len(UNITS))
-        errors, params, zeros = zip(*runs, strict=True)
+        errors, params, counts = zip(*runs, strict=True)
         changes = jax.tree.map(lambda a, b: np.abs(a - b).reshape(len(a), -1).max(1), *params[:2])
         return {
             **_on_grid(self.betas),
-            "met": np.mean(zeros[0], axis=0),
+            "met": np.mean(counts[0], axis=0),
             "changed": np.max(jax.tree.leaves(changes), axis=0),
             "met_blank": jax.jit(jax.vmap(partial(_blank, data)))(trial.members.key),
             **{"error": errors, "error_smooth": errors[2], "error_relu": np.log10(errors[0] / errors[2])},

@@ -61,7 +61,7 @@ class Sparsity(Claim, TrainingStudy):
 
     def numbers(self) -> dict[str, Number]:
         error, wide = 5 / math.sqrt(self.num_samples), 1.5 / math.sqrt(self.width * len(self.seeds))
-        helps = {
+        helps: dict[str, Any] = {
             "chapter": 0.01,
             "relation": "at_least",
             "core": False,
@@ -128,8 +128,8 @@ class Sparsity(Claim, TrainingStudy):
         return found["test_accuracy"][:, -1]
 
     def _trial(self, f: Any, **options: Any) -> Trial:
-        data, sizes = self.task.load().flat(), {"width": self.width, "max_depth": _DEPTH}
-        network = blocks.network(data, activation=f, **sizes)
+        data = self.task.load().flat()
+        network = blocks.network(data, width=self.width, max_depth=_DEPTH, activation=f)
         return self.trial(network, parts(data), evaluate={"test": "test"}, **options)
 
     def smoke(self) -> Sparsity:

@@ -127,7 +127,7 @@ class ZeroMean(Claim, TrainingStudy):
 
     @classmethod
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
-        said = {"column": None, "choices": {}}
+        said: dict[str, Any] = {"column": None, "choices": {}}
         return {
             "mean": cls.figure(result, "mean", x="activation", series=None, **said),
             "moved": cls.figure(result, "moved", x="layer", series="block", **said),

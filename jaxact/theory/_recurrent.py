@@ -75,14 +75,15 @@ def recurrent_factors(
     """
     rho: Any = gain if spectral_radius is None else spectral_radius
     check_nonnegative(gain=gain, variance=variance, spectral_radius=rho)
-    square = moments(activation, variance=variance).slope_second_moment
+    square: Any = moments(activation, variance=variance).slope_second_moment
     turns = () if activation.argmin is None else (activation.argmin,)
     mean_slope = gaussian_expectation(
         lambda x: abs(activation.derivative(x)),
         kinks=tuple(sorted({*breakpoints(activation), *turns})),
         variance=variance,
     )
-    return RecurrentFactors(rho * mean_slope, rho * square**0.5, gain**2 * square)
+    growth: Any = gain
+    return RecurrentFactors(rho * mean_slope, rho * square**0.5, growth**2 * square)
 
 
 class RateNetwork(NamedTuple):

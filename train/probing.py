@@ -165,11 +165,11 @@ def gradient_norms(
             trial.network.apply(params, state.variables, inputs, *setting, **options)[0], labels
         )
 
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
-    (kernels,) = [leaf for path, leaf in leaves if _is_stage_kernel(path)]
+    kernels = stage_kernels(state.params)
     return probes.gradient_norms(loss, kernels, jnp.zeros((len(kernels), *hidden.shape)))
 
 
+<<<<<<< HEAD
 def curvature_error(trial: Trial, state: fit.State, data: tuple, setting: tuple, *, step: float) -> jax.Array:
     """How far the loss's second derivative along its gradient is from how its slope changes over a short step.
 
@@ -208,6 +208,36 @@ def curvature_error(trial: Trial, state: fit.State, data: tuple, setting: tuple,
     batches = jax.tree.map(lambda rows: rows[: num * size].reshape(num, size, *rows.shape[1:]), data)
     curvature, secant = jax.lax.map(changes, batches)
     return jnp.sum(jnp.abs(curvature - secant)) / jnp.sum(jnp.abs(secant))
+=======
+def stage_kernels(params: Any) -> jax.Array:
+    """The weights of all stages in a network's parameters (or their gradient), [layer, ...]."""
+    return params["stack"]["stages"]["affine"]["kernel"][...]
+
+
+def fresh(trial: Trial, batch: tuple, member: fit.Member, sigma_w: jax.Array) -> dict[str, jax.Array]:
+    """A fresh network at a weight scale, on one batch, norms in training mode.
+
+    Args:
+        trial: whose network.
+        batch: inputs and labels.
+        member: its key draws the parameters: the same at any scale but for that.
+        sigma_w: as in `jaxact.nn.MLP`.
+
+    Returns:
+        "logits"; "slope", the norm of the loss's gradient g by the weights W of all stages; "radial", the cosine of W
+        and g.
+    """
+    params, variables = trial.network.init(member.key, sigma_w=sigma_w)
+
+    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        logits = trial.network.apply(params, variables, batch[0], training=True)[0]
+        return cross_entropy(logits, batch[1]), logits
+
+    gradients, logits = jax.grad(loss, has_aux=True)(params)
+    weights, slopes = (stage_kernels(each).ravel() for each in (params, gradients))
+    slope = jnp.linalg.norm(slopes)
+    return {"logits": logits, "slope": slope, "radial": weights @ slopes / (jnp.linalg.norm(weights) * slope)}
+>>>>>>> w/propagation
 
 
 def _is_stage_kernel(path: tuple) -> bool:

@@ -169,7 +169,6 @@ def gradient_norms(
     return probes.gradient_norms(loss, kernels, jnp.zeros((len(kernels), *hidden.shape)))
 
 
-<<<<<<< HEAD
 def curvature_error(trial: Trial, state: fit.State, data: tuple, setting: tuple, *, step: float) -> jax.Array:
     """How far the loss's second derivative along its gradient is from how its slope changes over a short step.
 
@@ -208,7 +207,8 @@ def curvature_error(trial: Trial, state: fit.State, data: tuple, setting: tuple,
     batches = jax.tree.map(lambda rows: rows[: num * size].reshape(num, size, *rows.shape[1:]), data)
     curvature, secant = jax.lax.map(changes, batches)
     return jnp.sum(jnp.abs(curvature - secant)) / jnp.sum(jnp.abs(secant))
-=======
+
+
 def stage_kernels(params: Any) -> jax.Array:
     """The weights of all stages in a network's parameters (or their gradient), [layer, ...]."""
     return params["stack"]["stages"]["affine"]["kernel"][...]
@@ -237,7 +237,6 @@ def fresh(trial: Trial, batch: tuple, member: fit.Member, sigma_w: jax.Array) ->
     weights, slopes = (stage_kernels(each).ravel() for each in (params, gradients))
     slope = jnp.linalg.norm(slopes)
     return {"logits": logits, "slope": slope, "radial": weights @ slopes / (jnp.linalg.norm(weights) * slope)}
->>>>>>> w/propagation
 
 
 def _is_stage_kernel(path: tuple) -> bool:

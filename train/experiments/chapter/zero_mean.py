@@ -78,12 +78,12 @@ class ZeroMean(Claim, TrainingStudy):
         }
 
     def measure(self, cell, progress) -> dict[str, Any]:
-        zoo, members = [activations.parse(name) for name in activations.names()], fit.grid(seeds=self.seeds)
+        named = {(f := activations.parse(name)).name: f for name in activations.names()}  # aliases once
+        zoo, members = [*named.values()], fit.grid(seeds=self.seeds)
         sampled = jax.jit(lambda members: fit.population(partial(self._means, zoo), members))(members)
         means, errors, shares = (np.asarray(each, float) for each in sampled)
         exact = np.array([_exact(f) for f in zoo])
         at = {f.name: means[:, place] for place, f in enumerate(zoo)}
-        progress(0.3, "train")
         moved = np.stack([self._moved(block) for block in _BLOCKS])
         labels = {"activation": [f.name for f in zoo], "block": list(_BLOCKS.values())}
         drawn = {"mean": means.T, "mean_theory": exact, "moved": moved}

@@ -1,8 +1,11 @@
 """What theory predicts of large random recurrent networks: gradients a step, and the onset of chaos."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 from scipy.linalg import eigh_tridiagonal
@@ -76,14 +79,18 @@ def recurrent_factors(
     rho: Any = gain if spectral_radius is None else spectral_radius
     check_nonnegative(gain=gain, variance=variance, spectral_radius=rho)
     square: Any = moments(activation, variance=variance).slope_second_moment
-    turns = () if activation.argmin is None else (activation.argmin,)
-    mean_slope = gaussian_expectation(
-        lambda x: abs(activation.derivative(x)),
-        kinks=tuple(sorted({*breakpoints(activation), *turns})),
-        variance=variance,
-    )
+    dtype = jnp.promote_types(jnp.result_type(variance, float), jnp.float32)
     growth: Any = gain
+    mean_slope = _mean_slope(activation, jnp.asarray(variance, dtype))
     return RecurrentFactors(rho * mean_slope, rho * square**0.5, growth**2 * square)
+
+
+# So that a call outside any trace compiles once for an activation.
+@functools.partial(jax.jit, static_argnums=0)
+def _mean_slope(activation: Any, variance: Array) -> Array:
+    turns = () if activation.argmin is None else (activation.argmin,)  # where f' changes its sign
+    kinks = tuple(sorted({*breakpoints(activation), *turns}))
+    return gaussian_expectation(lambda x: abs(activation.derivative(x)), kinks=kinks, variance=variance)
 
 
 class RateNetwork(NamedTuple):

@@ -92,7 +92,7 @@ class BatchNorm(Claim, TrainingStudy):
         found = self._trained(shallow)
         found |= {name: each for name, *each in zip(_FLIPS, *map(_one_layer, self.seeds), strict=True)}
         norms = deep.program(lambda state, _: {"h": probing.gradient_norms(deep, state, batch, ())[1]})
-        squares = np.float64(deep.probed([norms], deep.start())["h"][: len(self.seeds)]) ** 2
+        squares: Any = np.float64(deep.probed([norms], deep.start())["h"][: len(self.seeds)]) ** 2
         growth = (squares[:, :-1] / squares[:, 1:])[:, self.depth // 4 : -self.depth // 4].mean(1)
         return found | {
             "outputs": abs(ten["logits"] - one["logits"]).max((1, 2)),
@@ -141,7 +141,7 @@ def _decayed(logits: jax.Array, labels: jax.Array, *, hparams: Any, call: Any) -
     return cross_entropy(logits, labels) + hparams["decay"] / 2 * square
 
 
-def _one_layer(seed: int) -> tuple[float, ...]:
+def _one_layer(seed: int) -> tuple[Any, ...]:
     """The numbers of batch norm on a batch of unit variance, on its negative and on a small multiple."""
     z = stats.zscore(np.random.default_rng(seed).normal(size=(256, 32)))
     norm = nnx.BatchNorm(32, use_running_average=False, rngs=nnx.Rngs(0))

@@ -120,13 +120,8 @@ class ReluProjection(Claim):
 
     @classmethod
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
-        axes: dict[str, Any] = {
-            "mark": "heat_map",
-            "x": "property",
-            "y": "activation",
-            "series": None,
-            "choices": {},
-        }
+        common: dict[str, Any] = {"mark": "heat_map", "x": "property", "y": "activation", "series": None}
+        axes: dict[str, Any] = common | {"choices": {}}
         said = {
             "title": "What is each activation?",
             "caption": "Bright: it has the property.",

@@ -22,7 +22,7 @@ from train.trial import TrainingStudy, Trial, cross_entropy, parts
 
 _LIMIT = math.pi / (math.pi - 1)  # of relu in large batches: E f'^2 / Var f
 _EPSILON, _SMALL, _BATCH = 1e-5, 0.01, 256  # flax's epsilon, a c that feels it, a large batch
-_FLIPS = ("flipped", "relu_flipped", "small")
+_FLIPS, _SHRUNK = ("flipped", "relu_flipped", "small"), (1 + _EPSILON / _SMALL**2) ** -0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +65,14 @@ class BatchNorm(Claim, TrainingStudy):
     }
 
     def numbers(self) -> dict[str, Number]:
-        shrunk, finer = (1 + _EPSILON / _SMALL**2) ** -0.5, {"core": False, "tolerance": 0.05}
+        finer: dict[str, Any] = {"core": False, "tolerance": 0.05}
         return {
             "outputs": Number("c = 10: largest change of an output", 0.0, 0.0, tolerance=1e-3),
             "slope": Number("c = 10: c times the gradient over that at c = 1", 1.0, 1.0, tolerance=1e-3),
             "radial": Number("cosine of W and its gradient", 0.0, 0.0, tolerance=1e-3),
             "flipped": Number("c = -1: change of normalised units but for sign", 0.0, 0.0, tolerance=1e-5),
             "relu_flipped": Number("c = -1: that of relu's outputs, relative", 0.0, 2**0.5, **finer),
-            "small": Number("c = 0.01: size of normalised units", 1.0, shrunk, tolerance=1e-3, core=False),
+            "small": Number("c = 0.01: size of normalised units", 1.0, _SHRUNK, tolerance=1e-3, core=False),
             "grown": Number("no decay: growth of ‖W‖² over the squares of steps", 1.0, 1.0, tolerance=0.02),
             "fading": Number("no decay: effective rate at the end over the start", 1.0, None, "at_most"),
             "angle": Number("decay: angle of a step over √(2ηλ)", 1.0, 1.0, tolerance=0.1),

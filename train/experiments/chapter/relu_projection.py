@@ -122,11 +122,7 @@ class ReluProjection(Claim):
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
         common: dict[str, Any] = {"mark": "heat_map", "x": "property", "y": "activation", "series": None}
         axes: dict[str, Any] = common | {"choices": {}}
-        said = {
-            "title": "What is each activation?",
-            "caption": "Bright: it has the property.",
-            "ticks": (0, 1),
-        }
+        said = {"title": "What is each activation?", "caption": "Bright: it has it.", "ticks": (0, 1)}
         sizes = {"size": (520, 600), "text_field": None, "format": ".0f"}
         return {"properties": cls.figure(result, "has_property", **axes, **said, **sizes)}
 

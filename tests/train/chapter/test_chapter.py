@@ -186,9 +186,10 @@ def test_parts_have_the_claims_own_names_and_numbers():
 def test_the_readme_has_a_row_a_claim():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text[text.index("<!-- verdicts -->") : text.index("<!-- end of verdicts -->")]
+    table = table.replace("\\|", "/")
     listed = re.findall(r"^\| (\d+)\. ([^|]+?) \|", table, flags=re.MULTILINE)
     assert [(int(number), title) for number, title in listed] == [
-        (kind.number, kind.title) for kind in claims().values()
+        (kind.number, kind.title.replace("|", "/")) for kind in claims().values()
     ]
     verdicts = re.findall(r"\| ([^|]+?) \|$", table, flags=re.MULTILINE)[1:]
     assert len(verdicts) == len(NAMES)

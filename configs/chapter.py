@@ -5,8 +5,9 @@
     python -m train run configs/chapter.py --full
 
 Cost: about four minutes on two CPU cores beside other work, with most programs in the compilation cache; not yet timed
-from an empty one. A report of 2 MB.
-Expect: most claims hold with a correction: the formula is right, what is concluded from it is not. The README has the table.
+from an empty one.
+Expect: most claims hold with a correction. Their formula is right, what is concluded from it is not.
+The README has them.
 """
 
 from train.experiments.chapter import Chapter

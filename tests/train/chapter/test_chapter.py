@@ -191,6 +191,6 @@ def test_the_readme_has_a_row_a_claim():
     assert [(int(number), title) for number, title in listed] == [
         (kind.number, kind.title.replace("|", "/")) for kind in claims().values()
     ]
-    verdicts = re.findall(r"\| ([^|]+?) \|$", table, flags=re.MULTILINE)[1:]
+    verdicts = re.findall(r"\| ([^|]+?) \|$", table, flags=re.MULTILINE)[2:]  # behind the head
     assert len(verdicts) == len(NAMES)
     assert set(verdicts) <= {HOLDS, CORRECTED, FAILS, UNDECIDED}

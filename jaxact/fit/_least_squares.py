@@ -29,9 +29,10 @@ def least_squares(
 ) -> LeastSquares:
     """Minimise mean r(p)^2 from one start: a local minimum.
 
-    A step solves (J^T J + mu D) change = J^T r with D = diag(J^T J), in the smaller of its two forms, rows or
-    parameters (Marquardt 1963). One that does not lower the error, or makes it NaN, is not taken, and mu grows
-    fourfold; else it shrinks. To be vmapped over starts. Memory is that of J.
+    A step solves (J^T J + mu D) change = J^T r, in the smaller of its two forms, rows or parameters. D is the largest
+    diag(J^T J) so far: with that of the moment a parameter that hardly counts there is sent far off, and the descent
+    stalls (More 1978). A step that does not lower the error, or makes it NaN, is not taken, and mu grows fourfold; else
+    it shrinks. To be vmapped over starts. Memory is that of J.
 
     Args:
         linearized: p -> (r, J), the residual [row] and its Jacobian [row, param].
@@ -42,7 +43,8 @@ def least_squares(
         The `LeastSquares` after the last step.
 
     References:
-        Levenberg, Q. Appl. Math. 2, 1944; Marquardt, J. SIAM 11, 1963, eqs. (12) and (27).
+        Levenberg, Q. Appl. Math. 2, 1944; Marquardt, J. SIAM 11, 1963, eqs. (12) and (27); More, Lecture Notes in
+        Mathematics 630, 1978, sec. 6.
 
     >>> linearized = lambda p: (jnp.array([p[0] - 2, 10 * (p[1] - p[0] ** 2)]), jnp.array([[1, 0], [-20 * p[0], 10]]))
     >>> [round(float(p), 3) for p in least_squares(linearized, jnp.array([-1.0, 0.0]), num_steps=40).params]
@@ -52,25 +54,27 @@ def least_squares(
     least = jnp.finfo(start.dtype).eps  # below, rounding decides
 
     def step(carry: tuple, _: None) -> tuple[tuple, Array]:
-        params, residual, jacobian, error, damping = carry
-        moved = params - _change(residual, jacobian, damping)
+        params, residual, jacobian, error, damping, scale = carry
+        scale = jnp.maximum(scale, jnp.linalg.norm(jacobian, axis=0))
+        moved = params - _change(residual, jacobian, damping, scale)
         residual_there, jacobian_there = linearized(moved)
         new = moved, residual_there, jacobian_there, jnp.mean(residual_there**2)
         is_better = new[-1] < error
         kept = jax.tree.map(lambda a, b: jnp.where(is_better, a, b), new, (params, residual, jacobian, error))
-        return (*kept, jnp.clip(damping * jnp.where(is_better, 0.25, 4.0), least, 1 / least)), kept[-1]
+        damping = jnp.clip(damping * jnp.where(is_better, 0.25, 4.0), least, 1 / least)
+        return (*kept, damping, scale), kept[-1]
 
     # From zeros the first step does not move: so what is linearized is compiled once, within the loop.
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(linearized, start))
     infinite, damping = jnp.asarray(jnp.inf, start.dtype), jnp.asarray(1e-2, start.dtype)
-    first = start, *zeros, infinite, damping
+    # A parameter without effect keeps this scale, its column of zeros, and its place.
+    scale = jnp.full_like(start, jnp.finfo(start.dtype).tiny ** 0.25)
+    first = start, *zeros, infinite, damping, scale
     (params, residual, *_), errors = jax.lax.scan(step, first, None, length=num_steps + 1)
     return LeastSquares(params, residual, errors)
 
 
-def _change(residual: Array, jacobian: Array, damping: Array) -> Array:
-    # A parameter without effect has a column of zeros, and stays where it is.
-    scale = jnp.sqrt(jnp.sum(jacobian**2, 0) + jnp.finfo(jacobian.dtype).tiny ** 0.5)
+def _change(residual: Array, jacobian: Array, damping: Array, scale: Array) -> Array:
     J = jacobian / scale
     num_rows, num_params = J.shape
     if num_params <= num_rows:

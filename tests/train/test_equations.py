@@ -79,3 +79,13 @@ def test_what_has_no_solution_is_refused():
         Burgers(viscosity=0)
     with pytest.raises(ValueError, match="`amplitudes` must not all be 0"):
         Poisson(amplitudes=(0.0,))
+
+
+def test_scattered_points_fill_the_box_evenly_and_share_no_line():
+    z = Burgers().scattered(256)
+    assert z.shape == (256, 2)
+    counts, *_ = np.histogram2d(*z.T, bins=(4, 4), range=Burgers.box)
+    assert counts.sum() == 256
+    assert counts.min() >= 12
+    assert counts.max() <= 20
+    assert len(np.unique(z[:, 1])) == 256

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.stats import qmc
 
 from train.tasks._task import check_number
 
@@ -46,6 +47,16 @@ class Equation(abc.ABC):
         """Evenly spaced points of the box with its ends, [point, coordinate], so many along every coordinate."""
         axes = [np.linspace(*ends, count) for ends, count in zip(self.box, counts, strict=True)]
         return np.stack([each.ravel() for each in np.meshgrid(*axes, indexing="ij")], 1)
+
+    def scattered(self, num: int) -> np.ndarray:
+        """Points that fill the box evenly, [point, coordinate]: in one dimension `grid`, else the first of Halton's.
+
+        These share no lines: between two rows of a grid a network may hide a front, with no residual at any point.
+        """
+        if len(self.box) == 1:
+            return self.grid(num)
+        lows, highs = zip(*self.box, strict=True)
+        return qmc.scale(qmc.Halton(len(self.box), scramble=False).random(num), lows, highs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +97,8 @@ class Poisson(Equation):
 
     def solution(self, z: np.ndarray) -> np.ndarray:
         """The sum of sines."""
-        return np.sum([a * np.sin((k + 1) * np.pi * z[:, 0]) for k, a in enumerate(self.amplitudes)], axis=0)
+        waves = np.pi * np.arange(1, len(self.amplitudes) + 1)
+        return np.sin(waves * z) @ np.array(self.amplitudes)
 
 
 @dataclass(frozen=True, kw_only=True)

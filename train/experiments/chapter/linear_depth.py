@@ -125,7 +125,7 @@ class LinearDepth(Claim, TrainingStudy):
 
 
 def _collapsed(layers: int, width: int, bottleneck: int) -> tuple[float, int]:
-    """How far a stack's outputs are from its product's, and the rank of one with a narrow layer; float64."""
+    """How far a stack's outputs are from its product's, and their rank, behind a narrow layer; float64."""
     rng = np.random.default_rng(0)
     widths = [width] * (layers + 1)
     widths[layers // 2] = bottleneck
@@ -136,4 +136,5 @@ def _collapsed(layers: int, width: int, bottleneck: int) -> tuple[float, int]:
         for matrix in stack:
             outputs = jnp.asarray(matrix) @ activations.identity(outputs)
     product = np.linalg.multi_dot(stack[::-1])
-    return float(np.abs(np.asarray(outputs) - product @ inputs).max()), int(np.linalg.matrix_rank(product))
+    gap = np.abs(np.asarray(outputs) - product @ inputs).max()
+    return float(gap), int(np.linalg.matrix_rank(np.asarray(outputs)))

@@ -48,33 +48,31 @@ class ZeroMean(Claim, TrainingStudy):
     formula = "E relu(z) = 1/√(2π);  E leaky_a(z) = (1 − a)/√(2π);  bias² / E f² = (E f)² / E f²"
     practice = (
         "The shift of leaky relu is smaller by the factor 1 - a alone: 1 % at a = 0.01. To be rid of it take an odd "
-        "function, subtract E f, or normalise."
+        "function or subtract E f; batch norm keeps it from growing with depth."
     )
-    source = (
-        "LeCun et al. (1998), Efficient BackProp; Clevert et al. (2016), section 3; Ioffe and Szegedy (2015)"
-    )
+    source = "LeCun et al. (1998), Efficient BackProp; Clevert et al. (2016); Ioffe and Szegedy (2015)"
     variables = {
         "mean": Variable("mean of f(z), z ~ N(0, 1)", ("activation", "seed"), theory="mean_theory"),
         "mean_theory": Variable("mean by quadrature", ("activation",)),
-        "moved": Variable(
-            "how far means of layer inputs move in training, in s.d.", ("block", "seed", "layer")
-        ),
+        "moved": Variable("how far means of layer inputs move, in s.d.", ("block", "seed", "layer")),
     }
 
     def numbers(self) -> dict[str, Number]:
         half, error = 1 / math.sqrt(2 * math.pi), 5 / math.sqrt(self.num_samples)
-        moved, share = "moves of layers' input means in training (s.d.): with BN less without", 1 / math.pi
+        share = deep = 1 / math.pi
+        for _ in range(self.depth - 1):  # correlation of unlike inputs: Cho and Saul (2009), eq. (6)
+            deep = (math.sqrt(1 - deep**2) + deep * (math.pi - math.acos(deep))) / math.pi
         return {
             "relu": Number("E relu(z)", half, half, tolerance=error),
             "odd": Number("largest |E f(z)| of the odd functions", 0.0, 0.0, tolerance=3 * error),
             "zoo": Number("largest error of a mean of the zoo, in standard errors", 5.0, None, "at_most"),
-            "bias": Number(
-                "share of E f^2 that is one bias for all inputs: relu", share, share, tolerance=0.02
-            ),
+            "bias": Number("share of E f^2 that is one bias: relu", share, share, tolerance=0.02),
             "bias_tanh": Number("the same: tanh", 0.0, 0.0, tolerance=0.02),
-            "leaky": Number("E leaky_relu(0.01) over E relu", 1.0, 0.99, "at_most", tolerance=1e-3),
+            "deep": Number("the same: relu, last layer", deep, deep, tolerance=0.05),
+            "deep_bn": Number("the same behind batch norm", share, share, tolerance=0.02),
+            "leaky": Number("E leaky_relu(0.01) over E relu", 0.99, 0.99, tolerance=1e-3),
             "leaky_zero": Number("E leaky_relu(0.01)(z)", 0.0, 0.99 * half, tolerance=error, core=False),
-            "shift": Number(moved, 0.0, None, "at_most"),
+            "shift": Number("moves of input means (s.d.): with BN less without", 0.0, None, "at_most"),
         }
 
     def measure(self, cell, progress) -> dict[str, Any]:
@@ -82,56 +80,46 @@ class ZeroMean(Claim, TrainingStudy):
         zoo, members = [*named.values()], fit.grid(seeds=self.seeds)
         sampled = jax.jit(lambda members: fit.population(partial(self._means, zoo), members))(members)
         means, errors, shares = (np.asarray(each, float) for each in sampled)
-        exact = np.array([_exact(f) for f in zoo])
-        at = {f.name: means[:, place] for place, f in enumerate(zoo)}
+        exact, at = np.array([_exact(f) for f in zoo]), dict(zip(named, means.T, strict=True))
         moved = np.stack([self._moved(block) for block in _BLOCKS])
         labels = {"activation": [f.name for f in zoo], "block": list(_BLOCKS.values())}
         drawn = {"mean": means.T, "mean_theory": exact, "moved": moved}
-        shift = dict(zip(("bias", "bias_tanh"), shares.T, strict=True)) | {
-            "shift": np.mean(moved[1] - moved[0], -1)
-        }
+        shift = dict(zip(("bias", "deep", "bias_tanh", "deep_bn"), shares.T, strict=True))
+        shift["shift"] = np.mean(moved[1] - moved[0], -1)
         odd = np.max([np.abs(at[f.name]) for f in zoo if f.odd], axis=0)
         leaky = {"leaky": at["leaky_relu"] / at["relu"], "leaky_zero": at["leaky_relu"]}
         zoo_error = np.max(np.abs(means - exact) / errors, axis=1)
-        return {**labels, **drawn, **shift, **leaky, "relu": at["relu"], "odd": odd, "zoo": zoo_error}
+        return labels | drawn | shift | leaky | {"relu": at["relu"], "odd": odd, "zoo": zoo_error}
 
     def _means(self, zoo: list[Activation], member: fit.Member) -> tuple[jax.Array, ...]:
-        """Mean and standard error of every activation, and the share of a second moment that all inputs have alike."""
-        keys = jax.random.split(member.key, 3)
-        z = jax.random.normal(keys[0], (self.num_samples,))
+        """Mean and standard error of every activation, and the shares that all inputs have alike."""
+        key_z, key = jax.random.split(member.key)
+        z = jax.random.normal(key_z, (self.num_samples,))
         every = jnp.stack([f(z) for f in zoo])
-        deep = (
-            jax.random.normal(keys[1], (1000, 200)) @ jax.random.normal(keys[2], (200, 200)) / math.sqrt(200)
-        )
-        hidden = jnp.stack([activations.relu(deep), activations.tanh(deep)])
-        shares = jnp.mean(jnp.mean(hidden, 1) ** 2, -1) / jnp.mean(hidden**2, (1, 2))
+        relu, normed = (_shares(activations.relu, key, self.depth, has_norm=each) for each in (False, True))
+        shares = jnp.stack([relu[0], relu[-1], _shares(activations.tanh, key, 1)[0], normed[-1]])
         return jnp.mean(every, 1), jnp.std(every, 1) / math.sqrt(self.num_samples), shares
 
     def _moved(self, block: str) -> np.ndarray:
-        """How far the mean of each unit's input moves, in its standard deviations at the start, [seed, layer]."""
+        """How far the mean of each unit's input moves in training, in its first s.d., [seed, layer]."""
         data, f = self.task.load().flat(), activations.relu
         network = blocks.network(data, block, width=self.width, max_depth=self.depth, activation=f)
         trial = self.trial(network, parts(data), calibrate=block.endswith("bn"))
-        read = trial.program(
-            lambda state, data: trial.output(state, data["test"][0], method="trace").preactivation
-        )
+        z = trial.program(lambda s, data: trial.output(s, data["test"][0], method="trace").preactivation)
         states = trial.start(sigma_w=jnp.float32(math.sqrt(2)))
-        before = trial.host(read(states, trial.data))
+        before = trial.host(z(states, trial.data))
         states, _ = trial.train(states, progress=lambda *_: None)
-        after = trial.host(read(states, trial.data))
-        scale = np.maximum(before.std(axis=2), 1e-6)
-        return np.mean(np.abs(after.mean(axis=2) - before.mean(axis=2)) / scale, axis=-1)
+        moved = trial.host(z(states, trial.data)).mean(axis=2) - before.mean(axis=2)
+        return np.mean(np.abs(moved) / np.maximum(before.std(axis=2), 1e-6), axis=-1)
 
     def smoke(self) -> ZeroMean:
         return replace(super().smoke(), num_samples=2000, depth=2)
 
     @classmethod
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
-        said: dict[str, Any] = {"column": None, "choices": {}}
-        return {
-            "mean": cls.figure(result, "mean", x="activation", series=None, **said),
-            "moved": cls.figure(result, "moved", x="layer", series="block", **said),
-        }
+        axes = {"mean": ("activation", None), "moved": ("layer", "block")}
+        draw = partial(cls.figure, result, column=None, choices={})
+        return {name: draw(name=name, x=x, series=by) for name, (x, by) in axes.items()}
 
     exercise = Exercise(
         task="Write `mean(a)`: the mean of leaky relu of slope a below 0, over N(0, 1).",
@@ -145,6 +133,18 @@ class ZeroMean(Claim, TrainingStudy):
 
 def _exact(f: Activation) -> float:
     """E f(z), z ~ N(0, 1), by scipy's Gauss-Legendre rule between the kinks of f."""
-    ends = sorted({-12.0, 0.0, 12.0, *(kink for kink in f.kinks if abs(kink) < 12)})
-    pieces = itertools.pairwise(ends)
+    pieces = itertools.pairwise(sorted({-12.0, 0.0, 12.0, *(kink for kink in f.kinks if abs(kink) < 12)}))
     return sum(integrate.fixed_quad(lambda x: f(x) * stats.norm.pdf(x), *each, n=200)[0] for each in pieces)
+
+
+def _shares(f: Activation, key: jax.Array, depth: int, *, has_norm: bool = False) -> jax.Array:
+    """Share of E f^2 that all inputs have alike, in every layer of a fresh network of 1000 units."""
+    key_w, key_x = jax.random.split(key)
+
+    def layer(h: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z = h @ jax.random.normal(key, (1000, 1000)) / math.sqrt(1000)
+        h = f((z - z.mean(0)) / z.std(0) if has_norm else z)
+        return h, jnp.mean(jnp.mean(h, 0) ** 2) / jnp.mean(h**2)
+
+    inputs = jax.random.normal(key_x, (400, 1000))
+    return jax.lax.scan(layer, inputs, jax.random.split(key_w, depth))[1]

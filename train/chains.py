@@ -1,6 +1,7 @@
-"""Chains of dense layers, as kernels and biases: how they are read from networks, their margins, attacks on them."""
+"""Chains of dense layers, as kernels and biases: read from networks, their margins and slopes, attacks on them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxact import nn
+from jaxact import lipschitz, nn, probes
 from jaxact.nn import OrthogonalLinear, SpectralNorm, kernels
 
 
@@ -42,25 +43,51 @@ def chain(network: Any) -> tuple[list[Any], list[Any]]:
     return [layer.kernel() for layer in network.layers], [layer.bias[...] for layer in inner]
 
 
-def of_members(trial: Any, states: Any) -> list[tuple[list[Any], list[Any]]]:
-    """The chain of each member of a `train.trial.Trial` of plain networks, on the host."""
+def reader(trial: Any) -> Callable[[Any], list[tuple[list[Any], list[Any]]]]:
+    """A function of the states of a `train.trial.Trial` of plain networks: the chain of each member, on the host."""
     read = trial.program(lambda state: trial.network.apply(state.params, state.variables, method=chain)[0])
-    every = trial.host(read(states))
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], every) for i in range(trial.num_members)]
+
+    def chains(states: Any) -> list[tuple[list[Any], list[Any]]]:
+        every = trial.host(read(states))
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], every) for i in range(trial.num_members)]
+
+    return chains
 
 
-@partial(jax.jit, static_argnums=0)
-def margins(activation: Any, chain: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-    """z_y - max_{j != y} z_j, [batch]."""
+def as_sigmoid(chain: tuple[list[Any], list[Any]]) -> tuple[list[Any], list[Any]]:
+    """The chain that computes with sigmoid what this one does with tanh, since tanh z = 2 sigmoid(2z) - 1.
+
+    Hidden layers are doubled, what reads them is doubled too, and its bias makes up for the -1.
+    """
+    (first, *rest), (bias, *biases) = chain
+    shifted = [bias, *(each - weight.sum(0) for weight, each in zip(rest, biases, strict=True))]
+    weights = [2 * first, *(4 * weight for weight in rest[:-1]), 2 * rest[-1]]
+    return weights, [*(2 * each for each in shifted[:-1]), shifted[-1]]
+
+
+def logits(activation: Any, chain: Any, x: jax.Array) -> jax.Array:
+    """What the chain computes of inputs [..., in]."""
     weights, biases = chain
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         x = activation(x @ weight + bias)
-    logits = x @ weights[-1] + biases[-1]
-    right = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    return jnp.sum(jnp.where(right, logits, 0), -1) - jnp.max(jnp.where(right, -jnp.inf, logits), -1)
+    return x @ weights[-1] + biases[-1]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 6))
+@jax.jit
+def slopes(activation: Any, chain: Any, x: jax.Array) -> jax.Array:
+    """The largest singular value of the Jacobian at each input, [batch]."""
+    return probes.singular_values(partial(logits, activation, chain), x)[:, 0]
+
+
+@jax.jit
+def margins(activation: Any, chain: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
+    """z_y - max_{j != y} z_j, [batch]."""
+    z = logits(activation, chain, x)
+    right = jax.nn.one_hot(labels, z.shape[-1], dtype=bool)
+    return jnp.sum(jnp.where(right, z, 0), -1) - jnp.max(jnp.where(right, -jnp.inf, z), -1)
+
+
+@partial(jax.jit, static_argnums=(1, 6))
 def attacked(
     activation: Any,
     num_steps: int,
@@ -99,31 +126,41 @@ def attacked(
     return best
 
 
-def robust_shares(
+def log10_product(activation: Any, chain: Any) -> float:
+    """log10 of the product bound."""
+    return float(lipschitz.upper_bound(chain[0], activation).log) / math.log(10)
+
+
+def robustness(
     activation: Any,
+    compiled: Any,
     chain: Any,
     inputs: jax.Array,
     labels: jax.Array,
-    *,
-    certified: tuple[float, float],
+    certified_radius: float,
     attacks: Sequence[tuple[float, str]],
-    num_steps: int,
+    num_steps: int = 20,
 ) -> list[float]:
-    """Shares of inputs that keep their class: as they are, certified, and under each attack.
+    """Bound a chain, certify and attack its inputs.
 
     Args:
         activation: between the layers.
+        compiled: the same as compiled programs are to take it, such as `jaxact.activations.select` makes it.
         chain: kernels and biases.
         inputs: [batch, in].
         labels: [batch].
-        certified: a bound K on the Lipschitz constant, and the radius within which margin > sqrt(2) K radius certifies.
+        certified_radius: r; margin > sqrt(2) K r certifies, with K the certified bound.
         attacks: radius and ball of each.
         num_steps: of each attack.
+
+    Returns:
+        log10 of the product bound, of the certified bound and of the largest slope at the inputs; shares of inputs that
+        keep their class: as they are, certified, and under each attack.
     """
-    bound, radius = certified
-    clean = margins(activation, chain, inputs, labels)
-    worst = [attacked(activation, num_steps, chain, inputs, labels, *attack) for attack in attacks]
-    return [
-        float(jnp.mean(each))
-        for each in (clean > 0, clean > 2**0.5 * bound * radius, *(w > 0 for w in worst))
-    ]
+    bound = float(lipschitz.upper_bound(chain[0], activation, method="ellipsoid", num_steps=0))
+    steepest = float(jnp.max(slopes(compiled, chain, inputs)))
+    clean = margins(compiled, chain, inputs, labels)
+    worst = [attacked(compiled, num_steps, chain, inputs, labels, *attack) for attack in attacks]
+    right = (clean > 0, clean > 2**0.5 * bound * certified_radius, *(each > 0 for each in worst))
+    logs = [log10_product(activation, chain), math.log10(bound), math.log10(steepest)]
+    return logs + [float(jnp.mean(each)) for each in right]

@@ -203,18 +203,17 @@ class Trial:
 
         Returns:
             The states at each member's first such measurement, those before the first step where there is none; and
-            whether there is one, [member].
+            its step, NaN where there is none, [member].
         """
-        kept, is_there = jax.tree.map(jnp.copy, states), np.zeros(self.num_members, bool)
-        for states, chunk in self.chunks(states, *setting):  # noqa: B020  those given are donated
-            is_new = (chunk.measured[measured] >= least) & ~is_there
-            if is_new.any():
-                members = np.flatnonzero(is_new)
-                kept = jax.tree.map(lambda old, new, i=members: old.at[i].set(new[i]), kept, states)
-            is_there |= is_new
-            if is_there.all():
+        kept, steps = jax.tree.map(jnp.copy, states), np.full(self.num_members, np.nan)
+        for chunk_number, (states, chunk) in enumerate(self.chunks(states, *setting), start=1):  # noqa: B020  donated
+            is_new = (chunk.measured[measured] >= least) & np.isnan(steps)
+            for member in np.flatnonzero(is_new):
+                kept = _replaced(kept, states, member)
+            steps[is_new] = chunk_number * self.measure_every
+            if not np.isnan(steps).any():
                 break
-        return kept, is_there
+        return kept, steps
 
     def probed(self, programs: Iterable[Callable], states: fit.State, *shared: Any) -> dict[str, np.ndarray]:
         """What several programs of (state, data, *shared) measure, by name, on the host; [member, ...]."""
@@ -296,6 +295,12 @@ class Trial:
 
 
 _SERIAL = itertools.count()
+
+
+@jax.jit
+def _replaced(old: fit.State, new: fit.State, member: jax.Array) -> fit.State:
+    """The old states with one member's new."""
+    return jax.tree.map(lambda old, new: old.at[member].set(new[member]), old, new)
 
 
 def parts(data: Data, *, num_evaluate: int | None = None, scale: float = 1.0) -> dict[str, Any]:

@@ -58,9 +58,11 @@ def test_the_attack_in_the_largest_entry_uses_every_coordinate():
     for ball, fall in (("linf", 7.0), ("l2", 29**0.5)):
         worst = chains.attacked(activations.identity, 30, chain, x, labels, 0.3, ball)
         np.testing.assert_allclose(worst, [4 - 0.3 * fall], rtol=1e-4)
-    told = {"certified": (29**0.5, 0.5), "attacks": [(0.5, "l2"), (0.6, "linf")], "num_steps": 30}
-    shares = chains.robust_shares(activations.identity, chain, x, labels, **told)
-    assert shares == [1.0, 1.0, 1.0, 0.0]
+    *logs, clean, certified, within_ball, within_cube = chains.robustness(
+        activations.identity, activations.identity, chain, x, labels, 0.5, [(0.5, "l2"), (0.6, "linf")]
+    )
+    np.testing.assert_allclose(logs, np.full(3, np.log10(29) / 2), rtol=1e-5)
+    assert [clean, certified, within_ball, within_cube] == [1.0, 1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("approach", ["penalty", "orthogonal"])

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from scipy import optimize
 from scipy.special import ndtri
 
 from jaxact import activations, probes, theory
-from jaxact.numerics import gaussian_nodes_on_host
+from jaxact.numerics import gaussian_expectation
 from train.experiments.chapter.claim import Claim, Number
 from train.experiments.chapter.exercise import Exercise
 from train.recurrent import LAWS, MemoryTrial, backpropagated, longest_trained
@@ -207,20 +206,19 @@ class RecurrentGradients(Claim):
 
 
 def _expected(fn: Callable, variance: float) -> float:
-    """E fn(z), z ~ N(0, variance), in float64."""
-    z, weights = gaussian_nodes_on_host((), 0.0, variance**0.5)
-    return float(weights @ fn(z))
+    """E fn(z), z ~ N(0, variance)."""
+    return float(gaussian_expectation(fn, variance=variance))
 
 
-def _stationary(gain: float) -> float:
-    """The variance of an autonomous tanh network, q = g^2 E tanh(sqrt(q) z)^2."""
-    return optimize.brentq(lambda q: gain**2 * _expected(lambda z: np.tanh(z) ** 2, q) - q, 1e-6, gain**2)
+def _stationary(gain: Any) -> np.ndarray:
+    """The variance of an autonomous tanh network: that of a deep one."""
+    return np.asarray(theory.mean_field(activations.tanh, sigma_w=gain, sigma_b=0.0).q_star)
 
 
 @functools.cache
 def _predicted() -> tuple[np.ndarray, np.ndarray]:
     """The heuristic and mean-field theory of every case."""
-    gains, variances = np.array([_RADIUS, *_GAINS]), np.array([_VARIANCE, *map(_stationary, _GAINS)])
+    gains, variances = np.array([_RADIUS, *_GAINS]), np.append(_VARIANCE, _stationary(np.array(_GAINS)))
     found = theory.recurrent_factors(activations.tanh, gain=gains, variance=variances)
     slope, root = np.asarray(found.mean_slope), np.asarray(found.root_mean_square)
     return np.append(_RADIUS * _ACTIVE, slope), np.append(_RADIUS * _ACTIVE**0.5, root)
@@ -228,7 +226,7 @@ def _predicted() -> tuple[np.ndarray, np.ndarray]:
 
 def _mean_exponent(gain: float) -> float:
     """E log |det J| / N = log g - 1/2 + E log f'(z) of an autonomous tanh network: log|det| of Gaussian matrices."""
-    return math.log(gain) - 0.5 - 2 * _expected(lambda z: np.log(np.cosh(z)), _stationary(gain))
+    return math.log(gain) - 0.5 - 2 * _expected(lambda z: jnp.log(jnp.cosh(z)), float(_stationary(gain)))
 
 
 def _drawn(width: int, seeds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -239,7 +237,7 @@ def _drawn(width: int, seeds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 def _driven(width: int, num_steps: int, seeds: tuple[int, ...]) -> np.ndarray:
     """Of the masked and of the driven network: the factor by backpropagation and exp(lambda_1), [case, 2, seed]."""
-    noise = _VARIANCE - _RADIUS**2 * _expected(lambda z: np.tanh(z) ** 2, _VARIANCE)
+    noise = _VARIANCE - _RADIUS**2 * _expected(lambda z: jnp.tanh(z) ** 2, _VARIANCE)
     J, end = _drawn(width, seeds)
     weights = _RADIUS * np.concatenate([np.linalg.qr(J)[0], J])  # of the masked network the radius is exact
 

@@ -138,9 +138,6 @@ class Saturation(Claim):
 @functools.cache
 def _predicted(f: Activation, sigma_w: float, depth: int) -> tuple[np.ndarray, float]:
     """Saturated share by layer, and decades gained, of infinitely wide layers whose inputs have variance 1."""
-    q, shares, decades = 1.0, [], 0.0
-    for _ in range(depth):
-        shares.append(2 * stats.norm.sf(_AT[f.name] / math.sqrt(q)))
-        decades += 0.5 * math.log10(sigma_w**2 * float(theory.moments(f, variance=q).slope_second_moment))
-        q = float(theory.variance_map(f, q, sigma_w=sigma_w))
-    return np.array(shares), decades
+    q = np.append(1.0, blocks.second_moments("plain", f, 1.0, depth - 1, sigma_w=sigma_w))
+    slopes = np.asarray(theory.moments(f, variance=q).slope_second_moment)
+    return 2 * stats.norm.sf(_AT[f.name] / np.sqrt(q)), float(np.sum(np.log10(sigma_w**2 * slopes)) / 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -237,6 +237,14 @@ def fresh(trial: Trial, batch: tuple, member: fit.Member, sigma_w: jax.Array) ->
     weights, slopes = (stage_kernels(each).ravel() for each in (params, gradients))
     slope = jnp.linalg.norm(slopes)
     return {"logits": logits, "slope": slope, "radial": weights @ slopes / (jnp.linalg.norm(weights) * slope)}
+
+
+def scaled(
+    trial: Trial, batch: tuple, seeds: Sequence[int], scales: Sequence[float]
+) -> list[dict[str, jax.Array]]:
+    """What `fresh` says of the same networks at several weight scales, one after the other, a leading axis of seeds."""
+    every = trial.program(lambda member, sigma_w: fresh(trial, batch, member, sigma_w))
+    return [every(fit.grid(seeds=seeds), jnp.float32(scale)) for scale in scales]
 
 
 def _is_stage_kernel(path: tuple) -> bool:

@@ -41,7 +41,7 @@ def test_activations_in_each_others_place_refute_what_is_said_of_dead_units():
 @pytest.mark.parametrize("way", ["threshold", "l1"])
 def test_what_forces_zeros_makes_more_of_them(way):
     small = replace(CLAIM, seeds=(0,), num_steps=100)
-    accuracy, zeros = small._forced(way) - small._forced("none")
+    accuracy, zeros = (small._forced(way) - small._forced("none"))[:, 0]  # at the smallest learning rate
     assert np.isfinite(accuracy).all()
     assert (zeros > 0).all()
     assert verdicts({f"{way}_zeros": zeros}) == {f"{way}_zeros": "holds"}

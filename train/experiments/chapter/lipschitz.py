@@ -90,8 +90,8 @@ class Lipschitz(Claim, TrainingStudy):
         said = f"steps to the accuracy, log10, from equal weights: {less}"
         return found | {
             "initial": Number(f"initial product bound, log10: {less}", factor, factor, tolerance=0.01),
-            "product": Number("the same after training from equal weights", **kept),
-            "certified_bound": Number("certified bound, log10, after the same", **kept),
+            "product": Number("product bound after training from equal weights, log10", **kept),
+            "certified_bound": Number("certified bound after training from equal weights, log10", **kept),
             "rewritten": Number("product bound, log10: tanh written with sigmoid", exact=0.0, **kept),
             "steps": Number(said, 0.0, None, "at_least", core=False),
         }

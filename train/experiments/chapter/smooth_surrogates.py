@@ -35,9 +35,8 @@ class SmoothSurrogates(Claim, TrainingStudy):
 
     Attributes:
         betas: sharpness of softplus.
-        learning_rate: of the optimiser.
         depth: hidden layers.
-        measure_every: steps between two counts of zeros, each over the whole training set.
+        measure_every: steps between two counts of zeros.
     """
 
     betas: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
@@ -76,9 +75,11 @@ class SmoothSurrogates(Claim, TrainingStudy):
             "rise": Number("least f′(x) for |x| ≤ 5", 0.0, relation="at_least"),
             "peak": Number("f″(0) / β, β = 100", 0.25, 0.25, tolerance=1e-9),
             "mean": Number("E f″(z), z ~ N(0, 1), β = 100", 0.3989, 0.3988767, tolerance=1e-4),
-            "mean_relu": Number("the same of relu", 0.3989, 0.3989423, tolerance=1e-4, core=False),
+            "mean_relu": Number(
+                "E f″(z) of relu, by autodiff", 0.3989, 0.3989423, tolerance=1e-4, core=False
+            ),
             "met": Number("share of relu's preactivations at 0 in training", 0.0, 0.0, tolerance=2.0**-23),
-            "met_blank": Number("the same for fresh filters on raw images", 0.0, 0.1280554, core=False),
+            "met_blank": Number("zeros of fresh filters on raw images", 0.0, 0.1280554, core=False),
             "changed": Number("largest change of a weight by the slope at 0", 0.0, 0.0),
             "error_smooth": Number("error of f″ along a step, β = 1", 0.0, tolerance=0.02),
             "error_relu": Number("log10 of relu's error over that", 0.0, relation="at_least"),

@@ -22,7 +22,7 @@ from train.trial import TrainingStudy, Trial, cross_entropy, parts
 
 _DEPTH, _FEW = 2, (0.1, 0.3)
 _DIMS = ("activation", "learning_rate", "seed")
-_WAYS = ("none", "threshold", "l1")  # how units are forced to zero
+_WAYS = {"threshold": "thresholded", "l1": "l1 penalty"}  # how units are forced to zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,7 @@ class Sparsity(Claim, TrainingStudy):
     """Count zeros of activations in samples and in networks before and after training, and force them.
 
     Attributes:
-        activations: whose dead units are counted.
-        learning_rates: from harmless to too large.
+        activations: whose dead units are counted; learning_rates: ascending.
         num_samples: of N(mu, 1), a seed and mu.
         threshold, penalty: below which a unit is zero; of the mean of hidden units.
     """
@@ -60,9 +59,12 @@ class Sparsity(Claim, TrainingStudy):
 
     def numbers(self) -> dict[str, Number]:
         error, wide = 2.5 / math.sqrt(self.num_samples), 1.5 / math.sqrt(self.width * len(self.seeds))
-        # One point: less would not be noticed.
-        helps = partial(Number, chapter=0.01, relation="at_least", core=False)
-        sparser = partial(Number, chapter=0.0, relation="at_least")
+        forced: dict[str, Number] = {}
+        for way, said in _WAYS.items():
+            forced[f"{way}_zeros"] = Number(f"share of zeros: {said} less plain relu", 0.0, None, "at_least")
+            for rate in self.learning_rates[:2]:  # one point: less would not be noticed
+                what = f"held-out accuracy: {said} less plain relu, rate {rate:g}"
+                forced[f"{way}_{rate:g}"] = Number(what, 0.01, None, "at_least", core=False)
         return {
             "half": Number("P(relu(z) = 0), z ~ N(0, 1)", 0.5, 0.5, tolerance=error),
             "grid": Number("largest distance of an active share from Φ(μ/σ)", 0.0, 0.0, tolerance=error),
@@ -70,20 +72,19 @@ class Sparsity(Claim, TrainingStudy):
             "network": Number("zeros in the first layer of fresh networks", 0.5, 0.5, tolerance=wide),
             "dead": Number("dead relu units: largest learning rate less smallest", 0.0, None, "at_least"),
             "leaky_dead": Number("dead leaky relu units, any learning rate", 0.0, 0.0, tolerance=0.001),
-            "threshold": helps("held-out accuracy: thresholded less plain relu"),
-            "l1": helps("held-out accuracy: with an l1 penalty less without"),
-            "threshold_zeros": sparser("share of zeros: thresholded less plain relu"),
-            "l1_zeros": sparser("share of zeros: with an l1 penalty less without"),
+            **forced,
         }
 
     def measure(self, cell, progress) -> dict[str, Any]:
         samples = dict(zip(("half", "grid", "leaky"), self._sampled(), strict=True))
         network, dead = self._dead()
         progress(0.6, "force")
-        plain, *test = (self._forced(way) for way in _WAYS)
-        gains = {}
-        for way, each in zip(_WAYS[1:], test, strict=True):
-            gains[way], gains[f"{way}_zeros"] = each - plain
+        plain, gains = self._forced("none"), {}
+        for way in _WAYS:
+            accuracy, zeros = self._forced(way) - plain
+            gains[f"{way}_zeros"] = zeros[0]
+            named = zip(self.learning_rates, accuracy, strict=False)
+            gains |= {f"{way}_{rate:g}": each for rate, each in named}
         died = {"dead": dead[0, -1] - dead[0, 0], "leaky_dead": dead[1].max(0), "dead_units": dead}
         return samples | gains | died | {"network": network, "activation": [f.name for f in self.activations]}
 
@@ -111,7 +112,7 @@ class Sparsity(Claim, TrainingStudy):
         return fresh[0].reshape(shape)[0], np.array(trained).reshape(-1, *shape)
 
     def _forced(self, way: str) -> np.ndarray:
-        """Held-out accuracy and share of zeros, of six times as many seeds, where few units die; [2, seed]."""
+        """Held-out accuracy and share of zeros, at the two smallest rates, of six draws a seed; [2, rate, draw]."""
         shift, weight = {"threshold": (self.threshold, 0.0), "l1": (0.0, self.penalty)}.get(way, (0.0, 0.0))
         f: Any = lambda x: activations.relu(x - shift)  # noqa: E731  a network takes any function
         inputs = self.task.load().flat().train_inputs
@@ -120,12 +121,12 @@ class Sparsity(Claim, TrainingStudy):
             hidden = call(lambda network: f(network.trace(inputs).preactivation))
             return cross_entropy(logits, labels) + weight * jnp.mean(hidden)
 
-        seeds = tuple(range(6 * len(self.seeds)))
-        trial = replace(self, learning_rates=self.learning_rates[:1], seeds=seeds)._trial(f, loss=loss)
+        draws = tuple(6 * seed + draw for seed in self.seeds for draw in range(6))
+        trial = replace(self, learning_rates=self.learning_rates[:2], seeds=draws)._trial(f, loss=loss)
         states, found = trial.train(trial.start(sigma_w=jnp.float32(2**0.5)), progress=lambda *_: None)
         read = trial.program(partial(_statistics, trial, activation=f))
         zeros = trial.host(read(states, trial.data))["zero_fraction"].mean(-1)
-        return np.stack([found["test_accuracy"][:, -1], zeros])
+        return np.stack([found["test_accuracy"][:, -1], zeros]).reshape(2, 2, -1)
 
     def _trial(self, f: Any, **options: Any) -> Trial:
         data = self.task.load().flat()

@@ -92,7 +92,9 @@ class SwishFit(Claim):
             "wide_bound": bound("least MSE of a monotone function on [−5, 5]", 3.21e-3, 3.2137657e-3),
             "wide_relu_r2": Number("R² of relu's unit on [−5, 5]", 0.998, tolerance=5e-4),
             "wide_monotone": floor("MSE of the best monotone unit over the bound, [−5, 5]", 1.0),
-            "wide_other": Number("MSE of the worst other, [−5, 5]", 1.0, relation="at_most", core=False),
+            "wide_other": Number(
+                "MSE of the worst other unit over it, [−5, 5]", 1.0, relation="at_most", core=False
+            ),
         }
 
     def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:

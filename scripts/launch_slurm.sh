@@ -160,19 +160,24 @@ done
 printf 'launch_slurm.sh: job %s on %s, start %d: ' "$SLURM_JOB_ID" "$(hostname)" "$((${SLURM_RESTART_COUNT:-0} + 1))"
 show "${command[@]}"
 
-# Job control on: without it bash starts background programs with SIGINT ignored.
+# Job control on: without it bash starts background programs with SIGINT ignored. A signal may come before the study is
+# there to be interrupted: it is passed on then.
 set -m
+study="" requeue=false stopped=false
+stop() {
+  stopped=true
+  [[ -z "$study" ]] || kill -INT "$study" 2>/dev/null || true
+}
+trap 'requeue=true; stop' USR1
+trap stop TERM INT
 "${command[@]}" &
 study=$!
-requeue=false
-trap 'requeue=true; kill -INT "$study" 2>/dev/null || true' USR1
-trap 'kill -INT "$study" 2>/dev/null || true' TERM INT
-status=0
-wait "$study" || status=$?
-# A trapped signal ends `wait` early: wait again until the study itself is gone.
-while kill -0 "$study" 2>/dev/null; do
-  status=0
+! "$stopped" || stop
+# A trapped signal ends `wait` early, with the signal's status: wait again, even for a study that is gone by then.
+while :; do
+  stopped=false status=0
   wait "$study" || status=$?
+  "$stopped" || break
 done
 
 if "$requeue" && [[ $status -ne 0 ]]; then

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,15 +158,27 @@ class Trial:
             precision: of matrix products; "float32" forbids accelerators to round the operands of float32 products.
             **options: of `jax.jit`.
         """
+        is_first = True
 
         def every(*args: Any) -> Any:
+            if not is_first:
+                raise AssertionError(f"{every.__name__} is traced a second time: {_TRACED_ONCE}")
             with jax.default_matmul_precision(precision):
                 return fit.population(one, *args, mesh=self.mesh)
 
-        # chex counts by name and place: another trial's programs are others.
-        every.__name__ = f"{getattr(one, '__name__', 'program')}_{next(_SERIAL)}"
-        traced_once = chex.assert_max_traces(every, n=1)
-        return self._timed(jax.jit(traced_once, compiler_options=devices.compiler_options(), **options))
+        every.__name__ = getattr(one, "__name__", "program")
+        program = jax.jit(every, compiler_options=devices.compiler_options(), **options)
+
+        def call(*args: Any) -> Any:
+            nonlocal is_first
+            is_first = program._cache_size() == 0  # type: ignore[attr-defined]  # so again after `jax.clear_caches()`
+            started = time.perf_counter()
+            result = jax.block_until_ready(program(*args))
+            if is_first:
+                self.compile_seconds += time.perf_counter() - started
+            return result
+
+        return call
 
     def start(self, *setting: Any, **scales: Any) -> fit.State:
         """The states before the first step.
@@ -282,19 +292,8 @@ class Trial:
             found[f"{name}_accuracy"] = accuracy(logits, labels)
         return jax.tree.map(lambda value: jnp.where(state.diverged_step < 0, value, jnp.nan), found)
 
-    def _timed(self, program: Callable) -> Callable:
-        def call(*args: Any) -> Any:
-            is_first = program._cache_size() == 0  # type: ignore[attr-defined]
-            started = time.perf_counter()
-            result = jax.block_until_ready(program(*args))
-            if is_first:
-                self.compile_seconds += time.perf_counter() - started
-            return result
 
-        return call
-
-
-_SERIAL = itertools.count()
+_TRACED_ONCE = "cells must differ in the values of arguments alone, not in shapes, dtypes or static fields."
 
 
 @jax.jit

@@ -46,8 +46,7 @@ def smoke():
 
 
 def test_training_compiles_once_a_block_whatever_the_depth_and_activation(smoke):
-    # Every program runs under chex.assert_max_traces(n=1): a second trace would have failed the sweep. What a cell
-    # says it compiled tells that none was made again.
+    # A second trace of a program would have failed the sweep; what a cell compiled tells that none was made twice.
     experiment, parts = smoke
     first = {part.block.item(): part for part in reversed(parts)}
     assert list(first) == list(reversed(experiment.blocks))

@@ -202,8 +202,16 @@ def test_a_second_trace_is_an_error(data):
     program = trial.program(lambda member, x: member.hparams["learning_rate"] * x)
     np.testing.assert_allclose(program(trial.members, jnp.float32(2.0)), [0.2, 0.2, 2.0, 2.0], rtol=1e-6)
     program(trial.members, jnp.float32(3.0))
-    with pytest.raises(AssertionError, match="traced > 1 times"):
+    with pytest.raises(AssertionError, match="traced a second time: cells must differ in the values"):
         program(trial.members, jnp.ones(2))
+
+
+def test_a_trial_outlives_the_programs_that_someone_clears(data):  # as `jaxact.adapters` does
+    trial = made(data)
+    before, _ = trained(trial)
+    jax.clear_caches()
+    again, _ = trained(trial)
+    np.testing.assert_array_equal(before, again)
 
 
 def test_another_trials_programs_are_others(data):

@@ -56,6 +56,9 @@ def confirming(number, draws):
 def test_a_claim_runs_by_its_smoke_and_is_described(name):
     result = smoke(name)
     results.check_structure(result)
+    for variable, values in result.variables.items():
+        assert values.attrs.get("units"), variable
+        assert values.attrs.get("long_name"), variable
     kind = claims()[name]
     for text in (kind.title, kind.says, kind.formula, kind.practice, kind.source, kind.exercise.task):
         assert text.strip() == text != ""

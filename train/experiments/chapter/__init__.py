@@ -88,9 +88,8 @@ class Chapter:
         numbers = [f"{name}: {each}" for each in result["number"].to_numpy()]
         result = result.rename(own).assign_coords(number=("number", numbers, result["number"].attrs))
         whole: dict[str, Any] = {each: result[each].expand_dims(claim=[name]) for each in _TIMES}
-        text = xr.DataArray(
-            [base.claim_verdict(result)], {"claim": [name]}, attrs={"long_name": "verdict on the claim"}
-        )
+        said = {"units": "1", "long_name": "verdict on the claim"}
+        text = xr.DataArray([base.claim_verdict(result)], {"claim": [name]}, attrs=said)
         result = result.assign(whole | {"claim_verdict": text})
         result["claim"].attrs = {"units": "1", "long_name": "claim of the chapter"}
         return result

@@ -149,6 +149,28 @@ def layer_statistics(
     return probes.layer_statistics(trace.preactivation, activation, hidden=trace.hidden)._asdict()
 
 
+def unit_lives(trial: Trial) -> Callable[..., tuple[Any, ...]]:
+    """A way to train networks of one trial, and to see on its test set what their units were and have become.
+
+    Returns:
+        `live(sigma_w, depth, activation)`: statistics of every layer before and after training, by name,
+        [member, layer]; and the test accuracy at the end, [member].
+    """
+
+    def statistics(state: fit.State, data: Any, *setting: Any) -> dict[str, jax.Array]:
+        return layer_statistics(trial, state, data["test"][0], setting, setting[1])
+
+    read = trial.program(statistics)
+
+    def live(sigma_w: float, *setting: Any) -> tuple[Any, ...]:
+        states = trial.start(*setting, sigma_w=jnp.float32(sigma_w))
+        before = trial.host(read(states, trial.data, *setting))
+        states, curves = trial.train(states, *setting)
+        return before, trial.host(read(states, trial.data, *setting)), curves["test_accuracy"][:, -1]
+
+    return live
+
+
 def gradient_norms(
     trial: Trial, state: fit.State, batch: tuple, setting: tuple
 ) -> tuple[jax.Array, jax.Array]:

@@ -196,7 +196,7 @@ class Trial:
             yield states, Chunk(self.host(history.loss), self.host(history.measurements))
 
     def train(
-        self, states: fit.State, *setting: Any, progress: Callable[[float, str], None]
+        self, states: fit.State, *setting: Any, progress: Callable[[float, str], None] = lambda *_: None
     ) -> tuple[fit.State, dict[str, np.ndarray]]:
         """Train to the end of the budget; what was measured by name, [member, chunk]."""
         total, found = self.num_steps // self.measure_every, []

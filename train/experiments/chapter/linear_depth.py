@@ -103,7 +103,7 @@ class LinearDepth(Claim, TrainingStudy):
             setting = jnp.asarray(depths[column], jnp.int32), select(self.activations, row)
             sigma_w = blocks.preserving_sigma(self.activations[row])
             states = trial.start(*setting, sigma_w=jnp.float32(sigma_w))
-            _, found = trial.train(states, *setting, progress=lambda *_: None)
+            _, found = trial.train(states, *setting)
             accuracy[row, column] = found["test_accuracy"][:, -1]
             crossed = first_crossing(found["train_accuracy"], self.steps(), 0.9)
             steps[row, column] = np.nan_to_num(crossed, nan=self.num_steps)

@@ -113,15 +113,15 @@ class ResidualOrder(Claim, TrainingStudy):
         """Loss over the last fifth of the steps, at the best rate, [order, depth, seed]; one compile an order."""
         data, found = blocks.inputs_for(kind, self.task.load()), []
         for order in _ORDERS:
-            trial = self._trial(data, order, max(depths), kind=kind, width=self.width)
+            trial = self._trial(data, order, max(depths, default=1), kind=kind, width=self.width)
             for depth in map(jnp.int32, depths):
                 ((_, chunk),) = trial.chunks(trial.start(depth), depth)
                 late = chunk.loss[:, -self.num_steps // 5 :].mean(-1).reshape(-1, len(self.seeds))
                 found.append(min(np.fmin(late, math.log(10)), key=np.mean))  # NaN or worse counts as a guess
-        return np.reshape(found, (2, len(depths), -1))
+        return np.reshape(found, (2, len(depths), len(self.seeds)))
 
     def smoke(self) -> ResidualOrder:
-        return replace(super().smoke(), depths=(8, 2), conv_depths=(2,), learning_rates=(0.03,), wide=32)
+        return replace(super().smoke(), depths=(8, 2), conv_depths=(), learning_rates=(0.03,), wide=32)
 
     def full(self) -> ResidualOrder:
         return replace(self, depths=(512, 256, 128, 64, 32, 16, 8), conv_depths=(128, 32, 8), num_steps=400)

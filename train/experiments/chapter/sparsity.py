@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
@@ -79,9 +79,9 @@ class Sparsity(Claim, TrainingStudy):
         samples = dict(zip(("half", "grid", "leaky"), self._sampled(), strict=True))
         network, dead = self._dead()
         progress(0.6, "force")
-        plain, gains = self._forced("none"), {}
-        for way in _WAYS:
-            accuracy, zeros = self._forced(way) - plain
+        plain, *forced = self._forced()
+        gains: dict[str, Any] = {}
+        for way, (accuracy, zeros) in zip(_WAYS, forced - plain, strict=True):
             gains[f"{way}_zeros"] = zeros[0]
             named = zip(self.learning_rates, accuracy, strict=False)
             gains |= {f"{way}_{rate:g}": each for rate, each in named}
@@ -101,32 +101,31 @@ class Sparsity(Claim, TrainingStudy):
     def _dead(self) -> tuple[np.ndarray, np.ndarray]:
         """Zeros in the first layer of fresh relu networks, [seed]; dead units in the end, [activation, rate, seed]."""
         trial, shape = self._trial(self.activations[0]), (len(self.learning_rates), len(self.seeds))
-        read = trial.program(partial(_statistics, trial))
-        fresh, trained = [], []
+        lives, fresh, trained = probing.unit_lives(trial), [], []
         for place, f in enumerate(self.activations):
             setting = jnp.asarray(_DEPTH, jnp.int32), select(self.activations, place)
-            states = trial.start(*setting, sigma_w=jnp.float32(blocks.preserving_sigma(f)))
-            fresh.append(trial.host(read(states, trial.data, *setting))["zero_fraction"][:, 0])
-            states, _ = trial.train(states, *setting, progress=lambda *_: None)
-            trained.append(trial.host(read(states, trial.data, *setting))["dead_fraction"].mean(-1))
+            start, end, _ = lives(blocks.preserving_sigma(f), *setting)
+            fresh.append(start["zero_fraction"][:, 0])
+            trained.append(end["dead_fraction"].mean(-1))
         return fresh[0].reshape(shape)[0], np.array(trained).reshape(-1, *shape)
 
-    def _forced(self, way: str) -> np.ndarray:
-        """Held-out accuracy and share of zeros, at the two smallest rates, of six draws a seed; [2, rate, draw]."""
-        shift, weight = {"threshold": (self.threshold, 0.0), "l1": (0.0, self.penalty)}.get(way, (0.0, 0.0))
-        f: Any = lambda x: activations.relu(x - shift)  # noqa: E731  a network takes any function
+    def _forced(self) -> np.ndarray:
+        """Of plain, thresholded, penalised networks: held-out accuracy, zeros; [way, 2, the smallest rates, draw]."""
         inputs = self.task.load().flat().train_inputs
 
         def loss(logits, labels, *, hparams, call):
-            hidden = call(lambda network: f(network.trace(inputs).preactivation))
-            return cross_entropy(logits, labels) + weight * jnp.mean(hidden)
+            hidden = call(lambda network: activations.relu(network.trace(inputs).preactivation))
+            return cross_entropy(logits, labels) + hparams["penalty"] * jnp.mean(hidden)
 
         draws = tuple(6 * seed + draw for seed in self.seeds for draw in range(6))
-        trial = replace(self, learning_rates=self.learning_rates[:2], seeds=draws)._trial(f, loss=loss)
-        states, found = trial.train(trial.start(sigma_w=jnp.float32(2**0.5)), progress=lambda *_: None)
-        read = trial.program(partial(_statistics, trial, activation=f))
-        zeros = trial.host(read(states, trial.data))["zero_fraction"].mean(-1)
-        return np.stack([found["test_accuracy"][:, -1], zeros]).reshape(2, 2, -1)
+        few = replace(self, learning_rates=self.learning_rates[:2], seeds=draws)
+        trial = few._trial(activations.relu, loss=loss, penalty=(0.0, self.penalty))
+        lives, found = probing.unit_lives(trial), []
+        for shift in map(jnp.float32, (0.0, self.threshold)):  # one program trains all
+            _, end, accuracy = lives(2**0.5, jnp.int32(_DEPTH), jax.tree_util.Partial(_shifted, shift))
+            both = np.stack([accuracy, end["zero_fraction"].mean(-1)]).reshape(2, 2, 2, -1)
+            found += [*both.swapaxes(0, 1)]
+        return np.array(found)[[0, 2, 1]]  # not those with both threshold and penalty
 
     def _trial(self, f: Any, **options: Any) -> Trial:
         data = self.task.load().flat()
@@ -146,5 +145,5 @@ class Sparsity(Claim, TrainingStudy):
     )
 
 
-def _statistics(trial: Trial, state: Any, data: Any, *setting: Any, activation: Any = None) -> Any:
-    return probing.layer_statistics(trial, state, data["test"][0], setting, activation or setting[1])
+def _shifted(shift: jax.Array, x: jax.Array) -> jax.Array:
+    return activations.relu(x - shift)

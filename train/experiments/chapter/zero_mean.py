@@ -108,7 +108,7 @@ class ZeroMean(Claim, TrainingStudy):
         z = trial.program(lambda s, data: trial.output(s, data["test"][0], method="trace").preactivation)
         states = trial.start(sigma_w=jnp.float32(math.sqrt(2)))
         before = trial.host(z(states, trial.data))
-        states, _ = trial.train(states, progress=lambda *_: None)
+        states, _ = trial.train(states)
         moved = trial.host(z(states, trial.data)).mean(axis=2) - before.mean(axis=2)
         return np.mean(np.abs(moved) / np.maximum(before.std(axis=2), 1e-6), axis=-1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -210,15 +210,17 @@ def _expected(fn: Callable, variance: float) -> float:
     return float(gaussian_expectation(fn, variance=variance))
 
 
-def _stationary(gain: Any) -> np.ndarray:
-    """The variance of an autonomous tanh network: that of a deep one."""
-    return np.asarray(theory.mean_field(activations.tanh, sigma_w=gain, sigma_b=0.0).q_star)
+@functools.cache
+def _stationary() -> Mapping[float, float]:
+    """The variance of an autonomous tanh network, that of a deep one, by gain."""
+    found = theory.mean_field(activations.tanh, sigma_w=np.array(_GAINS), sigma_b=0.0)
+    return dict(zip(_GAINS, np.asarray(found.q_star).tolist(), strict=True))
 
 
 @functools.cache
 def _predicted() -> tuple[np.ndarray, np.ndarray]:
     """The heuristic and mean-field theory of every case."""
-    gains, variances = np.array([_RADIUS, *_GAINS]), np.append(_VARIANCE, _stationary(np.array(_GAINS)))
+    gains, variances = np.array([_RADIUS, *_GAINS]), np.append(_VARIANCE, [*_stationary().values()])
     found = theory.recurrent_factors(activations.tanh, gain=gains, variance=variances)
     slope, root = np.asarray(found.mean_slope), np.asarray(found.root_mean_square)
     return np.append(_RADIUS * _ACTIVE, slope), np.append(_RADIUS * _ACTIVE**0.5, root)
@@ -226,7 +228,7 @@ def _predicted() -> tuple[np.ndarray, np.ndarray]:
 
 def _mean_exponent(gain: float) -> float:
     """E log |det J| / N = log g - 1/2 + E log f'(z) of an autonomous tanh network: log|det| of Gaussian matrices."""
-    return math.log(gain) - 0.5 - 2 * _expected(lambda z: jnp.log(jnp.cosh(z)), float(_stationary(gain)))
+    return math.log(gain) - 0.5 - 2 * _expected(lambda z: jnp.log(jnp.cosh(z)), _stationary()[gain])
 
 
 def _drawn(width: int, seeds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

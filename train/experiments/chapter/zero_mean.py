@@ -30,12 +30,12 @@ class ZeroMean(Claim, TrainingStudy):
     """Average every activation over N(0, 1), follow the bias into a layer, and train with and without batch norm.
 
     Attributes:
-        num_samples: of N(0, 1), a seed.
-        depth: layers.
+        num_samples, depth, wide: of N(0, 1), a seed; layers; units of the fresh networks.
     """
 
     num_samples: int = 200_000
     depth: int = 6
+    wide: int = 1000
     learning_rate: float = 0.05
     num_steps: int = 150
 
@@ -80,24 +80,24 @@ class ZeroMean(Claim, TrainingStudy):
         zoo, members = [*named.values()], fit.grid(seeds=self.seeds)
         sampled = jax.jit(lambda members: fit.population(partial(self._means, zoo), members))(members)
         means, errors, shares = (np.asarray(each, float) for each in sampled)
-        exact, at = np.array([_exact(f) for f in zoo]), dict(zip(named, means.T, strict=True))
+        exact, at = np.array([*map(_exact, zoo)]), dict(zip(named, means.T, strict=True))
         moved = np.stack([self._moved(block) for block in _BLOCKS])
-        labels = {"activation": [f.name for f in zoo], "block": list(_BLOCKS.values())}
-        drawn = {"mean": means.T, "mean_theory": exact, "moved": moved}
+        drawn = {"activation": [f.name for f in zoo], "block": list(_BLOCKS.values()), "moved": moved}
         shift = dict(zip(("bias", "deep", "bias_tanh", "deep_bn"), shares.T, strict=True))
         shift["shift"] = np.mean(moved[1] - moved[0], -1)
         odd = np.max([np.abs(at[f.name]) for f in zoo if f.odd], axis=0)
-        leaky = {"leaky": at["leaky_relu"] / at["relu"], "leaky_zero": at["leaky_relu"]}
+        known = {"relu": at["relu"], "leaky": at["leaky_relu"] / at["relu"], "leaky_zero": at["leaky_relu"]}
         zoo_error = np.max(np.abs(means - exact) / errors, axis=1)
-        return labels | drawn | shift | leaky | {"relu": at["relu"], "odd": odd, "zoo": zoo_error}
+        return drawn | shift | known | {"mean": means.T, "mean_theory": exact, "odd": odd, "zoo": zoo_error}
 
     def _means(self, zoo: list[Activation], member: fit.Member) -> tuple[jax.Array, ...]:
         """Mean and standard error of every activation, and the shares that all inputs have alike."""
         key_z, key = jax.random.split(member.key)
         z = jax.random.normal(key_z, (self.num_samples,))
         every = jnp.stack([f(z) for f in zoo])
-        relu, normed = (_shares(activations.relu, key, self.depth, has_norm=each) for each in (False, True))
-        shares = jnp.stack([relu[0], relu[-1], _shares(activations.tanh, key, 1)[0], normed[-1]])
+        of = partial(_shares, n=self.wide)
+        relu, normed = (of(activations.relu, key, self.depth, has_norm=each) for each in (False, True))
+        shares = jnp.stack([relu[0], relu[-1], of(activations.tanh, key, 1)[0], normed[-1]])
         return jnp.mean(every, 1), jnp.std(every, 1) / math.sqrt(self.num_samples), shares
 
     def _moved(self, block: str) -> np.ndarray:
@@ -113,7 +113,7 @@ class ZeroMean(Claim, TrainingStudy):
         return np.mean(np.abs(moved) / np.maximum(before.std(axis=2), 1e-6), axis=-1)
 
     def smoke(self) -> ZeroMean:
-        return replace(super().smoke(), num_samples=2000, depth=2)
+        return replace(super().smoke(), num_samples=2000, depth=2, wide=200)
 
     @classmethod
     def figures(cls, result: xr.Dataset) -> dict[str, Any]:
@@ -137,14 +137,14 @@ def _exact(f: Activation) -> float:
     return sum(integrate.fixed_quad(lambda x: f(x) * stats.norm.pdf(x), *each, n=200)[0] for each in pieces)
 
 
-def _shares(f: Activation, key: jax.Array, depth: int, *, has_norm: bool = False) -> jax.Array:
-    """Share of E f^2 that all inputs have alike, in every layer of a fresh network of 1000 units."""
+def _shares(f: Activation, key: jax.Array, depth: int, *, n: int = 1000, has_norm: bool = False) -> jax.Array:
+    """Share of E f^2 that all inputs have alike, in every layer of a fresh network of n units."""
     key_w, key_x = jax.random.split(key)
 
     def layer(h: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        z = h @ jax.random.normal(key, (1000, 1000)) / math.sqrt(1000)
+        z = h @ jax.random.normal(key, (n, n)) / math.sqrt(n)
         h = f((z - z.mean(0)) / z.std(0) if has_norm else z)
         return h, jnp.mean(jnp.mean(h, 0) ** 2) / jnp.mean(h**2)
 
-    inputs = jax.random.normal(key_x, (400, 1000))
+    inputs = jax.random.normal(key_x, (400, n))
     return jax.lax.scan(layer, inputs, jax.random.split(key_w, depth))[1]

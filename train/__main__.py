@@ -73,7 +73,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _failed(error, asked, directory)
     _show(result, type(asked.experiment), directory)
     elapsed = time.monotonic() - started
-    print(f"elapsed {elapsed:.0f} s, peak memory {runner.peak_memory(num_workers):.2f} GiB")
+    print(f"elapsed {elapsed:.0f} s, peak memory at most {runner.peak_memory(num_workers):.2f} GiB")
     return 0
 
 

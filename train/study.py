@@ -201,14 +201,15 @@ class Study:
             return None
         is_line = bool(axes)
         x = places.pop()  # out of one of the three lists
+        lines = (panels or kinds)[-1:] if is_line else panels[-1:]
         sample = " and ".join(words.count(result.sizes[dim], dim.replace("_", " ")) for dim in over)
         band = [f"Median over {sample}, band from lowest to highest"] if over else []
         told: dict[str, Any] = {
             "x": x,
             "mark": "lines" if is_line else "bars",
-            "series": panels[-1] if panels else None,
+            "series": next(iter(lines), None),
             "column": panels[0] if len(panels) > 1 else None,
-            "choices": dict.fromkeys((*axes, *panels[1:-1], *kinds), "last"),
+            "choices": {each: "last" for each in (*axes, *panels[1:-1], *kinds) if each not in lines},
             "over": over,
             "beside": theory if is_line else None,
             "words": cls.called,

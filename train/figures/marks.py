@@ -16,6 +16,8 @@ from train.figures.encoding import BLANK, PAPER, Axis, Encoding, encoded, once, 
 
 _CROSS = "\N{MULTIPLICATION SIGN}"
 # Labels of words: upright, broken at spaces.
+_MOST_WORDS = 12  # side by side; more are turned upright
+_UPRIGHT = alt.Axis(labelAngle=-90)
 _BROKEN = alt.Axis(labelAngle=0, labelExpr="split(replace(datum.label, ' + ', ' +\u00a0'), ' ')")
 
 
@@ -149,15 +151,16 @@ def bars(frame: pd.DataFrame, **told: Any) -> alt.FacetChart:
     if e.y.domain is None and e.y.scale == "linear":
         heights = heights.scale(zero=True)  # the length of a bar is read
     order, beside = (frames.levels(e.frame, str(name)) for name in (e.x_field, e.series))
+    is_full = len(order) > _MOST_WORDS
     base = alt.Chart().encode(
-        x=alt.X(f"{e.x_field}:N", title=e.x.title or None, sort=order, axis=_BROKEN),
+        x=alt.X(f"{e.x_field}:N", title=e.x.title or None, sort=order, axis=_UPRIGHT if is_full else _BROKEN),
         xOffset=alt.XOffset(f"{e.series}:N", sort=beside),
     )
     bar = base.mark_bar(clip=True).encode(y=heights, color=e.signs()["color"], tooltip=list(e.tooltip))
     layers: list[Any] = [bar.encode(**e.lit(0.9, 0.15)).add_params(e.highlight)]
     if e.band is not None:
         layers.append(base.mark_rule(strokeWidth=1.4).encode(y=f"{e.band[0]}:Q", y2=e.band[1]))
-    return e.chart([*layers, *e.levels()], (255, 210))
+    return e.chart([*layers, *e.levels()], (560 if is_full else 255, 210))
 
 
 def histogram(frame: pd.DataFrame, *, theory: pd.DataFrame | None = None, **told: Any) -> alt.FacetChart:

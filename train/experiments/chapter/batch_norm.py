@@ -101,7 +101,7 @@ class BatchNorm(Claim, TrainingStudy):
             "slope": 10 * ten["slope"] / one["slope"],
             "radial": one["radial"],
             **dict.fromkeys(("growth", "predicted"), growth),
-            "decay": [*decays],
+            "decay": [f"{each:g}" for each in decays],
             "gradient": np.log10(squares / squares[:, -1:]),
             "exact_gradient": math.log10(_LIMIT) * np.arange(self.depth)[::-1],
         }

@@ -57,6 +57,7 @@ class Saturation(Claim):
     )
     source = "Glorot and Bengio (2010); Poole et al. (2016), eq. (3); Schoenholz et al. (2017), eq. (13)"
     coordinates = {"scale": Coordinate("weight scale"), "layer": Coordinate("layer", "layers")}
+    called = {"scale": "σ_w = {:g}".format}
     variables = {
         "saturated": Variable("share of saturated units", _DIMS, theory="saturated_theory"),
         "saturated_theory": Variable("share by Gaussian tails", ("activation", "scale", "layer")),

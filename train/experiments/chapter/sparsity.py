@@ -55,6 +55,7 @@ class Sparsity(Claim, TrainingStudy):
         "large a learning rate kills relu units; a slope below 0 keeps them alive."
     )
     source = "Glorot, Bordes and Bengio (2011), sections 3 and 4; Maas et al. (2013); Lu et al. (2019), on dying relu"
+    within = {"seed": "seeds"}
     variables = {"dead_units": Variable("share of dead units after training", _DIMS)}
 
     def numbers(self) -> dict[str, Number]:
@@ -82,11 +83,11 @@ class Sparsity(Claim, TrainingStudy):
         plain, *forced = self._forced()
         gains: dict[str, Any] = {}
         for way, (accuracy, zeros) in zip(_WAYS, forced - plain, strict=True):
-            gains[f"{way}_zeros"] = zeros[0]
             named = zip(self.learning_rates, accuracy, strict=False)
-            gains |= {f"{way}_{rate:g}": each for rate, each in named}
+            gains |= {f"{way}_{rate:g}": each for rate, each in named} | {f"{way}_zeros": zeros[0]}
         died = {"dead": dead[0, -1] - dead[0, 0], "leaky_dead": dead[1].max(0), "dead_units": dead}
-        return samples | gains | died | {"network": network, "activation": [f.name for f in self.activations]}
+        labels = {"activation": [f.name for f in self.activations], "learning_rate": self.learning_rates}
+        return samples | gains | died | labels | {"network": network}
 
     def _sampled(self) -> tuple[np.ndarray, ...]:
         """Zeros of relu at mu = 0, largest gap of an active share over a grid, zeros of leaky relu; [seed] each."""

@@ -22,6 +22,24 @@ def checked(tmp_path, text):
     return check(HALF, path)
 
 
+@pytest.mark.parametrize(
+    "text", ["np.array([x / 2])", "np.float32(x / 2)", "Fraction(x) / 2", "jnp.asarray(x / 2)", "[[x / 2]]"]
+)
+def test_numbers_may_come_in_any_container(text, tmp_path):
+    imports = "import numpy as np\nimport jax.numpy as jnp\nfrom fractions import Fraction\n"
+    assert checked(tmp_path, f"{imports}def half(x):\n    return {text}").is_right
+
+
+def test_arguments_that_an_answer_changes_are_whole_for_the_next(tmp_path):
+    taking = Exercise(
+        task="", function="top", answer=lambda y: max(y), inputs=(([3.0, 1.0],),) * 2, solution=""
+    )
+    path = tmp_path / "answer.py"
+    path.write_text("def top(y):\n    y.sort()\n    return y.pop()")
+    assert check(taking, path).is_right
+    assert taking.inputs[0] == ([3.0, 1.0],)
+
+
 def test_a_right_answer_is_right(tmp_path, capsys):
     found = checked(tmp_path, "print('noise')\n" + HALF.solution)
     assert found.is_right
@@ -34,9 +52,17 @@ def test_a_right_answer_is_right(tmp_path, capsys):
     [
         ("def half(x):\n    return 2 * x", "half(1) gives 2, and that is not it. That is the double."),
         ("def half(x):\n    return x / 2 if x < 2 else 7", "half(3) gives 7, and that is not it. Work out"),
-        ("def half(x):\n    return [x / 2, x]", "and that is not it"),
-        ("def half(x):\n    return None", "and that is not it"),
-        ("def half(x):\n    return 'a'", "raises ValueError"),
+        (
+            "def half(x):\n    return [x / 2, x]",
+            "gives numbers of shape (2,), and the shape () is asked for.",
+        ),
+        ("def half(x):\n    return None", "half(1) gives None, and real numbers are asked for."),
+        ("def half(x):\n    return 'a'", "gives 'a', and real numbers are asked for."),
+        ("def half(x):\n    return str(x / 2)", "gives '0.5', and real numbers are asked for."),
+        ("def half(x):\n    return complex(x / 2)", "gives (0.5+0j), and real numbers are asked for."),
+        ("def half(x):\n    return 2 * x / (x - 3)", "half(1) gives -1, and that is not it."),
+        ("def half(x):\n    raise SystemExit(3)", "half(1) raises SystemExit: 3. That is line 2"),
+        ("def half(x):\n    return [[x / 2], [x, x]]", "and real numbers are asked for."),
         ("def half():\n    return 1", "half(1) raises TypeError"),
         ("def half(x):\n    return x / 0", "ZeroDivisionError: float division by zero. That is line 2"),
         ("def hafl(x):\n    return x / 2", "must define the function `half`; it defines hafl."),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import runpy
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ class Exercise(NamedTuple):
         answer: the right function: from what the claim's own numbers come.
         inputs: the arguments on which an answer is run, a tuple a call.
         rtol: how far an answer may be off, relative to the largest number that is right; absolute where that is 0.
+        atol: the same, absolute: what the rounding of a right answer may come to.
         mistakes: functions that readers write instead, by the word that helps them.
         solution: the text of a file that answers it.
     """
@@ -33,6 +35,12 @@ class Exercise(NamedTuple):
     solution: str
     mistakes: Mapping[str, Callable[..., Any]] = {}
     rtol: float = 1e-6
+    atol: float = 0.0
+
+    def agrees(self, given: np.ndarray, right: np.ndarray) -> bool:
+        """Whether numbers are those that are right."""
+        scale = float(np.max(np.abs(right), initial=0.0)) or 1.0
+        return bool(np.all(np.abs(given - right) <= self.rtol * scale + self.atol))
 
 
 class Checked(NamedTuple):
@@ -50,16 +58,25 @@ def check(exercise: Exercise, path: Path) -> Checked:
     function, word = _function(exercise.function, path)
     if function is None:
         return Checked(False, word)
-    for arguments in exercise.inputs:
+    rights = [np.asarray(exercise.answer(*each), dtype=float) for each in exercise.inputs]
+    found: list[np.ndarray] = []
+    word = ""
+    for arguments, right in zip(exercise.inputs, rights, strict=True):
         said = f"{exercise.function}({', '.join(map(_shown, arguments))})"
-        right = np.asarray(exercise.answer(*arguments), dtype=float)
         try:
-            given = np.asarray(function(*arguments), dtype=float)
-        except Exception as error:
-            return Checked(False, f"{said} raises {type(error).__name__}: {error}.{_line(path, error)}")
-        if not _agree(given, right, exercise.rtol):
-            hint = _mistake(exercise, function) or "Work out this one by hand first."
-            return Checked(False, f"{said} gives {_shown(given)}, and that is not it. {hint}")
+            given = function(*copy.deepcopy(arguments))  # an answer may sort them in their place
+        except (Exception, SystemExit) as error:
+            word = word or f"{said} raises {type(error).__name__}: {error}.{_line(path, error)}"
+            break
+        array, lack = _numbers(given, right)
+        if lack:
+            word = word or f"{said} {lack}"
+            break
+        found.append(array)
+        if not word and not exercise.agrees(array, right):
+            word = f"{said} gives {_shown(array)}, and that is not it."
+    if word:
+        return Checked(False, f"{word} {_mistake(exercise, found)}".rstrip())
     return Checked(True, f"Right: {exercise.function} agrees for all {len(exercise.inputs)} inputs.")
 
 
@@ -83,20 +100,29 @@ def _line(path: Path, error: BaseException) -> str:
     return f" That is line {lines[-1]} of {path}." if lines else ""
 
 
-def _agree(given: np.ndarray, right: np.ndarray, rtol: float) -> bool:
-    if given.shape != right.shape:
-        return False
-    scale = float(np.max(np.abs(right), initial=0.0)) or 1.0
-    return bool(np.all(np.abs(given - right) <= rtol * scale))
+def _numbers(given: Any, right: np.ndarray) -> tuple[np.ndarray, str]:
+    """What a function gave, in the shape that is right, or a word on why it cannot be compared."""
+    try:
+        array = np.asarray("" if given is None else given)
+        array = array.astype(float) if array.dtype.kind in "biufO" else array
+    except (TypeError, ValueError):
+        array = np.asarray("")
+    if array.dtype.kind != "f":
+        return right, f"gives {given!r}, and real numbers are asked for."
+    if np.squeeze(array).shape != np.squeeze(right).shape:
+        return right, f"gives numbers of shape {array.shape}, and the shape {right.shape} is asked for."
+    return array.reshape(right.shape), ""
 
 
-def _mistake(exercise: Exercise, function: Callable[..., Any]) -> str:
-    """The word on the mistake that a function makes for all inputs, if it is a known one."""
+def _mistake(exercise: Exercise, found: Sequence[np.ndarray]) -> str:
+    """The word on the mistake that gives what was found for all inputs, if it is a known one."""
+    if len(found) < len(exercise.inputs):
+        return ""
     for word, wrong in exercise.mistakes.items():
-        pairs = [(wrong(*each), function(*each)) for each in exercise.inputs]
-        if all(_agree(np.asarray(b, float), np.asarray(a, float), exercise.rtol) for a, b in pairs):
+        pairs = zip(found, (np.asarray(wrong(*each), float) for each in exercise.inputs), strict=True)
+        if all(exercise.agrees(one, other) for one, other in pairs):
             return word
-    return ""
+    return "Work out this one by hand first."
 
 
 def _shown(value: Any) -> str:

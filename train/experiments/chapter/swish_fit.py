@@ -140,7 +140,14 @@ class SwishFit(Claim):
         "in the mean square. On swish over [−5, 0] its mean squared error is the bound of this claim.",
         function="monotone_fit",
         answer=monotone_fit,
-        inputs=((swish(np.linspace(-5, 0, 200)),), (np.array([3.0, 1.0, 2.0]),)),
-        mistakes={"A falling sequence is monotone too: keep the nearer.": lambda y: monotone_fit(y, (True,))},
+        inputs=(
+            (swish(np.linspace(-5, 0, 200)),),
+            (np.array([3.0, 1.0, 2.0]),),
+            (np.array([1.0, 3.0, 2.0]),),
+        ),
+        mistakes={
+            "A falling sequence is monotone too: keep the nearer.": lambda y: monotone_fit(y, (True,)),
+            "A rising sequence is monotone too: keep the nearer.": lambda y: monotone_fit(y, (False,)),
+        },
         solution=f"import numpy as np\n\n\n{inspect.getsource(monotone_fit)}",
     )

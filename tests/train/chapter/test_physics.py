@@ -9,6 +9,7 @@ import pytest
 
 from jaxact.activations import relu, relu_squared, tanh
 from train.experiments.chapter import physics
+from train.experiments.chapter.exercise import check
 from train.experiments.chapter.physics import Physics
 
 POISSON, BURGERS = Physics().problems
@@ -54,3 +55,11 @@ def test_no_weight_of_relu_moves_a_residual_of_poisson():
     assert (J[POISSON.num_points :] != 0).any()
     inside = float(jnp.sum(residual[: POISSON.num_points] ** 2))
     np.testing.assert_allclose(inside, physics._force(POISSON), rtol=1e-5)
+
+
+def test_an_answer_that_rounds_otherwise_is_right(tmp_path):
+    path = tmp_path / "answer.py"
+    path.write_text(
+        "import numpy as np\ndef residual(f, x, h):\n    return (f(x - h) + f(x + h) - 2 * f(x)) / h / h + np.sin(x)\n"
+    )
+    assert check(Physics.exercise, path).is_right

@@ -80,3 +80,15 @@ def test_what_cannot_be_judged_says_why(draws, word):
 )
 def test_a_claim_stands_or_falls_with_its_core(numbers, verdict):
     assert overall(numbers) == verdict
+
+
+@pytest.mark.parametrize("relation", ["at_least", "at_most"])
+def test_runs_that_all_lie_on_a_floor_or_a_cap_decide_nothing(relation):
+    number = Number("steps of one less the other's", 0.0, relation=relation)
+    found = judge(number, [0.0] * 5)
+    assert (found.verdict, found.reason) == (
+        UNDECIDED,
+        "all runs give 0 itself, which may be a floor or a cap",
+    )
+    assert judge(number, 0.0).verdict == HOLDS  # one number that is not random
+    assert judge(number._replace(relation="equal"), [0.0] * 5).verdict == HOLDS

@@ -47,7 +47,7 @@ class BatchNorm(Claim, TrainingStudy):
     measure_every: int = 1
 
     number = 10
-    title = "Batch norm frees weights of their scale and keeps gradients stable"
+    title = "Batch norm frees weights of their scale"
     says = (
         "Behind batch norm the scale of weights does not count: y(cW) = y(W) up to ε, with the sign of c. Gradients "
         "scale as 1 / c and are orthogonal to W, so that steps shrink as W grows. Batch norm stabilises gradients."

@@ -49,9 +49,9 @@ class Initialisation(Claim):
     )
     formula = "q′ = σ_w² E f(√q z)²,  z ~ N(0, 1);  relu: q′ / q = σ_w² / 2"
     practice = (
-        "Take He's rule for relu and correct it for a leak. No gain keeps the variance of tanh; at Glorot's it fades "
-        "slowly, as 1 / depth. For gelu neither He's rule nor its own gain lasts fifty layers, because the fixed "
-        "point repels: deep networks of it need a norm or a skip."
+        "Take He's rule for relu and correct it for a leak. Tanh keeps no variance but the one where it settles; "
+        "at Glorot's it fades as 1 / depth. For gelu neither He's rule nor its own gain lasts fifty layers: its fixed "
+        "point repels what fluctuates at finite width. Deep networks of it need a norm or a skip."
     )
     source = (
         "He et al. (2015), Delving deep into rectifiers, eq. (10), (15); Glorot and Bengio (2010), eq. (12)"
@@ -69,7 +69,7 @@ class Initialisation(Claim):
             found[f"{f}, {rule}"] = Number(says, factor, factor, tolerance=0.02)
         for f, gain in _GAINS.items():
             found[f"gain of {f}"] = Number(f"gain of {f}", gain, gain, tolerance=1e-9)
-        says = f"decades that the variance is off after {self.depth} layers"
+        says = f"decades that the variance is off after {self.depth} layers, width {self.width}"
         for f, rule in _ENDS:  # the chapter knows that relu's is lost
             chapter = many if f == RELU else 0.0
             ends = self._infinite(activations.parse(f))[_RULES.index(rule), [0, -1]]
@@ -114,10 +114,10 @@ class Initialisation(Claim):
     def _infinite(self, f: Activation) -> np.ndarray:
         """[rule, layer], by Gauss-Hermite quadrature; its nodes are symmetric: exact for a kink at 0 too."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(100)
-        squares = np.square(_scales(f))
-        moments = [squares]
+        moments = [squares := np.square(_scales(f))]
         for _ in range(self.depth):
-            values = np.asarray(f(np.float32(np.sqrt(moments[-1])[:, None] * nodes)), float)
+            with jax.enable_x64(True):
+                values = np.asarray(f(np.sqrt(moments[-1])[:, None] * nodes))
             moments.append(squares * (values**2 @ weights) / weights.sum())
         return np.stack(moments, -1)
 

@@ -65,8 +65,8 @@ class Lipschitz(Claim, TrainingStudy):
     )
     formula = "Lip ≤ (sup |f'|)^L ∏ ‖W_l‖₂;  sup sigmoid' = 1/4, sup relu' = 1;  tanh z = 2 sigmoid(2z) - 1"
     practice = (
-        "The slope bound makes no difference that lasts: training grows the weights until the network fits. Where they "
-        "start matters more. To have a small constant, constrain or penalise the bound of the whole network."
+        "The small slope is no promise: training grows the weights until the network fits. Where they start matters "
+        "more. To have a small constant, constrain or penalise the bound of the whole network."
     )
     source = "Szegedy et al. (2014), section 4.3; Tsuzuku et al. (2018), section 4; Madry et al. (2018)"
     coordinates = {

@@ -48,8 +48,7 @@ class Physics(Claim):
     """Train physics-informed networks, every activation by the same program, and compare with the true solutions.
 
     The loss is the mean square of residuals at scattered points plus that of weighted boundary errors (Raissi et al.
-    2019), descended by Levenberg and Marquardt in float32, all seeds side by side. Networks are `jaxact.nn.MLP`, whose
-    first hidden layer is linear.
+    2019), descended by Levenberg and Marquardt in float32, all seeds side by side. Networks are `jaxact.nn.MLP`.
 
     Attributes:
         problems: the equations, Poisson's first.
@@ -78,8 +77,8 @@ class Physics(Claim):
         "min over θ of mean |N[u_θ]|² + w² mean |u_θ − g|², N with u_xx; of relu u_xx = 0 almost everywhere"
     )
     practice = (
-        "Take a smooth activation wherever the loss differentiates the network twice; which one matters little. Relu "
-        "meets the boundary and solves another equation, the one without its second derivative."
+        "Take a smooth activation wherever the loss differentiates the network twice; which one costs a digit or so. "
+        "Relu meets the boundary and solves another equation, the one without its second derivative."
     )
     source = "Raissi, Perdikaris & Karniadakis (2019), Physics-informed neural networks, eqs. (2) to (4)"
     coordinates = {
@@ -103,7 +102,7 @@ class Physics(Claim):
         return numbers | {
             "relu_curvature": Number("largest |u_xx| of relu's networks", 0.0, 0.0),
             "relu_residual": Number(
-                "its mean square Poisson residual over that of u = 0", 1.0, 1.0, tolerance=1e-5
+                "mean square Poisson residual of relu's network over that of u = 0", 1.0, 1.0, tolerance=1e-5
             ),
         }
 

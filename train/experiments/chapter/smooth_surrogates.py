@@ -72,7 +72,7 @@ class SmoothSurrogates(Claim, TrainingStudy):
             "gap": Number("largest |β sup |f − relu| / ln 2 − 1|, β = 1 to 100", 0.0, 0.0, tolerance=1e-9),
             "gap_at": Number("largest |x| at which the sup is attained", 0.0, 0.0, tolerance=1e-9),
             "slope": Number("largest |f′(x) − logistic(β x)|", 0.0, 0.0, tolerance=1e-9),
-            "rise": Number("least f′(x) for |x| ≤ 5", 0.0, relation="at_least"),
+            "rise": Number("least f′(x) for |x| ≤ 5, above 0", 1e-300, relation="at_least"),
             "peak": Number("f″(0) / β, β = 100", 0.25, 0.25, tolerance=1e-9),
             "mean": Number("E f″(z), z ~ N(0, 1), β = 100", 0.3989, 0.3988767, tolerance=1e-4),
             "mean_relu": Number(
@@ -82,7 +82,7 @@ class SmoothSurrogates(Claim, TrainingStudy):
             "met_blank": Number("zeros of fresh filters on raw images", 0.0, 0.1280554, core=False),
             "changed": Number("largest change of a weight by the slope at 0", 0.0, 0.0),
             "error_smooth": Number("error of f″ along a step, β = 1", 0.0, tolerance=0.02),
-            "error_relu": Number("log10 of relu's error over that", 0.0, relation="at_least"),
+            "error_relu": Number("log10 of the error of f″: relu over softplus", 0.0, relation="at_least"),
         }
 
     def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:

@@ -44,15 +44,15 @@ class Sparsity(Claim, TrainingStudy):
     num_steps: int = 200
 
     number = 5
-    title = "ReLU makes representations sparse, and that is good"
+    title = "ReLU makes representations sparse"
     says = (
         "Half of the units of relu are zero at the start, which acts like an l0 penalty and generalises better. A unit "
         "that is zero for every input is dead; leaky relu has neither."
     )
     formula = "P(relu(z) = 0) = Φ(−μ/σ) = 1/2 at μ = 0"
     practice = (
-        "Sparsity comes from the units' means and is no regulariser: more of it did not help on held-out digits. Too "
-        "large a learning rate kills relu units; a slope below 0 keeps them alive."
+        "Sparsity comes from the units' means and is no regulariser one can count on: no way of forcing it gained a "
+        "point on held-out digits at both rates. Too large a rate kills relu units; a slope below 0 keeps them alive."
     )
     source = "Glorot, Bordes and Bengio (2011), sections 3 and 4; Maas et al. (2013); Lu et al. (2019), on dying relu"
     within = {"seed": "seeds"}

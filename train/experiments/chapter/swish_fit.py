@@ -43,10 +43,8 @@ class SwishFit(Claim):
     """Fit one unit c f(a x + b) + d of every activation to swish; of all starts of all seeds the best counts.
 
     Attributes:
-        num_starts: a seed.
-        num_steps: of the descent.
-        num_points: the data, evenly spaced.
-        num_fine: midpoints, on which the bound is that of the whole interval.
+        num_starts, num_steps: a seed; of the descent.
+        num_points, num_fine: the data, evenly spaced; midpoints, on which the bound is that of the interval.
     """
 
     num_starts: int = 64
@@ -81,20 +79,19 @@ class SwishFit(Claim):
     def numbers(self) -> dict[str, Number]:
         """Exact: by quadrature, with where the nearest function turns flat as a root; on 200 points by trying all."""
         bound, floor = partial(Number, tolerance=5e-6), partial(Number, relation="at_least", tolerance=1e-9)
+        at_most, over = partial(Number, chapter=1.0, relation="at_most"), "MSE over the monotone least"
         return {
             "narrow_bound": bound("least MSE of a monotone function on [−5, 0]", 2.19e-3, 2.1902800e-3),
-            "narrow_r2": Number("R² of that function", 0.688, 0.6880718, tolerance=5e-4),
-            "narrow_bound_200": bound("the same least MSE on 200 points", 2.30e-3, 2.3016351e-3),
+            "narrow_r2": Number("R² of the best monotone one, [−5, 0]", 0.688, 0.6880718, tolerance=5e-4),
+            "narrow_bound_200": bound("the least on 200 points of [−5, 0]", 2.30e-3, 2.3016351e-3),
             "silu": Number("MSE of silu's unit on [−5, 0]", 0.0, 0.0, tolerance=1e-12),
             "mish": Number("MSE of mish's unit on [−5, 0]", 9e-7, tolerance=5e-8),
-            "narrow_monotone": floor("MSE of the best monotone unit over that bound, [−5, 0]", 1.0),
-            "narrow_other": Number("MSE of the worst other unit over it, [−5, 0]", 1.0, relation="at_most"),
+            "narrow_monotone": floor(f"{over}: best monotone unit, [−5, 0]", 1.0),
+            "narrow_other": at_most(f"{over}: worst other unit, [−5, 0]"),
             "wide_bound": bound("least MSE of a monotone function on [−5, 5]", 3.21e-3, 3.2137657e-3),
             "wide_relu_r2": Number("R² of relu's unit on [−5, 5]", 0.998, tolerance=5e-4),
-            "wide_monotone": floor("MSE of the best monotone unit over the bound, [−5, 5]", 1.0),
-            "wide_other": Number(
-                "MSE of the worst other unit over it, [−5, 5]", 1.0, relation="at_most", core=False
-            ),
+            "wide_monotone": floor(f"{over}: best monotone unit, [−5, 5]", 1.0),
+            "wide_other": at_most(f"{over}: worst other unit, [−5, 5]", core=False),
         }
 
     def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
@@ -146,8 +143,8 @@ class SwishFit(Claim):
             (np.array([1.0, 3.0, 2.0]),),
         ),
         mistakes={
-            "A falling sequence is monotone too: keep the nearer.": lambda y: monotone_fit(y, (True,)),
-            "A rising sequence is monotone too: keep the nearer.": lambda y: monotone_fit(y, (False,)),
+            f"A {other} sequence is monotone too: keep the nearer.": partial(monotone_fit, rising=(one,))
+            for other, one in {"falling": True, "rising": False}.items()
         },
         solution=f"import numpy as np\n\n\n{inspect.getsource(monotone_fit)}",
     )

@@ -59,17 +59,17 @@ class ZeroMean(Claim, TrainingStudy):
 
     def numbers(self) -> dict[str, Number]:
         half, error = 1 / math.sqrt(2 * math.pi), 5 / math.sqrt(self.num_samples)
-        share = deep = 1 / math.pi
+        share, deep, bias = 1 / math.pi, 1 / math.pi, "share of E f^2 that is one bias"
         for _ in range(self.depth - 1):  # correlation of unlike inputs: Cho and Saul (2009), eq. (6)
             deep = (math.sqrt(1 - deep**2) + deep * (math.pi - math.acos(deep))) / math.pi
         return {
             "relu": Number("E relu(z)", half, half, tolerance=error),
             "odd": Number("largest |E f(z)| of the odd functions", 0.0, 0.0, tolerance=3 * error),
             "zoo": Number("largest error of a mean of the zoo, in standard errors", 5.0, None, "at_most"),
-            "bias": Number("share of E f^2 that is one bias: relu", share, share, tolerance=0.02),
-            "bias_tanh": Number("the same: tanh", 0.0, 0.0, tolerance=0.02),
-            "deep": Number("the same: relu, last layer", deep, deep, tolerance=0.05),
-            "deep_bn": Number("the same behind batch norm", share, share, tolerance=0.02),
+            "bias": Number(f"{bias}: relu", share, share, tolerance=0.02),
+            "bias_tanh": Number(f"{bias}: tanh", 0.0, 0.0, tolerance=0.02),
+            "deep": Number(f"{bias}: relu, last layer", deep, deep, tolerance=0.05),
+            "deep_bn": Number(f"{bias}: relu behind BN", share, share, tolerance=0.02),
             "leaky": Number("E leaky_relu(0.01) over E relu", 0.99, 0.99, tolerance=1e-3),
             "leaky_zero": Number("E leaky_relu(0.01)(z)", 0.0, 0.99 * half, tolerance=error, core=False),
             "shift": Number("moves of input means (s.d.): with BN less without", 0.0, None, "at_most"),

@@ -212,13 +212,19 @@ def _exercise(arguments: Sequence[str]) -> int:
         description="A claim of the chapter to work out by hand or in ten lines.",
     )
     if given.claim not in claims():
-        raise ConfigError(f"there is no claim {given.claim!r}.{config.hint(given.claim, claims(), repr)}")
+        hint = config.hint(given.claim, claims(), repr) or f" The claims are {', '.join(claims())}."
+        raise ConfigError(f"there is no claim {given.claim!r}.{hint}")
     exercise = claims()[given.claim].exercise
     if given.check:
         checked = check(exercise, request.answer(given.check))
         print(checked.word)
         return 0 if checked.is_right else 1
-    print(exercise.solution if given.solution else f"{claims()[given.claim].title}\n\n{exercise.task}")
+    ways = (
+        f"Check an answer: --check MYFILE.py, a file that defines `{exercise.function}`; see one: --solution."
+    )
+    print(
+        exercise.solution if given.solution else f"{claims()[given.claim].title}\n\n{exercise.task}\n\n{ways}"
+    )
     return 0
 
 
@@ -251,6 +257,8 @@ def _listed(directory: Path) -> Iterator[tuple[str, ...]]:
 
 
 def _show(result: Any, experiment: type[Experiment], directory: Path) -> None:
+    if result.attrs["smoke"] == "true":
+        print("A smoke run: the numbers below mean nothing.")
     for sentence in experiment.findings(result):
         topic = getattr(sentence, "topic", "")
         print(f"- {topic}: {sentence}" if topic else f"- {sentence}")

@@ -13,7 +13,7 @@ import jinja2
 import pandas as pd
 import vl_convert
 import xarray as xr
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from jaxact import theme
 from train.experiment import Section
@@ -115,7 +115,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"readable": _readable, "short": _short, "sort_key": _sort_key}
+    environment.filters |= {"readable": _readable, "short": _short, "sort_key": _sort_key, "code": _code}
     return environment.get_template("report.html")
 
 
@@ -200,6 +200,14 @@ def _bundle() -> Markup:
 def _json(value: Any) -> Markup:
     """JSON that may stand inside a script element."""
     return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
+
+
+def _code(text: str) -> Markup:
+    """Text whose `quoted` parts are code."""
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts)
+    )
 
 
 def _script(source: str) -> Markup:

@@ -135,6 +135,10 @@ def test_an_unknown_claim_is_refused_with_the_closest():
         Chapter(claims=("relu_projectoin",))
     with pytest.raises(ConfigError, match="Did you mean 'relu_projection'"):
         main_exercise("relu_projectoin")
+    with pytest.raises(ConfigError, match="The claims are smooth_surrogates, saturation, "):
+        main_exercise("zzz")
+    with pytest.raises(ValueError, match="`claims` must hold at least one value"):
+        Chapter(claims=())
 
 
 def main_exercise(*words):

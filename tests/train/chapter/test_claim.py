@@ -10,7 +10,7 @@ from train import results
 from train.config import ConfigError
 from train.experiments.chapter import claim as base
 from train.experiments.chapter.claim import Claim, Number
-from train.experiments.chapter.verdict import CORRECTED, FAILS, HOLDS, judge
+from train.experiments.chapter.verdict import CORRECTED, FAILS, HOLDS, UNDECIDED, judge
 from train.experiments.chapter.verdict import Number as Declared
 from train.study import Coordinate, Variable
 
@@ -102,3 +102,11 @@ def test_variables_for_figures_lie_beside_the_numbers():
 
 def test_smoke_keeps_the_seeds():
     assert Toy(seeds=(3, 4, 5, 6, 7)).smoke().seeds == (3, 4, 5, 6, 7)
+
+
+def test_with_too_few_seeds_nothing_is_decided_not_even_the_best_of_all():
+    study = Toy(told={"first": 1.0, "second": 3.0}, predictions=PREDICTIONS, seeds=(1, 2))
+    result = study.run(study.cells()[0], progress=lambda fraction, note="": None)
+    assert result["verdict"].to_numpy().tolist() == [UNDECIDED] * 2
+    assert result["reason"].to_numpy().tolist() == ["2 seeds cannot be judged: 5 are needed"] * 2
+    assert base.claim_verdict(result) == UNDECIDED

@@ -77,3 +77,8 @@ def test_a_wrong_answer_gets_a_word(text, word, tmp_path):
     found = checked(tmp_path, text)
     assert not found.is_right
     assert word in found.word
+
+
+def test_an_answer_may_import_what_lies_beside_it(tmp_path):
+    (tmp_path / "beside_it.py").write_text("TWO = 2")
+    assert checked(tmp_path, "from beside_it import TWO\ndef half(x):\n    return x / TWO").is_right

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -29,7 +29,6 @@ _SAID = {  # of one and of several
     FAILS: ("does not hold", "do not hold"),
     UNDECIDED: ("stays undecided", "stay undecided"),
 }
-_TIMES = ("compile_seconds", "run_seconds")
 
 
 @functools.cache
@@ -54,14 +53,12 @@ class Chapter:
         small: whether they run in seconds; their numbers then mean nothing.
     """
 
-    claims: tuple[str, ...] = ()
+    claims: tuple[str, ...] = field(default_factory=lambda: tuple(claims()))
     seeds: tuple[int, ...] = SEEDS
     full: bool = False
     small: bool = False
 
     def __post_init__(self) -> None:
-        if not self.claims:
-            object.__setattr__(self, "claims", tuple(claims()))
         fields.check(self, claims=fields.among([*claims()]))
 
     def smoke(self) -> Self:
@@ -84,10 +81,21 @@ class Chapter:
         study = self.claim(name)
         (only,) = study.cells()
         result = study.run(only, progress=progress)
-        own = {each: f"{name}.{each}" for each in result.variables if each not in (*_SHARED, *_TIMES)}
+        own = {
+            each: f"{name}.{each}"
+            for each in result.variables
+            if each not in (*_SHARED, "compile_seconds", "run_seconds")
+        }
         numbers = [f"{name}: {each}" for each in result["number"].to_numpy()]
-        result = result.rename(own).assign_coords(number=("number", numbers, result["number"].attrs))
-        whole: dict[str, Any] = {each: result[each].expand_dims(claim=[name]) for each in _TIMES}
+        seconds = (result["run_seconds"] + result["compile_seconds"]).assign_attrs(
+            result["run_seconds"].attrs | {"long_name": "time to compile and run"}
+        )
+        result = (
+            result.drop_vars("compile_seconds")
+            .rename(own)
+            .assign_coords(number=("number", numbers, result["number"].attrs))
+        )
+        whole: dict[str, Any] = {"run_seconds": seconds.expand_dims(claim=[name])}
         said = {"units": "1", "long_name": "verdict on the claim"}
         text = xr.DataArray([base.claim_verdict(result)], {"claim": [name]}, attrs=said)
         result = result.assign(whole | {"claim_verdict": text})
@@ -164,7 +172,9 @@ def _sentence(own: xr.Dataset) -> str:
     row = base.row_of(base.deciding(own))
     exact = f", exact theory {row['exact']}" if row["exact"] else ""
     said = f"predicted {row['predicted']}{exact}, measured {row['measured']}"
-    return f"{words.capital(base.claim_verdict(own))}: {row['number']}: {said}."
+    _, _, reason = row["verdict"].removesuffix(" (finer point)").partition(": ")
+    why = f" ({reason})" if reason else ""
+    return f"{words.capital(base.claim_verdict(own))}: {row['number']}: {said}{why}."
 
 
 def _section(result: xr.Dataset, name: str, kind: type[Claim]) -> Section:
@@ -180,6 +190,6 @@ def _section(result: xr.Dataset, name: str, kind: type[Claim]) -> Section:
             **({"Beyond the numbers": shown} if shown else {}),
             "In practice": kind.practice,
             "Source": kind.source,
-            "Exercise": f"{kind.exercise.task} Check it with: python -m train exercise {name} --check MYFILE.py",
+            "Exercise": f"{kind.exercise.task} Check it with `python -m train exercise {name} --check MYFILE.py`.",
         },
     )

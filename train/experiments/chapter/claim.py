@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from train import words
 from train.config import ConfigError
 from train.experiment import Cell
 from train.experiments.chapter.exercise import Exercise
 from train.experiments.chapter.verdict import (
     CORRECTED,
     FAILS,
+    MIN_DRAWS,
     SEEDS,
     UNDECIDED,
     Judged,
@@ -104,7 +106,7 @@ class Claim(Study):
                 f"{type(self).__name__} must measure all of its numbers; {missing} are not there."
             )
         rest = {name: values for name, values in measured.items() if name not in numbers}
-        return super().labelled(cell, rest).merge(judged(numbers, measured))
+        return super().labelled(cell, rest).merge(judged(numbers, measured, num_seeds=len(self.seeds)))
 
     @classmethod
     def findings(cls, result: xr.Dataset) -> Sequence[str]:
@@ -117,14 +119,22 @@ class Claim(Study):
         return {"Numbers": numbers_table(result)}
 
 
-def judged(numbers: Mapping[str, Number], measured: Mapping[str, Any]) -> xr.Dataset:
-    """Numbers, what was measured of them, and the verdicts, as a Dataset over "number" and "draw"."""
+def judged(
+    numbers: Mapping[str, Number], measured: Mapping[str, Any], *, num_seeds: int = MIN_DRAWS
+) -> xr.Dataset:
+    """Numbers, what was measured of them, and the verdicts, as a Dataset over "number" and "draw".
+
+    With too few seeds nothing is decided: what is one number may be the best or the largest of all seeds.
+    """
     samples = [np.asarray(measured[name], dtype=float) for name in numbers]
     most = max(sample.size for sample in samples)
     draws = np.full((len(samples), most), np.nan)
     for row, sample in zip(draws, samples, strict=True):
         row[: sample.size] = sample.ravel()
     found = [judge(number, sample) for number, sample in zip(numbers.values(), samples, strict=True)]
+    if num_seeds < MIN_DRAWS:
+        few = f"{words.count(num_seeds, 'seed')} cannot be judged: {MIN_DRAWS} are needed"
+        found = [each._replace(verdict=UNDECIDED, reason=few) for each in found]
     columns: dict[str, Any] = {
         "predicted": [number.chapter for number in numbers.values()],
         "units_of_number": [number.units for number in numbers.values()],

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import runpy
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -84,6 +85,7 @@ def _function(name: str, path: Path) -> tuple[Callable[..., Any] | None, str]:
     """The reader's function, or a word on why there is none."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
+            sys.path.insert(0, str(path.parent))  # as `python FILE` does: for imports of what lies beside it
             defined = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:
         return None, f"{path} does not run: {type(error).__name__}: {error}.{_line(path, error)}"

@@ -98,6 +98,7 @@ class ReluProjection(Claim):
         values = dict(zip(ZOO, once[:, np.searchsorted(_GRID, _POINTS - _ROUNDING)], strict=True))
         minima = {name: [minimum(each, x) for x in _POINTS] for name, each in PENALTIES.items()}
         found: dict[str, Any] = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        found["expansion"] = found["expansion"].max()  # a bound: no pair of points may exceed it
         found |= {"minimum": max(abs(values[name] - minima[name]).max() for name in minima)}
         found |= dict(zip(_COUNTS, has.sum(0), strict=True)) | {"gelu": slopes[ZOO.index("gelu")].max()}
         return found | {"has_property": has.astype(float), "activation": list(ZOO)}

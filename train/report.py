@@ -115,7 +115,8 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"readable": _readable, "short": _short, "sort_key": _sort_key, "code": _code}
+    filters: dict[str, Any] = {"readable": _readable, "short": _short, "sort_key": _sort_key, "code": _code}
+    environment.filters |= filters
     return environment.get_template("report.html")
 
 

@@ -51,6 +51,7 @@ _LITTLE = 0.1  # of log K
 _FAINT = 1e-280
 _LOOKAHEAD = 24  # steps over which the closed form looks for the place where paths meet again
 _KNOWN = 1e-6  # of the widest range of slopes
+_NOTHING = 1e-6  # of the noise of an elementwise step: what is carried past it counts as none
 
 
 def bound(
@@ -689,6 +690,8 @@ def _meeting_ratio(
     A, W = joined[:, :N], joined[:, N:]
     carried = math.sqrt(max(largest_eigenvalue(A @ X @ A.T), 0.0))
     noise = math.sqrt(max(largest_eigenvalue(W.T @ W if W.shape[0] > W.shape[1] else W @ W.T), 0.0))
-    if noise == 0 or (carried == 0 and layout.kept):
+    # What is carried may be the rounding of a middle that is 0, as that of |x|. For so little V would all but touch Q,
+    # and what goes to another place would be inflated by the inverse of what is left.
+    if noise == 0 or (layout.kept and carried <= _NOTHING * math.sqrt(s) * noise):
         return 1.0
     return min(carried / (math.sqrt(s) * noise), 1e12)

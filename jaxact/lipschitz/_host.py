@@ -106,6 +106,8 @@ def _batched_broadcast(params: dict[str, Any], x: Any) -> Any:
 
 def _batched_pad(params: dict[str, Any], x: Any, value: Any) -> Any:
     widths = [(0, 0), *((low, high) for low, high, _ in params["padding_config"])]
+    if len(widths) == 1:  # of a number nothing is padded
+        return x
     inside = np.pad(np.ones(x.shape[1:], bool), widths[1:])
     return np.where(inside, np.pad(x, widths), np.asarray(value).reshape(-1, *[1] * (x.ndim - 1)))
 

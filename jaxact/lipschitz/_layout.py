@@ -83,6 +83,8 @@ def prepare(program: Program, memory_limit: int) -> Prepared:
                         "A diverged network has no Lipschitz bound."
                     )
             step = replace(step, terms=terms)
+        elif step.size == 0:  # no entries to take an eigenvalue of
+            step = Affine(step.out, ((step.source, Identity(0)),), 0, label=step.label)
         steps.append(step)
     program = Program(program.input_size, tuple(steps), program.output)
     after = program.live()

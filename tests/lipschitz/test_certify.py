@@ -671,3 +671,38 @@ def test_entries_that_are_all_but_still_are_divided_by_nothing():
     dead = np.array([5.0, 0.0])
     found = certify(lambda x: jnp.clip((x * dead) ** 2, -30, 30), jnp.zeros(2), region=Ball(np.ones(2), 0.01))
     assert 50 <= found.value <= 53
+
+
+def halving(x):
+    def step(c, _):
+        return 0.5 * c + jnp.abs(x), None
+
+    return jax.lax.scan(step, jnp.zeros(4), None, length=6)[0]
+
+
+@pytest.mark.parametrize(
+    ("fn", "steepest"),
+    [
+        (lambda v: jnp.concatenate([jnp.abs(v), jnp.cos(v)]), 2**0.5),
+        (lambda v: jnp.tanh(jnp.concatenate([jnp.abs(v), 0.5 * jnp.abs(v)])), 1.25**0.5),
+        (lambda v: jnp.concatenate([jnp.abs(v - 1), jnp.sin(v), v]), 3**0.5),
+        (halving, 2 - 2.0**-5),
+    ],
+)
+def test_slopes_whose_middle_is_the_rounding_of_0_cost_no_quality(fn, steepest):
+    steepest = steepest * (1 - 1e-9)
+    assert steepest <= certify(fn, jnp.zeros(4)).value <= 2 * steepest
+    assert steepest <= certify(fn, jnp.zeros(4), num_steps=100).value <= 1.1 * steepest
+
+
+@pytest.mark.parametrize("num_steps", [0, 5])
+def test_steps_without_entries_are_passed(num_steps):
+    def running_maximum(v):  # its rounds of pairs end with none
+        return jax.lax.associative_scan(jnp.maximum, v)
+
+    largest = attacker(running_maximum, (4,))()
+    assert largest <= certify(running_maximum, jnp.zeros(4), num_steps=num_steps).value <= 2.5
+
+
+def test_a_number_is_padded_by_nothing():
+    assert certify(lambda v: jax.lax.pad(v.sum(), 0.0, []), jnp.zeros(4)).value == pytest.approx(2.0)

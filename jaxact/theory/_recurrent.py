@@ -11,8 +11,8 @@ from jaxtyping import Array, ArrayLike, Float
 from scipy.linalg import eigh_tridiagonal
 from scipy.optimize import brentq
 
-from jaxact.numerics import gaussian_expectation, gaussian_nodes_on_host
-from jaxact.theory._checks import check_nonnegative, check_number
+from jaxact.numerics import check_nonnegative, gaussian_expectation, gaussian_nodes_on_host
+from jaxact.theory._checks import check_number
 from jaxact.theory._integrable import breakpoints, refuse_fast_growth, refuse_unresolved, value_and_slope
 from jaxact.theory._moments import moments
 

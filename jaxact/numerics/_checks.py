@@ -24,7 +24,7 @@ def check_count(
     if value > most:  # Python prints no more than 4300 digits
         raise ValueError(
             f"`{name}` must be at most {most}, got {f'{value}' if value < 10**20 else 'more than 1e20'}. "
-            "Take fewer: limits are reached long before."
+            f"{remedy or 'Take fewer: limits are reached long before.'}"
         )
     return int(value)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxact.numerics import check_count, real_floating
@@ -27,7 +28,10 @@ class LeastSquares(NamedTuple):
 
 
 def least_squares(
-    linearized: Callable[[Array], tuple[Array, Array]], start: Float[Array, " param"], *, num_steps: int
+    linearized: Callable[[Array], tuple[Array, Array]],
+    start: Float[Array, " param"],
+    *,
+    num_steps: int | np.integer,
 ) -> LeastSquares:
     """Minimise mean r(p)^2 from one start: a local minimum.
 

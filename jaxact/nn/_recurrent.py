@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
@@ -87,7 +88,7 @@ class RNN(nnx.Module):
         x: Float[ArrayLike, "*batch time in"],
         activation: Elementwise | None = None,
         *,
-        last: int | None = None,
+        last: int | np.integer | None = None,
     ) -> Float[Array, "*batch last out"]:
         """Outputs y_t.
 

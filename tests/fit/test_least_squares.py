@@ -74,7 +74,7 @@ def test_the_residual_of_a_start_that_is_no_number_is_its_own(residual, start):
 
 def test_no_step_looks_at_the_start():
     start = jnp.array([-1.2, 1.0])
-    found = fit.least_squares(linearized(lambda p: 3 * p), start, num_steps=0)
+    found = fit.least_squares(linearized(lambda p: 3 * p), start, num_steps=np.int64(0))
     np.testing.assert_array_equal(found.params, start)
     np.testing.assert_array_equal(found.residual, 3 * start)
 

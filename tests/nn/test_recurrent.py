@@ -35,7 +35,7 @@ def test_outputs_are_those_of_a_loop_in_numpy():
         outputs.append(h @ V)
     outputs = np.stack(outputs, 1)
     np.testing.assert_allclose(network(X), outputs, atol=1e-5)
-    np.testing.assert_allclose(network(X, last=2), outputs[:, -2:], atol=1e-5)
+    np.testing.assert_allclose(network(X, last=np.int64(2)), outputs[:, -2:], atol=1e-5)
     np.testing.assert_allclose(network(X[1]), outputs[1], atol=1e-5)  # one sequence, no batch
 
 

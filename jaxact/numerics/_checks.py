@@ -37,11 +37,16 @@ def check_nonnegative(**numbers: Any) -> None:
     """
     for name, value in numbers.items():
         if not isinstance(value, jax.core.Tracer):
-            values = np.asarray(value)
+            try:
+                values = np.asarray(value)
+            except ValueError:  # of a ragged list
+                values = np.asarray(None)
             if not np.issubdtype(values.dtype, np.number) and not np.issubdtype(values.dtype, np.bool_):
                 raise ValueError(
                     f"`{name}` must be a number, got {value!r}. Pass a float, or an array of them."
                 )
+            if np.iscomplexobj(values):
+                raise ValueError(f"`{name}` must be real, got {value}. Pass a float, or an array of them.")
             if not (np.isfinite(values) & (values >= 0)).all():
                 raise ValueError(
                     f"`{name}` must be finite and nonnegative, got {value}. Pass the scale itself, not its logarithm."

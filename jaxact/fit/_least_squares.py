@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from jaxact.numerics import check_count, real_floating
 
 
 class LeastSquares(NamedTuple):
@@ -15,8 +18,8 @@ class LeastSquares(NamedTuple):
 
     Attributes:
         params: p.
-        residual: r(p).
-        errors: mean r^2 at the start and after each step; never rises.
+        residual: r(p), not finite where it was not at the start and no step made it so.
+        errors: mean r^2 at the start and after each step; never rises. Infinite where a square overflows.
     """
 
     params: Float[Array, " param"]
@@ -25,7 +28,10 @@ class LeastSquares(NamedTuple):
 
 
 def least_squares(
-    linearized: Callable[[Array], tuple[Array, Array]], start: Float[Array, " param"], *, num_steps: int
+    linearized: Callable[[Array], tuple[Array, Array]],
+    start: Float[Array, " param"],
+    *,
+    num_steps: int | np.integer,
 ) -> LeastSquares:
     """Minimise mean r(p)^2 from one start: a local minimum.
 
@@ -40,11 +46,15 @@ def least_squares(
 
     Args:
         linearized: p -> (r, J), the residual [row] and its Jacobian [row, param].
-        start: p before the first step.
-        num_steps: static.
+        start: p before the first step; real floating.
+        num_steps: static; 0 only looks at the start.
 
     Returns:
         The `LeastSquares` after the last step.
+
+    Raises:
+        TypeError: `start` is not real floating-point.
+        ValueError: `num_steps` is no integer of at least 0.
 
     References:
         Levenberg, Q. Appl. Math. 2, 1944; Marquardt, J. SIAM 11, 1963, eqs. (12) and (27); More, Lecture Notes in
@@ -54,17 +64,19 @@ def least_squares(
     >>> [round(float(p), 3) for p in least_squares(linearized, jnp.array([-1.0, 0.0]), num_steps=40).params]
     [2.0, 4.0]
     """
-    start = jnp.asarray(start)
+    num_steps = check_count("num_steps", num_steps, 0)
+    start = real_floating("start", start)
     least = jnp.finfo(start.dtype).eps  # below, rounding decides
 
-    def step(carry: tuple, _: None) -> tuple[tuple, Array]:
+    def step(carry: tuple, is_start: Array) -> tuple[tuple, Array]:
         params, residual, jacobian, error, damping, scale = carry
         scale = jnp.maximum(scale, jnp.linalg.norm(jacobian, axis=0))
         moved = params - _change(residual, jacobian, damping, scale)
         residual_there, jacobian_there = linearized(moved)
         new = moved, residual_there, jacobian_there, jnp.mean(residual_there**2)
         is_better = new[-1] < error
-        kept = jax.tree.map(lambda a, b: jnp.where(is_better, a, b), new, (params, residual, jacobian, error))
+        is_taken = is_better | is_start  # the start stays what it is, though its error be NaN or infinite
+        kept = jax.tree.map(lambda a, b: jnp.where(is_taken, a, b), new, (params, residual, jacobian, error))
         damping = jnp.clip(damping * jnp.where(is_better, 0.25, 4.0), least, 1 / least)
         return (*kept, damping, scale), kept[-1]
 
@@ -74,7 +86,7 @@ def least_squares(
     # A parameter without effect keeps this scale, its column of zeros, and its place.
     scale = jnp.full_like(start, jnp.finfo(start.dtype).tiny ** 0.25)
     first = start, *zeros, infinite, damping, scale
-    (params, residual, *_), errors = jax.lax.scan(step, first, None, length=num_steps + 1)
+    (params, residual, *_), errors = jax.lax.scan(step, first, jnp.arange(num_steps + 1) == 0)
     return LeastSquares(params, residual, errors)
 
 

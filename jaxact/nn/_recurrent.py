@@ -7,10 +7,12 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jaxact import numerics
 from jaxact.nn._stages import Elementwise, affine, check_count, make_activation
 from jaxact.theory import initializers
 
@@ -58,13 +60,17 @@ class RNN(nnx.Module):
 
         Raises:
             ValueError: a count, `weights` or a scale is out of its range.
-            TypeError: `activation` is not callable.
+            TypeError: `activation` is not callable, or a scale is not one real number.
         """
+        remedy = "Make a network for each."
+        gain = numerics.check_scale("gain", gain, remedy)
+        input_scale = numerics.check_scale("input_scale", input_scale, remedy)
         for name, count in (("in_features", in_features), ("width", width)):
             check_count(name, count)
         self.cell = nnx.SimpleCell(
             in_features,
             width,
+            dtype=None,  # that of parameters and input together, not flax's float32
             activation_fn=make_activation(activation, width, rngs=rngs),
             kernel_init=initializers.gaussian(input_scale),
             recurrent_kernel_init=_recurrent_init(weights, gain),
@@ -82,23 +88,31 @@ class RNN(nnx.Module):
         x: Float[ArrayLike, "*batch time in"],
         activation: Elementwise | None = None,
         *,
-        last: int | None = None,
+        last: int | np.integer | None = None,
     ) -> Float[Array, "*batch last out"]:
         """Outputs y_t.
 
         Args:
-            x: a sequence, or a batch of them.
+            x: a sequence of at least one time, or a batch of them.
             activation: replaces the network's own for this call.
-            last: read out at so many last times only; at all if None. Static.
+            last: read out at so many last times only, from 1 to all; at all if None. Static.
+
+        Raises:
+            TypeError: `x` is not real floating-point.
+            ValueError: `x` has no axes of times and inputs or no time, or `last` is out of its range.
         """
         h = self.hidden(x, activation)
-        return self.head(h if last is None else h[..., h.shape[-2] - last :, :])
+        if last is None:
+            return self.head(h)
+        num_times = h.shape[-2]
+        last = numerics.check_count("last", last, most=num_times, remedy="Use last=None for all times.")
+        return self.head(h[..., num_times - last :, :])
 
     def hidden(
         self, x: Float[ArrayLike, "*batch time in"], activation: Elementwise | None = None
     ) -> Float[Array, "*batch time width"]:
-        """Hidden states h_1, h_2, ..., of a sequence or a batch of them."""
-        drive = jnp.moveaxis(self.cell.dense_i(jnp.asarray(x)), -2, 0)
+        """Hidden states h_1, h_2, ..., of a sequence or a batch of them; `Raises` as a call."""
+        drive = jnp.moveaxis(self.cell.dense_i(self._sequence(x)), -2, 0)
         f = activation or self.activation
 
         def step(h: Array, u: Array) -> tuple[Array, Array]:
@@ -106,6 +120,16 @@ class RNN(nnx.Module):
             return h, h
 
         return jnp.moveaxis(jax.lax.scan(step, jnp.zeros_like(drive[0]), drive)[1], 0, -2)
+
+    def _sequence(self, x: Any) -> Float[Array, "*batch time in"]:
+        x = numerics.real_floating("x", x)
+        width = self.cell.in_features
+        if x.ndim < 2 or x.shape[-2] == 0 or x.shape[-1] != width:
+            raise ValueError(
+                f"`x` must be [*batch, time, {width}] with at least one time, got shape {x.shape}. "
+                "Give one number a time an axis of its own, x[..., None], and one time x[None]."
+            )
+        return x
 
 
 def _recurrent_init(weights: str, gain: ArrayLike) -> Callable[..., Array]:

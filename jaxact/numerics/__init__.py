@@ -1,6 +1,7 @@
 """Tools that theory and measurement share: Gaussian integrals, Krylov iterations, what users hand over."""
 
 from jaxact.numerics._bivariate import KINK_ENDS, bivariate_expectation
+from jaxact.numerics._checks import check_count, check_nonnegative, check_scale
 from jaxact.numerics._functions import FunctionError, check_inference, inner_jaxprs, traced, untraceable
 from jaxact.numerics._inputs import Inputs, native, read_inputs, read_one, real_floating
 from jaxact.numerics._krylov import (
@@ -29,7 +30,10 @@ __all__ = [
     "SingularTriplets",
     "Widest",
     "bivariate_expectation",
+    "check_count",
     "check_inference",
+    "check_nonnegative",
+    "check_scale",
     "expectation_with_tails",
     "full_precision",
     "gaussian_expectation",

@@ -1,14 +1,16 @@
 """How fast the small differences between two trajectories of one system grow or vanish."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics import full_precision, read_inputs
+from jaxact.numerics import check_count, full_precision, read_inputs
 
 
 class LyapunovExponents(NamedTuple):
@@ -28,13 +30,13 @@ class LyapunovExponents(NamedTuple):
 def lyapunov_exponents(
     step: Callable[..., Array],
     x: Float[ArrayLike, "*batch_and_input"],
-    num: int | None = None,
+    num: int | np.integer | None = None,
     *,
-    num_steps: int,
-    num_transient: int = 0,
+    num_steps: int | np.integer,
+    num_transient: int | np.integer = 0,
     inputs: Any = None,
-    time_step: float = 1.0,
-    num_blocks: int = 20,
+    time_step: Float[ArrayLike, ""] = 1.0,
+    num_blocks: int | np.integer = 20,
 ) -> LyapunovExponents:
     """Estimate the Lyapunov exponents of x_t = step(x_{t-1}), along the trajectory from each initial state.
 
@@ -57,7 +59,7 @@ def lyapunov_exponents(
         num_transient: steps before them, which bring the state to its attractor and the frame into place.
         inputs: of a driven system x_t = step(x_{t-1}, u_t): a pytree of arrays [num_transient + num_steps, ...], the
             same for all initial states.
-        time_step: duration of a step, by which logarithms are divided: an integrator's.
+        time_step: duration of a step, positive, by which logarithms are divided: an integrator's; may be traced.
         num_blocks: at least 2.
 
     Returns:
@@ -65,7 +67,8 @@ def lyapunov_exponents(
 
     Raises:
         TypeError: as `jaxact.probes.jacobian`.
-        ValueError: a count is out of its range, `step` changes the state's shape, or there is not an input a step.
+        ValueError: a count or a concrete `time_step` is out of its range, `step` changes the state's shape or dtype, or
+            there is not an input a step.
 
     Example:
         >>> stretch = lambda x: jnp.array([2.0, 0.5]) * x
@@ -73,31 +76,25 @@ def lyapunov_exponents(
         >>> jnp.exp(found.exponents).round(4).tolist()
         [2.0, 0.5]
     """
-    for name, value, least in (
-        ("num_steps", num_steps, 1),
-        ("num_transient", num_transient, 0),
-        ("num_blocks", num_blocks, 2),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}. Count steps.")
+    num_steps = check_count("num_steps", num_steps, remedy="Count steps.")
+    num_transient = check_count("num_transient", num_transient, 0, remedy="Count steps.")
+    num_blocks = check_count("num_blocks", num_blocks, 2, remedy="Count blocks.")
     if num_steps % num_blocks:
         raise ValueError(
             f"`num_steps` must be a multiple of num_blocks = {num_blocks}, got {num_steps}. "
             f"Use num_steps={num_steps - num_steps % num_blocks or num_blocks}."
         )
     _check_lengths(inputs, num_transient + num_steps)
+    _check_time_step(time_step)
     states = read_inputs(lambda x: step(x, *_at(inputs, 0)), x)
     shape, size = states.batch.shape[1:], states.batch[0].size
-    if states.output.shape != shape:
+    if (states.output.shape, states.output.dtype) != (shape, states.batch.dtype):
         raise ValueError(
-            f"`step` must return a state of the shape of its argument, {shape}, got {states.output.shape}. "
-            "Keep what else it returns out."
+            f"`step` must return a state of the shape and dtype of its argument, {shape} and {states.batch.dtype}, "
+            f"got {states.output.shape} and {states.output.dtype}. Keep what else it returns out, and cast the state: "
+            "step(x).astype(x.dtype)."
         )
-    num = size if num is None else num
-    if isinstance(num, bool) or not isinstance(num, int) or not 1 <= num <= size:
-        raise ValueError(
-            f"`num` must lie between 1 and the size of the state, {size}, got {num!r}. Use num=None for all."
-        )
+    num = size if num is None else check_count("num", num, most=size, remedy="Use num=None for all.")
     frame = _orthonormal(jax.random.normal(jax.random.key(0), (size, num), states.batch.dtype))[0]
 
     def one(x: Array) -> LyapunovExponents:
@@ -150,6 +147,16 @@ def _given(inputs: Any) -> tuple[Any, ...]:
 
 def _at(inputs: Any, place: int) -> tuple[Any, ...]:
     return jax.tree.map(lambda leaf: leaf[place], _given(inputs))
+
+
+def _check_time_step(time_step: Any) -> None:
+    if isinstance(time_step, jax.core.Tracer):
+        return
+    number = np.asarray(time_step)
+    if number.ndim or number.dtype.kind not in "iuf" or not 0 < number < math.inf:
+        raise ValueError(
+            f"`time_step` must be one positive, finite number, got {time_step!r}. Use 1.0 for exponents a step."
+        )
 
 
 def _check_lengths(inputs: Any, total: int) -> None:

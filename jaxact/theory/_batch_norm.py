@@ -7,8 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxact.numerics import gaussian_nodes
-from jaxact.theory._checks import check_count
+from jaxact.numerics import check_count, gaussian_nodes
 from jaxact.theory._integrable import breakpoints, refuse_fast_growth, refuse_unresolved, value_and_slope
 
 # Batches from which a normalised unit's law over the sphere has a finite mean of 1 / variance.

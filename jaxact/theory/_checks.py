@@ -7,20 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-
-def check_nonnegative(**numbers: Any) -> None:
-    """Refuse what is concrete and negative or not finite."""
-    for name, value in numbers.items():
-        if not isinstance(value, jax.core.Tracer):
-            values = np.asarray(value)
-            if not np.issubdtype(values.dtype, np.number) and not np.issubdtype(values.dtype, np.bool_):
-                raise ValueError(
-                    f"`{name}` must be a number, got {value!r}. Pass a float, or an array of them."
-                )
-            if not (np.isfinite(values) & (values >= 0)).all():
-                raise ValueError(
-                    f"`{name}` must be finite and nonnegative, got {value}. Pass the scale itself, not its logarithm."
-                )
+from jaxact.numerics import check_nonnegative
 
 
 def check_number(name: str, value: Any, remedy: str = "Call it once for each.") -> float:
@@ -47,23 +34,6 @@ def check_untraced(name: str, value: Any) -> None:
     """Refuse what is traced where it must be known."""
     if isinstance(value, jax.core.Tracer):
         raise ValueError(f"`{name}` must be known: this runs on the host. Pass numbers, not traced values.")
-
-
-def check_count(
-    name: str, value: Any, least: int = 1, most: float = 2**31 - 1, *, remedy: str | None = None
-) -> int:
-    """Return a count, of numpy's too, as a Python int."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {least}, got {value!r}. "
-            f"{remedy or f'Pass a Python int from {least} on, not a traced value.'}"
-        )
-    if value > most:  # Python prints no more than 4300 digits
-        raise ValueError(
-            f"`{name}` must be at most {most}, got {f'{value}' if value < 10**20 else 'more than 1e20'}. "
-            "Take fewer: limits are reached long before."
-        )
-    return int(value)
 
 
 def check_concrete(**numbers: Any) -> None:

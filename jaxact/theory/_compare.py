@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxact.activations import Activation
 from jaxact.errors import ArgumentError
-from jaxact.theory._checks import check_count
+from jaxact.numerics import check_count
 from jaxact.theory._course import SIMILAR, Course, follow
 from jaxact.theory._initialization import gain
 from jaxact.theory._phase import MeanField, critical_point

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics import bivariate_expectation, gaussian_expectation
-from jaxact.theory._checks import check_count, check_nonnegative, nan_unless_scale, without_slope
+from jaxact.numerics import bivariate_expectation, check_count, check_nonnegative, gaussian_expectation
+from jaxact.theory._checks import nan_unless_scale, without_slope
 from jaxact.theory._integrable import (
     breakpoints,
     grows_fast,

@@ -12,18 +12,13 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxact.errors import ArgumentError
 from jaxact.numerics import (
     KINK_ENDS,
+    check_nonnegative,
     expectation_with_tails,
     gaussian_expectation,
     gaussian_nodes,
     hermite_coefficients,
 )
-from jaxact.theory._checks import (
-    check_nonnegative,
-    check_number,
-    check_untraced,
-    nan_unless_scale,
-    without_slope,
-)
+from jaxact.theory._checks import check_number, check_untraced, nan_unless_scale, without_slope
 from jaxact.theory._integrable import (
     breakpoints,
     grows_fast,

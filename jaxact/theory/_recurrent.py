@@ -8,18 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
+from numpy.polynomial.polynomial import polyval
+from scipy.interpolate import CubicSpline
 from scipy.linalg import eigh_tridiagonal
 from scipy.optimize import brentq
 
-from jaxact.numerics import gaussian_expectation, gaussian_nodes_on_host
-from jaxact.theory._checks import check_nonnegative, check_number
+from jaxact.numerics import (
+    bivariate_expectation,
+    check_nonnegative,
+    gaussian_expectation,
+    gaussian_nodes_on_host,
+)
+from jaxact.theory._checks import check_number
 from jaxact.theory._integrable import breakpoints, refuse_fast_growth, refuse_unresolved, value_and_slope
 from jaxact.theory._moments import moments
 
-_NUM_HERMITE = 400
+_NUM_HERMITE = 1600
 _REACH = 14.0  # of u, with c = 1 / cosh(u)^2: correlations down to 3e-12
-_NUM_LAGS = 4000
+_NUM_LAGS = 16_000
+_NUM_CORRELATIONS = 96  # at which E f f and E f' f' are integrated
 _LOWEST = 1e-4  # of gain f'(0) - 1, below which the correlation decays too slowly to be followed
+
+Numbers = Float[ArrayLike, "*#shape"] | list[Any] | tuple[Any, ...]
 
 
 class RecurrentFactors(NamedTuple):
@@ -39,9 +49,9 @@ class RecurrentFactors(NamedTuple):
 def recurrent_factors(
     activation: Any,
     *,
-    gain: Float[ArrayLike, "*#shape"],
-    variance: Float[ArrayLike, "*#shape"],
-    spectral_radius: Float[ArrayLike, "*#shape"] | None = None,
+    gain: Numbers,
+    variance: Numbers,
+    spectral_radius: Numbers | None = None,
 ) -> RecurrentFactors:
     """Predict the growth a step of gradients in h_t = f(W h_{t-1} + U x_t) from the preactivations' variance.
 
@@ -59,16 +69,16 @@ def recurrent_factors(
 
     Args:
         activation: an `Activation`. Static.
-        gain: g, nonnegative; may be traced.
-        variance: of the preactivations, nonnegative; may be traced.
-        spectral_radius: rho, nonnegative; g if None. May be traced.
+        gain: g, real and nonnegative; may be traced. Each number may be a list of them.
+        variance: of the preactivations, real and nonnegative; may be traced.
+        spectral_radius: rho, real and nonnegative; g if None. May be traced.
 
     Returns:
         `RecurrentFactors`.
 
     Raises:
         TypeError: as `moments`.
-        ValueError: a concrete number is negative or not finite, or as `moments`.
+        ValueError: a concrete number is negative, complex or not finite, or as `moments`.
 
     Example:
         >>> from jaxact import activations
@@ -76,13 +86,14 @@ def recurrent_factors(
         >>> [round(float(each), 4) for each in found]  # 1.5 / 2, 1.5 / sqrt(2), 2.25 / 2
         [0.75, 1.0607, 1.125]
     """
-    rho: Any = gain if spectral_radius is None else spectral_radius
-    check_nonnegative(gain=gain, variance=variance, spectral_radius=rho)
-    square: Any = moments(activation, variance=variance).slope_second_moment
-    dtype = jnp.promote_types(jnp.result_type(variance, float), jnp.float32)
-    growth: Any = gain
-    mean_slope = _mean_slope(activation, jnp.asarray(variance, dtype))
-    return RecurrentFactors(rho * mean_slope, rho * square**0.5, growth**2 * square)
+    given = (gain, variance, gain if spectral_radius is None else spectral_radius)
+    check_nonnegative(**dict(zip(("gain", "variance", "spectral_radius"), given, strict=True)))
+    arrays: Any = (jnp.asarray(each) if isinstance(each, list | tuple) else each for each in given)
+    g, q, rho = arrays
+    square: Any = moments(activation, variance=q).slope_second_moment
+    dtype = jnp.promote_types(jnp.result_type(q, float), jnp.float32)
+    mean_slope = _mean_slope(activation, jnp.asarray(q, dtype))
+    return RecurrentFactors(rho * mean_slope, rho * square**0.5, g**2 * square)
 
 
 # So that a call outside any trace compiles once for an activation.
@@ -115,12 +126,14 @@ def rate_network(activation: Any, *, gain: float) -> RateNetwork:
 
     Sompolinsky, Crisanti & Sommers 1988, "Chaos in random neural networks", equations 8-11 and 14: below g f'(0) = 1
     the network comes to rest, lambda = g f'(0) - 1; above it is chaotic, with the autocorrelation Delta(tau) that
-    decays and E_0 the ground state. C is expanded in Hermite's polynomials, f's own to degree 399, tau is had from
-    d tau = -d Delta / sqrt(-2 V), and E_0 by finite differences: lambda is good to about 1e-4. Runs on the host.
+    decays and E_0 the ground state. C is expanded in Hermite's polynomials, f's own to degree 1599; what the series
+    lack near lag 0, where those of steep or kinked f hardly converge, is had by quadrature, tau from
+    d tau = -d Delta / sqrt(-2 V), and E_0 by finite differences. Up to 20 times the onset lambda is good to 1e-4 (of
+    tanh to 1e-5), up to 50 times to 1e-3. Runs on the host.
 
     Args:
         activation: an odd `Activation` of bounded range that is steepest at 0. Static.
-        gain: g, nonnegative; a gain between onset and 1.0001 times it counts as the onset.
+        gain: g, nonnegative; a gain between onset and 1.0001 times it counts as the onset, where all are 0.
 
     Returns:
         A `RateNetwork`.
@@ -149,13 +162,13 @@ def rate_network(activation: Any, *, gain: float) -> RateNetwork:
             "at the fixed point: chi > 1 is chaos."
         )
     if gain * steepest <= 1 + _LOWEST:
-        return RateNetwork(1 / steepest, 0.0, gain * steepest - 1)
+        return RateNetwork(1 / steepest, 0.0, min(gain * steepest - 1, 0.0))
     most = (
         2 * gain**2 * activation.range.upper**2
     )  # there V(Delta(0)) < 0, for C is at most the bound's square
 
     def energy(variance: float) -> float:
-        return _potential(activation, points, gain, variance).sum() / variance**2
+        return _potential(_squares(activation, points, variance), gain, variance).sum() / variance**2
 
     variance = brentq(energy, 1e-8 * most, most, xtol=1e-15)
     return RateNetwork(1 / steepest, variance, _largest_exponent(activation, points, gain, variance))
@@ -164,7 +177,9 @@ def rate_network(activation: Any, *, gain: float) -> RateNetwork:
 def _squares(activation: Any, points: tuple[float, ...], variance: float) -> Float[np.ndarray, " degree"]:
     """The squared Hermite coefficients of f(sqrt(variance) z): E f f = sum_n squares_n c^n."""
     refuse_unresolved(activation, variance)
-    x, weights = (np.asarray(each) for each in gaussian_nodes_on_host(points, 0.0, math.sqrt(variance)))
+    x, weights = (
+        np.asarray(each) for each in gaussian_nodes_on_host(points, 0.0, math.sqrt(variance), is_halved=True)
+    )
     value, _ = value_and_slope(activation, x)
     z = x / math.sqrt(variance)
     before, now, found = np.zeros_like(z), weights * value, []
@@ -175,10 +190,9 @@ def _squares(activation: Any, points: tuple[float, ...], variance: float) -> Flo
 
 
 def _potential(
-    activation: Any, points: tuple[float, ...], gain: float, variance: float
+    squares: Float[np.ndarray, " degree"], gain: float, variance: float
 ) -> Float[np.ndarray, " degree"]:
     """V(c Delta(0)) in powers of c from c^1 on."""
-    squares = _squares(activation, points, variance)
     terms = gain**2 * variance * squares / np.arange(1, len(squares) + 1)
     terms[1] -= variance**2 / 2
     return terms
@@ -187,19 +201,66 @@ def _potential(
 def _largest_exponent(activation: Any, points: tuple[float, ...], gain: float, variance: float) -> float:
     """The exponent, by the ground state of a particle in the well of the correlation."""
     squares = _squares(activation, points, variance)
-    terms = _potential(activation, points, gain, variance)
-    # V has the roots c = 0, twice, and c = 1: without them nothing cancels. d tau / du is then smooth in u.
-    rest = -np.cumsum(terms)[1:-1]
+    slopes = np.arange(1, len(squares)) * squares[1:] / variance
+    lacking, lacking_slope = _lacking(activation, points, variance, squares, slopes)
     u = np.linspace(0, _REACH, 8001)
-    c = 1 / np.cosh(u) ** 2
-    speed = 2 * variance / np.sqrt(2 * np.polynomial.polynomial.polyval(c, rest))
+    speed = 2 * variance / np.sqrt(2 * _fall(squares, lacking, gain, variance, u))  # d tau / du
     tau = np.concatenate([[0.0], np.cumsum((speed[1:] + speed[:-1]) / 2 * np.diff(u))])
     lags = np.linspace(0, tau[-1], _NUM_LAGS)
-    c = 1 / np.cosh(np.interp(lags, tau, u)) ** 2
-    slopes = np.arange(1, len(squares)) * squares[1:] / variance
-    well = 1 - gain**2 * np.polynomial.polynomial.polyval(c, slopes)
+    places = np.interp(lags, tau, u)
+    well = 1 - gain**2 * (polyval(_correlation(places), slopes) + lacking_slope(places))
     step = lags[1]
     coupling = np.full(_NUM_LAGS - 1, -1 / step**2)
     coupling[0] *= math.sqrt(2)  # the ground state is even: a mirror at lag 0
     lowest = eigh_tridiagonal(well + 2 / step**2, coupling, select="i", select_range=(0, 0))[0][0]
     return math.sqrt(1 - lowest) - 1
+
+
+def _correlation(u: Float[np.ndarray, " place"]) -> Float[np.ndarray, " place"]:
+    return 1 / np.cosh(u) ** 2
+
+
+def _fall(
+    squares: Float[np.ndarray, " degree"],
+    lacking: CubicSpline,
+    gain: float,
+    variance: float,
+    u: Float[np.ndarray, " place"],
+) -> Float[np.ndarray, " place"]:
+    """-V / (c^2 (1 - c)): V has the roots c = 0, twice, and c = 1; without them nothing cancels."""
+    c = _correlation(u)
+    fall = polyval(c, -np.cumsum(_potential(squares, gain, variance))[1:-1])
+    # What C lacks, integrated from c to 1; further out, where the series has all, rounding would be divided by c^2.
+    integral = CubicSpline(u, lacking(u) * 2 * np.tanh(u) * c).antiderivative()(u)
+    near = (u > 0) & (u < 1)
+    fall[near] += gain**2 * variance * integral[near] / (c * np.tanh(u))[near] ** 2
+    fall[0] += gain**2 * variance * lacking(0.0)
+    return fall
+
+
+def _lacking(
+    activation: Any,
+    points: tuple[float, ...],
+    variance: float,
+    squares: Float[np.ndarray, " degree"],
+    slopes: Float[np.ndarray, " degree_less_one"],
+) -> tuple[CubicSpline, CubicSpline]:
+    """What the series lack of E f f and E f' f', the latter's hardly converging near c = 1, by quadrature; by u."""
+    width = 1 / math.sqrt(len(squares))  # of both in u
+    u = width * np.sinh(np.linspace(0, math.asinh(_REACH / width), _NUM_CORRELATIONS))
+    c = _correlation(u)
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        found = [np.asarray(each) for each in _products(activation, points, jnp.asarray(c), variance)]
+    return CubicSpline(u, found[0] - c * polyval(c, squares[1:])), CubicSpline(
+        u, found[1] - polyval(c, slopes)
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _products(
+    activation: Any, points: tuple[float, ...], c: Float[Array, " place"], variance: Float[ArrayLike, ""]
+) -> tuple[Array, ...]:
+    return tuple(
+        bivariate_expectation(fn, fn, correlation=c, variance=variance, kinks=(points, points))
+        for fn in (activation, activation.derivative)
+    )

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from jaxact.numerics import gaussian_nodes
-from jaxact.theory._checks import check_count, check_number, check_untraced
+from jaxact.numerics import check_count, gaussian_nodes
+from jaxact.theory._checks import check_number, check_untraced
 from jaxact.theory._integrable import breakpoints, refuse_fast_growth, refuse_unresolved, value_and_slope
 
 Order = Literal["pre", "post"]

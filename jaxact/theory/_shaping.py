@@ -13,8 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from scipy.optimize import brentq
 
 from jaxact.activations import Activation, Interval, leaky_relu
-from jaxact.numerics import gaussian_nodes
-from jaxact.theory._checks import check_count
+from jaxact.numerics import check_count, gaussian_nodes
 from jaxact.theory._integrable import breakpoints, nan_unless_resolved, refuse_fast_growth
 
 # Where solutions are looked for: input scales b, and shifts c close together around 0, where activations bend.

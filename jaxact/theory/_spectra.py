@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.numerics import gaussian_nodes
-from jaxact.theory._checks import check_count, check_number, check_untraced
+from jaxact.numerics import check_count, gaussian_nodes
+from jaxact.theory._checks import check_number, check_untraced
 from jaxact.theory._integrable import breakpoints, refuse_fast_growth, refuse_unresolved
 from jaxact.theory._phase import mean_field
 

@@ -17,7 +17,8 @@ import numpy as np
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxact.theory._checks import check_count, check_nonnegative, check_number, check_real
+from jaxact.numerics import check_count, check_scale
+from jaxact.theory._checks import check_number, check_real
 from jaxact.theory._initialization import gain
 from jaxact.theory._phase import critical_point
 
@@ -64,7 +65,7 @@ def gaussian(sigma_w: ArrayLike = 1.0) -> Initializer:
         >>> gaussian(2.0)(jax.random.key(0), (3, 3, 16, 32)).shape
         (3, 3, 16, 32)
     """
-    return _Gaussian(_scale("sigma_w", sigma_w))
+    return _Gaussian(check_scale("sigma_w", sigma_w))
 
 
 def orthogonal(sigma_w: ArrayLike = 1.0) -> Initializer:
@@ -97,7 +98,7 @@ def orthogonal(sigma_w: ArrayLike = 1.0) -> Initializer:
         >>> bool(jnp.allclose(W.T @ W, 4 * jnp.eye(4), atol=1e-5))
         True
     """
-    return _Orthogonal(_scale("sigma_w", sigma_w))
+    return _Orthogonal(check_scale("sigma_w", sigma_w))
 
 
 def delta_orthogonal(sigma_w: ArrayLike = 1.0) -> Initializer:
@@ -127,7 +128,7 @@ def delta_orthogonal(sigma_w: ArrayLike = 1.0) -> Initializer:
         >>> float(jnp.abs(W[0]).sum() + jnp.abs(W[2]).sum()), bool(jnp.allclose(W[1].T @ W[1], jnp.eye(4), atol=1e-5))
         (0.0, True)
     """
-    return _DeltaOrthogonal(_scale("sigma_w", sigma_w))
+    return _DeltaOrthogonal(check_scale("sigma_w", sigma_w))
 
 
 def bias(sigma_b: ArrayLike = 0.0) -> Initializer:
@@ -149,7 +150,7 @@ def bias(sigma_b: ArrayLike = 0.0) -> Initializer:
         >>> float(bias()(jax.random.key(0), ()))
         0.0
     """
-    return _Bias(_scale("sigma_b", sigma_b))
+    return _Bias(check_scale("sigma_b", sigma_b))
 
 
 def variance_preserving(activation: Any) -> Initializer:
@@ -727,20 +728,3 @@ def _critical_scale(
             stacklevel=3,
         )
     return sigma_w
-
-
-def _scale(name: str, value: Any) -> Any:
-    """One scale: traced as it is; concrete as a number that can be hashed, in float32 where it came so.
-
-    Then it is divided in float32, as one that is traced.
-    """
-    try:
-        array = value if isinstance(value, jax.core.Tracer) else np.asarray(value)
-        is_number = array.ndim == 0 and jnp.issubdtype(array.dtype, np.number)
-    except (TypeError, ValueError):  # of a ragged list
-        is_number = False
-    if not is_number or jnp.iscomplexobj(array):
-        raise TypeError(f"`{name}` must be one real number, got {value!r}. Make an initialiser for each.")
-    check_nonnegative(**{name: value})
-    is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 8
-    return array if isinstance(array, jax.core.Tracer) else array[()] if is_narrow else float(array)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy.optimize import least_squares
 
 from jaxact import fit
@@ -53,3 +54,39 @@ def test_a_step_to_nan_is_not_taken():
     found = fit.least_squares(linearized(residual), jnp.array([200.0]), num_steps=40)
     assert np.isfinite(found.errors).all()
     np.testing.assert_allclose(found.params, np.exp(3), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("residual", "start"),
+    [
+        (lambda p: jnp.log(p), [-1.0, 2.0]),  # NaN
+        (lambda p: jnp.exp(p) - 1, [200.0, 0.0]),  # infinite
+        (lambda p: 1e20 * (p - 1), [3.0, 2.0]),  # its square is infinite
+    ],
+)
+def test_the_residual_of_a_start_that_is_no_number_is_its_own(residual, start):
+    found = fit.least_squares(linearized(residual), jnp.array(start), num_steps=5)
+    np.testing.assert_array_equal(found.residual, residual(found.params))
+    np.testing.assert_array_equal(found.errors[-1], jnp.mean(found.residual**2))
+    assert (np.asarray(found.residual) != 0).any()
+    assert not np.isfinite(found.errors).any()
+
+
+def test_no_step_looks_at_the_start():
+    start = jnp.array([-1.2, 1.0])
+    found = fit.least_squares(linearized(lambda p: 3 * p), start, num_steps=np.int64(0))
+    np.testing.assert_array_equal(found.params, start)
+    np.testing.assert_array_equal(found.residual, 3 * start)
+
+
+def test_what_cannot_be_is_refused_by_name():
+    line = linearized(lambda p: p - 1.0)
+    for num_steps in (-1, 2.0, True):
+        with pytest.raises(
+            ValueError, match=f"`num_steps` must be an integer of at least 0, got {num_steps}"
+        ):
+            fit.least_squares(line, jnp.ones(2), num_steps=num_steps)
+    with pytest.raises(TypeError, match="`start` must be real floating-point, got dtype int32"):
+        fit.least_squares(line, jnp.array([1, 2]), num_steps=2)
+    with pytest.raises(TypeError, match="`start` must be real floating-point, got dtype complex64"):
+        fit.least_squares(line, jnp.array([1j]), num_steps=2)

@@ -35,7 +35,7 @@ def test_outputs_are_those_of_a_loop_in_numpy():
         outputs.append(h @ V)
     outputs = np.stack(outputs, 1)
     np.testing.assert_allclose(network(X), outputs, atol=1e-5)
-    np.testing.assert_allclose(network(X, last=2), outputs[:, -2:], atol=1e-5)
+    np.testing.assert_allclose(network(X, last=np.int64(2)), outputs[:, -2:], atol=1e-5)
     np.testing.assert_allclose(network(X[1]), outputs[1], atol=1e-5)  # one sequence, no batch
 
 
@@ -76,6 +76,21 @@ def test_one_program_serves_every_activation_and_a_traced_gain():
     assert run._cache_size() == 1
 
 
+def test_float64_stays_float64_as_in_a_deep_network():
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((7, 3)))
+        network = make(weights="orthogonal")
+        deep = nn.MLP(3, 16, 2, max_depth=1, activation=jnp.tanh, rngs=nnx.Rngs(0))
+        assert network(x).dtype == deep(x).dtype == jnp.float64
+        W, U = (
+            np.asarray(each.kernel[...], np.float64) for each in (network.cell.dense_h, network.cell.dense_i)
+        )
+        h = np.zeros(16)
+        for each in np.asarray(x):
+            h = np.tanh(h @ W + each @ U)
+        np.testing.assert_allclose(network.hidden(x)[-1], h, rtol=1e-12)
+
+
 def test_gradients_reach_all_parameters():
     network = make(weights="orthogonal")
     graphdef, params = nnx.split(network)
@@ -93,3 +108,33 @@ def test_what_cannot_be_is_refused_by_name():
         nn.RNN(3, 0, 2, activation=jnp.tanh, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="`activation` must be an elementwise function"):
         make(activation="tanh")
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal", "identity"])
+@pytest.mark.parametrize("name", ["gain", "input_scale"])
+def test_scales_are_refused_by_their_own_name_under_every_law(weights, name):
+    for value in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"`{name}` must be finite and nonnegative, got {value}"):
+            make(weights=weights, **{name: value})
+    with pytest.raises(TypeError, match=rf"`{name}` must be one real number, got .* Make a network for each"):
+        make(weights=weights, **{name: jnp.ones(16)})
+
+
+@pytest.mark.parametrize("last", [0, -1, 8, 2.0])
+def test_no_more_is_read_out_than_there_is(last):
+    rule = "at most 7" if last == 8 else "an integer of at least 1"
+    with pytest.raises(ValueError, match=rf"`last` must be {rule}, got {last}\. Use last=None for all times"):
+        make()(X, last=last)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 3), (4, 0, 3), (7, 2)])
+def test_inputs_that_are_no_sequence_are_refused(shape):
+    with pytest.raises(
+        ValueError, match=r"`x` must be \[\*batch, time, 3\] with at least one time, got shape"
+    ):
+        make()(jnp.ones(shape))
+
+
+def test_complex_inputs_are_refused():
+    with pytest.raises(TypeError, match="`x` must be real floating-point, got dtype complex64"):
+        make()(X + 0j)

@@ -118,9 +118,42 @@ def test_what_cannot_be_is_refused_by_name():
         probes.lyapunov_exponents(step, x, num_steps=30)
     with pytest.raises(ValueError, match="`num_blocks` must be an integer of at least 2"):
         probes.lyapunov_exponents(step, x, num_steps=20, num_blocks=1)
-    with pytest.raises(ValueError, match="`num` must lie between 1 and the size of the state, 3, got 4"):
+    with pytest.raises(ValueError, match=r"`num` must be at most 3, got 4\. Use num=None for all"):
         probes.lyapunov_exponents(step, x, 4, num_steps=20)
-    with pytest.raises(ValueError, match="`step` must return a state of the shape of its argument"):
+    with pytest.raises(ValueError, match="`step` must return a state of the shape and dtype of its argument"):
         probes.lyapunov_exponents(lambda x: x[:2], x, num_steps=20)
     with pytest.raises(ValueError, match=r"`inputs` must hold an input for each of the .* = 20 steps"):
         probes.lyapunov_exponents(lambda x, u: x, x, num_steps=20, inputs=jnp.ones(19))
+    with pytest.raises(ValueError, match=r"`num` must be an integer of at least 1, got 2.0"):
+        probes.lyapunov_exponents(step, x, 2.0, num_steps=20)
+
+
+@pytest.mark.parametrize("time_step", [0.0, -0.1, np.nan, np.inf, 1j, "1", None, np.ones(2)])
+def test_a_step_takes_some_time(time_step):
+    with pytest.raises(
+        ValueError, match=r"`time_step` must be one positive, finite number, got .*\. Use 1\.0"
+    ):
+        probes.lyapunov_exponents(jnp.tanh, jnp.ones(3), num_steps=20, time_step=time_step)
+
+
+def test_a_step_must_keep_the_dtype_of_the_state():
+    narrow = jnp.ones(3, jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"got \(3,\) and float32\. .* cast the state: step\(x\)\.astype"):
+        probes.lyapunov_exponents(lambda x: jnp.tanh(x.astype(jnp.float32)), narrow, num_steps=20)
+
+
+def test_numbers_of_numpy_count_as_those_of_python():
+    def run(whole, number):
+        return probes.lyapunov_exponents(
+            lambda x: jnp.array([2.0, 0.5]) * x,
+            jnp.zeros(2),
+            whole(2),
+            num_steps=whole(20),
+            num_transient=whole(4),
+            num_blocks=whole(2),
+            time_step=number(0.5),
+        )
+
+    plain = run(int, float)
+    for whole, number in ((np.int64, np.float64), (np.int32, np.float32)):
+        np.testing.assert_array_equal(run(whole, number), plain)

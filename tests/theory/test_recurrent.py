@@ -7,6 +7,7 @@ import mpmath
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
+from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq
 
 from jaxact import activations, theory
@@ -45,6 +46,26 @@ def test_the_heuristic_is_never_above_the_root_mean_square(name):
     np.testing.assert_allclose(found.root_mean_square**2, found.chi, rtol=1e-6)
 
 
+def test_lists_are_arrays():
+    gains, variances = [0.5, 1.5], (0.3, 4.0)
+    lists = theory.recurrent_factors(activations.tanh, gain=gains, variance=variances, spectral_radius=gains)
+    arrays = theory.recurrent_factors(
+        activations.tanh, gain=np.array(gains, np.float32), variance=np.array(variances, np.float32)
+    )
+    np.testing.assert_array_equal(lists, arrays)
+
+
+@pytest.mark.parametrize("name", ["gain", "variance", "spectral_radius"])
+def test_complex_numbers_and_ragged_lists_are_refused_by_name(name):
+    numbers = {"gain": 1.0, "variance": 1.0, "spectral_radius": 1.0}
+    for value in (1 + 1j, np.array([1j]), [1.0, 1j]):
+        with pytest.raises(ValueError, match=f"`{name}` must be real, got"):
+            theory.recurrent_factors(activations.tanh, **{**numbers, name: value})
+    for value in ([[1.0], [1.0, 2.0]], "1"):
+        with pytest.raises(ValueError, match=f"`{name}` must be a number, got"):
+            theory.recurrent_factors(activations.tanh, **{**numbers, name: value})
+
+
 def correlations_of_erf(gain):
     """Delta(0) and the exponent by Williams' closed forms for erf and an initial value problem."""
 
@@ -77,6 +98,73 @@ def test_the_exponent_of_erf_is_that_of_its_closed_forms():
     assert found.onset == pytest.approx(math.sqrt(math.pi) / 2, rel=1e-9)
     assert found.variance == pytest.approx(variance, rel=1e-6)
     assert found.lyapunov == pytest.approx(exponent, abs=1e-4)
+
+
+def gaussian_rule(deviation):
+    """Nodes and weights: Gauss and Hermite's where tanh is wide beside the Gaussian, else the trapezoidal rule."""
+    if deviation < 0.5:
+        x, weights = np.polynomial.hermite_e.hermegauss(60)
+    else:
+        x = np.linspace(-9, 9, int(72 * deviation) + 1)
+        weights = np.exp(-x * x / 2)
+    return deviation * x, weights / weights.sum()
+
+
+def correlations_of_tanh(gain):
+    """Delta(0) and the exponent by V = g^2 (E F F - (E F)^2) - Delta^2 / 2, F = ln cosh, and by shooting."""
+
+    def primitive(x):
+        return np.logaddexp(x, -x) - math.log(2)
+
+    def product(fn, c, largest):  # what x and y share, then what each has alone
+        shared, weights = gaussian_rule(math.sqrt(c * largest))
+        alone, inner = gaussian_rule(math.sqrt((1 - c) * largest))
+        return weights @ (fn(shared[:, None] + alone) @ inner) ** 2
+
+    def mean(fn, largest):
+        x, weights = gaussian_rule(math.sqrt(largest))
+        return weights @ fn(x)
+
+    def potential(c, largest):
+        return (
+            gain**2 * (product(primitive, c, largest) - mean(primitive, largest) ** 2)
+            - (c * largest) ** 2 / 2
+        )
+
+    largest = brentq(lambda q: potential(1.0, q) / q**2, 1e-2 * gain**2, gain**2, xtol=1e-13)
+    u = 2.6 * np.linspace(0, 1, 161)[1:] ** 2  # c = cosh(u)^-4, to 1e-3; beyond, V is a parabola
+    c = np.cosh(u) ** -4.0
+    down = np.array([-2 * potential(each, largest) for each in c])
+    well = 1 - gain**2 * np.array([product(lambda x: 1 - np.tanh(x) ** 2, each, largest) for each in c])
+    speed = 4 * largest * c * np.tanh(u) / np.sqrt(down)
+    even = np.concatenate([-u[::-1], u])
+    tau = CubicSpline(even, np.concatenate([speed[::-1], speed])).antiderivative()
+    tau = tau(u) - tau(0)
+    peak = CubicSpline(np.concatenate([-tau[::-1], tau]), np.concatenate([well[::-1], well]))
+
+    def slope_at_0(energy):  # of log psi, from the last lag back: of the ground state 0
+        last = -math.sqrt(well[-1] - energy)
+        path = solve_ivp(
+            lambda t, y: peak(t) - energy - y * y, (tau[-1], 0), [last], "DOP853", rtol=1e-9, atol=1e-11
+        )
+        return path.y[0, -1]
+
+    lowest = brentq(slope_at_0, well.min(), 0.0, xtol=1e-10)
+    return largest, math.sqrt(1 - lowest) - 1
+
+
+@pytest.mark.parametrize("gain", [2.0, 5.0, 10.0, 20.0])
+def test_the_exponent_of_tanh_is_that_of_another_potential_and_shooting(gain):
+    found = theory.rate_network(activations.tanh, gain=gain)
+    variance, exponent = correlations_of_tanh(gain)
+    assert found.variance == pytest.approx(variance, rel=1e-6)
+    assert found.lyapunov == pytest.approx(exponent, abs=2e-5)
+
+
+def test_a_gain_at_the_onset_is_neither_below_nor_above():
+    for gain in (1.0, 1.00005, 1.0001):
+        assert theory.rate_network(activations.tanh, gain=gain)[1:] == (0.0, 0.0)
+    assert theory.rate_network(activations.tanh, gain=0.9999).lyapunov == pytest.approx(-1e-4)
 
 
 def test_near_onset_the_exponent_is_half_the_square_of_the_distance():

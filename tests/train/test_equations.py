@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from scipy.integrate import solve_bvp, solve_ivp
@@ -40,6 +41,22 @@ def test_the_solution_of_burgers_equation_is_that_of_a_spectral_solver(viscosity
     np.testing.assert_allclose(Burgers(viscosity=viscosity).solution(z), run.y.T.ravel(), atol=1e-6)
 
 
+@pytest.mark.parametrize("viscosity", [0.003, 0.02, 0.1, 0.5])
+def test_the_solution_of_burgers_equation_is_that_of_mpmaths_integrals(viscosity):
+    z = [(0.002, 0.75), (0.3, 0.003), (0.81, 0.6), (0.83, 1.0), (0.95, 1.0)]
+    width = mpmath.pi * mpmath.mpf(viscosity) * 2
+    found = Burgers(viscosity=viscosity).solution(np.array(z))
+    for (x, t), u in zip(z, found, strict=True):
+
+        def weighted(s, factor, x=x, t=t):
+            y = mpmath.pi * (x - 2 * mpmath.sqrt(viscosity * t) * s)
+            return factor(y) * mpmath.exp((mpmath.cos(mpmath.pi * x) - mpmath.cos(y)) / width - s * s)
+
+        ends = mpmath.linspace(-18, 18, 73)  # at 0.003 the largest F lies near s = 10
+        above, below = (mpmath.quad(lambda s, f=f: weighted(s, f), ends) for f in (mpmath.sin, lambda y: 1))
+        assert abs(u + above / below) < 1e-10
+
+
 def test_residuals_are_those_of_derivatives_by_hand():
     with jax.enable_x64(True):
         z = jnp.array([0.3, 0.7])
@@ -75,10 +92,31 @@ def test_equations_are_no_classification_tasks():
 
 
 def test_what_has_no_solution_is_refused():
-    with pytest.raises(ValueError, match=r"`viscosity` must be a finite number of at least 0.02, got 0"):
-        Burgers(viscosity=0)
+    for viscosity in (0, 0.6, 5.0):
+        with pytest.raises(
+            ValueError,
+            match=rf"`viscosity` must be .* of at least 0\.003 and at most 0\.5, got {viscosity}\. Use",
+        ):
+            Burgers(viscosity=viscosity)
     with pytest.raises(ValueError, match="`amplitudes` must not all be 0"):
         Poisson(amplitudes=(0.0,))
+    with pytest.raises(
+        ValueError, match=r"`amplitudes` must be a tuple of numbers, got 1\.0\. Use \(1\.0,\)"
+    ):
+        Poisson(amplitudes=1.0)
+    with pytest.raises(ValueError, match=r"`amplitudes` must be a finite number, got inf\. Use 0\.0"):
+        Poisson(amplitudes=(1.0, np.inf))
+
+
+def test_a_grid_has_a_count_for_every_coordinate():
+    with pytest.raises(
+        ValueError, match=r"`counts` must be 2 positive integers, .* of burgers, got \(3,\)\. Use grid"
+    ):
+        Burgers().grid(3)
+    with pytest.raises(ValueError, match="`counts` must be an integer of at least 1, got 0"):
+        Poisson().grid(0)
+    with pytest.raises(ValueError, match="`num` must be an integer of at least 1, got -1"):
+        Burgers().scattered(-1)
 
 
 def test_scattered_points_fill_the_box_evenly_and_share_no_line():

@@ -258,15 +258,21 @@ def check_positive_integer(name: str, value: Any, *, optional: bool = False, lea
 
 
 def check_number(
-    name: str, value: Any, *, low: float, high: float = math.inf, open_low: bool = False
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    remedy: str | None = None,
 ) -> None:
     """Raises ValueError unless the value is a finite number from `low` (left out if `open_low`) to `high`."""
-    rule = f"above {low:g}" if open_low else f"of at least {low:g}"
-    if math.isfinite(high):
-        rule += f" and at most {high:g}"
+    rules = [f"above {low:g}" if open_low else f"of at least {low:g}"] if math.isfinite(low) else []
+    rules += [f"at most {high:g}"] if math.isfinite(high) else []
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not low <= value <= high or (open_low and value == low):
-        raise ValueError(f"`{name}` must be a finite number {rule}, got {value!r}.")
+        rule = f"a finite number {' and '.join(rules)}".rstrip()
+        raise ValueError(f"`{name}` must be {rule}, got {value!r}.{f' {remedy}' if remedy else ''}")
 
 
 def check_enough(name: str, number: int | None, available: int, source: str) -> None:

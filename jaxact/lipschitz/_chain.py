@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import blas, lapack
 
-from jaxact.lipschitz._layout import CENTER_ERROR
 from jaxact.lipschitz._norms import UNIT, certified_largest, dense_norm, largest_eigenvalue, one_thread
 from jaxact.lipschitz._panels import SAME, SlopeTable
 from jaxact.lipschitz._program import Ball, Region
 from jaxact.lipschitz._slopes import centered
 
 _LEAST = 1e-6  # t: below, V - M would be all but singular
+_VALUE_ULPS = 64  # that an activation's value is right to, of its own size, that of its input, or 1
 _LANCZOS = 384  # width from which on the largest eigenvalue comes from an iteration
 
 Matrix = Float[np.ndarray, "n n"]
@@ -224,6 +224,13 @@ def _reach(radius: float, log: float) -> float:
     return min(radius * math.exp(min(log, 700)) * (1 + 1e-13 * (1 + abs(log))), 1e290)
 
 
+def _affine_error(v: np.ndarray, error: np.ndarray, layer: Layer) -> np.ndarray:
+    """How far v W + b, found from a v that is right to `error`, may be from what exact arithmetic gives."""
+    gamma = 2 * (v.size + 8) * UNIT
+    found = (error + gamma * np.abs(v)) @ np.abs(layer.kernel)
+    return found if layer.bias is None else found + gamma * np.abs(layer.bias)
+
+
 def _applied(v: np.ndarray, layer: Layer) -> np.ndarray:
     v = v @ layer.kernel
     if layer.bias is not None:
@@ -232,13 +239,13 @@ def _applied(v: np.ndarray, layer: Layer) -> np.ndarray:
 
 
 def _slopes(table: SlopeTable, v: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(m, r) while |z - v| <= radii, v being right to CENTER_ERROR of its largest entry."""
+    """(m, r) while |z - v| <= radii."""
     largest = float(np.maximum.reduce(np.abs(v)))
     if not largest < 1e250:
         raise ValueError(
             "The values at the region's centre must be finite. Look for weights near the largest float."
         )
-    radii += (CENTER_ERROR + 8 * UNIT) * largest + 1e-290
+    radii += 8 * UNIT * largest + 1e-290
     lower, upper = v - radii, v + radii
     if not math.isfinite(table.whole[1] - table.whole[0]):
         alpha, beta = table.range(lower, upper)
@@ -296,6 +303,7 @@ def _pass(
     v, log_scale = center, 0.0  # Q is the matrix that is held, times e^(2 log_scale)
     Q, trace = start, 1.0 if start is None else float(start.trace())
     away = half  # of each hidden value from its value at the centre
+    unsure = np.zeros(0 if v is None else v.size)  # how far `v` is from what exact arithmetic gives
     for index, (W, square, _, table, bounds) in enumerate(layers):
         if not 1e-60 < square < 1e60:
             largest = float(np.abs(W).max())
@@ -319,6 +327,7 @@ def _pass(
         if v is None:
             m, r = centered(*(np.full(diagonal.size, end) for end in table.whole))
         else:
+            unsure = _affine_error(v, unsure, layers[index])
             v = _applied(v, layers[index])
             radii = np.sqrt(diagonal)
             radii *= _reach(radius, log_scale) * (1 + 8 * UNIT)
@@ -329,12 +338,16 @@ def _pass(
                 np.minimum(radii, known[index], out=radii)
             if found is not None:
                 found.append(radii.copy())
+            radii += unsure
             m, r = _slopes(table, v, radii)
             last = layers[index + 1].table is None
             if not last:
+                size = np.abs(v)
                 v = table.value(v)
+                size += np.abs(v)
+                unsure = (np.abs(m) + r) * unsure + _VALUE_ULPS * UNIT * (size + table.unit)
             if away is not None and not last:
-                away = (np.abs(m) + r) * radii * (1 + 2 * SAME) + CENTER_ERROR * np.abs(v).max()
+                away = (np.abs(m) + r) * radii * (1 + 2 * SAME) + unsure
                 if bounds[1] - bounds[0] < math.inf:
                     np.minimum(away, np.maximum(bounds[1] - v, v - bounds[0]) * (1 + 1e-9), out=away)
         Q = _through(M, diagonal, m, r)

@@ -14,14 +14,15 @@ import numpy as np
 import scipy.linalg
 
 from jaxact.lipschitz._layout import (
-    CENTER_ERROR,
     FLOOR,
+    VALUE_ERROR,
     Intervals,
     Layout,
     Local,
     Multipliers,
     Prepared,
     absolute_product,
+    center_errors,
     label,
     outward,
     prepare,
@@ -147,9 +148,8 @@ def _bound(
     checked, history, method = search(local, _verify(prepared, local, None))
     assumptions = ["the slope ranges of the elementwise steps hold"]
     if region is not None:
-        assumptions.append(
-            f"values at the centre are right to {CENTER_ERROR:g} of the largest entry of their variable"
-        )
+        if any(isinstance(step, Elementwise) and step.range is None for step in prepared.program.steps):
+            assumptions.append(f"the values of elementwise steps are right to {VALUE_ERROR:g} of the largest")
         # What holds everywhere holds there as well, and intervals of a large region may be worth nothing. With the
         # best multipliers the region's bound is never the larger one: its slopes lie within those over all inputs, so
         # that q' = (y - a'z)(b'z - y) >= 0 implies q >= 0, hence q - t q' >= 0 for some t >= 0 (S-lemma), and t T
@@ -238,7 +238,8 @@ def _locate(prepared: Prepared, region: Region) -> Local:
             f"`region` must have the input's {program.input_size} entries, got {center.size}. "
             "Give its arrays the shape of one input."
         )
-    local = Local(radius, evaluate(program, center, output_only=False), outward(lower, upper), {})
+    values = evaluate(program, center, output_only=False)
+    local = Local(radius, values, center_errors(program, values), outward(lower, upper), {})
     if isinstance(region, Box) and prepared.starts_dense and np.ptp(halfwidths) > 0:
         found = _verify(prepared, local._replace(radius=1.0), None, np.diag(region.ellipsoid()))
         local = local._replace(known=found.intervals)
@@ -370,7 +371,7 @@ class _Matrix(NamedTuple):
 
     def radii(self, size: int) -> np.ndarray:
         """Sqrt of the last variable's diagonal, rounded up."""
-        root = np.sqrt(np.maximum(np.diag(self.X)[-size:], 0)) * (1 + 8 * UNIT)
+        root = np.sqrt(np.maximum(np.diag(self.X)[len(self.X) - size :], 0)) * (1 + 8 * UNIT)
         with np.errstate(over="ignore"):
             return np.ldexp(root, self.exponent // 2)
 

@@ -29,7 +29,7 @@ _POWER_STEPS = 48
 _SLOPES = "the slope ranges of the activations hold"
 _ROUNDING = ("the bound's own rounding, about eps sqrt(width) a layer, is not added",)
 _CENTRE = (
-    "the values of the layers at the region's centre are right to 1e-11 of the largest",
+    "the activations' values are right to 64 ulp of their size, that of their input, or 1",
     "LAPACK's largest eigenvalues are right to 1e-9",
 )
 
@@ -80,11 +80,11 @@ def upper_bound(
     "eclipse_fast" with a range of slopes for each neuron, from |z_i - z_i(x0)| <= R sqrt(M_ii), and from intervals in
     a box. As R -> 0 that tends to the norm of the Jacobian; it exceeds the bound for all inputs by 1e-7 at most. It is
     proved with rounding included, on the host in float64, and rounded up to the weights' dtype; taken for granted is
-    that the layers' values at the centre are right to 1e-11 of the largest, LAPACK's largest eigenvalues to 1e-9, and
-    for an activation that is no formula of known primitives its `slope_range`. `certify` with num_steps=0 chooses V
-    with an eye on the next layer, and is tighter in large regions; this traces no function and is some ten to a
-    hundred times as fast: 0.1 ms a layer of width 16, 0.5 to 2 ms at 128. An activation's first use costs up to two
-    seconds more.
+    that the activations' values are right to 64 ulp of their size, that of their input, or 1, LAPACK's largest
+    eigenvalues to 1e-9, and for an activation that is no formula of known primitives its `slope_range`. `certify` with
+    num_steps=0 chooses V with an eye on the next layer, and is tighter in large regions; this traces no function and
+    is some ten to a hundred times as fast: 0.1 ms a layer of width 16, 0.5 to 2 ms at 128. An activation's first use
+    costs up to two seconds more.
 
     Args:
         weights: kernels [in, out] from the input to the output (Flax's layout), or one array [layer, width,

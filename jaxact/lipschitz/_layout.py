@@ -27,7 +27,7 @@ from jaxact.lipschitz._program import (
 )
 
 FLOOR = 1e-30  # beside a diagonal of mean 1: a coordinate that nothing moves would make a matrix singular
-CENTER_ERROR = 1e-11  # of the values at the centre of a region, relative to the largest of a variable
+VALUE_ERROR = 1e-11  # of the values of an elementwise step without a `range`, relative to the largest
 _MATERIALIZE = 2**22  # entries up to which a map known by its products is written out as a matrix
 
 
@@ -142,6 +142,7 @@ class Local(NamedTuple):
 
     radius: float
     values: Mapping[int, np.ndarray]  # at the centre
+    errors: Mapping[int, np.ndarray]  # how far at most these are from those of exact arithmetic
     input: Bounds
     known: Mapping[int, Bounds]  # intervals found beforehand
 
@@ -197,9 +198,7 @@ class Intervals:
 
     def around(self, variable: int, radii: np.ndarray | float) -> Bounds:
         assert self.local is not None
-        center = self.local.values[variable]
-        slack = CENTER_ERROR * np.max(np.abs(center), initial=0.0, where=np.isfinite(center))
-        return _spread(center, radii + slack)
+        return _spread(self.local.values[variable], radii + self.local.errors[variable])
 
     def _by_arithmetic(self, index: int) -> Bounds:
         step = self.program.steps[index]
@@ -239,8 +238,55 @@ class Intervals:
             rise = np.maximum(np.maximum(beta * up, -alpha * down), 0)
             fall = np.maximum(np.maximum(-alpha * up, beta * down), 0)
         rise, fall = (np.where(np.isnan(w), np.inf, w * (1 + 1e-14)) for w in (rise, fall))
-        slack = CENTER_ERROR * np.max(np.abs(value), initial=0.0, where=np.isfinite(value))
-        return outward(value - fall - slack, value + rise + slack)
+        error = self.local.errors[step.out]
+        return outward(value - fall - error, value + rise + error)
+
+
+def center_errors(program: Program, values: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """How far values found in float64 may be from those of exact arithmetic, for each variable of a program.
+
+    What cancels, as E x^2 - (E x)^2 does, keeps the rounding of what it cancels from: |error| <= |A| |error of v| +
+    gamma |A| |v| through an affine step, and the enclosure of the step over [v - error, v + error] through another.
+    """
+    errors = {0: np.zeros(program.input_size)}
+    thin: dict[int, Bounds] = {0: (values[0], values[0])}
+    for index, step in enumerate(program.steps):
+        value = values[step.out]
+        if isinstance(step, Affine):
+            error = _affine_error(program, step, values, errors)
+        elif step.range is not None:
+            lower, upper = step.range(thin)
+            error = np.maximum(upper - value, value - lower)
+        else:
+            alpha, beta = slopes_of(program, index, thin)
+            largest = np.max(np.abs(value), initial=0.0, where=np.isfinite(value))
+            error = np.maximum(np.abs(alpha), np.abs(beta)) * errors[step.source] + VALUE_ERROR * largest
+        error = np.where(np.isnan(error), np.inf, error * (1 + 8 * UNIT))
+        if isinstance(step, Elementwise):  # of a mask's infinity, which is itself, it has the value
+            error = np.where(np.isfinite(values[step.source]), error, 16 * UNIT * np.abs(value))
+        known = ~np.isfinite(value)
+        errors[step.out] = np.where(known, 0.0, error)
+        with np.errstate(invalid="ignore"):
+            ends = outward(value - error, value + error)
+        lower, upper = (np.where(known, value, end) for end in ends)
+        thin[step.out] = lower, upper
+    return errors
+
+
+def _affine_error(
+    program: Program, step: Affine, values: Mapping[int, np.ndarray], errors: Mapping[int, np.ndarray]
+) -> np.ndarray:
+    size = np.zeros(step.size) if step.offset is None else np.abs(np.asarray(step.offset, np.float64))
+    size, error = np.where(np.isfinite(size), size, 0.0).reshape(-1), np.zeros(step.size)
+    for source, operator in step.terms:
+        both = np.stack(
+            [errors[source], np.where(np.isfinite(values[source]), np.abs(values[source]), 0.0)], 1
+        )
+        carried = absolute_product(operator, both)
+        if carried is None:
+            carried = np.broadcast_to(operator.norm() * np.linalg.norm(both, axis=0), (step.size, 2))
+        error, size = error + carried[:, 0], size + carried[:, 1]
+    return error + 4 * (sum(program.sizes[source] for source, _ in step.terms) + 8) * UNIT * size
 
 
 def absolute_product(operator: Operator, X: np.ndarray) -> np.ndarray | None:

@@ -281,8 +281,9 @@ def _softmax_range(
             least_others = np.exp(low[:, others] - high[:, i : i + 1]).sum(1)
             # exp rounds its argument as well: relatively by the argument's size
             size = 1e-15 * np.abs(np.where(np.isfinite(high - low), high, 0)).max(1, initial=0.0)
+            is_masked = np.isneginf(high[:, i]) & np.isfinite(low[:, others]).any(1)
             least[positions[:, i]] = (1 - slack - size) / (1 + above)
-            most[positions[:, i]] = (1 + slack + size) / (1 + least_others)
+            most[positions[:, i]] = np.where(is_masked, 0.0, (1 + slack + size) / (1 + least_others))
     least = np.where(np.isnan(least), 0.0, np.clip(least, 0, 1))
     return least, np.where(np.isnan(most), 1.0, np.clip(most, least, 1))
 

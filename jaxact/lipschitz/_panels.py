@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,13 @@ class SlopeTable:
     value: Callable[[np.ndarray], np.ndarray]
     tops: Callable[[np.ndarray, np.ndarray], np.ndarray]
     steps: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+
+    @cached_property
+    def unit(self) -> float:
+        """Of the size of what it computes with beside its input: 0 for homogeneous functions as relu, else 1."""
+        points = np.array([-3.0, -1.0, 1.0, 3.0])
+        near = self.value(np.ldexp(points, -600))
+        return 0.0 if np.array_equal(near, np.ldexp(self.value(points), -600)) else 1.0
 
     def range(self, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bounds from below and from above on every difference quotient in intervals [size], which may be infinite."""

@@ -706,3 +706,17 @@ def test_steps_without_entries_are_passed(num_steps):
 
 def test_a_number_is_padded_by_nothing():
     assert certify(lambda v: jax.lax.pad(v.sum(), 0.0, []), jnp.zeros(4)).value == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("offset", [1.0, 1000.0])
+def test_a_variance_by_the_difference_of_squares_keeps_what_it_cancels_from_as_its_rounding(offset):
+    norm = nnx.LayerNorm(8, rngs=nnx.Rngs(0))  # E x^2 - (E x)^2
+    for seed in range(4):
+        x = offset + 1e-3 * np.random.default_rng(seed).normal(size=8)
+        wide = x.astype(np.longdouble)
+        away = wide - wide.mean()
+        variance = (away**2).mean() + np.longdouble(np.float32(1e-6))
+        jacobian = (np.eye(8) - 1 / 8 - np.outer(away, away) / (8 * variance)) / np.sqrt(variance)
+        steepest = np.linalg.norm(jacobian.astype(float), 2)
+        certificate = certify(norm, jnp.ones(8), region=Ball(x, 1e-13))
+        assert steepest <= certificate.value <= 1.05 * steepest

@@ -1,5 +1,6 @@
 """The closed form of a chain within a region, and the tables of slopes under it."""
 
+from fractions import Fraction
 from itertools import pairwise
 
 import jax
@@ -293,3 +294,20 @@ def test_regions_and_biases_that_do_not_fit_are_refused():
         call(activation=activations.from_callable(lambda x: jnp.sqrt(jnp.abs(x)), name="root"))
     with pytest.raises(ValueError, match="elementwise function of known primitives"):
         call(activation=[object()])
+
+
+def test_what_a_bias_cancels_keeps_its_rounding():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        W, x = rng.normal(size=(8, 1)), 1e10 * rng.normal(size=8)
+        b = 1 - x @ W
+        z = Fraction(b[0]) + sum(Fraction(w) * Fraction(u) for w, u in zip(W[:, 0], x, strict=True))
+        steepest = float(np.linalg.norm(W) * mpmath.sech(mpmath.mpf(z.numerator) / z.denominator) ** 2)
+        found = lipschitz.upper_bound(
+            [W, np.eye(1)],
+            activations.tanh,
+            method="eclipse_fast",
+            biases=[b, None],
+            region=lipschitz.Ball(x, 0.0),
+        )
+        assert steepest * (1 - 1e-15) <= found.value <= steepest * (1 + 1e-2)

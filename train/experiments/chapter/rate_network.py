@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ _IMITATIONS = tuple(map(activations.parse, ("relu", "softplus", "sigmoid", "tanh
 _TAU, _REFRACTORY, _NOISE, _STEP = 0.02, 0.002, 0.4, 1e-4
 _BARRIER = 1 - 0.5826 * _NOISE * math.sqrt(_STEP / _TAU)  # seen at steps only: Broadie, Glasserman & Kou 1997
 _CURRENTS = np.linspace(0, 2.5, 26)
+_exact = cache(lambda gain: theory.rate_network(activations.tanh, gain=gain).lyapunov)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class RateNetwork(Claim):
             raise ValueError(f"`gains` must hold all of {_NEEDED}, got {self.gains}. Add {sorted(missing)}.")
 
     def numbers(self) -> dict[str, Number]:
-        exact = {gain: theory.rate_network(activations.tanh, gain=gain).lyapunov for gain in (1.5, 2.0, 3.0)}
+        exact = {gain: _exact(gain) for gain in (1.5, 2.0, 3.0)}
         edge = 2**0.5  # g^2 E f'^2 = g^2 / 2 = 1, whatever the activity
         rate, finer = partial(Number, units="1/τ"), partial(Number, core=False)
         says = {
@@ -121,8 +122,7 @@ class RateNetwork(Claim):
         tanh, linear, softplus, power = exponent
         rate, siegert = self._rates(), np.array([_siegert(current) for current in _CURRENTS])
         misfit = np.array([[_misfit(f, each) for each in rate.T] for f in _IMITATIONS])
-        mean_field = np.full((len(_CURVES), len(gains)), np.nan)
-        mean_field[0] = [theory.rate_network(activations.tanh, gain=gain).lyapunov for gain in self.gains]
+        mean_field = np.array([[*map(_exact, self.gains)], *np.full((len(_CURVES) - 1, len(gains)), np.nan)])
         half, chaos, two, three = (self.gains.index(gain) for gain in _NEEDED)
         return {
             "onset": 0.5 / (1 + tanh[half]),  # at rest the exponent is g a - 1, a the abscissa of J / g
@@ -150,7 +150,7 @@ class RateNetwork(Claim):
         return np.asarray(_rates(jnp.asarray(self.seeds), self.num_neurons, num_steps)).T / self.seconds
 
     def smoke(self) -> RateNetwork:
-        return replace(super().smoke(), width=40, duration=30, num_neurons=4, seconds=0.2)
+        return replace(super().smoke(), gains=_NEEDED, width=40, duration=30, num_neurons=4, seconds=0.2)
 
     def full(self) -> RateNetwork:
         gains = (0.5, 0.7, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0)

@@ -26,7 +26,7 @@ from jaxact.theory._moments import moments
 _NUM_HERMITE = 1600
 _REACH = 14.0  # of u, with c = 1 / cosh(u)^2: correlations down to 3e-12
 _NUM_LAGS = 16_000
-_NUM_CORRELATIONS = 96  # at which E f f and E f' f' are integrated
+_NUM_CORRELATIONS = 48  # at which E f f and E f' f' are integrated
 _LOWEST = 1e-4  # of gain f'(0) - 1, below which the correlation decays too slowly to be followed
 
 Numbers = Float[ArrayLike, "*#shape"] | list[Any] | tuple[Any, ...]

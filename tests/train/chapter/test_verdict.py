@@ -92,3 +92,4 @@ def test_runs_that_all_lie_on_a_floor_or_a_cap_decide_nothing(relation):
     )
     assert judge(number, 0.0).verdict == HOLDS  # one number that is not random
     assert judge(number._replace(relation="equal"), [0.0] * 5).verdict == HOLDS
+    assert judge(number._replace(tolerance=0.1), [0.0] * 5).verdict == HOLDS  # not at the end of what agrees

@@ -38,7 +38,7 @@ PREDICTIONS = {
 
 
 def run(told, predictions=PREDICTIONS, kind=Toy):
-    study = kind(told=told, predictions=predictions)
+    study = kind(told=told, predictions=predictions, seeds=tuple(range(5)))
     (cell,) = study.cells()
     return study.run(cell, progress=lambda fraction, note="": None)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxact.cache import use_compilation_cache
-from train import config, devices, options, request
+from train import config, options, request
 from train.config import ConfigError, StorageError
 from train.experiment import Experiment
 from train.interrupt import Interrupted, interruptible
@@ -55,6 +55,8 @@ def _called(words: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     started = time.monotonic()
     if "--smoke" in arguments:
+        from train import devices
+
         devices.compile_fast()
     asked = request.parse(arguments)
 

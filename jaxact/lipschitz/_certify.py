@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import reprlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +47,11 @@ def certify(
     `fn` itself does when it runs.
 
     Understood are: dense layers, convolutions, anything that adds, moves or repeats entries, norms at inference,
-    means and maxima, pooling, scan, and loops whose trip count does not depend on the input, jit, remat, custom
-    derivatives. Within a region also products of variables, and with them softmax, attention and layer norms.
+    means and maxima, pooling, sorting, scan, and loops whose trip count does not depend on the input, jit, remat,
+    custom derivatives; softmax, Euclidean norms, and RMS and layer norms that square what is centred, each by the
+    most that it can stretch anything. Within a region also products of variables, and with them attention and layer
+    norms of any kind. Over all inputs a function with a maximum, softmax, norm or normalisation is bounded both by its
+    slopes and by such numbers, and the smaller bound is given.
 
     Args:
         fn: JAX function of ONE input, closed over its parameters (`lambda x: model(x)`, or
@@ -88,16 +91,8 @@ def certify(
     wide: list[Any] = []
     failure: BaseException | None = None
     try:
-        lowered = _translated(fn, example, region, wide)
-        with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):
-            found = bound(
-                lowered.program,
-                region=region,
-                num_steps=num_steps,
-                seconds=seconds,
-                tolerance=tolerance,
-                memory_limit=memory_limit,
-            )
+        bounded = partial(bound, num_steps=num_steps, tolerance=tolerance, memory_limit=memory_limit)
+        lowered, found = _least(_translated(fn, example, region, wide), bounded, seconds)
     except (ArithmeticError, TypeError, ValueError) as error:
         if not wide:
             raise
@@ -112,7 +107,10 @@ def certify(
     if failure is not None:
         raise failure
     return replace(
-        found, assumptions=(*lowered.assumptions, *found.assumptions), seconds=time.perf_counter() - started
+        found,
+        region=region,
+        assumptions=(*lowered.assumptions, *found.assumptions),
+        seconds=time.perf_counter() - started,
     )
 
 
@@ -120,15 +118,51 @@ def _has_float64() -> bool:
     return jax.dtypes.canonicalize_dtype(np.float64) == np.float64
 
 
-def _translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -> Lowered:
-    """The function as a program that gives the same outputs."""
+class _Reading(NamedTuple):
+    """A function as a program, and the region in which that is bounded."""
+
+    lowered: Lowered
+    region: Region | None
+
+
+def _least(
+    readings: Sequence[_Reading], bounded: Callable[..., Certificate], seconds: float | None
+) -> tuple[Lowered, Certificate]:
+    """The program with the least bound, and that."""
+    found: list[tuple[Lowered, Certificate]] = []
+    refusal, started = None, time.perf_counter()
+    for lowered, region in readings:
+        left = seconds if seconds is None else max(seconds - (time.perf_counter() - started), 0.0)
+        try:
+            with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):
+                left = left if found else seconds
+                found.append((lowered, bounded(lowered.program, region=region, seconds=left)))
+        except (ArithmeticError, ValueError) as error:
+            refusal = refusal or error
+    if not found:
+        assert refusal is not None
+        raise refusal
+    return min(found, key=lambda pair: pair[1].value)
+
+
+def _translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -> list[_Reading]:
+    """The function as a program that gives the same outputs, or as two where a step may be known by one number.
+
+    What such a number bounds it bounds everywhere, so that no region is needed with it.
+    """
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
         try:
-            lowered = lower(fn, example, wide)
-            if region is None and lowered.restricted is not None:
-                raise lowered.restricted
-            _check_translation(fn, lowered, example, region, wide)
-            return lowered
+            first = lower(fn, example, wide)
+            readings = [_Reading(first, region)]
+            if first.has_choice:
+                readings.append(_Reading(lower(fn, example, wide, contract=True), None))
+            usable = [each for each in readings if each.region is not None or each.lowered.restricted is None]
+            if not usable:
+                assert first.restricted is not None
+                raise first.restricted
+            for each in usable:
+                _check_translation(fn, each.lowered, example, region, wide)
+            return usable
         except Exception as error:
             reason = untraceable(error)
             if reason is None or isinstance(error, FunctionError):

@@ -27,6 +27,7 @@ from jaxact.lipschitz._layout import (
     outward,
     prepare,
     slopes_of,
+    stretch_of,
 )
 from jaxact.lipschitz._norms import UNIT, certified_largest, is_positive, largest_eigenvalue, one_thread
 from jaxact.lipschitz._program import (
@@ -35,6 +36,7 @@ from jaxact.lipschitz._program import (
     Bounds,
     Box,
     Certificate,
+    Contraction,
     Dense,
     Elementwise,
     Identity,
@@ -302,6 +304,12 @@ def _verify(
                 state = _affine(state, step, layout)
             else:
                 state = _affine_norms(state, step, layout, prepared, index)
+        elif isinstance(step, Contraction):
+            constant = stretch_of(program, index, intervals.found)
+            if isinstance(state, _Matrix):
+                state = _contracted(state, layout, constant, step.size)
+            else:
+                state = _contracted_norms(state, layout, constant)
         else:
             m, r = centered(*slopes_of(program, index, intervals.found))
             if isinstance(state, _Norms):
@@ -513,6 +521,37 @@ def _elementwise_norms(state: _Norms, layout: Layout, m: np.ndarray, r: np.ndarr
     return _Norms((*(state.k[p] for p in layout.kept), k), state.exponent).normalized()
 
 
+def _contracted_norms(state: _Norms, layout: Layout, constant: float) -> _Norms:
+    k = constant * state.k[layout.sources[0]] * (1 + 4 * UNIT)
+    return _Norms((*(state.k[p] for p in layout.kept), k), state.exponent).normalized()
+
+
+def _contracted(state: _Matrix, layout: Layout, constant: float, size: int) -> _Matrix:
+    """What is kept by itself, and |dv|^2 <= constant^2 lambda_max(Q_source) for the new variable.
+
+    How both go together is not known: with shares p and q, p + q = 1, dk dk^T <= K |dx|^2 and dv dv^T <= b^2 I |dx|^2
+    give diag(K / p, b^2 I / q) for both.
+    """
+    z, kept = layout.rows(layout.sources[0]), layout.kept_rows()
+    b = constant * math.sqrt(certified_largest(state.X[z, z])) * (1 + 8 * UNIT)
+    K = state.X[np.ix_(kept, kept)]
+    a = math.sqrt(certified_largest(K)) if kept.size else 0.0
+    p, q = _shares(a, b)
+    Y = np.zeros((kept.size + size,) * 2)
+    Y[: kept.size, : kept.size] = K / p
+    places = np.arange(kept.size, len(Y))
+    Y[places, places] = b**2 / q
+    moves = np.diag(Y) > 0
+    return _Matrix(_enlarged(Y, 8 * UNIT * np.diag(Y)), state.exponent).normalized(moves)
+
+
+def _shares(a: float, b: float) -> tuple[float, float]:
+    """P and q with (a^2 / p, b^2 / q) least where both add up, adding up to a little less than 1."""
+    if min(a, b) <= 1e-12 * max(a, b):  # nothing of one of them to speak of
+        return (1.0, 1.0) if min(a, b) == 0 else (1 - 1e-9, 1e-9) if a > b else (1e-9, 1 - 1e-9)
+    return a / (a + b) * (1 - 4 * UNIT), b / (a + b) * (1 - 4 * UNIT)
+
+
 def _elementwise(
     state: _Matrix, layout: Layout, m: np.ndarray, r: np.ndarray, T: np.ndarray, proved: bool
 ) -> tuple[_Matrix, np.ndarray]:
@@ -670,6 +709,8 @@ def _meeting_ratio(
     for ahead in range(index + 1, min(index + 1 + _LOOKAHEAD, len(program.steps))):
         following = program.steps[ahead]
         if len(prepared.after[last]) == 1 and not (last == index and isinstance(following, Affine)):
+            break
+        if isinstance(following, Contraction):
             break
         last = ahead
         if not prepared.layouts[ahead].used:

@@ -16,13 +16,14 @@ from jaxact.lipschitz._lazy import (
     Lin,
     affine_step,
     below,
+    contraction_step,
     elementwise_step,
     needed_for,
     product_steps,
     softmax_step,
     used,
 )
-from jaxact.lipschitz._program import Affine, Elementwise, Identity, Program, Step
+from jaxact.lipschitz._program import Affine, Contraction, Elementwise, Identity, Program, Step
 from jaxact.lipschitz._source import Place, place
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -65,6 +66,9 @@ def emitted(
         elif lin.kind == "product":
             made, out = product_steps(lin, fresh, numbers)
             restricted = restricted or lin.where
+        elif lin.kind == "contraction":
+            out = next(fresh)
+            made.append(contraction_step(lin, out, numbers))
         elif lin.kind in ("weights", "softmax"):
             out = next(fresh)
             made.append(softmax_step(lin, out, numbers))
@@ -105,7 +109,10 @@ def _labelled(step: Step, lin: Lin | None, sizes: Mapping[int, int], made_at: Or
         name = {"weights": "logsumexp", "softmax": "softmax", "product": "product"}.get(
             lin.kind, where.name if where is not None else "elementwise"
         )
-    entries = f"{sum(sizes[v] for v in step.sources)} -> " if isinstance(step, Affine) else ""
+    if isinstance(step, Contraction):
+        assert lin is not None
+        name = lin.data.name
+    entries = "" if isinstance(step, Elementwise) else f"{sum(sizes[v] for v in step.sources)} -> "
     short = f" ({where.short})" if where is not None and where.short else ""
     return replace(step, label=f"{name} {step.out}: {entries}{step.size}{short}")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakValueDictionary
 
 import jax
 import numpy as np
-import scipy.special
+
+from jaxact.lipschitz._curves import COMPARE, LOGIC, SPECIAL, UNARY
 
 _ARITHMETIC = (
     *("add", "add_any", "sub", "mul", "neg", "div", "pow", "integer_pow", "square", "reduce_sum", "cumsum"),
@@ -114,6 +116,25 @@ def compose(outer: Expr, inner: Expr) -> Expr:
         else:
             done[id(node)] = _REBUILD[node.op](node.param, *(done[id(arg)] for arg in node.args))
     return done[id(outer)]
+
+
+def outer(expr: Expr, inner: Expr) -> Expr | None:
+    """F where expr(x) = F(inner(x)); None if x is read past `inner` too."""
+    done: dict[int, Expr] = {id(inner): variable()}
+    stack = [expr]
+    while stack:
+        node = stack[-1]
+        if id(node) in done:
+            stack.pop()
+        elif node.is_constant:
+            done[id(node)] = node
+        elif not node.args:  # x itself, or a x + b
+            return None
+        elif missing := [arg for arg in node.args if id(arg) not in done]:
+            stack += missing
+        else:
+            done[id(node)] = _REBUILD[node.op](node.param, *(done[id(arg)] for arg in node.args))
+    return done[id(expr)]
 
 
 def refuse_integers(eqn: Any) -> None:
@@ -246,7 +267,7 @@ def _div(_: Any, u: Expr, v: Expr) -> Expr:
     if v.is_constant:
         # a product with 1 / v, rounded once more: covered by the final widening
         return _mul({}, constant(1.0 / np.asarray(v.value)), u)
-    return _mul({}, u, _power({"y": -1}, v))
+    return _as_shares(u, v) or _mul({}, u, _power({"y": -1}, v))
 
 
 def _power(params: Any, u: Expr) -> Expr:
@@ -270,23 +291,33 @@ def _pow(_: Any, u: Expr, v: Expr) -> Expr:
             return _power({"y": int(y)}, u)
         if u.is_constant:
             return constant(np.power(u.value, y))
+        if abs(y) == 0.5:
+            return _unary("sqrt" if y > 0 else "rsqrt")({}, u)
         return _node("pow", (u,), y)
     if u.is_constant:
         return _unary("exp")({}, _mul({}, constant(np.log(u.value)), v))
     raise UnsupportedError("the slope of `pow` is known for one constant operand only")
 
 
+def _atan2(_: Any, u: Expr, v: Expr) -> Expr:
+    if v.is_constant and np.all(np.asarray(v.value) > 0):
+        return _unary("atan")({}, _div({}, u, v))
+    raise UnsupportedError("the slope of `atan2` is known over a positive constant only")
+
+
 def _unary(name: str) -> Callable[..., Expr]:
     def build(_: Any, u: Expr) -> Expr:
         if u.is_constant:
             return constant(UNARY[name].fn(np.asarray(u.value, np.float64)))
-        if name == "sqrt":
-            return _as_hypot(u) or _node(name, (u,), None)
-        if name in ("log", "log1p"):
-            return _as_softplus(u, name) or _node(name, (u,), None)
+        for rewritten in _REWRITES.get(name, ()):
+            if (found := rewritten(u)) is not None:
+                return found
         return _node(name, (u,), None)
 
     return build
+
+
+# --- Formulas as people write them, in forms whose slopes intervals can bound, and which do not overflow --------------
 
 
 def _as_hypot(u: Expr) -> Expr | None:
@@ -308,15 +339,106 @@ def _as_hypot(u: Expr) -> Expr | None:
     return None
 
 
-def _as_softplus(u: Expr, name: str) -> Expr | None:
-    """log(1 + exp(t)), which would overflow."""
-    if name == "log1p" and u.op == "exp":
-        return _unary("softplus")({}, u.args[0])
-    if name == "log" and u.op == "add":
-        for one, power in (u.args, u.args[::-1]):
-            if one.is_constant and isinstance(one.param, float) and one.param == 1 and power.op == "exp":
-                return _unary("softplus")({}, power.args[0])
+def _exponentials(u: Expr) -> list[tuple[float, Expr]] | None:
+    """(k, t) of a sum of k exp(t), a constant being k exp(0); None if it is none."""
+    if u.op == "add":
+        parts = [_exponentials(arg) for arg in u.args]
+        return None if None in parts else [term for part in parts for term in part or ()]
+    k = 1.0
+    if u.op == "mul" and u.args[0].is_constant and isinstance(u.args[0].param, float):
+        k, u = u.args[0].param, u.args[1]
+    if u.op == "add" and (inner := _exponentials(u)) is not None:
+        return [(k * each, t) for each, t in inner]
+    if u.op == "exp":
+        return [(k, u.args[0])]
+    return [(k * u.param, constant(0.0))] if u.is_constant and isinstance(u.param, float) else None
+
+
+def _two_exponentials(u: Expr) -> tuple[tuple[float, Expr], tuple[float, Expr], Expr] | None:
+    """Of k exp(s) + l exp(t), k and l positive: (k, s), (l, t), and s - t + log(k / l)."""
+    terms = _exponentials(u)
+    if terms is None or len(terms) != 2 or not all(0 < k < math.inf for k, _ in terms):
+        return None
+    (k, s), (other, t) = terms
+    return terms[0], terms[1], _add({}, _sub({}, s, t), constant(math.log(k / other)))
+
+
+def _as_shares(u: Expr, v: Expr) -> Expr | None:
+    """U / (k exp(s) + l exp(t)) by the shares of both in the sum, which are logistic functions of s - t."""
+    found = _two_exponentials(v)
+    if found is None:
+        return None
+    (k, s), (other, t), apart = found
+    shares = _unary("logistic")({}, apart), _unary("logistic")({}, _neg({}, apart))
+    parts = []
+    for factor, exponent in _exponentials(u) or ():
+        if exponent is not s and exponent is not t:
+            break
+        share, scale = (shares[0], k) if exponent is s else (shares[1], other)
+        parts.append(_mul({}, constant(factor / scale), share))
+    else:
+        if parts:
+            return functools.reduce(lambda a, b: _add({}, a, b), parts)
+    if t.is_constant:  # 0
+        return _mul({}, constant(1.0 / other), _mul({}, u, shares[1]))
+    return _mul({}, constant(1.0 / k), _mul({}, u, shares[0])) if s.is_constant else None
+
+
+def _as_softplus(u: Expr) -> Expr | None:
+    """log(k exp(s) + l exp(t)) = t + log l + softplus(s - t + log(k / l))."""
+    found = _two_exponentials(u)
+    if found is None:
+        return None
+    _, (other, t), apart = found
+    return _add({}, _unary("softplus")({}, apart), _add({}, t, constant(math.log(other))))
+
+
+def _as_softplus_of_1_and(u: Expr) -> Expr | None:
+    """log1p(k exp(t)), k > 0."""
+    terms = _exponentials(u)
+    if terms is None or len(terms) != 1 or not 0 < terms[0][0] < math.inf:
+        return None
+    return _unary("softplus")({}, _add({}, terms[0][1], constant(math.log(terms[0][0]))))
+
+
+def _log_of_logistic(u: Expr) -> Expr | None:
+    """Log logistic(t) = -softplus(-t)."""
+    return _neg({}, _unary("softplus")({}, _neg({}, u.args[0]))) if u.op == "logistic" else None
+
+
+def _log_of_cosh(u: Expr) -> Expr | None:
+    """Log cosh(t) = softplus(2 t) - t - log 2."""
+    if u.op != "cosh":
+        return None
+    (t,) = u.args
+    rest = _add({}, _neg({}, t), constant(-math.log(2)))
+    return _add({}, _unary("softplus")({}, _mul({}, constant(2.0), t)), rest)
+
+
+def _log_of_hypot(u: Expr) -> Expr | None:
+    """log(t + hypot(1, t)) = asinh(t), whose sum cancels where t is negative."""
+    if u.op == "add":
+        for t, root in (u.args, u.args[::-1]):
+            if root.op == "hypot1" and root.args[0] is t:
+                return _unary("asinh")({}, t)
     return None
+
+
+def _as_gumbel(u: Expr) -> Expr | None:
+    """exp(-k exp(t)), k > 0: a product of a vanishing and an infinite factor where t is large."""
+    terms = _exponentials(u) if u.op == "mul" else None
+    if terms is None or len(terms) != 1 or not -math.inf < terms[0][0] < 0:
+        return None
+    return _unary("gumbel")({}, _neg({}, _add({}, terms[0][1], constant(math.log(-terms[0][0])))))
+
+
+#: primitive -> what its operand may show it to be
+_REWRITES: dict[str, tuple[Callable[[Expr], Expr | None], ...]] = {
+    "sqrt": (_as_hypot,),
+    "log": (_as_softplus, _log_of_logistic, _log_of_cosh, _log_of_hypot),
+    "log1p": (_as_softplus_of_1_and,),
+    "exp": (_as_gumbel,),
+}
 
 
 def _special(name: str) -> Callable[..., Expr]:
@@ -447,138 +569,8 @@ def _from_jaxpr(jaxpr: Any, consts: Sequence[Expr], args: Sequence[Expr]) -> lis
     return [read(atom) for atom in jaxpr.outvars]
 
 
-# --- Primitives and the ranges of their derivatives -------------------------------------------------------------------
+# --- Builders ---------------------------------------------------------------------------------------------------------
 
-
-class _Curve(NamedTuple):
-    """f, f', f'' with the points between which each is monotone."""
-
-    fn: Callable[[np.ndarray], np.ndarray]
-    slope: Callable[[np.ndarray], np.ndarray]
-    bend: Callable[[np.ndarray], np.ndarray]
-    turns: tuple[float, ...] = ()
-    slope_turns: tuple[float, ...] = ()
-    bend_turns: tuple[float, ...] = ()
-    least: float = -math.inf  # of the domain
-
-
-def _logistic_slope(x):
-    e = np.exp(-np.abs(x))
-    return e / np.square(1 + e)
-
-
-def _tanh_slope(x):
-    return 4 * _logistic_slope(2 * np.asarray(x))
-
-
-def _erf_slope(x):
-    return 2 / math.sqrt(math.pi) * np.exp(-np.square(x))
-
-
-def _hypot1(x):
-    return np.hypot(1.0, x)
-
-
-UNARY: dict[str, _Curve] = {
-    "exp": _Curve(np.exp, np.exp, np.exp),
-    "log": _Curve(np.log, lambda x: 1 / x, lambda x: -1 / x / x, least=0.0),
-    "log1p": _Curve(np.log1p, lambda x: 1 / (1 + x), lambda x: -1 / (1 + x) / (1 + x), least=-1.0),
-    "expm1": _Curve(np.expm1, np.exp, np.exp),
-    "logistic": _Curve(
-        scipy.special.expit,
-        _logistic_slope,
-        lambda x: -_logistic_slope(x) * np.tanh(x / 2),
-        slope_turns=(0.0,),
-        bend_turns=(-math.log(2 + math.sqrt(3)), math.log(2 + math.sqrt(3))),
-    ),
-    "tanh": _Curve(
-        np.tanh,
-        _tanh_slope,
-        lambda x: -2 * np.tanh(x) * _tanh_slope(x),
-        slope_turns=(0.0,),
-        bend_turns=(-math.atanh(1 / math.sqrt(3)), math.atanh(1 / math.sqrt(3))),
-    ),
-    "erf": _Curve(
-        scipy.special.erf,
-        _erf_slope,
-        lambda x: -2 * x * _erf_slope(x),
-        slope_turns=(0.0,),
-        bend_turns=(-math.sqrt(0.5), math.sqrt(0.5)),
-    ),
-    "erfc": _Curve(
-        scipy.special.erfc,
-        lambda x: -_erf_slope(x),
-        lambda x: 2 * x * _erf_slope(x),
-        slope_turns=(0.0,),
-        bend_turns=(-math.sqrt(0.5), math.sqrt(0.5)),
-    ),
-    "atan": _Curve(
-        np.arctan,
-        lambda x: (1 / _hypot1(x)) ** 2,
-        lambda x: -2 * (x / _hypot1(x)) * (1 / _hypot1(x)) ** 3,
-        slope_turns=(0.0,),
-        bend_turns=(-1 / math.sqrt(3), 1 / math.sqrt(3)),
-    ),
-    "asinh": _Curve(
-        np.arcsinh,
-        lambda x: 1 / _hypot1(x),
-        lambda x: -(x / _hypot1(x)) * (1 / _hypot1(x)) ** 2,
-        slope_turns=(0.0,),
-        bend_turns=(-math.sqrt(0.5), math.sqrt(0.5)),
-    ),
-    "hypot1": _Curve(
-        _hypot1,
-        lambda x: x / _hypot1(x),
-        lambda x: (1 / _hypot1(x)) ** 3,
-        turns=(0.0,),
-        bend_turns=(0.0,),
-    ),
-    "softplus": _Curve(
-        lambda x: np.logaddexp(0.0, x),
-        scipy.special.expit,
-        _logistic_slope,
-        bend_turns=(0.0,),
-    ),
-    "sinh": _Curve(np.sinh, np.cosh, np.sinh, slope_turns=(0.0,)),
-    "cosh": _Curve(np.cosh, np.sinh, np.cosh, turns=(0.0,), bend_turns=(0.0,)),
-    "sqrt": _Curve(np.sqrt, lambda x: 0.5 / np.sqrt(x), lambda x: -0.25 / (np.sqrt(x) * x), least=0.0),
-    "rsqrt": _Curve(
-        lambda x: 1 / np.sqrt(x),
-        lambda x: -0.5 / (np.sqrt(x) * x),
-        lambda x: 0.75 / (np.sqrt(x) * x * x),
-        least=0.0,
-    ),
-    "cbrt": _Curve(
-        np.cbrt,
-        lambda x: np.where(x == 0, np.inf, 1 / (3 * np.square(np.cbrt(x)))),
-        lambda x: -2 / (9 * np.square(np.cbrt(x)) * x),
-        slope_turns=(0.0,),
-    ),
-}
-
-SPECIAL: dict[str, Callable[[Any], Any]] = {
-    "abs": np.abs,
-    "sign": np.sign,
-    "sin": np.sin,
-    "cos": np.cos,
-    "floor": np.floor,
-    "ceil": np.ceil,
-    "round": np.rint,
-}
-COMPARE: dict[str, Callable[[Any, Any], Any]] = {
-    "lt": np.less,
-    "le": np.less_equal,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-    "eq": np.equal,
-    "ne": np.not_equal,
-}
-LOGIC: dict[str, Callable[..., Any]] = {
-    "and": np.logical_and,
-    "or": np.logical_or,
-    "xor": np.logical_xor,
-    "not": np.logical_not,
-}
 _BUILDERS: dict[str, Callable[..., Expr]] = {
     "add": _add,
     "add_any": _add,
@@ -589,6 +581,7 @@ _BUILDERS: dict[str, Callable[..., Expr]] = {
     "integer_pow": _power,
     "square": lambda _, u: _power({"y": 2}, u),
     "pow": _pow,
+    "atan2": _atan2,
     "exp2": lambda _, u: _unary("exp")({}, _mul({}, constant(math.log(2)), u)),
     "max": _larger("maximum"),
     "min": _larger("minimum"),
@@ -605,7 +598,7 @@ _BUILDERS: dict[str, Callable[..., Expr]] = {
     **{name: _compare(name) for name in COMPARE},
     **{name: _logic(name) for name in LOGIC},
 }
-del _BUILDERS["hypot1"], _BUILDERS["softplus"]  # no primitives of jax
+del _BUILDERS["hypot1"], _BUILDERS["softplus"], _BUILDERS["gumbel"]  # no primitives of jax
 ELEMENTWISE = frozenset(_BUILDERS)
 
 #: op -> rebuild the node from its parameter and new operands

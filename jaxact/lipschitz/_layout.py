@@ -16,6 +16,7 @@ from jaxact.lipschitz._norms import UNIT
 from jaxact.lipschitz._program import (
     Affine,
     Bounds,
+    Contraction,
     Dense,
     Diagonal,
     Elementwise,
@@ -83,7 +84,7 @@ def prepare(program: Program, memory_limit: int) -> Prepared:
                         "A diverged network has no Lipschitz bound."
                     )
             step = replace(step, terms=terms)
-        elif step.size == 0:  # no entries to take an eigenvalue of
+        elif isinstance(step, Elementwise) and step.size == 0:  # no entries to take an eigenvalue of
             step = Affine(step.out, ((step.source, Identity(0)),), 0, label=step.label)
         steps.append(step)
     program = Program(program.input_size, tuple(steps), program.output)
@@ -95,7 +96,7 @@ def prepare(program: Program, memory_limit: int) -> Prepared:
         sources = tuple(ins.index(v) for v in step.sources) if used else ()
         kept = tuple(ins.index(v) for v in outs if v != step.out)
         layouts.append(Layout(tuple(program.sizes[v] for v in ins), sources, kept, used))
-        rows = sum(program.sizes[v] for v in ins) + (step.size if isinstance(step, Elementwise) else 0)
+        rows = sum(program.sizes[v] for v in ins) + (0 if isinstance(step, Affine) else step.size)
         dense.append(max(rows, sum(program.sizes[v] for v in outs)) <= memory_limit)
     starts_dense = program.input_size <= memory_limit
     by_norms = not (all(dense) and starts_dense)
@@ -318,3 +319,16 @@ def slopes_of(program: Program, index: int, intervals: Mapping[int, Bounds]) -> 
     if (alpha > beta).any():
         raise ValueError(f"Step {label(program, index)} must have slopes with lower <= upper.")
     return alpha, beta
+
+
+def stretch_of(program: Program, index: int, intervals: Mapping[int, Bounds]) -> float:
+    step = program.steps[index]
+    assert isinstance(step, Contraction)
+    constant = float(step.constant(intervals))
+    if not math.isfinite(constant):
+        raise ArgumentError(
+            f"Step {label(program, index)} must have a bounded slope, got {constant}.",
+            "No bound holds for all these inputs: pass `region=`, or a smaller one.",
+            give="region",
+        )
+    return constant

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,16 @@ from jaxtyping import Float
 from jaxact.errors import ArgumentError
 from jaxact.lipschitz import _formula, _slopes
 from jaxact.lipschitz._formula import Expr
-from jaxact.lipschitz._program import Affine, Dense, Diagonal, Elementwise, Identity, Linear, Step
+from jaxact.lipschitz._program import (
+    Affine,
+    Contraction,
+    Dense,
+    Diagonal,
+    Elementwise,
+    Identity,
+    Linear,
+    Step,
+)
 
 _WRITTEN = 2**24  # entries up to which a composed linear map becomes a matrix
 
@@ -94,6 +103,25 @@ def needed_for(result: Lin) -> set[Lin]:
         needed.add(lin)
         stack.extend(node for node in below(lin)[:-1] if node.is_leaf)
     return needed
+
+
+def ratio(one: Lin, other: Lin) -> float | None:
+    """The number c with one = c other to rounding, both maps of the same variables however they were written."""
+    if one is other:
+        return 1.0
+    if one.size != other.size or one.kind != "op" or other.kind != "op":
+        return None
+    orders = below(one), below(other)
+    leaves, others = ({node for node in order[:-1] if node.is_leaf} for order in orders)
+    if leaves != others or any(one.size * leaf.size > _WRITTEN // 4 for leaf in leaves):
+        return None
+    steps = [affine_step(lin, 0, dict.fromkeys(leaves, 0)) for lin in (one, other)]
+    parts = [[np.zeros(one.size) if step.offset is None else step.offset] for step in steps]
+    for found, order in zip(parts, orders, strict=True):
+        found += [_columns(order, leaf).ravel() for leaf in leaves]
+    a, b = map(np.concatenate, parts)
+    c = float(np.vdot(a, b) / max(np.vdot(b, b), 1e-300))
+    return c if np.abs(a - c * b).max() <= 2e-15 * np.abs(a).max() else None
 
 
 def affine_step(lin: Lin, out: int, numbers: dict[Lin, int]) -> Affine:
@@ -225,12 +253,37 @@ def elementwise_step(lin: Lin, out: int, numbers: dict[Lin, int]) -> Elementwise
     )
 
 
+class Stretched(NamedTuple):
+    """What a contraction is: its name, its constant, the value [out] of [in], the range of (lower, upper).
+
+    Of a norm sqrt(a |x|^2 + b) also `squares`: x, a, b and the positions [norm, entry].
+    """
+
+    name: str
+    constant: float
+    value: Callable[[Any], Any]
+    range: Callable[[Any, Any], tuple[Any, Any]]
+    squares: Any = None
+
+
+def contraction_step(lin: Lin, out: int, numbers: dict[Lin, int]) -> Contraction:
+    source, known = numbers[lin.parents[0]], lin.data
+    return Contraction(
+        out,
+        source,
+        lin.size,
+        constant=lambda intervals: known.constant,
+        value=lambda values: known.value(values[source]),
+        range=lambda intervals: known.range(*intervals[source]),
+    )
+
+
 def softmax_step(lin: Lin, out: int, numbers: dict[Lin, int]) -> Elementwise:
     positions = lin.data
     x = numbers[lin.parents[-1]]
 
     def slopes(intervals: Any) -> Any:
-        return _softmax_range(positions, *intervals[x])
+        return softmax_range(positions, *intervals[x])
 
     if lin.kind == "softmax":
         source = numbers[lin.parents[0]]
@@ -267,7 +320,7 @@ def softmax_step(lin: Lin, out: int, numbers: dict[Lin, int]) -> Elementwise:
     )
 
 
-def _softmax_range(
+def softmax_range(
     positions: np.ndarray, lower: np.ndarray, upper: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """1 / (1 + sum_{j != i} exp(x_j - x_i)) is largest where x_i is and the others are least."""

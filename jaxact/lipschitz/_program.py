@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -215,7 +215,36 @@ class Elementwise:
         return (self.source,)
 
 
-Step: TypeAlias = Affine | Elementwise
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """v_out = f(v_source), known by how much it stretches at most: |dv_out| <= constant |dv_source|.
+
+    Attributes:
+        out: the variable that it defines.
+        source: the variable that it reads.
+        size: of v_out.
+        constant: intervals -> the number, sound while every variable stays within its interval; see `Elementwise`.
+        value: values -> v_out [size].
+        range: intervals -> (lower, upper) of v_out.
+        label: what to call it in reports.
+    """
+
+    out: int
+    source: int
+    size: int
+    constant: Callable[[Intervals], float]
+    value: Callable[[Values], Any]
+    range: Callable[[Intervals], tuple[Any, Any]]
+    label: str = ""
+    is_function: ClassVar[bool] = True
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """The variable that it reads."""
+        return (self.source,)
+
+
+Step: TypeAlias = Affine | Elementwise | Contraction
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +280,7 @@ class Program:
                             f"`steps[{index}]` must map {sizes[source]} entries to {step.size}, got an operator of "
                             f"shape {tuple(operator.shape)}. Operators are [out, in]: transpose Flax kernels."
                         )
-            elif step.size != sizes[step.source]:
+            elif isinstance(step, Elementwise) and step.size != sizes[step.source]:
                 raise ValueError(
                     f"`steps[{index}]` must keep the size {sizes[step.source]}, got {step.size}."
                 )

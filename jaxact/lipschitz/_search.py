@@ -21,8 +21,9 @@ from jaxact.lipschitz._layout import (
     Multipliers,
     Prepared,
     slopes_of,
+    stretch_of,
 )
-from jaxact.lipschitz._program import Affine, Diagonal, Elementwise, Identity, Linear, Operator
+from jaxact.lipschitz._program import Affine, Contraction, Diagonal, Elementwise, Identity, Linear, Operator
 from jaxact.lipschitz._slopes import centered
 
 #: Q = exp(log) X, X of mean diagonal 1; by norms the logarithms of the norms, and 0
@@ -119,6 +120,7 @@ class _Search:
                 self.log_norms[index] = np.log(norms)
         self.slices: dict[int, slice] = {}
         self.gradient = np.zeros(0)
+        self.constants: dict[int, float] = {}
         self.fixed: dict[int, _Changing] = {}  # slopes: of all inputs, or of the last pass that found them
         if local is not None:
             return
@@ -166,6 +168,14 @@ class _Search:
                     state, pull = _affine_step(terms, state, self.operators[index])
                 else:
                     state, pull = _affine_norms_step(terms, state, self.log_norms[index])
+            elif isinstance(step, Contraction):
+                if anew:
+                    self.constants[index] = stretch_of(prepared.program, index, intervals.found)
+                if dense:
+                    state, pull = _contraction_step(layout, state, self.constants[index], step.size)
+                else:
+                    log_slope = math.log(self.constants[index] + 1e-300)
+                    state, pull = _elementwise_norms_step(layout, state, log_slope)
             elif not dense:
                 if local is not None and anew:
                     self.fixed[index] = self._unchanging(index, intervals)
@@ -387,6 +397,30 @@ def _product(operator: Linear, X: Any) -> Any:
 @jax.jit
 def _transposed_product(operator: Linear, X: Any) -> Any:
     return jax.vmap(operator.transpose, in_axes=1, out_axes=1)(X)
+
+
+def _contraction_step(layout: Layout, state: _State, constant: float, size: int) -> tuple[_State, _Pull]:
+    """As in the proof, the shares held fixed."""
+    X, log = state
+    z, kept = layout.rows(layout.sources[0]), layout.kept_rows()
+    s, vector = _leading(X[z, z])
+    a = math.sqrt(_leading(X[np.ix_(kept, kept)])[0]) if kept.size else 0.0
+    b = constant * math.sqrt(s)
+    p, q = (a / (a + b), b / (a + b)) if min(a, b) > 1e-9 * max(a, b) else (1.0, 1.0)
+    Y = np.zeros((kept.size + size,) * 2)
+    Y[: kept.size, : kept.size] = X[np.ix_(kept, kept)] / p
+    places = np.arange(kept.size, len(Y))
+    Y[places, places] = b**2 / q
+    made, unscaled = _normalized(Y, log)
+
+    def pull(pulled: _State) -> _State:
+        g, g_log = unscaled(pulled)
+        g_X = np.zeros_like(X)
+        g_X[np.ix_(kept, kept)] = g[: kept.size, : kept.size] / p
+        g_X[z, z] += constant**2 / q * np.trace(g[kept.size :, kept.size :]) * np.outer(vector, vector)
+        return g_X, g_log
+
+    return made, pull
 
 
 def _leading(B: np.ndarray) -> tuple[float, np.ndarray]:

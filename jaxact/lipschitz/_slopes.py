@@ -17,25 +17,25 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int8
 
+from jaxact.lipschitz._curves import COMPARE, LOGIC, SPECIAL, UNARY
 from jaxact.lipschitz._formula import (
-    COMPARE,
-    LOGIC,
-    SPECIAL,
-    UNARY,
     Expr,
     evaluate_node,
     nodes,
     num_entries,
+    outer,
     reindex,
 )
 
 #: Slopes over the whole line are proved for inputs up to here, the largest that float32 (and bfloat16) can hold.
 LARGEST = 2.0**128
 _TAIL = 2.0**64  # slopes that still grow from here on are taken for unbounded
+_HIDDEN = 1e-10  # a jump below it is not looked for, relative to values, or to slopes times inputs
 _STEEP = 1e30  # and so are slopes beyond this
 _EPS = 2.0**-52
-_TINY = 5e-324
+_TINY, _MOST = 5e-324, np.finfo(np.float64).max
 _HALF_PI = math.pi / 2
+_OCTAVES = np.outer([-1.0, 1.0], 2.0 ** np.concatenate([np.arange(-4.0, 8), np.arange(8.0, 129, 8)])).ravel()
 
 Interval: TypeAlias = tuple[np.ndarray, np.ndarray]
 
@@ -61,8 +61,9 @@ def slope_range(
 
     Outer bounds, widened for rounding; tight to `tolerance` relative to the largest |slope| unless the work
     runs out first. A jump gives (-inf, inf): branches of a `where` count as continuous if they agree at the switch to
-    1e-13 of their size or of slope times input. Over the whole line, panels reach out to +-2^128; a slope that still
-    grows beyond 2^64 counts as unbounded.
+    the bound on their rounding there, which may be 1e-10 of their size or of slope times input. Over the whole line,
+    panels reach out to +-2^128; a slope that still grows beyond 2^64 counts as unbounded, over intervals that reach
+    farther too.
 
     Args:
         expr: the formula; constants may differ between the [size] entries of the variable.
@@ -89,12 +90,15 @@ def slope_range(
         )
     compiled = compile_formula(expr)
     shape = lower.shape
-    lower, upper = (
-        np.clip(lower.reshape(-1), -LARGEST, LARGEST),
-        np.clip(upper.reshape(-1), -LARGEST, LARGEST),
-    )
+    beyond = ~((lower >= -LARGEST) & (upper <= LARGEST)).reshape(-1)
+    low, high = (np.clip(end.reshape(-1), -LARGEST, LARGEST) for end in (lower, upper))
     with np.errstate(all="ignore"):
-        found = _search(compiled, lower, upper, 1e-3 if tolerance is None else tolerance, rounds=8)
+        found = _search(compiled, low, high, 1e-3 if tolerance is None else tolerance, rounds=8)
+        if beyond.any():  # there slopes must have settled before
+            tails = _search(compiled, low, high, 1e-3, rounds=20, edges=_OCTAVES, tails=True)
+            found = SlopeRange(
+                np.where(beyond, tails.lower, found.lower), np.where(beyond, tails.upper, found.upper)
+            )
     return SlopeRange(found.lower.reshape(shape), found.upper.reshape(shape))
 
 
@@ -111,7 +115,7 @@ def value_range(expr: Expr, lower: Any, upper: Any) -> Interval:
         least, most = np.full(low.size, np.inf), np.full(low.size, -np.inf)
         np.minimum.at(least, index, V[0][0])
         np.maximum.at(most, index, V[1][0])
-        beyond = ~(np.isfinite(low) & np.isfinite(high))
+        beyond = ~((low >= -LARGEST) & (high <= LARGEST))
         least[beyond], most[beyond] = -np.inf, np.inf
     return least.reshape(shape), most.reshape(shape)
 
@@ -136,6 +140,7 @@ def centered(
 
 def _outward(low: Any, high: Any, ulps: float = 2) -> Interval:
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    low, high = np.minimum(low, _MOST), np.maximum(high, -_MOST)  # what overflows is at least so large
     low = low - np.abs(low) * (ulps * _EPS)
     high = high + np.abs(high) * (ulps * _EPS)
     # NaN: nothing is known
@@ -611,7 +616,19 @@ def _solve(node: Expr, value: Any) -> list[Any] | None:
         return _both(_solve(node.args[0], root), _solve(node.args[0], -root))
     if node.op == "integer_pow" and node.param == 3:
         return _solve(node.args[0], np.cbrt(value))
+    if node.op in _EXACT and (value == _EXACT[node.op][1]).all():
+        return _solve(node.args[0], _EXACT[node.op][0])
     return None  # an inverse such as atanh would lose digits
+
+
+#: of monotone functions: (x, f(x)), both exact
+_EXACT = {
+    **dict.fromkeys(("expm1", "log1p", "tanh", "sinh", "erf", "atan", "asinh", "cbrt"), (0.0, 0.0)),
+    "exp": (0.0, 1.0),
+    "log": (1.0, 0.0),
+    "sqrt": (0.0, 0.0),
+    "logistic": (0.0, 0.5),
+}
 
 
 def _both(s: list[Any] | None, t: list[Any] | None) -> list[Any] | None:
@@ -632,7 +649,21 @@ def _whole_line(key: _Key, tolerance: float) -> SlopeRange:
         found = _search(
             compiled, -edge, edge, tolerance, rounds=60, edges=np.concatenate([-octaves, octaves]), tails=True
         )
-    return SlopeRange(np.float64(found.lower.item()), np.float64(found.upper.item()))
+    found = SlopeRange(np.float64(found.lower.item()), np.float64(found.upper.item()))
+    return found if np.isfinite(found).all() else _by_cutting(key.expr, tolerance) or found
+
+
+def _by_cutting(expr: Expr, tolerance: float) -> SlopeRange | None:
+    """Products of the slopes of F and of g where f = F(g(x)): of gelu(gelu(x)), whose tails intervals cannot follow."""
+    size = len(nodes(expr))
+    cuts = [(node, outer(expr, node)) for node in nodes(expr)[:-1] if node.args and not node.is_bool]
+    pairs = [(rest, inner) for inner, rest in cuts if rest is not None and rest.affine is None]
+    for pair in sorted(pairs, key=lambda pair: abs(2 * len(nodes(pair[1])) - size)):  # the middle first
+        ranges = [_whole_line(_key(each), tolerance) for each in pair]
+        if np.isfinite(ranges).all():
+            ends = [s * t for s in ranges[0] for t in ranges[1]]
+            return SlopeRange(*_outward(np.min(ends), np.max(ends)))
+    return None
 
 
 def _whole_line_distinct(expr: Expr, tolerance: float) -> SlopeRange:
@@ -648,7 +679,6 @@ def _whole_line_distinct(expr: Expr, tolerance: float) -> SlopeRange:
     inverse = inverse.reshape(-1)
     small = reindex(expr, lambda values: values[first])  # sorted, also where all entries differ
     edge = np.full(first.size, LARGEST)
-    octaves = 2.0 ** np.concatenate([np.arange(-4, 8, dtype=float), np.arange(8, 129, 8)])
     with np.errstate(all="ignore"):
         found = _search(
             compile_formula(small),
@@ -656,7 +686,7 @@ def _whole_line_distinct(expr: Expr, tolerance: float) -> SlopeRange:
             edge,
             max(tolerance, 1e-7),
             rounds=60,
-            edges=np.concatenate([-octaves, octaves]),
+            edges=_OCTAVES,
             tails=True,
         )
     return SlopeRange(np.asarray(found.lower)[inverse], np.asarray(found.upper)[inverse])
@@ -776,18 +806,23 @@ def find_jumps(compiled: _Compiled, low: np.ndarray, high: np.ndarray) -> np.nda
         left = compiled.run(t - step, t, index)
         right = compiled.run(t, t + step, index)
         at = _value_at(compiled, t, index)
-        l_low, l_high = left.value[0][2], left.value[1][2]
-        r_low, r_high = right.value[0][1], right.value[1][1]
-        least, most = np.minimum(np.minimum(l_low, r_low), at), np.maximum(np.maximum(l_high, r_high), at)
+        # At the middles, which are points: width is what rounding leaves there, and nothing that dependency adds.
+        l_low, l_high = left.value[0][3], left.value[1][3]
+        r_low, r_high = right.value[0][3], right.value[1][3]
+        l_mid, r_mid = l_low / 2 + l_high / 2, r_low / 2 + r_high / 2
+        least, most = np.minimum(np.minimum(l_mid, r_mid), at), np.maximum(np.maximum(l_mid, r_mid), at)
         for equal, point in compiled.points:  # the rounded solution may not satisfy the equation
             same = np.broadcast_to(point, low.shape)[here] == t
             if same.any():
                 at = np.where(same, _value_at(compiled, t, index, equal), at)
                 least, most = np.minimum(least, at), np.maximum(most, at)
-        # Widths at the switch itself measure rounding, unless another `where` is open there.
-        widths = np.where(left.rough | right.rough, 0.0, (l_high - l_low) + (r_high - r_low))
-        rounding = widths + 16 * _EPS * np.maximum(np.abs(least), np.abs(most))
-        broken[index] |= ~(most - least <= 16 * rounding)
+        # Where another `where` is open the width is that between its branches.
+        rounding = np.where(left.rough | right.rough, 0.0, (l_high - l_low) + (r_high - r_low))
+        ends = np.abs([*(end[0] for end in left.slope), *(end[0] for end in right.slope)])
+        travel, size = ends.max(0), np.maximum(np.abs(least), np.abs(most))
+        broken[index] |= ~(most - least <= 2 * rounding + 2 * step * travel + 256 * _EPS * size)
+        # What rounding hides must be nothing beside the function itself: else nobody knows.
+        broken[index] |= ~(rounding <= _HIDDEN * (size + travel * np.maximum(np.abs(t), 1.0)))
     return broken
 
 

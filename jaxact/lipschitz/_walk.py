@@ -13,18 +13,20 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from jaxact.errors import ArgumentError, ArgumentTypeError
 from jaxact.lipschitz import _formula, _slopes
 from jaxact.lipschitz._emit import PRODUCTS, emitted, refusal
 from jaxact.lipschitz._formula import Expr, UnsupportedError
 from jaxact.lipschitz._host import BATCHED, computed, in_float64, is_plain
-from jaxact.lipschitz._lazy import Lin
+from jaxact.lipschitz._lazy import Lin, Stretched, ratio, softmax_range
 from jaxact.lipschitz._program import Program
 from jaxact.lipschitz._source import Place, called, place
 from jaxact.lipschitz._wide import run_again, wide_constants
@@ -72,6 +74,7 @@ class Lowered:
         num_operations: how many of them differ in primitive or shapes.
         has_loops: whether there are loops among them.
         narrowest: the floating dtype with the fewest bits that it rounds wider numbers to, or None.
+        has_choice: whether `contract` would make another program of it.
     """
 
     program: Program
@@ -83,15 +86,20 @@ class Lowered:
     num_operations: int = 0
     has_loops: bool = False
     narrowest: Any = None
+    has_choice: bool = False
 
 
-def lower(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None) -> Lowered:
+def lower(
+    fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None, *, contract: bool = False
+) -> Lowered:
     """Translate a function of one array into a `Program`, by tracing it in float64 and walking its jaxpr.
 
     Args:
         fn: JAX function of one array, closed over its parameters; returns an array or a pytree of arrays.
         example: an input; only its shape and dtype matter.
         wide: takes what `_wide.wide_constants` finds.
+        contract: whether softmax, maxima, norms and normalisations become steps that are known by one number, which
+            holds everywhere, and not by the slopes of what they are computed from.
 
     Returns:
         `Lowered`.
@@ -112,7 +120,7 @@ def lower(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None)
                 argument="fn",
             )
         check_inference(closed)
-        walker = _Walker()
+        walker = _Walker(contract=contract)
         source = Lin(tuple(np.shape(example)), kind="input")
         walker.lins.append(source)
         value = _Value(source, _formula.variable(), source.shape)
@@ -219,6 +227,8 @@ class _Walker:
     places: dict[int, Place] = field(default_factory=dict)  # formula -> where it was first written
     made_at: dict[Lin, tuple[Any, Place | None]] = field(default_factory=dict)  # -> equation, call around it
     calls: list[Place] = field(default_factory=list)  # that the walk is inside of
+    contract: bool = False  # whether softmax, maxima, norms and normalisations are steps of their own
+    has_choice: bool = False  # whether there is one that may be
 
     # --- The walk -----------------------------------------------------------------------------------------------------
 
@@ -300,14 +310,27 @@ class _Walker:
         if name in _MOVES:
             index = np.arange(operands[0].size).reshape(1, *operands[0].shape)
             return [self._moved(operands[0], BATCHED[name](eqn.params, [0], index)[0])]
+        if name == "sqrt":
+            found = self._root_of_squares(operands[0], shape)
+            if found is not None:
+                return [found]
         if name == "log":
             found = self._logsumexp(operands[0], shape)
             if found is not None:
                 return [found]
+        if name == "sort":
+            return self._sorted(eqn, operands)
+        if name == "top_k":
+            return self._largest_few(eqn, operands[0])
+        if name in ("cummax", "cummin"):
+            return [self._running(eqn, operands[0])]
         if name in ("reduce_max", "reduce_min"):
             return [self._reduced(operands[0], eqn)]
         if name in ("reduce_window_max", "reduce_window_min"):
             return [self._pooled(operands[0], eqn)]
+        if name in ("scatter-mul", "scatter_mul") and all(map(_is_constant, operands[1:])):
+            (factors,) = computed(eqn, [np.ones(operands[0].shape), *operands[1:]])
+            return [self._rescaled("mul", operands[0], _constant_expr(factors, shape), shape)]
         if name in PRODUCTS:
             if not (_is_constant(operands[0]) or _is_constant(operands[1])):
                 if name == "dot_general":
@@ -395,6 +418,8 @@ class _Walker:
         chosen = np.broadcast_to(np.asarray(which).astype(int), shape)
         (position,) = (k for k, case in enumerate(cases) if not _is_constant(case))
         keep = chosen == position
+        if keep.all():
+            return self._spread(cases[position], shape)
         shift = np.zeros(shape)
         for k, case in enumerate(cases):
             if k != position:
@@ -458,11 +483,31 @@ class _Walker:
             return self._product(values[0], self._inverse(eqn, values[1], shape), eqn, shape)
         if name == "select_n" and _is_constant(values[0]):
             return self._linear_primitive(eqn, values, tuple(range(1, len(values))))
+        if name == "select_n" and (chosen := self._larger_by_choice(eqn, values, shape)) is not None:
+            return chosen
         if name in ("lt", "le", "gt", "ge", "eq", "ne"):
             difference = self._sum(values[0], values[1], -1.0, shape)
             zero = _formula.constant(0.0)
             return self._applied(eqn, name, difference.root, [difference.expr, zero], shape)
         raise UnsupportedError(f"`{name}` of several variables is not known")
+
+    def _larger_by_choice(self, eqn: Any, values: list[Any], shape: tuple[int, ...]) -> Any:
+        """where(a > b, a, b) and the like: the larger or the smaller of both."""
+        which, *cases = values
+        if any(_is_constant(case) for case in cases) or len(cases) != 2:
+            return None
+        compared = which.root
+        if compared.data != ("sum", -1.0) or which.expr.op not in ("gt", "ge", "lt", "le"):
+            return None
+        difference, zero = which.expr.args
+        if difference.op != "var" or not zero.is_constant or np.any(zero.value):
+            return None
+        no, yes = (self.linear(case) for case in cases)
+        for order, name in (((yes, no), "max"), ((no, yes), "min")):
+            if all(map(_is_same, compared.parents, order)):
+                name = name if which.expr.op[0] == "g" else {"max": "min", "min": "max"}[name]
+                return self._larger(cases[1], cases[0], name, eqn, shape)
+        return None
 
     def _inverse(self, eqn: Any, value: _Value, shape: tuple[int, ...]) -> Any:
         expr = _formula.apply("div", [_formula.constant(1.0), value.expr])
@@ -485,6 +530,12 @@ class _Walker:
 
     def _larger(self, u: _Value, v: _Value, name: str, eqn: Any, shape: tuple[int, ...]) -> Any:
         """max(u, v) = v + relu(u - v), min(u, v) = v - relu(v - u)."""
+        self.has_choice = True
+        if self.contract:
+            joined = _Value(self._chained([u, v], (2, *shape)), _formula.variable(), (2, *shape))
+            return self._ordered(
+                joined, shape, name, 1.0, lambda v: (np.max if name == "max" else np.min)(v, 0)
+            )
         sign = 1.0 if name == "max" else -1.0
         difference = self._sum(u, v, -1.0, shape) if name == "max" else self._sum(v, u, -1.0, shape)
         expr = _formula.apply("max", [difference.expr, _formula.constant(0.0)])
@@ -495,6 +546,8 @@ class _Walker:
         """The product, by u' v' - u v = v' (u' - u) + u (v' - v): bounded where u and v are."""
         if u.expr.is_bool or v.expr.is_bool:
             raise UnsupportedError("a product with a predicate of another variable is not known")
+        if (found := self._normalised(u, v, shape) or self._normalised(v, u, shape)) is not None:
+            return found
         first, second = self.linear(u), self.linear(v)
         first.cut()
         second.cut()
@@ -711,6 +764,12 @@ class _Walker:
             index = np.where(out, np.take_along_axis(index, (~out).argmax(0)[None], 0), index)
         while index.shape[0] > 1 and (index[1:] == index[:1]).all():
             index = index[:1]
+        if index.shape[0] > 1:
+            self.has_choice = True
+            if self.contract:  # an entry moves no more maxima than it is in
+                constant = math.sqrt(np.bincount(index.reshape(-1)).max()) * (1 + 1e-15)
+                largest = np.max if name == "max" else np.min
+                return self._ordered(value, shape, name, constant, lambda v: largest(v.reshape(-1)[index], 0))
         current = self._indexed(value, index)
         while current.shape[0] > 1:
             half = current.shape[0] // 2
@@ -755,6 +814,139 @@ class _Walker:
 
         return self._made(Lin(shape, parents, fn, host=host))
 
+    # --- What stretches nothing by more than a number -----------------------------------------------------------------
+
+    def _stretched(self, value: _Value, shape: tuple[int, ...], known: Stretched) -> _Value:
+        lin = self.linear(value)
+        lin.cut()
+        return _Value(
+            self._made(Lin(shape, (lin,), kind="contraction", data=known)), _formula.variable(), shape
+        )
+
+    def _ordered(self, value: _Value, shape: tuple[int, ...], name: str, constant: float, fn: Any) -> _Value:
+        """A function that keeps the order of its inputs, entry by entry: its range is that of the ends."""
+
+        def flat(v: Any) -> Any:
+            return fn(np.asarray(v).reshape(value.shape)).reshape(-1)
+
+        known = Stretched(name, constant, flat, lambda lower, upper: (flat(lower), flat(upper)))
+        return self._stretched(value, shape, known)
+
+    def _sorted(self, eqn: Any, operands: list[Any]) -> list[Any]:
+        """Sorting keeps distances or lessens them: the order of one is a permutation of the other's."""
+        value, *others = operands
+        if eqn.params["num_keys"] != 1 or _is_constant(value) or not all(map(_is_constant, others)):
+            raise UnsupportedError("a `sort` of several operands is not known")
+        axis = eqn.params["dimension"]
+        result = self._ordered(value, value.shape, "sort", 1.0, lambda v: np.sort(v, axis))
+        return [result, *[self._failed("the order of entries has no slope", eqn)] * len(others)]
+
+    def _largest_few(self, eqn: Any, value: _Value) -> list[Any]:
+        count, axis = eqn.params["k"], eqn.params.get("axis", -1)
+        shape = tuple(eqn.outvars[0].aval.shape)
+
+        def largest(v: Any) -> Any:
+            return np.flip(np.sort(v, axis), axis).take(range(count), axis)
+
+        result = self._ordered(value, shape, "top_k", 1.0, largest)
+        return [result, self._failed("the order of entries has no slope", eqn)]
+
+    def _running(self, eqn: Any, value: _Value) -> _Value:
+        """No entry of a running maximum moves by more than the largest that it has passed."""
+        axis, name = eqn.params["axis"], eqn.primitive.name
+        accumulate = (np.maximum if name == "cummax" else np.minimum).accumulate
+
+        def running(v: Any) -> Any:
+            v = np.flip(v, axis) if eqn.params["reverse"] else v
+            found = accumulate(v, axis)
+            return np.flip(found, axis) if eqn.params["reverse"] else found
+
+        constant = math.sqrt(value.shape[axis]) * (1 + 1e-15)
+        return self._ordered(value, value.shape, name, constant, running)
+
+    def _squares(self, value: _Value) -> tuple[Lin, float, float, np.ndarray] | None:
+        """Of a sum a sum_j x_j^2 + b, a > 0 and b >= 0: x, a, b and the positions [sum, term]."""
+        total, affine = value.root, value.expr.affine
+        if affine is None or not all(isinstance(each, float) for each in affine) or not affine[0] > 0:
+            return None
+        if total.kind != "op" or not isinstance(total.data, tuple) or total.data[0] != "reduce_sum":
+            return None
+        (terms,) = total.parents
+        is_square = terms.kind == "elementwise" and terms.data.op == "integer_pow" and terms.data.param == 2
+        if not is_square or terms.data.args[0].affine is None or affine[1] < 0:
+            return None
+        _, shape, axes = total.data
+        kept = [d for d in range(len(shape)) if d not in axes]
+        positions = np.arange(terms.size).reshape(shape).transpose(*kept, *axes).reshape(total.size, -1)
+        x = self.linear(_Value(terms.parents[0], terms.data.args[0], terms.shape))
+        return x, *affine, positions
+
+    def _root_of_squares(self, value: _Value, shape: tuple[int, ...]) -> _Value | None:
+        """sqrt(a |x|^2 + b), whose gradient a x / sqrt(a |x|^2 + b) is no longer than sqrt(a)."""
+        found = self._squares(value)
+        if found is None:
+            return None
+        self.has_choice = True
+        if not self.contract:
+            return None
+        x, a, b, positions = found
+
+        def root(v: Any) -> Any:
+            return np.sqrt(a * np.square(v[positions]).sum(1) + b)
+
+        def ends(lower: Any, upper: Any) -> tuple[Any, Any]:
+            near = np.where((lower > 0) | (upper < 0), np.minimum(np.abs(lower), np.abs(upper)), 0.0)
+            slack = 1e-15 * (positions.shape[1] + 8)
+            return root(near) * (1 - slack), root(np.maximum(np.abs(lower), np.abs(upper))) * (1 + slack)
+
+        known = Stretched("norm", math.sqrt(a) * (1 + 1e-15), root, ends, found)
+        return self._stretched(_Value(x, _formula.variable(), x.shape), shape, known)
+
+    def _normalised(self, u: _Value, v: _Value, shape: tuple[int, ...]) -> _Value | None:
+        """Of x / sqrt(a |x|^2 + b), b > 0, the Jacobian (I - a x x^T / r^2) / r is no longer than 1 / sqrt(b).
+
+        Here u is c x, and v the inverse root or, with gains for the entries, gamma times that.
+        """
+        spread, gains = v.root, None
+        if spread.origin is not None and v.expr.op == "var" and not np.any(spread.origin[1].affine[1]):
+            gains = _formula.constant(spread.origin[1].affine[0])
+            spread = spread.origin[0]
+        if not isinstance(spread.data, tuple) or spread.data[0] != "taken":
+            return None
+        (inner,) = spread.parents
+        inverse = v.expr.op == "integer_pow" and v.expr.param == -1 and v.expr.args[0].op == "var"
+        found = None
+        if inner.kind == "contraction" and inverse:
+            found = inner.data.squares
+        elif inner.kind == "elementwise" and (
+            (inner.data.op == "rsqrt" and v.expr.op == "var") or (inner.data.op == "sqrt" and inverse)
+        ):
+            found = self._squares(_Value(inner.parents[0], inner.data.args[0], inner.shape))
+        if found is None or not found[2] > 0:
+            return None
+        x, a, b, positions = found
+        index = spread.data[1].reshape(-1)
+        if not (index[positions] == np.arange(inner.size)[:, None]).all():
+            return None
+        factor = ratio(self.linear(u), x)
+        if factor is None:
+            return None
+        self.has_choice = True
+        if not self.contract:
+            return None
+
+        def normal(v: Any) -> Any:
+            result = np.zeros(v.size)
+            rows = v[positions]
+            result[positions] = rows / np.sqrt(a * np.square(rows).sum(1, keepdims=True) + b)
+            return result
+
+        most = np.full(x.size, 1 / math.sqrt(a) * (1 + 1e-12))
+        known = Stretched("normalisation", (1 + 1e-15) / math.sqrt(b), normal, lambda *_: (-most, most))
+        result = self._stretched(_Value(x, _formula.variable(), x.shape), shape, known)
+        scale = _formula.apply("mul", [_formula.constant(factor), gains or _formula.constant(1.0)])
+        return result if factor == 1 and gains is None else self._rescaled("mul", result, scale, shape)
+
     # --- Softmax ------------------------------------------------------------------------------------------------------
 
     def _exponentials(self, total: Lin) -> tuple[Lin, Lin, Lin | None, np.ndarray] | None:
@@ -795,7 +987,17 @@ class _Walker:
         if found is None:
             return None
         _, x, c, positions = found
-        lse = _Value(self._weighted(x, positions, shape), _formula.variable(), shape)
+        self.has_choice = True
+        if self.contract:
+            lse = self._ordered(
+                _Value(x, _formula.variable(), x.shape),
+                shape,
+                "logsumexp",
+                1.0,
+                lambda v: scipy.special.logsumexp(v.reshape(-1)[positions], axis=1),
+            )
+        else:
+            lse = _Value(self._weighted(x, positions, shape), _formula.variable(), shape)
         if c is None:
             return lse
         result = self._sum(lse, _Value(c, _formula.variable(), shape), -1.0, shape)
@@ -821,6 +1023,10 @@ class _Walker:
         index = v.root.data[1].reshape(-1)
         if not (index[positions] == np.arange(total.size)[:, None]).all():
             return None
+        self.has_choice = True
+        if self.contract:
+            known = Stretched("softmax", 0.5, partial(_softmax, positions), partial(softmax_range, positions))
+            return self._stretched(_Value(x, _formula.variable(), x.shape), shape, known)
         lse = self._taken(self._weighted(x, positions, total.shape), index.reshape(shape))
         shifted = self._sum(
             _Value(x, _formula.variable(), shape), _Value(lse, _formula.variable(), shape), -1.0, shape
@@ -942,8 +1148,8 @@ class _Walker:
             "the function is meant in exact arithmetic, with its parameters as they are",
             f"no intermediate value exceeds {_slopes.LARGEST:.1e}",
             "it is defined and finite at every input in question",
-            "branches that agree where a `where` switches, to 1e-13 of their size or of slope times input, count as "
-            "continuous",
+            "branches that agree where a `where` switches, to the bound on their rounding there (at most 1e-10 of "
+            "their size or slope times input), count as continuous",
             "numpy's and scipy's elementary functions are right to 8 ulp",
             "what the function computes from parameters alone is taken as its dtypes round it; linear maps composed "
             "from that are right to rounding in float64",
@@ -952,7 +1158,7 @@ class _Walker:
             assumptions.append(
                 "it could not be traced in float64: what it computes from parameters alone is rounded"
             )
-        return Lowered(program, tuple(assumptions), restricted, depends, exact)
+        return Lowered(program, tuple(assumptions), restricted, depends, exact, has_choice=self.has_choice)
 
     def _output(self, source: Lin, outputs: list[_Value]) -> Lin:
         lins = [self.linear(output) for output in outputs]
@@ -968,6 +1174,20 @@ class _Walker:
                 lambda mode, *parts: jnp.concatenate([part.reshape(-1) for part in parts]),
             )
         )
+
+
+def _is_same(one: Lin, other: Lin) -> bool:
+    """Whether two maps are one: as one slice is that was written twice."""
+    if one is other:
+        return True
+    are_taken = all(isinstance(each.data, tuple) and each.data[0] == "taken" for each in (one, other))
+    return are_taken and one.parents == other.parents and np.array_equal(one.data[1], other.data[1])
+
+
+def _softmax(positions: np.ndarray, v: np.ndarray) -> np.ndarray:
+    result = np.zeros(v.size)
+    result[positions] = scipy.special.softmax(v[positions], axis=1)
+    return result
 
 
 def _is_constant(value: Any) -> bool:

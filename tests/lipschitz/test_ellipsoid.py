@@ -1,6 +1,7 @@
 """The engine against closed forms, samples, Jacobians and the limits of floating point."""
 
 import math
+from fractions import Fraction
 from itertools import pairwise
 
 import jax
@@ -461,3 +462,13 @@ def test_a_region_that_tells_nothing_costs_no_quality():
         for radius in (1.0, 10.0, 1e3):
             found = bound(program, region=Ball(np.full(6, 0.3), radius), num_steps=60)
             assert found.value <= everywhere * (1 + 1e-2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rounding_of_what_an_affine_step_cancels_is_added(seed):
+    rng = np.random.default_rng(seed)
+    large = 1e8 * rng.normal(size=(1, 3))
+    A, B = large + rng.normal(size=(2, 3)), np.array([[1.0, -1.0]])  # exactly: the difference of two rows
+    steepest = math.sqrt(sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(*A, strict=True)))
+    program = Program(3, (Affine(1, ((0, Dense(A)),), 2), Affine(2, ((1, Dense(B)),), 1)), 2)
+    assert bound(program).value >= steepest

@@ -11,7 +11,7 @@ def test_both_ways_are_those_of_a_product_of_matrices():
     rng = np.random.default_rng(0)
     W = rng.normal(size=(5, 5)) / 5**0.5
     inputs, end = rng.normal(size=(claim._BEGIN + 200, 5)), rng.normal(size=5)
-    back, forth = claim._both_ways(
+    square, back, forth = claim._both_ways(
         lambda h, u: jnp.tanh(jnp.asarray(W, jnp.float32) @ h + u),
         jnp.asarray(inputs, jnp.float32),
         jnp.asarray(end, jnp.float32),
@@ -26,7 +26,9 @@ def test_both_ways_are_those_of_a_product_of_matrices():
         v = W.T @ (slope * v)
         sizes.append(np.linalg.norm(v))
         v /= sizes[-1]
-    assert back == pytest.approx(np.exp(np.mean(np.log(sizes[::-1][claim._BEGIN :]))), rel=1e-4)
+    kept = sizes[::-1][claim._BEGIN :]
+    assert square == pytest.approx(np.mean(np.square(kept)) ** 0.5, rel=1e-4)
+    assert back == pytest.approx(np.exp(np.mean(np.log(kept))), rel=1e-4)
     # The typical factor is the geometric mean, whichever way one goes, up to what both ends leave.
     assert np.log(forth) == pytest.approx(np.mean(np.log(sizes)), abs=0.05)
 
@@ -39,6 +41,7 @@ def test_a_driven_network_has_the_variance_that_it_is_meant_to_have():
     )
     np.testing.assert_allclose(found[1, 0], slope, atol=0.03)
     np.testing.assert_allclose(found[:, 1], found[:, 0], atol=0.03)
+    np.testing.assert_allclose(found[:, 2], found[:, 1], atol=0.02)
 
 
 def test_the_spectrum_of_a_network_adds_up_to_its_determinant():

@@ -385,3 +385,25 @@ def test_a_certificate_too_small_by_a_millionth_is_exceeded(tmp_path):
     assert [row["verdict"] for row in found] == ["holds", "EXCEEDED"]
     assert all(abs(row["tightness"] - 1) < 1.1e-6 and row["pairs"] > 10_000 for row in found)
     assert "2 certificates" in done.stdout
+
+
+FUZZ = """
+import dataclasses, sys
+import fuzz_certificates as script
+certify, share = script.certify, float(sys.argv.pop())
+script.certify = lambda *args, **kwargs: dataclasses.replace(
+    (found := certify(*args, **kwargs)), value=found.value * share)
+sys.exit(script.main())
+"""
+
+
+@pytest.mark.parametrize(("share", "status"), [("1", 0), ("0.5", 1)], ids=["as they are", "halved"])
+def test_random_functions_violate_certificates_that_are_too_small_and_no_others(share, status):
+    done = subprocess.run(
+        [sys.executable, "-c", FUZZ, "--seconds", "8", share],
+        env=clean({"PYTHONPATH": str(ROOT / "scripts"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert ("VIOLATED" in done.stdout) == bool(status)

@@ -87,8 +87,8 @@ class Claim(Study):
         raise NotImplementedError(f"{type(self).__name__} must define `numbers`: a `Number` by name.")
 
     def smoke(self) -> Self:
-        """The same claim with small counts and all seeds, without which nothing would be judged."""
-        return replace(super().smoke(), seeds=self.seeds)
+        """The same claim with small counts and as many seeds as it takes to be judged."""
+        return replace(super().smoke(), seeds=self.seeds[:MIN_DRAWS])
 
     def full(self) -> Self:
         """The same claim on its larger grids, where it has any."""

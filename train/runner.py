@@ -179,7 +179,8 @@ def run(
         result = _combined([part for part in parts.values() if part is not None], attributes)
         with _writing(f"write result.nc in {directory}"):
             results.save(result, directory / "result.nc")
-        draw(result, type(experiment), directory)
+        # What is stored is drawn, whose order is the file's: so that a page drawn again is the same.
+        draw(results.load(directory / "result.nc"), type(experiment), directory)
     return result
 
 

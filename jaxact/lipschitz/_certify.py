@@ -132,10 +132,9 @@ def _least(
     found: list[tuple[Lowered, Certificate]] = []
     refusal, started = None, time.perf_counter()
     for lowered, region in readings:
-        left = seconds if seconds is None else max(seconds - (time.perf_counter() - started), 0.0)
+        left = None if seconds is None else max(seconds - (time.perf_counter() - started), 0.0)
         try:
             with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):
-                left = left if found else seconds
                 found.append((lowered, bounded(lowered.program, region=region, seconds=left)))
         except (ArithmeticError, ValueError) as error:
             refusal = refusal or error

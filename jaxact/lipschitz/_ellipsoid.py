@@ -546,7 +546,7 @@ def _contracted(state: _Matrix, layout: Layout, constant: float, size: int) -> _
 
 
 def _shares(a: float, b: float) -> tuple[float, float]:
-    """P and q with (a^2 / p, b^2 / q) least where both add up, adding up to a little less than 1."""
+    """Shares p and q that make a^2 / p and b^2 / q equal, adding up to a little less than 1."""
     if min(a, b) <= 1e-12 * max(a, b):  # nothing of one of them to speak of
         return (1.0, 1.0) if min(a, b) == 0 else (1 - 1e-9, 1e-9) if a > b else (1e-9, 1 - 1e-9)
     return a / (a + b) * (1 - 4 * UNIT), b / (a + b) * (1 - 4 * UNIT)

@@ -360,11 +360,11 @@ def _two_exponentials(u: Expr) -> tuple[tuple[float, Expr], tuple[float, Expr], 
     if terms is None or len(terms) != 2 or not all(0 < k < math.inf for k, _ in terms):
         return None
     (k, s), (other, t) = terms
-    return terms[0], terms[1], _add({}, _sub({}, s, t), constant(math.log(k / other)))
+    return terms[0], terms[1], _add({}, _sub({}, s, t), constant(math.log(k) - math.log(other)))
 
 
 def _as_shares(u: Expr, v: Expr) -> Expr | None:
-    """U / (k exp(s) + l exp(t)) by the shares of both in the sum, which are logistic functions of s - t."""
+    """A quotient u / (k exp(s) + l exp(t)) by the shares of both in the sum, which are logistic functions of s - t."""
     found = _two_exponentials(v)
     if found is None:
         return None
@@ -402,12 +402,12 @@ def _as_softplus_of_1_and(u: Expr) -> Expr | None:
 
 
 def _log_of_logistic(u: Expr) -> Expr | None:
-    """Log logistic(t) = -softplus(-t)."""
+    """The identity log logistic(t) = -softplus(-t)."""
     return _neg({}, _unary("softplus")({}, _neg({}, u.args[0]))) if u.op == "logistic" else None
 
 
 def _log_of_cosh(u: Expr) -> Expr | None:
-    """Log cosh(t) = softplus(2 t) - t - log 2."""
+    """The identity log cosh(t) = softplus(2 t) - t - log 2."""
     if u.op != "cosh":
         return None
     (t,) = u.args

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -251,19 +251,6 @@ def elementwise_step(lin: Lin, out: int, numbers: dict[Lin, int]) -> Elementwise
         value=lambda values: _formula.evaluate(expr, values[source]),
         range=lambda intervals: _slopes.value_range(expr, *intervals[source]),
     )
-
-
-class Stretched(NamedTuple):
-    """What a contraction is: its name, its constant, the value [out] of [in], the range of (lower, upper).
-
-    Of a norm sqrt(a |x|^2 + b) also `squares`: x, a, b and the positions [norm, entry].
-    """
-
-    name: str
-    constant: float
-    value: Callable[[Any], Any]
-    range: Callable[[Any, Any], tuple[Any, Any]]
-    squares: Any = None
 
 
 def contraction_step(lin: Lin, out: int, numbers: dict[Lin, int]) -> Contraction:

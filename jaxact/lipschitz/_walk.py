@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -22,11 +21,11 @@ import numpy as np
 import scipy.special
 
 from jaxact.errors import ArgumentError, ArgumentTypeError
-from jaxact.lipschitz import _formula, _slopes
+from jaxact.lipschitz import _formula, _slopes, _stretch
 from jaxact.lipschitz._emit import PRODUCTS, emitted, refusal
 from jaxact.lipschitz._formula import Expr, UnsupportedError
 from jaxact.lipschitz._host import BATCHED, computed, in_float64, is_plain
-from jaxact.lipschitz._lazy import Lin, Stretched, ratio, softmax_range
+from jaxact.lipschitz._lazy import Lin, ratio
 from jaxact.lipschitz._program import Program
 from jaxact.lipschitz._source import Place, called, place
 from jaxact.lipschitz._wide import run_again, wide_constants
@@ -767,7 +766,7 @@ class _Walker:
         if index.shape[0] > 1:
             self.has_choice = True
             if self.contract:  # an entry moves no more maxima than it is in
-                constant = math.sqrt(np.bincount(index.reshape(-1)).max()) * (1 + 1e-15)
+                constant = math.sqrt(np.bincount(index.reshape(-1)).max(initial=1)) * (1 + 1e-15)
                 largest = np.max if name == "max" else np.min
                 return self._ordered(value, shape, name, constant, lambda v: largest(v.reshape(-1)[index], 0))
         current = self._indexed(value, index)
@@ -816,7 +815,7 @@ class _Walker:
 
     # --- What stretches nothing by more than a number -----------------------------------------------------------------
 
-    def _stretched(self, value: _Value, shape: tuple[int, ...], known: Stretched) -> _Value:
+    def _stretched(self, value: _Value, shape: tuple[int, ...], known: _stretch.Stretched) -> _Value:
         lin = self.linear(value)
         lin.cut()
         return _Value(
@@ -824,13 +823,7 @@ class _Walker:
         )
 
     def _ordered(self, value: _Value, shape: tuple[int, ...], name: str, constant: float, fn: Any) -> _Value:
-        """A function that keeps the order of its inputs, entry by entry: its range is that of the ends."""
-
-        def flat(v: Any) -> Any:
-            return fn(np.asarray(v).reshape(value.shape)).reshape(-1)
-
-        known = Stretched(name, constant, flat, lambda lower, upper: (flat(lower), flat(upper)))
-        return self._stretched(value, shape, known)
+        return self._stretched(value, shape, _stretch.ordered(name, constant, value.shape, fn))
 
     def _sorted(self, eqn: Any, operands: list[Any]) -> list[Any]:
         """Sorting keeps distances or lessens them: the order of one is a permutation of the other's."""
@@ -889,18 +882,8 @@ class _Walker:
         self.has_choice = True
         if not self.contract:
             return None
-        x, a, b, positions = found
-
-        def root(v: Any) -> Any:
-            return np.sqrt(a * np.square(v[positions]).sum(1) + b)
-
-        def ends(lower: Any, upper: Any) -> tuple[Any, Any]:
-            near = np.where((lower > 0) | (upper < 0), np.minimum(np.abs(lower), np.abs(upper)), 0.0)
-            slack = 1e-15 * (positions.shape[1] + 8)
-            return root(near) * (1 - slack), root(np.maximum(np.abs(lower), np.abs(upper))) * (1 + slack)
-
-        known = Stretched("norm", math.sqrt(a) * (1 + 1e-15), root, ends, found)
-        return self._stretched(_Value(x, _formula.variable(), x.shape), shape, known)
+        known = _stretch.norm(*found)
+        return self._stretched(_Value(found[0], _formula.variable(), found[0].shape), shape, known)
 
     def _normalised(self, u: _Value, v: _Value, shape: tuple[int, ...]) -> _Value | None:
         """Of x / sqrt(a |x|^2 + b), b > 0, the Jacobian (I - a x x^T / r^2) / r is no longer than 1 / sqrt(b).
@@ -935,14 +918,7 @@ class _Walker:
         if not self.contract:
             return None
 
-        def normal(v: Any) -> Any:
-            result = np.zeros(v.size)
-            rows = v[positions]
-            result[positions] = rows / np.sqrt(a * np.square(rows).sum(1, keepdims=True) + b)
-            return result
-
-        most = np.full(x.size, 1 / math.sqrt(a) * (1 + 1e-12))
-        known = Stretched("normalisation", (1 + 1e-15) / math.sqrt(b), normal, lambda *_: (-most, most))
+        known = _stretch.normalisation(x.size, a, b, positions)
         result = self._stretched(_Value(x, _formula.variable(), x.shape), shape, known)
         scale = _formula.apply("mul", [_formula.constant(factor), gains or _formula.constant(1.0)])
         return result if factor == 1 and gains is None else self._rescaled("mul", result, scale, shape)
@@ -1025,7 +1001,7 @@ class _Walker:
             return None
         self.has_choice = True
         if self.contract:
-            known = Stretched("softmax", 0.5, partial(_softmax, positions), partial(softmax_range, positions))
+            known = _stretch.softmax(positions)
             return self._stretched(_Value(x, _formula.variable(), x.shape), shape, known)
         lse = self._taken(self._weighted(x, positions, total.shape), index.reshape(shape))
         shifted = self._sum(
@@ -1182,12 +1158,6 @@ def _is_same(one: Lin, other: Lin) -> bool:
         return True
     are_taken = all(isinstance(each.data, tuple) and each.data[0] == "taken" for each in (one, other))
     return are_taken and one.parents == other.parents and np.array_equal(one.data[1], other.data[1])
-
-
-def _softmax(positions: np.ndarray, v: np.ndarray) -> np.ndarray:
-    result = np.zeros(v.size)
-    result[positions] = scipy.special.softmax(v[positions], axis=1)
-    return result
 
 
 def _is_constant(value: Any) -> bool:

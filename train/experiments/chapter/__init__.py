@@ -48,7 +48,7 @@ class Chapter:
 
     Attributes:
         claims: the claims to test, by name.
-        seeds: of whatever is random in them; fewer than five decide nothing. The default's had no say in any setting.
+        seeds: of whatever is random in them; fewer than five decide nothing. The default's chose no setting.
         full: whether claims run on their larger grids.
         small: whether they run in seconds; their numbers then mean nothing.
     """

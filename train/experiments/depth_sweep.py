@@ -423,7 +423,8 @@ def _verdict(accuracy: xr.DataArray) -> Finding:
     for block, (names, values) in rows.items():
         good = [name for name, value in zip(names, values, strict=True) if value >= TRAINED]
         who = f"{len(good)} of {len(names)} activations ({words.listed(good)})"
-        who = {0: "no activation", len(names): f"all {words.count(names, 'activation')}"}.get(len(good), who)
+        every = words.count(names, "activation")
+        who = {0: f"none of {every}", len(names): f"all {every}"}.get(len(good), who)
         parts.append(f"{words.lower(blocks.block_name(block))} networks with {who}")
     return Finding(
         f"At depth {depth}, {words.percent(TRAINED)} test accuracy is reached by {words.listed(parts)}."

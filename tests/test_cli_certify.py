@@ -209,8 +209,11 @@ SHAPE = ["--input-shape", "3"]
             ["certify_bare:product", "--input-shape", "4"],
             ["a product of two variables", "`mul` at", "--radius R"],
         ),
-        (["certify_bare:ranked", *SHAPE], ["certify_bare:ranked cannot be bounded: `sort`"]),
-        (["certify_bare:ranked", *SHAPE, "--radius", "1"], ["certify_bare:ranked cannot be bounded: `sort`"]),
+        (["certify_bare:factored", *SHAPE], ["certify_bare:factored cannot be bounded: `qr`"]),
+        (
+            ["certify_bare:factored", *SHAPE, "--radius", "1"],
+            ["certify_bare:factored cannot be bounded: `qr`"],
+        ),
         (["certify_bare:square"], ["required: --input-shape"]),
         (["certify_bare:square", "--input-shape", "3,0"], ["positive integers, 784 or 28,28,1, got '3,0'"]),
         (["certify_bare:square", *SHAPE, "--radius", "0"], ["positive, finite number, got '0'"]),

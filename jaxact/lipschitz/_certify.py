@@ -16,10 +16,9 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.errors import ArgumentError
 from jaxact.lipschitz._ellipsoid import bound
-from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Region, evaluate
-from jaxact.lipschitz._walk import Lowered, lower
-from jaxact.lipschitz._wide import forget, run_again
+from jaxact.lipschitz._program import Ball, Box, Certificate, Region
 from jaxact.numerics import FunctionError, full_precision, native, untraceable
+from jaxact.trace import Affine, Lowered, evaluate, forget, lower, run_again
 
 
 @full_precision

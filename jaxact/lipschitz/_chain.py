@@ -13,7 +13,7 @@ from scipy.linalg import blas, lapack
 from jaxact.lipschitz._norms import UNIT, certified_largest, dense_norm, largest_eigenvalue, one_thread
 from jaxact.lipschitz._panels import SAME, SlopeTable
 from jaxact.lipschitz._program import Ball, Region
-from jaxact.lipschitz._slopes import centered
+from jaxact.trace import centered
 
 _LEAST = 1e-6  # t: below, V - M would be all but singular
 _VALUE_ULPS = 64  # that an activation's value is right to, of its own size, that of its input, or 1

@@ -24,18 +24,18 @@ from jaxact.lipschitz._layout import (
     absolute_product,
     center_errors,
     label,
+    operator_norm,
     outward,
     prepare,
     slopes_of,
     stretch_of,
 )
 from jaxact.lipschitz._norms import UNIT, certified_largest, is_positive, largest_eigenvalue, one_thread
-from jaxact.lipschitz._program import (
+from jaxact.lipschitz._program import Ball, Box, Certificate, Region
+from jaxact.lipschitz._search import refine
+from jaxact.trace import (
     Affine,
-    Ball,
     Bounds,
-    Box,
-    Certificate,
     Contraction,
     Dense,
     Elementwise,
@@ -43,11 +43,9 @@ from jaxact.lipschitz._program import (
     Linear,
     Operator,
     Program,
-    Region,
+    centered,
     evaluate,
 )
-from jaxact.lipschitz._search import refine
-from jaxact.lipschitz._slopes import centered
 
 _LITTLE = 0.1  # of log K
 # Of a diagonal of mean 1: what is smaller may be the remains of an underflow, and is taken for as much as this.
@@ -118,8 +116,7 @@ def bound(
 
     Example:
         >>> import numpy as np
-        >>> from jaxact.lipschitz._program import Affine, Dense, Elementwise, Program
-        >>> relu = Elementwise(out=2, source=1, slopes=lambda intervals: (0.0, 1.0), size=2)
+        >>>         >>> relu = Elementwise(out=2, source=1, slopes=lambda intervals: (0.0, 1.0), size=2)
         >>> layers = [Affine(1, ((0, Dense(np.diag([3.0, 1.0]))),), 2), relu]
         >>> layers.append(Affine(3, ((2, Dense(np.array([[0.0, 1.0]]))),), 1))
         >>> certificate = bound(Program(2, tuple(layers), 3), num_steps=100)
@@ -502,7 +499,7 @@ def _root_growth(operator: Operator, roots: np.ndarray) -> np.ndarray:
     """|A| sqrt(diag Q), or an upper bound on it."""
     product = absolute_product(operator, roots[:, None])
     if product is None:
-        return np.full(operator.shape[0], operator.norm() * np.linalg.norm(roots) * (1 + 1e-10))
+        return np.full(operator.shape[0], operator_norm(operator) * np.linalg.norm(roots) * (1 + 1e-10))
     return product[:, 0] * (1 + 1e-10)
 
 

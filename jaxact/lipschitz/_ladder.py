@@ -18,9 +18,9 @@ from jaxact.lipschitz._certify import certify, checked
 from jaxact.lipschitz._clever import clever
 from jaxact.lipschitz._lower import lower_bound
 from jaxact.lipschitz._program import Certificate, Region
-from jaxact.lipschitz._wide import run_again
 from jaxact.lipschitz._within import inside, middle, starts_inside
 from jaxact.numerics import check_inference, traced, widest_input
+from jaxact.trace import run_again
 
 _SLOPE, _CLEVER = "slope attained", "CLEVER"
 _ELLIPSOID, _CLOSED, _PRODUCT = "ellipsoid", "closed form", "product of norms"

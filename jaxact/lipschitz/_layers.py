@@ -19,9 +19,10 @@ from jaxact.lipschitz._chain import Layer, everywhere, product_within, within
 from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._norms import one_thread, real_array
 from jaxact.lipschitz._panels import slope_table
-from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Dense, Elementwise, Program, Region
+from jaxact.lipschitz._program import Ball, Box, Certificate, Region
 from jaxact.lipschitz._sdp import SOLVERS, lipsdp
 from jaxact.numerics import full_precision, native
+from jaxact.trace import Affine, Dense, Elementwise, Program
 
 _METHODS = ("product", "absolute", "eclipse_fast", "ellipsoid", "lipsdp")
 _FULL_SPECTRUM = 128  # width up to which the largest eigenvalue comes from all of them

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact.errors import ArgumentError
-from jaxact.lipschitz._norms import UNIT
-from jaxact.lipschitz._program import (
+from jaxact.lipschitz._norms import UNIT, dense_norm
+from jaxact.trace import (
     Affine,
     Bounds,
     Contraction,
@@ -64,7 +64,7 @@ class Prepared:
         if (index, term) not in self.norms:
             step = self.program.steps[index]
             assert isinstance(step, Affine)
-            value = step.terms[term][1].norm()
+            value = operator_norm(step.terms[term][1])
             if not math.isfinite(value):
                 raise ValueError(f"Step {label(self.program, index)} must have a finite norm, got {value}.")
             self.norms[index, term] = value
@@ -121,12 +121,23 @@ class _Written(Dense):
 
     origin: Linear | None = None
 
-    def norm(self) -> float:
-        return super().norm() if self.origin is None else min(super().norm(), self.origin.norm())
-
     @classmethod
     def tree_unflatten(cls, aux, children):
         return cls(*children)
+
+
+def operator_norm(operator: Operator) -> float:
+    """An upper bound on ||A||_2."""
+    match operator:
+        case Identity():
+            return 1.0
+        case Diagonal(d):
+            return float(np.max(np.abs(d), initial=0.0))
+        case Linear():
+            return operator.norm
+        case _Written(origin=origin) if origin is not None:
+            return min(dense_norm(operator.dense()), origin.norm)
+    return dense_norm(operator.dense())
 
 
 def label(program: Program, index: int) -> str:
@@ -285,7 +296,7 @@ def _affine_error(
         )
         carried = absolute_product(operator, both)
         if carried is None:
-            carried = np.broadcast_to(operator.norm() * np.linalg.norm(both, axis=0), (step.size, 2))
+            carried = np.broadcast_to(operator_norm(operator) * np.linalg.norm(both, axis=0), (step.size, 2))
         error, size = error + carried[:, 0], size + carried[:, 1]
     return error + 4 * (sum(program.sizes[source] for source, _ in step.terms) + 8) * UNIT * size
 

@@ -23,8 +23,7 @@ from jaxact.lipschitz._layout import (
     slopes_of,
     stretch_of,
 )
-from jaxact.lipschitz._program import Affine, Contraction, Diagonal, Elementwise, Identity, Linear, Operator
-from jaxact.lipschitz._slopes import centered
+from jaxact.trace import Affine, Contraction, Diagonal, Elementwise, Identity, Linear, Operator, centered
 
 #: Q = exp(log) X, X of mean diagonal 1; by norms the logarithms of the norms, and 0
 _State: TypeAlias = tuple[np.ndarray, float]

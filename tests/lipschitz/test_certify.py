@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxact import activations, nn
 from jaxact.lipschitz import Ball, Box, certify
-from jaxact.lipschitz._walk import lower
+from jaxact.trace import lower
 
 _RNG = np.random.default_rng(0)
 W = [_RNG.normal(size=(6, 6)) / 6**0.5 for _ in range(4)]

@@ -10,18 +10,8 @@ import numpy as np
 import pytest
 
 from jaxact.lipschitz._ellipsoid import bound
-from jaxact.lipschitz._program import (
-    Affine,
-    Ball,
-    Box,
-    Dense,
-    Diagonal,
-    Elementwise,
-    Identity,
-    Linear,
-    Program,
-    evaluate,
-)
+from jaxact.lipschitz._program import Ball, Box
+from jaxact.trace import Affine, Dense, Diagonal, Elementwise, Identity, Linear, Program, evaluate
 
 
 def relu_slopes(source):

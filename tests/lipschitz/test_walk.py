@@ -9,8 +9,7 @@ from jax import lax
 
 from jaxact import activations
 from jaxact.lipschitz import Ball, certify
-from jaxact.lipschitz._program import Affine, Dense, Diagonal, Elementwise, Identity, Linear, evaluate
-from jaxact.lipschitz._walk import lower
+from jaxact.trace import Affine, Dense, Diagonal, Elementwise, Identity, Linear, evaluate, lower
 
 _RNG = np.random.default_rng(0)
 W = [_RNG.normal(size=(6, 6)) / 3 for _ in range(4)]
@@ -235,7 +234,7 @@ def test_maps_too_large_to_write_down_stay_products():
     # by Fourier transform: of the circular convolution, which the zero-padded one is a part of
     spectrum = np.fft.fft2(kernel[..., 0, :], (64, 64), axes=(0, 1))
     lowest = np.linalg.norm(spectrum, axis=-1).max() * 0.95
-    assert lowest <= operator.norm() <= np.abs(kernel).sum((0, 1)).max() * 2
+    assert lowest <= operator.norm <= np.abs(kernel).sum((0, 1)).max() * 2
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.errors import ArgumentError
-from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Region, evaluate
 from jaxact.lipschitz._walk import Lowered, lower
 from jaxact.lipschitz._wide import forget, run_again
+from jaxact.lipschitz.ellipsoid import bound
 from jaxact.numerics import FunctionError, full_precision, native, untraceable
 
 

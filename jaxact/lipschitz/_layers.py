@@ -16,11 +16,13 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.lipschitz._chain import Layer, everywhere, product_within, within
-from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._norms import one_thread, real_array
 from jaxact.lipschitz._panels import slope_table
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Dense, Elementwise, Program, Region
 from jaxact.lipschitz._sdp import SOLVERS, lipsdp
+from jaxact.lipschitz.ellipsoid import bound
+from jaxact.lipschitz.ellipsoid.multipliers import inverse
+from jaxact.lipschitz.ellipsoid.step import inflation, sloped
 from jaxact.numerics import full_precision, native
 
 _METHODS = ("product", "absolute", "eclipse_fast", "ellipsoid", "lipsdp")
@@ -446,13 +448,10 @@ def _through(M: Array, log_square: Array, m: Array, r: Array, exact: bool) -> tu
     s = jnp.where(positive, s, 1)
     M = M / s
     width = jnp.abs(m) + r
-    T = r / jnp.where(width > 0, width, 1)
-    eye = jnp.eye(M.shape[0], dtype=M.dtype)
+    T = inverse(1, jnp.abs(m), jnp.where(width > 0, r, 1))
     # m = 0 makes I - T M singular, and the term that it stands in 0.
-    T_safe = jnp.where(m == 0, 0, T)
-    factor = jnp.linalg.cholesky(eye - T_safe * M)
-    G = lax.linalg.triangular_solve(factor, M, left_side=True, lower=True)
-    Q = r * width * eye + m**2 * (M + T_safe * (G.T @ G))
+    P = M + inflation(M, M, jnp.where(m == 0, 0, T), jnp).added()
+    Q = sloped(P, jnp.full(len(M), m), jnp.full(len(M), r * width), jnp)
     return Q, log_square + jnp.log(scale) + jnp.where(positive, jnp.log(s), -jnp.inf)
 
 

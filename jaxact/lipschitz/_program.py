@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxact.lipschitz._norms import UNIT, dense_norm, real_array
+from jaxact.lipschitz._norms import dense_norm, real_array
+from jaxact.lipschitz._rounding import UNIT
 
 Bounds: TypeAlias = tuple[
     Float[np.ndarray, " _size"], Float[np.ndarray, " _size"]
@@ -23,7 +24,6 @@ Intervals: TypeAlias = Mapping[int, Bounds]  # variable -> (lower, upper), both 
 Values: TypeAlias = Mapping[int, Float[np.ndarray, " _size"]]  # variable -> [size]
 
 
-@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, eq=False)
 class Dense:
     """The matrix [out, in], float64."""
@@ -42,23 +42,15 @@ class Dense:
         """The matrix itself, on the host."""
         return np.asarray(self.matrix)
 
-    def absolute(self) -> Float[np.ndarray, "out in"] | None:
-        """|A| entrywise, or None where that is not known."""
-        return np.abs(self.dense())
+    def magnitude(self, X: Any) -> Any:
+        """|A| X for X [in, k] >= 0."""
+        return np.abs(self.matrix) @ X
 
     def norm(self) -> float:
         """An upper bound on ||A||_2."""
         return dense_norm(self.dense())
 
-    def tree_flatten(self):
-        return (self.matrix,), None
 
-    @classmethod
-    def tree_unflatten(cls, aux, children):
-        return cls(*children)
-
-
-@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Identity:
     """The identity on `size` entries."""
@@ -73,6 +65,9 @@ class Identity:
         """X, [size, k]."""
         return X
 
+    def magnitude(self, X: Any) -> Any:
+        return X
+
     def dense(self) -> Float[np.ndarray, "size size"]:
         return np.eye(self.size)
 
@@ -80,7 +75,6 @@ class Identity:
         return 1.0
 
 
-@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, eq=False)
 class Diagonal:
     """The square matrix with diagonal `d` [size], float64."""
@@ -95,18 +89,15 @@ class Diagonal:
         """diag(d) X for X [size, k]."""
         return self.d[:, None] * X
 
+    def magnitude(self, X: Any) -> Any:
+        """|diag(d)| X for X [size, k] >= 0."""
+        return np.abs(self.d)[:, None] * X
+
     def dense(self) -> Float[np.ndarray, "size size"]:
         return np.diag(np.asarray(self.d))
 
     def norm(self) -> float:
         return float(np.max(np.abs(self.d), initial=0.0))
-
-    def tree_flatten(self):
-        return (self.d,), None
-
-    @classmethod
-    def tree_unflatten(cls, aux, children):
-        return cls(*children)
 
 
 @jax.tree_util.register_static
@@ -120,7 +111,7 @@ class Linear:
         shape: (out, in).
         norm_bound: an upper bound on ||A||_2, or a function of no arguments that finds one when it is asked for.
         absolute_fn: v [in] -> |A| v [out] for v >= 0 (|A| entrywise), if known: a convolution with |kernel|. Without
-            it intervals go through the matrix if that is small, else through the norm.
+            it intervals go through the norm, where the matrix is too large to be written out.
     """
 
     fn: Callable[[Array], Array]
@@ -132,6 +123,13 @@ class Linear:
     def matmul(self, X: Any) -> Any:
         """A X for X [in, k]."""
         return jax.vmap(self.fn, in_axes=1, out_axes=1)(X)
+
+    def magnitude(self, X: Any) -> Any:
+        """At least |A| X for X [in, k] >= 0: by the norm where |A| is not known."""
+        if self.absolute_fn is None:
+            return np.broadcast_to(self.norm() * np.linalg.norm(X, axis=0), (self.shape[0], np.shape(X)[1]))
+        with jax.enable_x64(True):
+            return np.asarray(jax.vmap(self.absolute_fn, in_axes=1, out_axes=1)(jnp.asarray(X)))
 
     def dense(self) -> Float[np.ndarray, "out in"]:
         """The matrix, by one product for each column."""
@@ -171,6 +169,22 @@ class Affine:
     def sources(self) -> tuple[int, ...]:
         """The variables that it reads."""
         return tuple(dict.fromkeys(source for source, _ in self.terms))
+
+    @property
+    def fan_in(self) -> int:
+        """How many products make up an entry at most."""
+        return sum(operator.shape[1] for _, operator in self.terms)
+
+    def value(self, values: Values) -> Float[np.ndarray, " size"]:
+        """v_out, on the host in float64."""
+        result = np.zeros(self.size) if self.offset is None else np.array(self.offset, np.float64).reshape(-1)
+        for source, operator in self.terms:
+            result = result + matvec(operator, values[source])
+        return result
+
+    def magnitude(self, values: Mapping[int, Float[np.ndarray, "_size k"]]) -> Float[np.ndarray, "size k"]:
+        """sum_k |A_k| X_k, or more where |A| is not known, for X [size, k] >= 0 of each variable."""
+        return sum(operator.magnitude(values[source]) for source, operator in self.terms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,6 +313,15 @@ class Program:
                 needed = (needed - {step.out}) | set(step.sources)
         return tuple(reversed(after))
 
+    def label(self, index: int) -> str:
+        """What to call a step in reports and errors."""
+        step = self.steps[index]
+        if step.label:
+            return step.label
+        if isinstance(step, Affine):
+            return f"affine {step.out}: {sum(self.sizes[v] for v in step.sources)} -> {step.size}"
+        return f"elementwise {step.out}: {step.size}"
+
     @cached_property
     def order(self) -> Mapping[int, int]:
         """The place of each variable in the order of definition."""
@@ -322,9 +345,7 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
     values = {0: x}
     for step in program.steps:
         if isinstance(step, Affine):
-            result = np.zeros(step.size) if step.offset is None else np.array(step.offset, np.float64)
-            for source, operator in step.terms:
-                result = result + matvec(operator, values[source])
+            result = step.value(values)
         elif step.value is None:
             raise ValueError(
                 f"Step {step.label or step.out} has no `value`: the program can only be bounded globally."

@@ -44,20 +44,21 @@ def everywhere(kernels: Kernels, squares: Sequence[float], ranges: Sequence[tupl
         s, M = _largest_gram(G, M)
         if not s > 0 or abs(m) + r == 0:
             return -math.inf
-        log += 0.5 * math.log(s)
         if abs(m) <= 1e-9 * r:  # slopes in [-width, width] from here on, which include those given
-            G, M = (abs(m) + r) * W, None
+            G, M = W, None
+            log += 0.5 * math.log(s) + math.log(abs(m) + r)
             continue
-        T = inverse(1.0, abs(m), r)
-        M = M / s
+        T = inverse(s, abs(m), r)
         if abs(m) <= 2 * r:
-            # Without Q = m^2 V^2 (V - M)^{-1} + (r^2 - m^2) V I.
-            found = inflation(M, W, T)
-            G = abs(m) / T * found.half
-            M = G.T @ G - (alpha * beta / T) * (W.T @ W) if alpha * beta != 0 else None
+            # Without Q = (m V)^2 (V - M)^{-1} - alpha beta V I, and in units of (m V)^2.
+            G, M = inflation(M, W, np.full(len(M), T)).half, None
+            if alpha * beta != 0:
+                M = G.T @ G - (alpha * beta * T / m**2) * (W.T @ W)
+            log += math.log(abs(m) / T)
         else:
-            P = M + inflation(M, M, T).added()
-            M = W.T @ sloped(P, np.full(len(P), m), np.full(len(P), r**2 / T)) @ W
+            P = (M + inflation(M, M, np.full(len(M), T)).added()) / s
+            M = W.T @ sloped(P, np.full(len(P), m), np.full(len(P), r**2 / (T * s))) @ W
+            log += 0.5 * math.log(s)
     s, _ = _largest_gram(G, M)
     return log + 0.5 * math.log(s) if s > 0 else -math.inf
 

@@ -450,7 +450,8 @@ def _through(M: Array, log_square: Array, m: Array, r: Array, exact: bool) -> tu
     width = jnp.abs(m) + r
     T = inverse(1, jnp.abs(m), jnp.where(width > 0, r, 1))
     # m = 0 makes I - T M singular, and the term that it stands in 0.
-    P = M + inflation(M, M, jnp.where(m == 0, 0, T), jnp).added()
+    T = jnp.full(len(M), jnp.where(m == 0, 0, T), M.dtype)
+    P = M + inflation(M, M, T, jnp).added()
     Q = sloped(P, jnp.full(len(M), m), jnp.full(len(M), r * width), jnp)
     return Q, log_square + jnp.log(scale) + jnp.where(positive, jnp.log(s), -jnp.inf)
 

@@ -55,7 +55,8 @@ def ellipsoid_block(
     T = jnp.where(moves, inverse(_or_one(s), t, jnp.where(r > 0, r, 1)), 0)
     # Without a skip and with m = 0 nothing but the noise is left, whose V may be s itself.
     is_noise = (m == 0) & (not skip)
-    inflated = Q + inflation(DQ @ inner.T, DQ, jnp.where(is_noise, 0, T), jnp).added()
+    shares = jnp.full(len(DQ), jnp.where(is_noise, 0, T), Q.dtype)
+    inflated = Q + inflation(DQ @ inner.T, DQ, shares, jnp).added()
     V = jnp.where(is_noise, s, jnp.where(moves, 1 / jnp.where(moves, T, 1), 0))
     after = A @ inflated @ A.T + r**2 * V * (outer @ outer.T)
     return normalized((after + after.T) / 2, log_square)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 import scipy.special
@@ -177,22 +178,27 @@ class Inflation(NamedTuple):
 
 
 def inflation(Z: Any, C: Any, T: Any, xp: Any = np) -> Inflation:
-    """Of Z = E Q E^T [z, z] and the rows C = E Q [z, rows] of what it is added to, for 1/V = T [z] or one number.
+    """Of Z = E Q E^T [z, z] and the rows C = E Q [z, rows] of what it is added to, for 1/V = T [z].
 
     Raises:
         ArithmeticError: V - Z is not positive; of jax.numpy the result is NaN.
     """
-    T = xp.broadcast_to(T, Z.shape[:1])
-    root = xp.where(T > 0, xp.sqrt(xp.where(T > 0, T, 1)), 0)  # whose gradient at 0 would be NaN
+    root = np.sqrt(T) if xp is np else _differentiable_root(T)
     matrix = xp.eye(Z.shape[0], dtype=Z.dtype) - root[:, None] * Z * root
     factor = _cholesky(matrix, xp)
     return Inflation(root, matrix, factor, _solved(factor, root[:, None] * C, xp))
 
 
+def _differentiable_root(T: Any) -> Any:
+    """Whose gradient where T = 0 is 0, not NaN."""
+    return jnp.where(T > 0, jnp.sqrt(jnp.where(T > 0, T, 1)), 0)
+
+
 def _cholesky(M: Any, xp: Any) -> Any:
     if xp is not np:
         return xp.linalg.cholesky(M)
-    factor, failed = lapack.dpotrf(M.T, lower=1, clean=0)  # symmetric: transposed it is in Fortran's order
+    # Symmetric: transposed it is in Fortran's order.
+    factor, failed = lapack.dpotrf(M.T, lower=1, clean=0)
     if failed:
         raise ArithmeticError("The inequality of an activation could not be established in float64.")
     return factor

@@ -84,24 +84,23 @@ def emitted(
         steps.append(Affine(1, ((0, Identity(source.size)),), source.size))
         numbers[result] = 1
     kept = used(steps, numbers[result])
-    sizes = {0: source.size} | {step.out: step.size for step in kept}
     program = Program(
         source.size,
-        tuple(_labelled(step, lin_of.get(step.out), sizes, made_at) for step in kept),
+        tuple(_named(step, lin_of.get(step.out), made_at) for step in kept),
         numbers[result],
     )
-    for step in program.steps:
+    for index, step in enumerate(program.steps):
         made_of = lin_of.get(step.out)
         _check_finite(
-            step,
+            program,
+            index,
             made_of.data if made_of is not None and made_of.kind == "elementwise" else None,
-            step.out == program.output,
         )
     return program, restricted
 
 
-def _labelled(step: Step, lin: Lin | None, sizes: Mapping[int, int], made_at: Origins) -> Step:
-    """Named by what it does, its sizes and where the user wrote it."""
+def _named(step: Step, lin: Lin | None, made_at: Origins) -> Step:
+    """With what it does and where the user wrote it."""
     where = _made_where(lin, made_at)
     name = "affine"
     if isinstance(step, Elementwise):
@@ -112,9 +111,7 @@ def _labelled(step: Step, lin: Lin | None, sizes: Mapping[int, int], made_at: Or
     if isinstance(step, Contraction):
         assert lin is not None
         name = lin.data.name
-    entries = "" if isinstance(step, Elementwise) else f"{sum(sizes[v] for v in step.sources)} -> "
-    short = f" ({where.short})" if where is not None and where.short else ""
-    return replace(step, label=f"{name} {step.out}: {entries}{step.size}{short}")
+    return replace(step, kind=name, place="" if where is None else where.short)
 
 
 def _made_where(lin: Lin | None, made_at: Origins) -> Place | None:
@@ -147,16 +144,18 @@ def _unbounded(expr: Expr, places: Mapping[int, Place]) -> ArgumentError | None:
     return refusal("no slope bound over all inputs was found", *where[:2])
 
 
-def _check_finite(step: Step, formula: Expr | None, is_output: bool) -> None:
+def _check_finite(program: Program, index: int, formula: Expr | None) -> None:
     """Refuse NaN, and infinities but for those that a mask adds on the way or a maximum starts from."""
+    step = program.steps[index]
     if isinstance(step, Affine):
         offset = np.zeros(0) if step.offset is None else step.offset
-        bad = not np.isfinite(offset).all() if is_output else np.isnan(offset).any()
+        bad = not np.isfinite(offset).all() if step.out == program.output else np.isnan(offset).any()
     else:
         bad = formula is not None and not _formula.is_finite(formula)
     if bad:
         raise ArgumentError(
-            f"cannot be certified: it must have finite weights and constants, got NaN or inf in {step.label}.",
+            "cannot be certified: it must have finite weights and constants, got NaN or inf in "
+            f"{program.record(index)}.",
             "A diverged network has no Lipschitz bound: load finite weights.",
             argument="fn",
         )

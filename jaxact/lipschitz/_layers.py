@@ -251,7 +251,7 @@ def chain_certificate(
 
     for index, matrix in enumerate(matrices):
         steps.append(
-            Affine(2 * index + 1, ((2 * index, Dense(matrix)),), matrix.shape[0], label=f"weights[{index}]")
+            Affine(2 * index + 1, ((2 * index, Dense(matrix)),), matrix.shape[0], kind=f"weights[{index}]")
         )
         if index < len(ranges):
             steps.append(
@@ -260,7 +260,7 @@ def chain_certificate(
                     2 * index + 1,
                     constant(ranges[index]),
                     matrix.shape[0],
-                    label=f"activation[{index}]",
+                    kind=f"activation[{index}]",
                 )
             )
     return bound(

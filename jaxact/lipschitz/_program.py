@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -156,14 +156,16 @@ class Affine:
         terms: pairs (source variable, operator); a source may occur more than once.
         size: of v_out.
         offset: [size], or None for 0. No bound for all inputs depends on it; `evaluate` and regions do.
-        label: what to call it in reports.
+        kind: what it is called in reports, such as "relu".
+        place: where the user wrote it, such as "model.py:42"; "" if that is not known.
     """
 
     out: int
     terms: tuple[tuple[int, Operator], ...]
     size: int
     offset: Any = None
-    label: str = ""
+    kind: str = "affine"
+    place: str = ""
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -209,7 +211,8 @@ class Elementwise:
             `evaluate`.
         range: intervals -> (lower, upper) of v_out. If None it follows from `value` and `slopes` (needs is_function).
         is_function: v_out is a function of v_source alone, so that |v_out - v_out(x0)| follows from the slopes.
-        label: what to call it in reports.
+        kind: what it is called in reports, such as "relu".
+        place: where the user wrote it, such as "model.py:42"; "" if that is not known.
         reads: further variables whose intervals or values are used.
     """
 
@@ -220,7 +223,8 @@ class Elementwise:
     value: Callable[[Values], Any] | None = None
     range: Callable[[Intervals], tuple[Any, Any]] | None = None
     is_function: bool = True
-    label: str = ""
+    kind: str = "elementwise"
+    place: str = ""
     reads: tuple[int, ...] = ()
 
     @property
@@ -240,7 +244,8 @@ class Contraction:
         constant: intervals -> the number, sound while every variable stays within its interval; see `Elementwise`.
         value: values -> v_out [size].
         range: intervals -> (lower, upper) of v_out.
-        label: what to call it in reports.
+        kind: what it is called in reports, such as "relu".
+        place: where the user wrote it, such as "model.py:42"; "" if that is not known.
     """
 
     out: int
@@ -249,7 +254,8 @@ class Contraction:
     constant: Callable[[Intervals], float]
     value: Callable[[Values], Any]
     range: Callable[[Intervals], tuple[Any, Any]]
-    label: str = ""
+    kind: str = "contraction"
+    place: str = ""
     is_function: ClassVar[bool] = True
 
     @property
@@ -259,6 +265,28 @@ class Contraction:
 
 
 Step: TypeAlias = Affine | Elementwise | Contraction
+
+
+class StepRecord(NamedTuple):
+    """What a step of a program is; as text "affine 3: 784 -> 128 (model.py:42)", or "relu 4: 128" entry by entry.
+
+    Attributes:
+        kind: "affine", or what its function is called.
+        number: of the variable that it defines.
+        sizes: entries (in, out).
+        place: "file:line", or "".
+        is_elementwise: each entry out of the same entry in.
+    """
+
+    kind: str
+    number: int
+    sizes: tuple[int, int]
+    place: str = ""
+    is_elementwise: bool = False
+
+    def __str__(self) -> str:
+        entries = f"{self.sizes[1]}" if self.is_elementwise else f"{self.sizes[0]} -> {self.sizes[1]}"
+        return f"{self.kind} {self.number}: {entries}" + (f" ({self.place})" if self.place else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,14 +341,12 @@ class Program:
                 needed = (needed - {step.out}) | set(step.sources)
         return tuple(reversed(after))
 
-    def label(self, index: int) -> str:
-        """What to call a step in reports and errors."""
+    def record(self, index: int) -> StepRecord:
+        """What a step is, for reports and errors."""
         step = self.steps[index]
-        if step.label:
-            return step.label
-        if isinstance(step, Affine):
-            return f"affine {step.out}: {sum(self.sizes[v] for v in step.sources)} -> {step.size}"
-        return f"elementwise {step.out}: {step.size}"
+        width = sum(self.sizes[source] for source in step.sources)
+        is_elementwise = isinstance(step, Elementwise)
+        return StepRecord(step.kind, step.out, (width, step.size), step.place, is_elementwise)
 
     @cached_property
     def order(self) -> Mapping[int, int]:
@@ -343,12 +369,12 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
     if x.size != program.input_size:
         raise ValueError(f"`x` must have {program.input_size} entries, got {x.size}.")
     values = {0: x}
-    for step in program.steps:
+    for index, step in enumerate(program.steps):
         if isinstance(step, Affine):
             result = step.value(values)
         elif step.value is None:
             raise ValueError(
-                f"Step {step.label or step.out} has no `value`: the program can only be bounded globally."
+                f"Step {program.record(index)} has no `value`: the program can only be bounded globally."
             )
         else:
             with jax.enable_x64(True):
@@ -469,10 +495,9 @@ class Certificate:
         certified: whether it is proved, rounding included, under `assumptions`; False marks a bound up to its own
             rounding, or an estimate: `assumptions` say which.
         assumptions: what the bound takes for granted, in words.
-        factors: (label, natural logarithm of the growth of the bound in this step), in order: where the bound is lost.
-            Their sum is that of `value`. Labels say the step's sizes and, from a function, the line that it is on.
-            Empty for methods without steps.
-        sizes: entries (in, out) of each of these steps.
+        factors: (step, natural logarithm of the growth of the bound in this step), in order: where the bound is lost.
+            Their sum is that of `value`. A step's record says its kind, its sizes and, from a function, the line that
+            it is on. Empty for methods without steps.
         by_norms_beyond: so many entries were held jointly, and beyond them norms of operators alone were used; None
             where all were.
         is_global: whether it is the bound over all inputs, which may be the better one within a region too.
@@ -488,10 +513,9 @@ class Certificate:
     region: Region | None = None
     certified: bool = True
     assumptions: tuple[str, ...] = ()
-    factors: tuple[tuple[str, float], ...] = ()
+    factors: tuple[tuple[StepRecord, float], ...] = ()
     seconds: float = 0.0
     history: tuple[float, ...] = ()
-    sizes: tuple[tuple[int, int], ...] = ()
     by_norms_beyond: int | None = None
     is_global: bool = False
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxact.lipschitz.ellipsoid import bound
 from jaxact.lipschitz._program import (
     Affine,
     Ball,
@@ -23,6 +22,7 @@ from jaxact.lipschitz._program import (
     Program,
     evaluate,
 )
+from jaxact.lipschitz.ellipsoid import bound
 
 
 def relu_slopes(source):
@@ -51,7 +51,7 @@ FUNCTIONS = {
 
 def elementwise(out, source, size, name):
     slopes, value = FUNCTIONS[name]
-    return Elementwise(out, source, slopes(source), size, value=lambda v: value(v[source]), label=name)
+    return Elementwise(out, source, slopes(source), size, value=lambda v: value(v[source]), kind=name)
 
 
 def chain(widths, name="relu", seed=0):
@@ -59,7 +59,7 @@ def chain(widths, name="relu", seed=0):
     steps, v = [], 0
     for i, (n, k) in enumerate(pairwise(widths)):
         W = rng.normal(size=(k, n)) * np.sqrt(2 / n)
-        steps.append(Affine(v + 1, ((v, Dense(W)),), k, offset=0.1 * rng.normal(size=k), label=f"W{i}"))
+        steps.append(Affine(v + 1, ((v, Dense(W)),), k, offset=0.1 * rng.normal(size=k), kind=f"W{i}"))
         v += 1
         if i < len(widths) - 2:
             steps.append(elementwise(v + 1, v, k, name))
@@ -266,7 +266,7 @@ def product_program():
             ),
             is_function=False,
             reads=(2,),
-            label="mul",
+            kind="mul",
         ),
         Elementwise(
             4,
@@ -343,12 +343,12 @@ def test_bad_input_is_refused_with_a_remedy():
     with pytest.raises(ValueError, match="lower <= upper"):
         Box(np.ones(4), np.zeros(4))
     with pytest.raises(ValueError, match="Step W0 must have finite weights"):
-        bound(Program(1, (Affine(1, ((0, Dense(np.array([[np.nan]]))),), 1, label="W0"),), 1))
+        bound(Program(1, (Affine(1, ((0, Dense(np.array([[np.nan]]))),), 1, kind="W0"),), 1))
     with pytest.raises(ValueError, match=r"Operators are \[out, in\]"):
         Program(4, (Affine(1, ((0, Dense(np.zeros((4, 3)))),), 3),), 1)
     with pytest.raises(ValueError, match="before any step defines it"):
         Program(4, (Affine(2, ((1, Identity(4)),), 4),), 2)
-    unbounded = Elementwise(1, 0, lambda i: (0.0, np.inf), 4, label="square")
+    unbounded = Elementwise(1, 0, lambda i: (0.0, np.inf), 4, kind="square")
     with pytest.raises(ValueError, match="Step square must have bounded slopes"):
         bound(Program(4, (unbounded,), 1))
 

@@ -139,7 +139,6 @@ def _bound(
         certified=True,
         assumptions=tuple(assumptions),
         factors=checked.factors,
-        sizes=checked.sizes,
         by_norms_beyond=memory_limit if prepared.by_norms else None,
         is_global=is_global,
         seconds=time.perf_counter() - started,

@@ -90,7 +90,7 @@ class Prepared:
         if (index, term) not in self.norms:
             value = operator.norm()
             if not math.isfinite(value):
-                raise ValueError(f"Step {self.program.label(index)} must have a finite norm, got {value}.")
+                raise ValueError(f"Step {self.program.record(index)} must have a finite norm, got {value}.")
             self.norms[index, term] = math.log(value) if value > 0 else -math.inf
         return self.norms[index, term]
 
@@ -117,7 +117,7 @@ def prepare(program: Program, memory_limit: int) -> Prepared:
 def _on_host(program: Program, index: int):
     step = program.steps[index]
     if isinstance(step, Elementwise) and step.size == 0:  # no entries to take an eigenvalue of
-        return Affine(step.out, ((step.source, Identity(0)),), 0, label=step.label)
+        return Affine(step.out, ((step.source, Identity(0)),), 0, kind=step.kind, place=step.place)
     if not isinstance(step, Affine):
         return step
     terms = tuple((source, _written(operator)) for source, operator in step.terms)
@@ -125,7 +125,7 @@ def _on_host(program: Program, index: int):
         entries = getattr(operator, "matrix", getattr(operator, "d", None))
         if entries is not None and not np.isfinite(entries).all():
             raise ValueError(
-                f"Step {program.label(index)} must have finite weights, got NaN or inf. "
+                f"Step {program.record(index)} must have finite weights, got NaN or inf. "
                 "A diverged network has no Lipschitz bound."
             )
     return replace(step, terms=terms)
@@ -162,7 +162,7 @@ def slopes_of(program: Program, index: int, intervals: Intervals) -> Bounds:
     if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
         raise _unbounded(program, index, "bounded slopes", f"[{alpha.min()}, {beta.max()}]")
     if (alpha > beta).any():
-        raise ValueError(f"Step {program.label(index)} must have slopes with lower <= upper.")
+        raise ValueError(f"Step {program.record(index)} must have slopes with lower <= upper.")
     return alpha, beta
 
 
@@ -178,7 +178,7 @@ def stretch_of(program: Program, index: int, intervals: Intervals) -> float:
 
 def _unbounded(program: Program, index: int, rule: str, received: str) -> ArgumentError:
     return ArgumentError(
-        f"Step {program.label(index)} must have {rule}, got {received}.",
+        f"Step {program.record(index)} must have {rule}, got {received}.",
         "No bound holds for all these inputs: pass `region=`, or a smaller one.",
         give="region",
     )

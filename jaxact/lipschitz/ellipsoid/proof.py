@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxact.lipschitz._norms import certified_largest, is_positive, largest_eigenvalue
-from jaxact.lipschitz._program import Bounds, Dense, Identity, Linear, Operator
+from jaxact.lipschitz._program import Bounds, Dense, Identity, Linear, Operator, StepRecord
 from jaxact.lipschitz._rounding import FAINT, FLOOR, PRODUCT, UNIT, affine_slack, scaled_up, up
 from jaxact.lipschitz._slopes import centered
 from jaxact.lipschitz.ellipsoid import multipliers, step
@@ -25,7 +25,7 @@ class Proved(NamedTuple):
 
     Attributes:
         value, log: of the bound.
-        factors: (label, growth of log K), as in `Certificate`, with the sizes in `sizes`.
+        factors: (step, growth of log K), as in `Certificate`.
         intervals: of every variable.
         multipliers: of every elementwise step.
         searchable: whether any multiplier is free.
@@ -33,8 +33,7 @@ class Proved(NamedTuple):
 
     value: float
     log: float
-    factors: tuple[tuple[str, float], ...]
-    sizes: tuple[tuple[int, int], ...]
+    factors: tuple[tuple[StepRecord, float], ...]
     intervals: Mapping[int, Bounds]
     multipliers: Mapping[int, Multipliers]
     searchable: bool
@@ -60,7 +59,7 @@ def prove(
     if factors and math.isfinite(log):  # what the last certificate adds belongs to the last step
         factors[-1] = (factors[-1][0], factors[-1][1] + log - proof.level)
     free = any((each.T > 0).any() for each in proof.used.values())
-    return Proved(value, log, tuple(factors), tuple(proof.sizes), proof.intervals, proof.used, free)
+    return Proved(value, log, tuple(factors), proof.intervals, proof.used, free)
 
 
 def estimate(prepared: Prepared) -> float:
@@ -83,8 +82,7 @@ class _Proof:
         self.prepared, self.local, self.given, self.proved = prepared, local, given, proved
         looks = local is not None and multipliers.parts(prepared)
         self.nominal = multipliers.nominal_slopes(prepared, local) if looks and local is not None else None
-        self.factors: list[tuple[str, float]] = []
-        self.sizes: list[tuple[int, int]] = []
+        self.factors: list[tuple[StepRecord, float]] = []
         self.used: dict[int, Multipliers] = {}
         self.intervals: Mapping[int, Bounds] = {}
         self.largest: float | None = None  # eigenvalue of Q, where a step has just found it
@@ -115,8 +113,7 @@ class _Proof:
             self.largest = largest_eigenvalue(state.X)
         reached = self.log(state, self.largest)
         if math.isfinite(reached) and math.isfinite(self.level):
-            self.factors.append((program.label(index), reached - self.level))
-            self.sizes.append((sum(program.sizes[v] for v in made.sources), made.size))
+            self.factors.append((program.record(index), reached - self.level))
         self.level = reached
 
     # --- Steps --------------------------------------------------------------------------------------------------------

@@ -1,13 +1,18 @@
-"""The closed form of a chain of dense layers on the host: everywhere, and certified within a ball or a box."""
+"""The closed form of a chain of dense layers: everywhere, on the host or traced, and certified within a region."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jax import lax
+from jaxtyping import Array, Float
 from scipy.linalg import lapack
 
 from jaxact.lipschitz._norms import certified_largest, dense_norm, largest_eigenvalue, one_thread
@@ -19,6 +24,8 @@ from jaxact.lipschitz.ellipsoid.multipliers import balance, inverse
 from jaxact.lipschitz.ellipsoid.step import inflation, sloped
 
 _LEAST = 1e-6  # t: below, V - M would be all but singular
+_FULL_SPECTRUM = 128  # width up to which the largest eigenvalue comes from all of them
+_POWER_STEPS = 48
 _LANCZOS = 384  # width from which on the largest eigenvalue comes from an iteration
 
 Matrix = Float[np.ndarray, "n n"]
@@ -86,6 +93,81 @@ def _largest(M: Matrix) -> float:
 def _at_least_largest(M: Matrix) -> float:
     # LAPACK is right to some n eps; what an iteration finds may be another eigenvalue.
     return _largest(M) * (1 + LAPACK) if M.shape[0] <= _LANCZOS else certified_largest((M + M.T) / 2)
+
+
+# --- Traced ---------------------------------------------------------------------------------------------------------
+
+
+def traced(kernels: list[Array], ranges: list[tuple[Any, Any]], dtype: Any) -> Array:
+    """The logarithm of "eclipse_fast" of traced weights or slopes; of concrete ones it is `everywhere`."""
+    # Q, None for I, and the log of its scale
+    state: tuple[Array | None, Array] = None, jnp.zeros((), dtype)
+    hidden = []
+    for kernel, (alpha, beta) in zip(kernels, ranges, strict=False):
+        m, r = alpha / 2 + beta / 2, beta / 2 - alpha / 2
+        is_exact = _needs_all(kernel.shape[1], m, r)
+        hidden.append((kernel.astype(dtype), jnp.asarray(m, dtype), jnp.asarray(r, dtype), is_exact))
+    # Equal layers in one loop: unrolled, each would compile its own.
+    for (_, is_exact), run in groupby(hidden, key=lambda layer: (layer[0].shape, layer[3])):
+        layers = [layer[:3] for layer in run]
+        if state[0] is None:
+            first, m, r = layers.pop(0)
+            state = _through_traced(first.T @ first, state[1], m, r, is_exact)
+        step = partial(_scanned, is_exact)
+        if len(layers) == 1:  # perhaps not square, unlike equal ones that follow each other
+            state, _ = step(state, layers[0])
+        elif layers:
+            state, _ = lax.scan(step, state, [jnp.stack(parts) for parts in zip(*layers, strict=True)])
+    Q, log_square = state
+    last = kernels[-1].astype(dtype)
+    if Q is None:
+        return jnp.log(jnp.linalg.svd(last, compute_uv=False)[0])
+    # The smaller of W^T Q W and C^T W W^T C would do; the first is at hand.
+    M = last.T @ Q @ last
+    largest = jnp.linalg.eigvalsh((M + M.T) / 2)[-1]
+    return 0.5 * (log_square + jnp.log(jnp.maximum(largest, 0)))
+
+
+def _needs_all(width: int, m: Any, r: Any) -> bool:
+    if width <= _FULL_SPECTRUM or isinstance(m, jax.core.Tracer) or isinstance(r, jax.core.Tracer):
+        return True
+    return bool(abs(m) < 0.3 * r)
+
+
+def _scanned(is_exact: bool, state: Any, layer: Any) -> tuple[Any, None]:
+    (Q, log_square), (W, m, r) = state, layer
+    return _through_traced(W.T @ Q @ W, log_square, m, r, is_exact), None
+
+
+def _through_traced(M: Array, log_square: Array, m: Array, r: Array, exact: bool) -> tuple[Array, Array]:
+    """Q after the activation, divided by lambda_max(M), whose logarithm is added."""
+    M = (M + M.T) / 2
+    scale = lax.stop_gradient(jnp.trace(M) / M.shape[0])
+    scale = jnp.where(scale > 0, scale, 1)
+    M = M / scale  # before the eigenvalues: float32 would not hold the square of a large norm's square
+    s = jnp.linalg.eigvalsh(M)[-1] if exact else _power_iteration(M)
+    positive = s > 0
+    s = jnp.where(positive, s, 1)
+    M = M / s
+    width = jnp.abs(m) + r
+    T = inverse(1, jnp.abs(m), jnp.where(width > 0, r, 1))
+    # m = 0 makes I - T M singular, and the term that it stands in 0.
+    T = jnp.full(len(M), jnp.where(m == 0, 0, T), M.dtype)
+    P = M + inflation(M, M, T, jnp).added()
+    Q = sloped(P, jnp.full(len(M), m), jnp.full(len(M), r * width), jnp)
+    return Q, log_square + jnp.log(scale) + jnp.where(positive, jnp.log(s), -jnp.inf)
+
+
+def _power_iteration(M: Array) -> Array:
+    start = 1 + 0.5 * jnp.cos(jnp.arange(M.shape[0], dtype=M.dtype))
+    fixed = lax.stop_gradient(M)
+
+    def step(_: Any, v: Array) -> Array:
+        v = fixed @ v
+        return v / jnp.maximum(jnp.linalg.norm(v), jnp.finfo(M.dtype).tiny)
+
+    v = lax.fori_loop(0, _POWER_STEPS, step, start / jnp.linalg.norm(start))
+    return v @ M @ v
 
 
 # --- Within a region --------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from jaxact.lipschitz._lazy import (
     softmax_step,
     used,
 )
-from jaxact.lipschitz._program import Affine, Contraction, Elementwise, Identity, Program, Step
+from jaxact.lipschitz._operators import Identity
+from jaxact.lipschitz._program import Affine, Contraction, Elementwise, Program, Step
 from jaxact.lipschitz._source import Place, place
 
 PRODUCTS = ("dot_general", "conv_general_dilated")

@@ -17,16 +17,8 @@ from jaxtyping import Float
 from jaxact.errors import ArgumentError
 from jaxact.lipschitz import _formula, _slopes
 from jaxact.lipschitz._formula import Expr
-from jaxact.lipschitz._program import (
-    Affine,
-    Contraction,
-    Dense,
-    Diagonal,
-    Elementwise,
-    Identity,
-    Linear,
-    Step,
-)
+from jaxact.lipschitz._operators import Dense, Diagonal, Identity, Linear
+from jaxact.lipschitz._program import Affine, Contraction, Elementwise, Step
 
 _WRITTEN = 2**24  # entries up to which a composed linear map becomes a matrix
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxact.lipschitz._norms import dense_norm, real_array
+from jaxact.lipschitz._norms import real_array
+from jaxact.lipschitz._operators import Operator, matvec
 from jaxact.lipschitz._rounding import UNIT
 
 Bounds: TypeAlias = tuple[
@@ -22,129 +23,6 @@ Bounds: TypeAlias = tuple[
 ]  # each variable has its own size
 Intervals: TypeAlias = Mapping[int, Bounds]  # variable -> (lower, upper), both [size]
 Values: TypeAlias = Mapping[int, Float[np.ndarray, " _size"]]  # variable -> [size]
-
-
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """The matrix [out, in], float64."""
-
-    matrix: Any
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.matrix.shape
-
-    def matmul(self, X: Any) -> Any:
-        """A X for X [in, k]."""
-        return self.matrix @ X
-
-    def dense(self) -> Float[np.ndarray, "out in"]:
-        """The matrix itself, on the host."""
-        return np.asarray(self.matrix)
-
-    def magnitude(self, X: Any) -> Any:
-        """|A| X for X [in, k] >= 0."""
-        return np.abs(self.matrix) @ X
-
-    def norm(self) -> float:
-        """An upper bound on ||A||_2."""
-        return dense_norm(self.dense())
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The identity on `size` entries."""
-
-    size: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.size, self.size
-
-    def matmul(self, X: Any) -> Any:
-        """X, [size, k]."""
-        return X
-
-    def magnitude(self, X: Any) -> Any:
-        return X
-
-    def dense(self) -> Float[np.ndarray, "size size"]:
-        return np.eye(self.size)
-
-    def norm(self) -> float:
-        return 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Diagonal:
-    """The square matrix with diagonal `d` [size], float64."""
-
-    d: Any
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.d.shape[0], self.d.shape[0]
-
-    def matmul(self, X: Any) -> Any:
-        """diag(d) X for X [size, k]."""
-        return self.d[:, None] * X
-
-    def magnitude(self, X: Any) -> Any:
-        """|diag(d)| X for X [size, k] >= 0."""
-        return np.abs(self.d)[:, None] * X
-
-    def dense(self) -> Float[np.ndarray, "size size"]:
-        return np.diag(np.asarray(self.d))
-
-    def norm(self) -> float:
-        return float(np.max(np.abs(self.d), initial=0.0))
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """A linear map known by its products.
-
-    Attributes:
-        fn: v [in] -> A v [out]; JAX code that is traced under vmap, in float64.
-        transpose: u [out] -> A^T u [in], likewise.
-        shape: (out, in).
-        norm_bound: an upper bound on ||A||_2, or a function of no arguments that finds one when it is asked for.
-        absolute_fn: v [in] -> |A| v [out] for v >= 0 (|A| entrywise), if known: a convolution with |kernel|. Without
-            it intervals go through the norm, where the matrix is too large to be written out.
-    """
-
-    fn: Callable[[Array], Array]
-    transpose: Callable[[Array], Array]
-    shape: tuple[int, int]
-    norm_bound: float | Callable[[], float]
-    absolute_fn: Callable[[Array], Array] | None = None
-
-    def matmul(self, X: Any) -> Any:
-        """A X for X [in, k]."""
-        return jax.vmap(self.fn, in_axes=1, out_axes=1)(X)
-
-    def magnitude(self, X: Any) -> Any:
-        """At least |A| X for X [in, k] >= 0: by the norm where |A| is not known."""
-        if self.absolute_fn is None:
-            return np.broadcast_to(self.norm() * np.linalg.norm(X, axis=0), (self.shape[0], np.shape(X)[1]))
-        with jax.enable_x64(True):
-            return np.asarray(jax.vmap(self.absolute_fn, in_axes=1, out_axes=1)(jnp.asarray(X)))
-
-    def dense(self) -> Float[np.ndarray, "out in"]:
-        """The matrix, by one product for each column."""
-        with jax.enable_x64(True):
-            return np.asarray(jax.jit(self.matmul)(jnp.eye(self.shape[1], dtype=jnp.float64)))
-
-    def norm(self) -> float:
-        return self._norm
-
-    @cached_property
-    def _norm(self) -> float:
-        return float(self.norm_bound() if callable(self.norm_bound) else self.norm_bound)
-
-
-Operator: TypeAlias = Dense | Identity | Diagonal | Linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,14 +260,6 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
             result = np.broadcast_to(result, (step.size,))
         values[step.out] = result
     return values[program.output] if output_only else values
-
-
-def matvec(operator: Operator, v: np.ndarray) -> np.ndarray:
-    """A v for v [in], in float64 whatever jax is set to."""
-    if isinstance(operator, Linear):
-        with jax.enable_x64(True):
-            return np.asarray(operator.fn(jnp.asarray(v)), np.float64)
-    return np.asarray(operator.matmul(v[:, None]))[:, 0]
 
 
 @dataclass(frozen=True, eq=False)

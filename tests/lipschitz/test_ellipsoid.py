@@ -10,18 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxact.lipschitz._program import (
-    Affine,
-    Ball,
-    Box,
-    Dense,
-    Diagonal,
-    Elementwise,
-    Identity,
-    Linear,
-    Program,
-    evaluate,
-)
+from jaxact.lipschitz._operators import Dense, Diagonal, Identity, Linear
+from jaxact.lipschitz._program import Affine, Ball, Box, Elementwise, Program, evaluate
 from jaxact.lipschitz.ellipsoid import bound
 
 

@@ -9,7 +9,8 @@ from jax import lax
 
 from jaxact import activations
 from jaxact.lipschitz import Ball, certify
-from jaxact.lipschitz._program import Affine, Dense, Diagonal, Elementwise, Identity, Linear, evaluate
+from jaxact.lipschitz._operators import Dense, Diagonal, Identity, Linear
+from jaxact.lipschitz._program import Affine, Elementwise, evaluate
 from jaxact.lipschitz._walk import lower
 
 _RNG = np.random.default_rng(0)

@@ -80,7 +80,8 @@ def bound(
 
     Example:
         >>> import numpy as np
-        >>> from jaxact.lipschitz._program import Affine, Dense, Elementwise, Program
+        >>> from jaxact.lipschitz._operators import Dense
+        >>> from jaxact.lipschitz._program import Affine, Elementwise, Program
         >>> relu = Elementwise(out=2, source=1, slopes=lambda intervals: (0.0, 1.0), size=2)
         >>> layers = [Affine(1, ((0, Dense(np.diag([3.0, 1.0]))),), 2), relu]
         >>> layers.append(Affine(3, ((2, Dense(np.array([[0.0, 1.0]]))),), 1))

@@ -10,19 +10,8 @@ import jax
 import numpy as np
 
 from jaxact.errors import ArgumentError
-from jaxact.lipschitz._program import (
-    Affine,
-    Bounds,
-    Contraction,
-    Dense,
-    Diagonal,
-    Elementwise,
-    Identity,
-    Intervals,
-    Linear,
-    Operator,
-    Program,
-)
+from jaxact.lipschitz._operators import Dense, Diagonal, Identity, Linear, Operator
+from jaxact.lipschitz._program import Affine, Bounds, Contraction, Elementwise, Intervals, Program
 
 _MATERIALIZE = 2**22  # entries up to which a map known by its products is written out as a matrix
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxact.lipschitz._norms import certified_largest, is_positive, largest_eigenvalue
-from jaxact.lipschitz._program import Bounds, Dense, Identity, Linear, Operator, StepRecord
+from jaxact.lipschitz._operators import Dense, Identity, Linear, Operator
+from jaxact.lipschitz._program import Bounds, StepRecord
 from jaxact.lipschitz._rounding import FAINT, FLOOR, PRODUCT, UNIT, affine_slack, scaled_up, up
 from jaxact.lipschitz._slopes import centered
 from jaxact.lipschitz.ellipsoid import multipliers, step

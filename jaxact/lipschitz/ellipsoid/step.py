@@ -24,7 +24,7 @@ import scipy.linalg
 import scipy.special
 from scipy.linalg import blas, lapack
 
-from jaxact.lipschitz._program import Diagonal, Identity, Linear, Operator
+from jaxact.lipschitz._operators import Diagonal, Identity, Linear, Operator
 from jaxact.lipschitz._rounding import FLOOR, up
 from jaxact.lipschitz.ellipsoid.layout import Layout
 

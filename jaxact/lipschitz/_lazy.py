@@ -180,50 +180,52 @@ def _operator(order: list[Lin], source: Lin) -> Any:
     return Linear(forward, lambda u: backward(u)[0], shape, norm_bound, absolute)
 
 
-def _diagonal(order: list[Lin], source: Lin) -> Any:
-    """The diagonal of d lin / d source if every step between works entry by entry, else None."""
-    found: dict[Lin, Any] = {source: 1.0}
-    for node in order:
-        if node is source or (node.is_leaf and node is not order[-1]):
-            continue
-        touching = [i for i, parent in enumerate(node.parents) if parent in found]
-        if not touching:
-            continue
-        if node.coefficients is None:
-            return None
-        found[node] = sum(np.asarray(node.coefficients[i]) * found[node.parents[i]] for i in touching)
-    return found[order[-1]]
-
-
-def _pushed(order: list[Lin], source: Lin, v: Any, mode: str) -> Any:
-    found: dict[Lin, Any] = {source: jnp.reshape(v, source.shape)}
+def _carried(order: list[Lin], source: Lin, start: Any, step: Callable[[Lin, dict[Lin, Any]], Any]) -> Any:
+    """What `step` makes of a node and of what was found for its parents, from the source on, at the last node."""
+    found = {source: start}
     for node in order:
         if node is source or (node.is_leaf and node is not order[-1]):
             continue
         if any(parent in found for parent in node.parents):
-            arrays = [
-                found[parent].reshape(parent.shape) if parent in found else jnp.zeros(parent.shape)
-                for parent in node.parents
-            ]
-            assert node.fn is not None
-            found[node] = node.fn(mode, *arrays)
-    return found[order[-1]].reshape(-1)
+            found[node] = step(node, found)
+    return found[order[-1]]
+
+
+def _diagonal(order: list[Lin], source: Lin) -> Any:
+    """The diagonal of d lin / d source if every step between works entry by entry, else None."""
+
+    def scaled(node: Lin, found: dict[Lin, Any]) -> Any:
+        if node.coefficients is None or any(found.get(parent, 0) is None for parent in node.parents):
+            return None
+        pairs = zip(node.coefficients, node.parents, strict=True)
+        return sum(np.asarray(c) * found[parent] for c, parent in pairs if parent in found)
+
+    return _carried(order, source, 1.0, scaled)
+
+
+def _pushed(order: list[Lin], source: Lin, v: Any, mode: str) -> Any:
+    def applied(node: Lin, found: dict[Lin, Any]) -> Any:
+        assert node.fn is not None
+        arrays = (found.get(parent, jnp.zeros(parent.shape)) for parent in node.parents)
+        return node.fn(mode, *map(jnp.reshape, arrays, (parent.shape for parent in node.parents)))
+
+    return _carried(order, source, jnp.reshape(v, source.shape), applied).reshape(-1)
 
 
 def _columns(order: list[Lin], source: Lin) -> Float[np.ndarray, "in out"]:
     """The transpose of d lin / d source."""
-    k, lin_size = source.size, order[-1].size
-    found: dict[Lin, Any] = {source: np.eye(k).reshape(k, *source.shape)}
-    for node in order:
-        if node is source or (node.is_leaf and node is not order[-1]):
-            continue
-        if any(parent in found for parent in node.parents):
-            arrays = [
-                found[parent].reshape(k, *parent.shape) if parent in found else np.zeros((k, *parent.shape))
-                for parent in node.parents
-            ]
-            found[node] = node.on_host("linear", *arrays)
-    return np.asarray(found[order[-1]], np.float64).reshape(k, lin_size)
+    k = source.size
+
+    def applied(node: Lin, found: dict[Lin, Any]) -> Any:
+        shapes = [(k, *parent.shape) for parent in node.parents]
+        arrays = (
+            found[p].reshape(s) if p in found else np.zeros(s)
+            for p, s in zip(node.parents, shapes, strict=True)
+        )
+        return node.on_host("linear", *arrays)
+
+    columns = _carried(order, source, np.eye(k).reshape(k, *source.shape), applied)
+    return np.asarray(columns, np.float64).reshape(k, order[-1].size)
 
 
 def elementwise_step(lin: Lin, out: int, numbers: dict[Lin, int]) -> Elementwise:

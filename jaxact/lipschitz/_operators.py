@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxact.lipschitz._norms import dense_norm
-
 
 @dataclass(frozen=True, eq=False)
 class Dense:
@@ -33,14 +31,6 @@ class Dense:
         """The matrix itself, on the host."""
         return np.asarray(self.matrix)
 
-    def magnitude(self, X: Any) -> Any:
-        """|A| X for X [in, k] >= 0."""
-        return np.abs(self.matrix) @ X
-
-    def norm(self) -> float:
-        """An upper bound on ||A||_2."""
-        return dense_norm(self.dense())
-
 
 @dataclass(frozen=True)
 class Identity:
@@ -56,14 +46,8 @@ class Identity:
         """X, [size, k]."""
         return X
 
-    def magnitude(self, X: Any) -> Any:
-        return X
-
     def dense(self) -> Float[np.ndarray, "size size"]:
         return np.eye(self.size)
-
-    def norm(self) -> float:
-        return 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,15 +64,8 @@ class Diagonal:
         """diag(d) X for X [size, k]."""
         return self.d[:, None] * X
 
-    def magnitude(self, X: Any) -> Any:
-        """|diag(d)| X for X [size, k] >= 0."""
-        return np.abs(self.d)[:, None] * X
-
     def dense(self) -> Float[np.ndarray, "size size"]:
         return np.diag(np.asarray(self.d))
-
-    def norm(self) -> float:
-        return float(np.max(np.abs(self.d), initial=0.0))
 
 
 @jax.tree_util.register_static
@@ -115,23 +92,14 @@ class Linear:
         """A X for X [in, k]."""
         return jax.vmap(self.fn, in_axes=1, out_axes=1)(X)
 
-    def magnitude(self, X: Any) -> Any:
-        """At least |A| X for X [in, k] >= 0: by the norm where |A| is not known."""
-        if self.absolute_fn is None:
-            return np.broadcast_to(self.norm() * np.linalg.norm(X, axis=0), (self.shape[0], np.shape(X)[1]))
-        with jax.enable_x64(True):
-            return np.asarray(jax.vmap(self.absolute_fn, in_axes=1, out_axes=1)(jnp.asarray(X)))
-
     def dense(self) -> Float[np.ndarray, "out in"]:
         """The matrix, by one product for each column."""
         with jax.enable_x64(True):
             return np.asarray(jax.jit(self.matmul)(jnp.eye(self.shape[1], dtype=jnp.float64)))
 
-    def norm(self) -> float:
-        return self._norm
-
     @cached_property
-    def _norm(self) -> float:
+    def norm(self) -> float:
+        """The upper bound on ||A||_2."""
         return float(self.norm_bound() if callable(self.norm_bound) else self.norm_bound)
 
 

@@ -50,22 +50,6 @@ class Affine:
         """The variables that it reads."""
         return tuple(dict.fromkeys(source for source, _ in self.terms))
 
-    @property
-    def fan_in(self) -> int:
-        """How many products make up an entry at most."""
-        return sum(operator.shape[1] for _, operator in self.terms)
-
-    def value(self, values: Values) -> Float[np.ndarray, " size"]:
-        """v_out, on the host in float64."""
-        result = np.zeros(self.size) if self.offset is None else np.array(self.offset, np.float64).reshape(-1)
-        for source, operator in self.terms:
-            result = result + matvec(operator, values[source])
-        return result
-
-    def magnitude(self, values: Mapping[int, Float[np.ndarray, "_size k"]]) -> Float[np.ndarray, "size k"]:
-        """sum_k |A_k| X_k, or more where |A| is not known, for X [size, k] >= 0 of each variable."""
-        return sum(operator.magnitude(values[source]) for source, operator in self.terms)
-
 
 @dataclass(frozen=True, eq=False)
 class Elementwise:
@@ -249,7 +233,7 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
     values = {0: x}
     for index, step in enumerate(program.steps):
         if isinstance(step, Affine):
-            result = step.value(values)
+            result = applied(step, values)
         elif step.value is None:
             raise ValueError(
                 f"Step {program.record(index)} has no `value`: the program can only be bounded globally."
@@ -260,6 +244,14 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
             result = np.broadcast_to(result, (step.size,))
         values[step.out] = result
     return values[program.output] if output_only else values
+
+
+def applied(step: Affine, values: Values) -> Float[np.ndarray, " size"]:
+    """v_out of an affine step, on the host in float64."""
+    result = np.zeros(step.size) if step.offset is None else np.array(step.offset, np.float64).reshape(-1)
+    for source, operator in step.terms:
+        result = result + matvec(operator, values[source])
+    return result
 
 
 @dataclass(frozen=True, eq=False)

@@ -368,7 +368,7 @@ def test_norms_alone_are_sound_on_residual_blocks_and_say_so():
 
 
 def test_intervals_through_products_alone_keep_float64(monkeypatch):
-    monkeypatch.setattr("jaxact.lipschitz.ellipsoid.layout._MATERIALIZE", 0)
+    monkeypatch.setattr("jaxact.lipschitz.ellipsoid.maps._MATERIALIZE", 0)
     rng = np.random.default_rng(4)
     weights = [rng.normal(size=(4, 4)) for _ in range(2)]
     center = 1e3 * rng.normal(size=4)

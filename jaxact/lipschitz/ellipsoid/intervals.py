@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxact.lipschitz._program import Affine, Bounds, Elementwise, Program
+from jaxact.lipschitz._program import Affine, Bounds, Elementwise, Program, applied
 from jaxact.lipschitz._rounding import UNIT, VALUE_ERROR, sum_slack, up
 from jaxact.lipschitz.ellipsoid.layout import Prepared, slopes_of
+from jaxact.lipschitz.ellipsoid.maps import fan_in, magnitude_of
 
 
 class Local(NamedTuple):
@@ -72,9 +73,9 @@ class Enclosures:
             return _everything(step.size)
         middles = {v: lower / 2 + upper / 2 for v, (lower, upper) in ends.items()}
         both = {v: _half_and_size(*ends[v], middles[v]) for v in ends}
-        width, magnitude = step.magnitude(both).T
+        width, magnitude = magnitude_of(step, both).T
         magnitude = magnitude + (0 if step.offset is None else np.abs(step.offset).reshape(-1))
-        return _spread(step.value(middles), width + sum_slack(step.fan_in) * magnitude)
+        return _spread(applied(step, middles), width + sum_slack(fan_in(step)) * magnitude)
 
     def _by_slopes(self, index: int, step: Elementwise) -> Bounds:
         assert self.local is not None
@@ -131,9 +132,9 @@ def _error_of_sum(
     step: Affine, values: Mapping[int, np.ndarray], errors: Mapping[int, np.ndarray]
 ) -> np.ndarray:
     both = {v: np.stack([errors[v], _finite_size(values[v])], 1) for v in step.sources}
-    error, size = step.magnitude(both).T
+    error, size = magnitude_of(step, both).T
     size = size + (0 if step.offset is None else _finite_size(step.offset).reshape(-1))
-    return error + sum_slack(step.fan_in) * size
+    return error + sum_slack(fan_in(step)) * size
 
 
 def _finite_size(v: np.ndarray) -> np.ndarray:

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 
 from jaxact.errors import ArgumentError
-from jaxact.lipschitz._operators import Dense, Diagonal, Identity, Linear, Operator
+from jaxact.lipschitz._operators import Identity, Operator
 from jaxact.lipschitz._program import Affine, Bounds, Contraction, Elementwise, Intervals, Program
-
-_MATERIALIZE = 2**22  # entries up to which a map known by its products is written out as a matrix
+from jaxact.lipschitz.ellipsoid.maps import norm, written
 
 
 class Layout(NamedTuple):
@@ -77,7 +76,7 @@ class Prepared:
 
     def _log_norm(self, index: int, term: int, operator: Operator) -> float:
         if (index, term) not in self.norms:
-            value = operator.norm()
+            value = norm(operator)
             if not math.isfinite(value):
                 raise ValueError(f"Step {self.program.record(index)} must have a finite norm, got {value}.")
             self.norms[index, term] = math.log(value) if value > 0 else -math.inf
@@ -109,7 +108,7 @@ def _on_host(program: Program, index: int):
         return Affine(step.out, ((step.source, Identity(0)),), 0, kind=step.kind, place=step.place)
     if not isinstance(step, Affine):
         return step
-    terms = tuple((source, _written(operator)) for source, operator in step.terms)
+    terms = tuple((source, written(operator)) for source, operator in step.terms)
     for _, operator in terms:
         entries = getattr(operator, "matrix", getattr(operator, "d", None))
         if entries is not None and not np.isfinite(entries).all():
@@ -118,27 +117,6 @@ def _on_host(program: Program, index: int):
                 "A diverged network has no Lipschitz bound."
             )
     return replace(step, terms=terms)
-
-
-def _written(operator: Operator) -> Operator:
-    match operator:
-        case Dense(matrix):
-            return Dense(np.asarray(matrix, np.float64))
-        case Diagonal(d):
-            return Diagonal(np.asarray(d, np.float64))
-        case Linear() if operator.shape[0] * operator.shape[1] <= _MATERIALIZE:
-            return _Written(operator.dense(), operator)
-    return operator
-
-
-@dataclass(frozen=True, eq=False)
-class _Written(Dense):
-    """A map known by its products, written out, that keeps its own bound on the norm."""
-
-    origin: Linear | None = None
-
-    def norm(self) -> float:
-        return super().norm() if self.origin is None else min(super().norm(), self.origin.norm())
 
 
 def slopes_of(program: Program, index: int, intervals: Intervals) -> Bounds:

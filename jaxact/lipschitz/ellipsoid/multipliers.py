@@ -31,7 +31,8 @@ from jaxact.lipschitz._program import Affine, Contraction, Elementwise
 from jaxact.lipschitz._rounding import FLOOR
 from jaxact.lipschitz.ellipsoid.intervals import Enclosures, Local
 from jaxact.lipschitz.ellipsoid.layout import Prepared, slopes_of
-from jaxact.lipschitz.ellipsoid.step import leading, times, total
+from jaxact.lipschitz.ellipsoid.maps import times, total
+from jaxact.lipschitz.ellipsoid.step import leading
 
 _LOOKAHEAD = 24  # steps over which `meeting` looks for the place where paths meet again
 _KNOWN = 1e-6  # of the widest range of slopes: what is narrower is all but known

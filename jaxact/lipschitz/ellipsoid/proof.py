@@ -16,6 +16,7 @@ from jaxact.lipschitz._slopes import centered
 from jaxact.lipschitz.ellipsoid import multipliers, step
 from jaxact.lipschitz.ellipsoid.intervals import Enclosures, Local
 from jaxact.lipschitz.ellipsoid.layout import Prepared, slopes_of, stretch_of
+from jaxact.lipschitz.ellipsoid.maps import magnitude, total
 from jaxact.lipschitz.ellipsoid.multipliers import Multipliers
 from jaxact.lipschitz.ellipsoid.step import Matrix, Norms
 from jaxact.lipschitz.ellipsoid.walk import State, carry, log_factors
@@ -127,7 +128,7 @@ class _Proof:
             return _normalized(made)  # entries are only moved about
         kept, roots = layout.kept_rows(), np.sqrt(np.maximum(np.diag(state.X), 0))
         terms = [(operator, layout.rows(p)) for operator, p in zip(operators, layout.sources, strict=True)]
-        g = step.total(_root_growth(operator, roots[place]) for operator, place in terms)
+        g = total(_root_growth(operator, roots[place]) for operator, place in terms)
         g = np.ldexp(g, (state.exponent - made.exponent) // 2)
         num_products = sum(op.shape[1] if isinstance(op, Dense | Linear) else 1 for op in operators)
         slack = affine_slack(num_products + len(terms), np.concatenate([roots[kept], g]))
@@ -135,7 +136,7 @@ class _Proof:
         moves = np.diag(Y) > 0
         if (g < FAINT**0.5).any():
             moved = (roots > 0).astype(np.float64)
-            moves[kept.size :] |= step.total(_root_growth(op, moved[place]) for op, place in terms) > 0
+            moves[kept.size :] |= total(_root_growth(op, moved[place]) for op, place in terms) > 0
         return _normalized(Matrix(Y, made.exponent), moves)
 
     def contraction(self, index: int, state: Matrix, intervals: Enclosures) -> Matrix:
@@ -256,7 +257,7 @@ def _enlarged(X: np.ndarray, by: np.ndarray) -> np.ndarray:
 
 def _root_growth(operator: Operator, roots: np.ndarray) -> np.ndarray:
     """|A| sqrt(diag Q), or an upper bound on it."""
-    return operator.magnitude(roots[:, None])[:, 0] * (1 + PRODUCT)
+    return magnitude(operator, roots[:, None])[:, 0] * (1 + PRODUCT)
 
 
 def _inflated(

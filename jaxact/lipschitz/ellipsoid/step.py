@@ -12,9 +12,8 @@ What is about arrays alone takes `xp`, numpy or jax.numpy. Nothing here accounts
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +23,10 @@ import scipy.linalg
 import scipy.special
 from scipy.linalg import blas, lapack
 
-from jaxact.lipschitz._operators import Diagonal, Identity, Linear, Operator
+from jaxact.lipschitz._operators import Operator
 from jaxact.lipschitz._rounding import FLOOR, up
 from jaxact.lipschitz.ellipsoid.layout import Layout
+from jaxact.lipschitz.ellipsoid.maps import times, total, transposed_times
 
 # --- What is carried --------------------------------------------------------------------------------------------------
 
@@ -118,40 +118,6 @@ def affine_adjoint(g: np.ndarray, size: int, layout: Layout, operators: Sequence
     g_X = (g_X + g_X.T) / 2
     g_X[np.ix_(kept, kept)] += g[:k, :k]
     return g_X
-
-
-def total(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """The sum of one or more arrays."""
-    return functools.reduce(np.add, parts)
-
-
-def times(operator: Operator, X: np.ndarray) -> np.ndarray:
-    """A X, in float64 whatever jax is set to."""
-    if isinstance(operator, Linear):
-        with jax.enable_x64(True):
-            return np.asarray(_product(operator, X))
-    return operator.matmul(X)
-
-
-def transposed_times(operator: Operator, X: np.ndarray) -> np.ndarray:
-    """A^T X, likewise."""
-    match operator:
-        case Identity() | Diagonal():
-            return operator.matmul(X)
-        case Linear():
-            with jax.enable_x64(True):
-                return np.asarray(_transposed_product(operator, X))
-    return operator.matrix.T @ X
-
-
-@jax.jit
-def _product(operator: Linear, X: Any) -> Any:
-    return operator.matmul(X)
-
-
-@jax.jit
-def _transposed_product(operator: Linear, X: Any) -> Any:
-    return jax.vmap(operator.transpose, in_axes=1, out_axes=1)(X)
 
 
 # --- Elementwise ------------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.errors import ArgumentError
-from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._program import Ball, Box, Certificate, Region
+from jaxact.lipschitz.ellipsoid import bound
 from jaxact.numerics import FunctionError, full_precision, native, untraceable
 from jaxact.trace import Affine, Lowered, evaluate, forget, lower, run_again
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxact.lipschitz._norms import UNIT
+from jaxact.lipschitz._rounding import UNIT
 from jaxact.trace import (
     LARGEST,
     Expr,

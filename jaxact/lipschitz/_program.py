@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxact.lipschitz._norms import UNIT, real_array
+from jaxact.lipschitz._norms import real_array
+from jaxact.lipschitz._rounding import UNIT
+from jaxact.trace import StepRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +121,9 @@ class Certificate:
         certified: whether it is proved, rounding included, under `assumptions`; False marks a bound up to its own
             rounding, or an estimate: `assumptions` say which.
         assumptions: what the bound takes for granted, in words.
-        factors: (label, natural logarithm of the growth of the bound in this step), in order: where the bound is lost.
-            Their sum is that of `value`. Labels say the step's sizes and, from a function, the line that it is on.
-            Empty for methods without steps.
-        sizes: entries (in, out) of each of these steps.
+        factors: (step, natural logarithm of the growth of the bound in this step), in order: where the bound is lost.
+            Their sum is that of `value`. A step's record says its kind, its sizes and, from a function, the line that
+            it is on. Empty for methods without steps.
         by_norms_beyond: so many entries were held jointly, and beyond them norms of operators alone were used; None
             where all were.
         is_global: whether it is the bound over all inputs, which may be the better one within a region too.
@@ -138,10 +139,9 @@ class Certificate:
     region: Region | None = None
     certified: bool = True
     assumptions: tuple[str, ...] = ()
-    factors: tuple[tuple[str, float], ...] = ()
+    factors: tuple[tuple[StepRecord, float], ...] = ()
     seconds: float = 0.0
     history: tuple[float, ...] = ()
-    sizes: tuple[tuple[int, int], ...] = ()
     by_norms_beyond: int | None = None
     is_global: bool = False
 

@@ -27,7 +27,9 @@ from jaxact.trace._program import (
     Intervals,
     Program,
     Step,
+    StepRecord,
     Values,
+    applied,
     evaluate,
 )
 from jaxact.trace._slopes import LARGEST, SlopeRange, find_jumps, slope_range, value_range
@@ -51,8 +53,10 @@ __all__ = [
     "Program",
     "SlopeRange",
     "Step",
+    "StepRecord",
     "UnsupportedError",
     "Values",
+    "applied",
     "centered",
     "compile_formula",
     "evaluate",

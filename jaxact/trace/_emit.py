@@ -16,7 +16,7 @@ from jaxact.trace._graph import Graph, refusal
 from jaxact.trace._leaps import Formula, Known, Product, Softmax, Weights
 from jaxact.trace._nodes import Node
 from jaxact.trace._operators import Identity
-from jaxact.trace._program import Affine, Elementwise, Program, Step
+from jaxact.trace._program import Affine, Program, Step
 from jaxact.trace._rules import PRODUCTS
 from jaxact.trace._slopes import slope_range
 from jaxact.trace._source import Place, place
@@ -58,27 +58,24 @@ def emitted(graph: Graph, source: Node, result: Node) -> tuple[Program, Argument
         steps.append(Affine(1, ((0, Identity(source.size)),), source.size))
         numbers[result] = 1
     kept = used(steps, numbers[result])
-    sizes = {0: source.size} | {step.out: step.size for step in kept}
-    labelled = tuple(_labelled(step, node_of.get(step.out), sizes, graph.made_at) for step in kept)
-    program = Program(source.size, labelled, numbers[result])
-    for step in program.steps:
-        _check_finite(step, node_of.get(step.out), step.out == program.output)
+    named = tuple(_named(step, node_of.get(step.out), graph.made_at) for step in kept)
+    program = Program(source.size, named, numbers[result])
+    for index, step in enumerate(program.steps):
+        _check_finite(program, index, node_of.get(step.out))
     return program, restricted
 
 
-def _labelled(step: Step, node: Node | None, sizes: Mapping[int, int], made_at: Origins) -> Step:
-    """Named by what it does, its sizes and where the user wrote it."""
+def _named(step: Step, node: Node | None, made_at: Origins) -> Step:
+    """With what it does and where the user wrote it."""
     where = _made_where(node, made_at)
     match node:
         case Known():
-            name = node.known.name
+            kind = node.known.name
         case Formula():
-            name = where.name if where is not None else "elementwise"
+            kind = where.name if where is not None else "elementwise"
         case _:
-            name = "affine" if isinstance(step, Affine) else _NAMES[type(node)]
-    entries = "" if isinstance(step, Elementwise) else f"{sum(sizes[v] for v in step.sources)} -> "
-    short = f" ({where.short})" if where is not None and where.short else ""
-    return replace(step, label=f"{name} {step.out}: {entries}{step.size}{short}")
+            kind = "affine" if isinstance(step, Affine) else _NAMES[type(node)]
+    return replace(step, kind=kind, place="" if where is None else where.short)
 
 
 def _made_where(node: Node | None, made_at: Origins) -> Place | None:
@@ -120,16 +117,18 @@ def _unbounded(expr: Expr, places: Mapping[int, Place]) -> ArgumentError | None:
     return refusal("no slope bound over all inputs was found", *where[:2])
 
 
-def _check_finite(step: Step, node: Node | None, is_output: bool) -> None:
+def _check_finite(program: Program, index: int, node: Node | None) -> None:
     """Refuse NaN, and infinities but for those that a mask adds on the way or a maximum starts from."""
+    step = program.steps[index]
     if isinstance(step, Affine):
         offset = np.zeros(0) if step.offset is None else step.offset
-        bad = not np.isfinite(offset).all() if is_output else np.isnan(offset).any()
+        bad = not np.isfinite(offset).all() if step.out == program.output else np.isnan(offset).any()
     else:
         bad = isinstance(node, Formula) and not is_finite(node.expr)
     if bad:
         raise ArgumentError(
-            f"cannot be certified: it must have finite weights and constants, got NaN or inf in {step.label}.",
+            "cannot be certified: it must have finite weights and constants, got NaN or inf in "
+            f"{program.record(index)}.",
             "A diverged network has no Lipschitz bound: load finite weights.",
             argument="fn",
         )

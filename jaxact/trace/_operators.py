@@ -1,4 +1,4 @@
-"""The linear maps of a program: matrices, diagonals, and what is known by its products."""
+"""The linear operators that a program's affine steps are made of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, eq=False)
 class Dense:
     """The matrix [out, in], float64."""
@@ -32,19 +31,7 @@ class Dense:
         """The matrix itself, on the host."""
         return np.asarray(self.matrix)
 
-    def absolute(self) -> Float[np.ndarray, "out in"] | None:
-        """|A| entrywise, or None where that is not known."""
-        return np.abs(self.dense())
 
-    def tree_flatten(self):
-        return (self.matrix,), None
-
-    @classmethod
-    def tree_unflatten(cls, aux, children):
-        return cls(*children)
-
-
-@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Identity:
     """The identity on `size` entries."""
@@ -63,7 +50,6 @@ class Identity:
         return np.eye(self.size)
 
 
-@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, eq=False)
 class Diagonal:
     """The square matrix with diagonal `d` [size], float64."""
@@ -81,13 +67,6 @@ class Diagonal:
     def dense(self) -> Float[np.ndarray, "size size"]:
         return np.diag(np.asarray(self.d))
 
-    def tree_flatten(self):
-        return (self.d,), None
-
-    @classmethod
-    def tree_unflatten(cls, aux, children):
-        return cls(*children)
-
 
 @jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
@@ -100,7 +79,7 @@ class Linear:
         shape: (out, in).
         norm_bound: an upper bound on ||A||_2, or a function of no arguments that finds one when it is asked for.
         absolute_fn: v [in] -> |A| v [out] for v >= 0 (|A| entrywise), if known: a convolution with |kernel|. Without
-            it intervals go through the matrix if that is small, else through the norm.
+            it intervals go through the norm, where the matrix is too large to be written out.
     """
 
     fn: Callable[[Array], Array]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -29,14 +29,16 @@ class Affine:
         terms: pairs (source variable, operator); a source may occur more than once.
         size: of v_out.
         offset: [size], or None for 0. No bound for all inputs depends on it; `evaluate` and regions do.
-        label: what to call it in reports.
+        kind: what it is called in reports, such as "relu".
+        place: where the user wrote it, such as "model.py:42"; "" if that is not known.
     """
 
     out: int
     terms: tuple[tuple[int, Operator], ...]
     size: int
     offset: Any = None
-    label: str = ""
+    kind: str = "affine"
+    place: str = ""
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -66,7 +68,8 @@ class Elementwise:
             `evaluate`.
         range: intervals -> (lower, upper) of v_out. If None it follows from `value` and `slopes` (needs is_function).
         is_function: v_out is a function of v_source alone, so that |v_out - v_out(x0)| follows from the slopes.
-        label: what to call it in reports.
+        kind: what it is called in reports, such as "relu".
+        place: where the user wrote it, such as "model.py:42"; "" if that is not known.
         reads: further variables whose intervals or values are used.
     """
 
@@ -77,7 +80,8 @@ class Elementwise:
     value: Callable[[Values], Any] | None = None
     range: Callable[[Intervals], tuple[Any, Any]] | None = None
     is_function: bool = True
-    label: str = ""
+    kind: str = "elementwise"
+    place: str = ""
     reads: tuple[int, ...] = ()
 
     @property
@@ -97,7 +101,8 @@ class Contraction:
         constant: intervals -> the number, sound while every variable stays within its interval; see `Elementwise`.
         value: values -> v_out [size].
         range: intervals -> (lower, upper) of v_out.
-        label: what to call it in reports.
+        kind: what it is called in reports, such as "relu".
+        place: where the user wrote it, such as "model.py:42"; "" if that is not known.
     """
 
     out: int
@@ -106,7 +111,8 @@ class Contraction:
     constant: Callable[[Intervals], float]
     value: Callable[[Values], Any]
     range: Callable[[Intervals], tuple[Any, Any]]
-    label: str = ""
+    kind: str = "contraction"
+    place: str = ""
     is_function: ClassVar[bool] = True
 
     @property
@@ -116,6 +122,28 @@ class Contraction:
 
 
 Step: TypeAlias = Affine | Elementwise | Contraction
+
+
+class StepRecord(NamedTuple):
+    """What a step of a program is; as text "affine 3: 784 -> 128 (model.py:42)", or "relu 4: 128" entry by entry.
+
+    Attributes:
+        kind: "affine", or what its function is called.
+        number: of the variable that it defines.
+        sizes: entries (in, out).
+        place: "file:line", or "".
+        is_elementwise: each entry out of the same entry in.
+    """
+
+    kind: str
+    number: int
+    sizes: tuple[int, int]
+    place: str = ""
+    is_elementwise: bool = False
+
+    def __str__(self) -> str:
+        entries = f"{self.sizes[1]}" if self.is_elementwise else f"{self.sizes[0]} -> {self.sizes[1]}"
+        return f"{self.kind} {self.number}: {entries}" + (f" ({self.place})" if self.place else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +198,13 @@ class Program:
                 needed = (needed - {step.out}) | set(step.sources)
         return tuple(reversed(after))
 
+    def record(self, index: int) -> StepRecord:
+        """What a step is, for reports and errors."""
+        step = self.steps[index]
+        width = sum(self.sizes[source] for source in step.sources)
+        is_elementwise = isinstance(step, Elementwise)
+        return StepRecord(step.kind, step.out, (width, step.size), step.place, is_elementwise)
+
     @cached_property
     def order(self) -> Mapping[int, int]:
         """The place of each variable in the order of definition."""
@@ -191,14 +226,12 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
     if x.size != program.input_size:
         raise ValueError(f"`x` must have {program.input_size} entries, got {x.size}.")
     values = {0: x}
-    for step in program.steps:
+    for index, step in enumerate(program.steps):
         if isinstance(step, Affine):
-            result = np.zeros(step.size) if step.offset is None else np.array(step.offset, np.float64)
-            for source, operator in step.terms:
-                result = result + matvec(operator, values[source])
+            result = applied(step, values)
         elif step.value is None:
             raise ValueError(
-                f"Step {step.label or step.out} has no `value`: the program can only be bounded globally."
+                f"Step {program.record(index)} has no `value`: the program can only be bounded globally."
             )
         else:
             with jax.enable_x64(True):
@@ -206,3 +239,11 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
             result = np.broadcast_to(result, (step.size,))
         values[step.out] = result
     return values[program.output] if output_only else values
+
+
+def applied(step: Affine, values: Values) -> Float[np.ndarray, " size"]:
+    """v_out of an affine step, on the host in float64."""
+    result = np.zeros(step.size) if step.offset is None else np.array(step.offset, np.float64).reshape(-1)
+    for source, operator in step.terms:
+        result = result + matvec(operator, values[source])
+    return result

@@ -234,7 +234,7 @@ def test_maps_too_large_to_write_down_stay_products():
     # by Fourier transform: of the circular convolution, which the zero-padded one is a part of
     spectrum = np.fft.fft2(kernel[..., 0, :], (64, 64), axes=(0, 1))
     lowest = np.linalg.norm(spectrum, axis=-1).max() * 0.95
-    assert lowest <= operator.norm <= np.abs(kernel).sum((0, 1)).max() * 2
+    assert lowest <= operator.norm() <= np.abs(kernel).sum((0, 1)).max() * 2
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def _translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -
             first = lower(fn, example, wide)
             readings = [_Reading(first, region)]
             if first.has_choice:
-                readings.append(_Reading(lower(fn, example, wide, contract=True), None))
+                readings.append(_Reading(lower(fn, example, wide, contract=True), region))
             usable = [each for each in readings if each.region is not None or each.lowered.restricted is None]
             if not usable:
                 assert first.restricted is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,36 +17,53 @@ from jaxact.trace._program import Affine, Step
 
 _WRITTEN = 2**24  # entries up to which a composed linear map becomes a matrix
 _LEAST = 2e-15  # relative: what two maps may differ by and be one
+_LOOKED_AT = 2048  # entries up to which it is looked whether a map cancels
 _ROUNDING = 1e-14  # relative: what may be left where a map cancels
 
 
-def below(node: Node) -> list[Node]:
-    """What a map is composed of down to the variables, operands first; the map itself last."""
-    order: list[Node] = []
-    seen: set[Node] = set()
+class Order(list[Node]):
+    """What a map is composed of, operands first; the map itself last.
+
+    Attributes:
+        maps: those of it that are composed; the others are the variables that it starts from.
+    """
+
+    maps: list[Map]
+
+
+def below(node: Node, *, deep: bool = False) -> Order:
+    """What a map is composed of down to the variables.
+
+    With `deep` down to what is no affine map: past those that are variables because paths meet there.
+    """
+    order, seen = Order(), set()
+    order.maps = []
     stack = [(node, False)]
     while stack:
         each, ready = stack.pop()
+        is_inner = each is node or (each.is_affine if deep else not each.is_leaf)
         if ready:
             order.append(each)
+            if is_inner and isinstance(each, Map):
+                order.maps.append(each)
         elif each not in seen:
             seen.add(each)
             stack.append((each, True))
-            if each is node or not each.is_leaf:
+            if is_inner:
                 stack.extend((parent, False) for parent in each.parents)
     return order
 
 
-def needed_for(result: Node) -> set[Node]:
-    """The variables that a result needs, and itself."""
-    needed: set[Node] = set()
+def needed_for(result: Node, instead: Callable[[Node], Node]) -> dict[Node, Node]:
+    """The variables that a result needs, and itself, each with the node that makes it: `instead` of that."""
+    needed: dict[Node, Node] = {}
     stack = [result]
     while stack:
         node = stack.pop()
         if node in needed:
             continue
-        needed.add(node)
-        stack.extend(each for each in below(node)[:-1] if each.is_leaf)
+        needed[node] = instead(node)
+        stack.extend(each for each in below(needed[node])[:-1] if each.is_leaf)
     return needed
 
 
@@ -61,7 +78,7 @@ def ratio(one: Node, other: Node) -> Any:
         return None
     if not other.is_affine:
         order = below(one)
-        is_alone = {node for node in order[:-1] if node.is_leaf} == {other} and not _offset(order).any()
+        is_alone = {node for node in order[:-1] if node.is_leaf} == {other} and not offset_of(order).any()
         found = _diagonal(order, other) if is_alone else None
         return float(found) if found is not None and np.ndim(found) == 0 else found
     orders = below(one), below(other)
@@ -69,7 +86,7 @@ def ratio(one: Node, other: Node) -> Any:
     if leaves != others or any(one.size * leaf.size > _WRITTEN // 4 for leaf in leaves):
         return None
     a, b = (
-        np.concatenate([_offset(order)[None], *(_columns(order, leaf) for leaf in leaves)])
+        np.concatenate([offset_of(order)[None], *(_columns(order, leaf) for leaf in leaves)])
         for order in orders
     )
     largest = np.abs(b).argmax(0), np.arange(one.size)
@@ -90,8 +107,34 @@ def has_no_mean(node: Node, positions: np.ndarray) -> bool:
     leaves = [each for each in order[:-1] if each.is_leaf]
     if any(node.size * leaf.size > _WRITTEN // 4 for leaf in leaves):
         return False
-    rows = np.concatenate([_offset(order)[None], *(_columns(order, leaf) for leaf in leaves)])[:, positions]
+    rows = np.concatenate([offset_of(order)[None], *(_columns(order, leaf) for leaf in leaves)])[:, positions]
     return bool((np.abs(rows.sum(-1)) <= _ROUNDING * np.abs(rows).sum(-1).max(initial=0.0)).all())
+
+
+def leaves_of(node: Node) -> set[Node]:
+    """The variables that a node is an affine map of; itself if it is one that is none."""
+    return {each for each in below(node)[:-1] if each.is_leaf} if node.is_affine else {node}
+
+
+def selection(node: Node) -> tuple[Node, np.ndarray] | None:
+    """The variable and the entries of it that an affine map turns out to be; None if it is more than that."""
+    order = below(node)
+    if node.size > _LOOKED_AT or offset_of(order).any():
+        return None
+    found = None
+    for leaf in leaves_of(node):
+        operator = dense_operator(order, leaf)
+        if not operator.any():
+            continue
+        if found is not None or (operator.sum(1) != 1).any() or ((operator != 0) & (operator != 1)).any():
+            return None
+        found = leaf, operator.argmax(1)
+    return found
+
+
+def dense_operator(order: Order, source: Node) -> Float[np.ndarray, "out in"]:
+    """The derivative of the last of an order by a variable, written out."""
+    return _columns(order, source).T
 
 
 def affine_step(node: Node, out: int, numbers: dict[Node, int]) -> Affine:
@@ -101,7 +144,7 @@ def affine_step(node: Node, out: int, numbers: dict[Node, int]) -> Affine:
     operators = [(numbers[source], _operator(order, source)) for source in sources]
     # A variable may cancel, such as the maximum that softmax subtracts.
     terms = tuple(term for term in operators if not _is_zero(term[1])) or tuple(operators[:1])
-    offset = _offset(order)
+    offset = offset_of(order)
     return Affine(out, terms, node.size, offset if offset.any() else None)
 
 
@@ -119,20 +162,16 @@ def _is_zero(operator: Operator) -> bool:
     return isinstance(operator, Diagonal) and not operator.d.any()
 
 
-def _maps(order: Sequence[Node]) -> list[Map]:
-    """Those of an order, without the variables that it starts from."""
-    return [node for node in order if isinstance(node, Map) and not (node.is_leaf and node is not order[-1])]
-
-
-def _offset(order: Sequence[Node]) -> Float[np.ndarray, " out"]:
+def offset_of(order: Order) -> Float[np.ndarray, " out"]:
+    """The last of an order where the variables are 0."""
     values: dict[Node, Any] = {node: np.zeros((1, *node.shape)) for node in order}
     with np.errstate(all="ignore"):  # weights that are not finite are refused by the engine
-        for node in _maps(order):
+        for node in order.maps:
             values[node] = node.apply("affine", *(values[parent] for parent in node.parents))
     return np.asarray(values[order[-1]], np.float64).reshape(-1)
 
 
-def _operator(order: Sequence[Node], source: Node) -> Operator:
+def _operator(order: Order, source: Node) -> Operator:
     """The derivative of the last of an order by a variable."""
     diagonal = _diagonal(order, source)
     if diagonal is not None:
@@ -164,10 +203,10 @@ def _operator(order: Sequence[Node], source: Node) -> Operator:
     return Linear(forward, lambda u: backward(u)[0], shape, norm_bound, absolute)
 
 
-def _diagonal(order: Sequence[Node], source: Node) -> Any:
+def _diagonal(order: Order, source: Node) -> Any:
     """The diagonal of the derivative if every step between works entry by entry, else None."""
     found: dict[Node, Any] = {source: 1.0}
-    for node in _maps(order):
+    for node in order.maps:
         touching = [i for i, parent in enumerate(node.parents) if parent in found]
         if not touching or node is source:
             continue
@@ -177,11 +216,11 @@ def _diagonal(order: Sequence[Node], source: Node) -> Any:
     return found[order[-1]]
 
 
-def _pushed(order: Sequence[Node], source: Node, v: Any, mode: Mode) -> Any:
+def _pushed(order: Order, source: Node, v: Any, mode: Mode) -> Any:
     """The map of k vectors [k, in] at once, [k, out], by NumPy or JAX."""
     xp = np if isinstance(v, np.ndarray) else jnp
     found: dict[Node, Any] = {source: v.reshape(-1, *source.shape)}
-    for node in _maps(order):
+    for node in order.maps:
         if node is source or not any(parent in found for parent in node.parents):
             continue
         arrays = (
@@ -191,6 +230,6 @@ def _pushed(order: Sequence[Node], source: Node, v: Any, mode: Mode) -> Any:
     return found[order[-1]].reshape(len(v), -1)
 
 
-def _columns(order: Sequence[Node], source: Node) -> Float[np.ndarray, "in out"]:
+def _columns(order: Order, source: Node) -> Float[np.ndarray, "in out"]:
     """The transpose of the derivative."""
     return np.asarray(_pushed(order, source, np.eye(source.size), "linear"), np.float64)

@@ -16,6 +16,7 @@ from jaxact.trace._graph import Graph, refusal
 from jaxact.trace._leaps import Formula, Known, Product, Softmax, Weights
 from jaxact.trace._nodes import Node
 from jaxact.trace._operators import Identity
+from jaxact.trace._pieces import shortcuts
 from jaxact.trace._program import Affine, Program, Step
 from jaxact.trace._rules import PRODUCTS
 from jaxact.trace._slopes import slope_range
@@ -40,7 +41,7 @@ def emitted(graph: Graph, source: Node, result: Node) -> tuple[Program, Argument
         ValueError: a weight or constant is not finite.
     """
     result.cut()
-    needed = needed_for(result)
+    needed = needed_for(result, shortcuts(graph, result))
     numbers: dict[Node, int] = {source: 0}
     steps: list[Step] = []
     fresh = itertools.count(1)
@@ -49,10 +50,11 @@ def emitted(graph: Graph, source: Node, result: Node) -> tuple[Program, Argument
     for node in graph.nodes:
         if node not in needed or node is source:
             continue
-        made = [affine_step(node, next(fresh), numbers)] if node.is_affine else node.steps(fresh, numbers)
+        maker = needed[node]
+        made = [affine_step(node, next(fresh), numbers)] if maker.is_affine else maker.steps(fresh, numbers)
         numbers[node] = made[-1].out
-        restricted = restricted or _why_restricted(node, graph)
-        node_of |= {step.out: node for step in made}
+        restricted = restricted or _why_restricted(maker, graph)
+        node_of |= {step.out: maker for step in made}
         steps += made
     if result is source:
         steps.append(Affine(1, ((0, Identity(source.size)),), source.size))

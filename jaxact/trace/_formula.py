@@ -155,7 +155,9 @@ def _larger(name: str, u: Expr, v: Expr) -> Expr:
         return u
     if u.is_constant and v.is_constant:
         return constant(VALUES[name](u.value, v.value))
-    return made(name, (v, u) if u.is_constant else (u, v), None)
+    u, v = (v, u) if u.is_constant else (u, v)
+    is_nothing = v.is_constant and np.all(np.asarray(v.value) == (-np.inf if name == "maximum" else np.inf))
+    return u if is_nothing else made(name, (u, v), None)
 
 
 def _compare(name: str, u: Expr, v: Expr) -> Expr:

@@ -7,6 +7,7 @@ depends on the same z, so that x * sigmoid(x) or h + f(h) is one function.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxact.errors import ArgumentError
+from jaxact.trace._compose import below, selection
 from jaxact.trace._expr import Expr, UnsupportedError, constant, variable
 from jaxact.trace._formula import apply, compose, reindex
 from jaxact.trace._leaps import Formula, Known, Product
@@ -52,6 +54,7 @@ class Graph:
         calls: that the walk is inside of.
         eqn: that the walk is at.
         pairs: sorted pairs, by what they are made of.
+        shifts: what was subtracted before an exponential, and is added back after the logarithm.
     """
 
     contract: bool = False
@@ -63,6 +66,8 @@ class Graph:
     calls: list[Place] = field(default_factory=list)
     eqn: Any = None
     pairs: dict[Any, Node] = field(default_factory=dict)
+    _means: dict[Any, Node] = field(default_factory=dict)
+    shifts: set[Node] = field(default_factory=set)
     _node_of: dict[tuple[int, int], Node] = field(default_factory=dict)
     _taken: dict[Any, Node] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)  # formulas whose ids are keys
@@ -157,7 +162,10 @@ class Graph:
 
     def sum(self, u: Value, v: Value, sign: float, shape: tuple[int, ...]) -> Value:
         """The sum u + sign v."""
-        return whole(self.add(Sum(shape, self.node(u), self.node(v), sign)))
+        made = self.add(Sum(shape, self.node(u), self.node(v), sign))
+        if self.shifts and made.is_leaf and (found := selection(made)) is not None:
+            return self.entries(whole(found[0]), found[1].reshape(shape))  # a shift is taken back
+        return whole(made)
 
     def product(self, u: Value, v: Value, shape: tuple[int, ...]) -> Value:
         """The product, by u' v' - u v = v' (u' - u) + u (v' - v): bounded where u and v are."""
@@ -174,7 +182,12 @@ class Graph:
         """A step known by the most that it stretches anything."""
         node = self.node(value)
         node.cut()
-        return whole(self.add(Known(shape, node, known)), shape)
+        if known.mean_of is None:
+            return whole(self.add(Known(shape, node, known)), shape)
+        key = (node, known.name, known.mean_of.tobytes())
+        if key not in self._means:  # a maximum that is taken twice is one
+            self._means[key] = self.add(Known(shape, node, known))
+        return whole(self._means[key], shape)
 
     # --- Entries ------------------------------------------------------------------------------------------------------
 
@@ -194,6 +207,18 @@ class Graph:
             root = self.taken(value.node, index)
             return Value(root, reindex(value.expr, lambda c: c[flat]), index.shape, value.place)
         return whole(self.taken(self.node(value), index), index.shape)
+
+    def rebased(self, node: Node, x: Node, other: Node) -> Node:
+        """An affine map of x as the same map of another node."""
+        made = {x: other}
+        for each in below(node):
+            if each is not x and any(parent in made for parent in each.parents):
+                made[each] = copy.copy(each)
+                made[each].parents = tuple(made.get(parent, parent) for parent in each.parents)
+                made[each].origin = None
+                made[each].uncut()
+                self.add(made[each])
+        return made[node]
 
     def spread(self, value: Value, shape: tuple[int, ...]) -> Value:
         """Broadcast as NumPy does; entries in their order need no map."""

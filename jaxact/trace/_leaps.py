@@ -58,7 +58,7 @@ class Known(Node):
                 next(fresh),
                 source,
                 self.size,
-                constant=lambda intervals: known.bound(*intervals[source]),
+                constant=lambda intervals, reach: known.bound(*intervals[source], reach),
                 value=lambda values: known.value(values[source]),
                 range=lambda intervals: known.range(*intervals[source]),
             )

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxact.trace import _stretch
-from jaxact.trace._expr import UnsupportedError, constant
+from jaxact.trace._compose import below, dense_operator, leaves_of, offset_of, ratio
+from jaxact.trace._expr import UnsupportedError, constant, evaluate
 from jaxact.trace._formula import apply
 from jaxact.trace._graph import Graph, is_constant
 from jaxact.trace._nodes import Gathered, Node, Sum, Value, positions, whole
+from jaxact.trace._pieces import chosen
 
 
 def larger(graph: Graph, u: Value, v: Value, name: str, shape: tuple[int, ...]) -> Value:
@@ -60,6 +66,51 @@ def larger_by_choice(graph: Graph, values: list[Any], shape: tuple[int, ...]) ->
     return None
 
 
+def joined_by_choice(graph: Graph, values: list[Any], shape: tuple[int, ...]) -> Any:
+    """where(s > c, u, v) with u - v = k (s - c): v + k relu(s - c), for it is continuous; None if it is not seen to be.
+
+    Between affine maps, such as those of a reflection, also by the largest slope of the pieces.
+    """
+    which, *cases = values
+    if len(cases) != 2 or not which.expr.args or which.expr.op not in ("gt", "ge", "lt", "le"):
+        return None
+    given, c = which.expr.args
+    if given.affine is None or not c.is_constant:
+        return None
+    no, yes = (whole(graph.node(case)) if not is_constant(case) else case for case in cases)
+    if is_constant(no) or is_constant(yes):
+        return None
+    moved = graph.sum(yes, no, -1.0, shape)
+    moved.node.uncut()
+    distance = given - c
+    factor = ratio(moved.node, graph.node(Value(which.node, distance, shape)))
+    if factor is None:
+        return None
+    graph.has_choice = True
+    if graph.contract and (found := _by_pieces(graph, which, no.node, yes.node, shape)) is not None:
+        return found
+    bent = apply("select_n", [which.expr, constant(0.0), distance])
+    part = graph.scaled("mul", Value(which.node, bent, shape, graph.noted(bent)), constant(factor), shape)
+    return graph.sum(no, part, 1.0, shape)
+
+
+def _by_pieces(graph: Graph, which: Value, no: Node, yes: Node, shape: tuple[int, ...]) -> Value | None:
+    node = which.node
+    is_spread = isinstance(node, Gathered) and len(node.parents) == 1 and node.constants is None
+    groups = node.index.reshape(-1) if is_spread else np.arange(node.size)
+    leaves = leaves_of(no) | leaves_of(yes) | leaves_of(node)
+    if len(leaves) != 1:
+        return None
+    (x,) = leaves
+
+    def value(v: Any) -> Any:
+        ends = [dense_operator(order, x) @ v + offset_of(order) for order in map(below, (node, no, yes))]
+        return np.where(evaluate(which.expr, ends[0]), ends[2], ends[1])
+
+    known = chosen(no, yes, groups, value)
+    return None if known is None else graph.known(whole(x), shape, known)
+
+
 # --- Maxima of many ---------------------------------------------------------------------------------------------------
 
 
@@ -103,9 +154,13 @@ def _tournament(graph: Graph, value: Value, index: np.ndarray, name: str, shape:
     if index.shape[0] > 1:
         graph.has_choice = True
         if graph.contract:  # an entry moves no more maxima than it is in
-            constant = math.sqrt(np.bincount(index.reshape(-1)).max(initial=1)) * (1 + 1e-15)
+            entries = index.reshape(len(index), -1).T
+            windows = np.unique(entries + value.size * np.arange(len(entries))[:, None]) % value.size
+            constant = math.sqrt(np.bincount(windows).max(initial=1)) * (1 + 1e-15)
             largest = np.max if name == "max" else np.min
-            return _ordered(graph, value, shape, name, constant, lambda v: largest(v.reshape(-1)[index], 0))
+            return _ordered(
+                graph, value, shape, name, constant, lambda v: largest(v.reshape(-1)[index], 0), entries
+            )
     current = graph.entries(value, index)
     while current.shape[0] > 1:
         half, rest = divmod(current.shape[0], 2)
@@ -141,9 +196,15 @@ def _unmasked(value: Value, index: np.ndarray, name: str) -> np.ndarray:
 
 
 def _ordered(
-    graph: Graph, value: Value, shape: tuple[int, ...], name: str, constant: float, fn: Callable[[Any], Any]
+    graph: Graph,
+    value: Value,
+    shape: tuple[int, ...],
+    name: str,
+    constant: float,
+    fn: Callable[[Any], Any],
+    mean_of: np.ndarray | None = None,
 ) -> Value:
-    return graph.known(value, shape, _stretch.ordered(name, constant, value.shape, fn))
+    return graph.known(value, shape, _stretch.ordered(name, constant, value.shape, fn, mean_of))
 
 
 def ordered(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -> list[Any]:
@@ -178,3 +239,30 @@ def running(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...])
 
     constant = math.sqrt(shape[axis]) * (1 + 1e-15)
     return [_ordered(graph, operands[0], shape, name, constant, passed)]
+
+
+def scattered(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -> list[Any]:
+    """The largest of what is put at each place of a constant array, as `segment_max` has it."""
+    start, places, value = operands
+    if not is_constant(start) or not is_constant(places) or is_constant(value):
+        raise UnsupportedError(f"`{eqn.primitive.name}` onto an array that depends on the input is not known")
+    added = partial(
+        lax.scatter_add, dimension_numbers=eqn.params["dimension_numbers"], mode=eqn.params["mode"]
+    )
+    _, pull = jax.vjp(lambda updates: added(jnp.zeros(shape), places, updates), jnp.ones(value.shape))
+    numbers = np.arange(1.0, math.prod(shape) + 1).reshape(shape)
+    target = np.asarray(pull(jnp.asarray(numbers))[0]).reshape(-1).astype(int) - 1  # -1 where it is dropped
+    lists = [np.flatnonzero(target == k) for k in range(math.prod(shape))]
+    filled = [k for k, each in enumerate(lists) if each.size]
+    longest = max((len(lists[k]) for k in filled), default=0)
+    if not longest:
+        return [np.asarray(start)]
+    index = np.stack([np.resize(lists[k], longest) for k in filled], 1)
+    name = _direction(eqn)
+    best = _tournament(graph, value, index, name, (len(filled),))
+    least = np.asarray(start, np.float64).reshape(-1)
+    if np.isfinite(least[filled]).any():
+        best = graph.applied(name, best.node, [best.expr, constant(least[filled])], best.shape)
+    places_of = np.arange(least.size) + len(filled)
+    places_of[filled] = np.arange(len(filled))
+    return [graph.gathered([best, least], places_of.reshape(shape))]

@@ -32,6 +32,22 @@ def _pair(of: Callable[..., Value]) -> Callable[..., Sequence[Any] | None]:
     return rule
 
 
+def _logaddexp(graph: Graph, eqn: Any, operands: list[Any]) -> Sequence[Any] | None:
+    """log(exp(u) + exp(v)) = v + softplus(u - v) where both are formulas of one node."""
+    shape = tuple(eqn.outvars[0].aval.shape)
+    if any(is_constant(each) and np.size(each) != 1 for each in operands):
+        return None
+    values = [each for each in operands if not is_constant(each)]
+    common = graph.common([graph.spread(each, shape) for each in values])
+    if common is None:
+        return _pair(_softmax.pair)(graph, eqn, operands)
+    given = iter(common[1])
+    u, v = (constant(np.asarray(each).reshape(())) if is_constant(each) else next(given) for each in operands)
+    u, v = (v, u) if u.is_constant else (u, v)
+    expr = unary("softplus", u - v) + v
+    return [Value(common[0], expr, shape, graph.noted(expr))]
+
+
 def _sinc(graph: Graph, eqn: Any, operands: list[Any]) -> list[Any] | None:
     (value,) = operands
     if value.expr.is_bool:
@@ -64,7 +80,7 @@ def _interpolated(graph: Graph, eqn: Any, operands: list[Any]) -> list[Any] | No
 #: function of JAX -> (graph, equation, operands) -> results, None where its body shows more
 _NAMED: dict[str, Callable[..., Sequence[Any] | None]] = {
     "hypot": _pair(_radial.pair),
-    "logaddexp": _pair(_softmax.pair),
+    "logaddexp": _logaddexp,
     "sinc": _sinc,
     "remainder": _remainder,
     "_interp": _interpolated,

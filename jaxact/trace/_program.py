@@ -20,6 +20,13 @@ Intervals: TypeAlias = Mapping[int, Bounds]  # variable -> (lower, upper), both 
 Values: TypeAlias = Mapping[int, Float[np.ndarray, " _size"]]  # variable -> [size]
 
 
+class Reach(NamedTuple):
+    """The ball that a variable stays in: |v - center| <= radius."""
+
+    center: Float[np.ndarray, " size"]
+    radius: float
+
+
 @dataclass(frozen=True, eq=False)
 class Affine:
     """v_out = sum_k A_k v_k + offset.
@@ -98,7 +105,8 @@ class Contraction:
         out: the variable that it defines.
         source: the variable that it reads.
         size: of v_out.
-        constant: intervals -> the number, sound while every variable stays within its interval; see `Elementwise`.
+        constant: (intervals, reach) -> the number, sound while every variable stays within its interval, see
+            `Elementwise`, and v_source within the `Reach`, if one is known.
         value: values -> v_out [size].
         range: intervals -> (lower, upper) of v_out.
         kind: what it is called in reports, such as "relu".
@@ -108,7 +116,7 @@ class Contraction:
     out: int
     source: int
     size: int
-    constant: Callable[[Intervals], float]
+    constant: Callable[[Intervals, Reach | None], float]
     value: Callable[[Values], Any]
     range: Callable[[Intervals], tuple[Any, Any]]
     kind: str = "contraction"

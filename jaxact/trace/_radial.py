@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxact.trace import _stretch
-from jaxact.trace._compose import has_no_mean, ratio
+from jaxact.trace._compose import below, has_no_mean, leaves_of, offset_of, ratio
 from jaxact.trace._expr import Expr, constant, num_entries, variable
 from jaxact.trace._formula import apply, compose
 from jaxact.trace._graph import Graph
@@ -84,16 +84,18 @@ def scaled_by_length(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -
         return None
     inner = node.parents[0]
     found = length(graph, Value(inner, spread.expr, inner.shape))
-    if found is None or not _is_spread(node.index, found.positions):
+    given = graph.node(u) if found is not None else None
+    if found is None or given is None:
         return None
-    given = graph.node(u)
+    if not _is_spread(node.index, found.positions):
+        return _mapped(graph, given, found, shape, gains)
     along = given.known.along if isinstance(given, Known) else None
     if along is not None and along.x is found.x and np.array_equal(along.positions, found.positions):
         found, factor = Radial(found.x, found.positions, along.expr * found.expr), 1.0
     else:
         factor = ratio(given, found.x)
     if factor is None:
-        return None
+        return _mapped(graph, given, found, shape, gains)
     graph.has_choice = True
     if not graph.contract:
         return None
@@ -103,6 +105,19 @@ def scaled_by_length(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -
         result = _centred(graph, result, found.positions)
     scale = constant(factor) * gains
     return result if scale is constant(1.0) else graph.scaled("mul", result, scale, shape)
+
+
+def _mapped(graph: Graph, given: Node, found: Radial, shape: tuple[int, ...], gains: Expr) -> Value | None:
+    """M x g(|x|) = M (x g(|x|)) for one length and any matrix M; None if there are several or u is no such map."""
+    is_map = given.is_affine and leaves_of(given) == {found.x} and not offset_of(below(given)).any()
+    if len(found.positions) != 1 or not is_map:
+        return None
+    graph.has_choice = True
+    if not graph.contract:
+        return None
+    result = graph.known(whole(found.x), found.x.shape, _stretch.along(found))
+    made = whole(graph.rebased(given, found.x, result.node), shape)
+    return made if gains is constant(1.0) else graph.scaled("mul", made, gains, shape)
 
 
 def _is_spread(index: np.ndarray, positions: np.ndarray) -> bool:

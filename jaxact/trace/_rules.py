@@ -190,8 +190,11 @@ def _joined(graph: Graph, eqn: Any, values: list[Any], shape: Shape) -> Any:
         return found or _product(graph, values[0], _inverse(graph, values[1], shape), shape)
     if name == "select_n" and is_constant(values[0]):
         return _chosen(graph, eqn, values, shape)[0]
-    if name == "select_n" and (chosen := _maxima.larger_by_choice(graph, values, shape)) is not None:
-        return chosen
+    if name == "select_n":
+        chosen = _maxima.larger_by_choice(graph, values, shape)
+        chosen = _maxima.joined_by_choice(graph, values, shape) if chosen is None else chosen
+        if chosen is not None:
+            return chosen
     if name in ("lt", "le", "gt", "ge", "eq", "ne"):
         difference = graph.sum(values[0], values[1], -1.0, shape)
         return graph.applied(name, difference.node, [difference.expr, constant(0.0)], shape)
@@ -226,6 +229,35 @@ def _at_least(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list
 def _log(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
     found = _softmax.logsumexp(graph, operands[0], shape)
     return _elementwise(graph, eqn, operands, shape) if found is None else [found]
+
+
+def _exp(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
+    found = _softmax.exponential(graph, operands[0], shape)
+    return _elementwise(graph, eqn, operands, shape) if found is None else [found]
+
+
+def _multiplied_out(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
+    """The product along axes, by rounds of pairs."""
+    value, axes = operands[0], eqn.params["axes"]
+    kept = [d for d in range(len(value.shape)) if d not in axes]
+    rows = positions(value).transpose(*axes, *kept).reshape(-1, *shape)
+    parts = [graph.entries(value, row) for row in rows]
+    while len(parts) > 1:
+        pairs = zip(parts[::2], parts[1::2], strict=False)
+        parts = [_product(graph, u, v, shape) for u, v in pairs] + parts[len(parts) & ~1 :]
+    return parts
+
+
+def _multiplied_up(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
+    """The running product along an axis."""
+    axis = eqn.params["axis"]
+    rows = np.moveaxis(positions(operands[0]), axis, 0)
+    parts = [graph.entries(operands[0], row) for row in (rows[::-1] if eqn.params["reverse"] else rows)]
+    for k in range(1, len(parts)):
+        parts[k] = _product(graph, parts[k - 1], parts[k], parts[k].shape)
+    parts = parts[::-1] if eqn.params["reverse"] else parts
+    stacked = graph.chained(parts, (len(parts), *parts[0].shape))
+    return [graph.entries(stacked, np.moveaxis(positions(stacked), 0, axis))]
 
 
 def _multiplied(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
@@ -311,6 +343,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "max": _at_least,
     "log": _log,
+    "exp": _exp,
+    **dict.fromkeys(("scatter-max", "scatter_max", "scatter-min", "scatter_min"), _maxima.scattered),
+    "reduce_prod": _multiplied_out,
+    "cumprod": _multiplied_up,
     **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _reshapes),
     **dict.fromkeys(
         ("name", "sharding_constraint", "optimization_barrier", "mesh_cast", "pvary"),

@@ -8,9 +8,12 @@ import numpy as np
 import scipy.special
 
 from jaxact.trace import _stretch
+from jaxact.trace._compose import Order, below, dense_operator, offset_of
 from jaxact.trace._graph import Graph, is_constant
-from jaxact.trace._leaps import Formula, Softmax, Weights
+from jaxact.trace._leaps import Formula, Known, Softmax, Weights
 from jaxact.trace._nodes import Gathered, Node, Sum, Total, Value, whole
+
+_LARGE = 2048  # entries up to which a difference is looked at
 
 
 def logsumexp(graph: Graph, value: Value, shape: tuple[int, ...]) -> Value | None:
@@ -24,6 +27,7 @@ def logsumexp(graph: Graph, value: Value, shape: tuple[int, ...]) -> Value | Non
     if c is None:
         return lse
     result = graph.sum(lse, whole(c, shape), -1.0, shape)
+    graph.shifts.add(c)
     result.node.uncut()  # c is added back soon: as long as this is no variable of its own, it cancels
     return result
 
@@ -39,7 +43,11 @@ def _log_of_sum(graph: Graph, x: Node, positions: np.ndarray, shape: tuple[int, 
     if not graph.contract:
         return whole(_weighted(graph, x, positions), shape)
     known = _stretch.ordered(
-        "logsumexp", 1.0, x.shape, lambda v: scipy.special.logsumexp(v.reshape(-1)[positions], axis=1)
+        "logsumexp",
+        1.0,
+        x.shape,
+        lambda v: scipy.special.logsumexp(v.reshape(-1)[positions], axis=1),
+        mean_of=positions,
     )
     return graph.known(whole(x), shape, known)
 
@@ -63,6 +71,46 @@ def softmax(graph: Graph, u: Any, v: Any, shape: tuple[int, ...]) -> Value | Non
     shifted = graph.sum(whole(x, shape), whole(lse, shape), -1.0, shape).node
     shifted.cut()
     return whole(graph.add(Softmax(shape, shifted, x, positions)))
+
+
+def exponential(graph: Graph, value: Value, shape: tuple[int, ...]) -> Value | None:
+    """exp(x - log sum exp(x)), which is softmax(x); None if the value is no such difference."""
+    node = value.node
+    if not (value.is_plain and node.is_affine) or node.size > _LARGE:
+        return None
+    order = below(node, deep=True)
+    leaves = {each for each in order if not each.is_affine and dense_operator(order, each).any()}
+    for lse in leaves:
+        if isinstance(lse, Weights):
+            positions, x = lse.positions, lse.parents[0]
+        elif isinstance(lse, Known) and lse.known.name == "logsumexp":
+            positions, x = lse.known.mean_of, lse.parents[0]
+        else:
+            continue
+        if leaves != {lse, x} or positions is None or not _is_shifted(order, x, lse, positions):
+            continue
+        if graph.contract:
+            return graph.known(whole(x), shape, _stretch.softmax(positions))
+        node.cut()
+        return whole(graph.add(Softmax(shape, node, x, positions)))
+    return None
+
+
+def _is_shifted(order: Order, x: Node, lse: Node, positions: np.ndarray) -> bool:
+    """Whether a map is x minus the log of the sum that each entry is in."""
+    size = order[-1].size
+    if size != x.size or offset_of(order).any():
+        return False
+    group = np.empty(size, int)
+    group[positions] = np.arange(len(positions))[:, None]
+    expected = np.zeros((size, lse.size))
+    if isinstance(lse, Weights):
+        expected[np.arange(size)[:, None], positions[group]] = -1.0
+    else:
+        expected[np.arange(size), group] = -1.0
+    return np.array_equal(dense_operator(order, x), np.eye(size)) and np.array_equal(
+        dense_operator(order, lse), expected
+    )
 
 
 def _exponentials(graph: Graph, total: Node) -> tuple[Node, Node, Node | None, np.ndarray] | None:

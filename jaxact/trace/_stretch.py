@@ -11,6 +11,7 @@ import numpy as np
 import scipy.special
 
 from jaxact.trace._expr import evaluate, variable
+from jaxact.trace._program import Reach
 from jaxact.trace._slopes import slope_range, value_range
 
 _UP = 1 + 1e-15
@@ -25,43 +26,55 @@ class Stretched(NamedTuple):
         constant: the most that it stretches anything; infinite if that has no bound over all inputs.
         value: [in] -> [out].
         range: (lower, upper) -> (lower, upper), intervals of the entries.
-        within: (lower, upper) -> the most that it stretches anything there; None if that is no less.
+        within: (lower, upper, reach) -> the most that it stretches anything there; None if that is no less.
         radial: of f(|x|), what it is.
         along: of x g(|x|), the same with g for f.
+        mean_of: where each output's gradient is a mean of unit vectors, as those of maxima are, the entries of each
+            [out, entry]; else None.
     """
 
     name: str
     constant: float
     value: Callable[[Any], Any]
     range: Callable[[Any, Any], tuple[Any, Any]]
-    within: Callable[[Any, Any], float] | None = None
+    within: Callable[[Any, Any, Reach | None], float] | None = None
     radial: Any = None
     along: Any = None
+    mean_of: np.ndarray | None = None
 
-    def bound(self, lower: Any, upper: Any) -> float:
-        """The most that it stretches anything while its entries stay within intervals."""
+    def bound(self, lower: Any, upper: Any, reach: Reach | None) -> float:
+        """The most that it stretches anything while its entries stay within intervals, and all of them within reach."""
         if self.within is None or not np.isfinite(lower).any():
             return self.constant
-        return min(self.constant, self.within(lower, upper))
+        return min(self.constant, self.within(lower, upper, reach))
 
 
-def ordered(name: str, constant: float, shape: tuple[int, ...], fn: Callable[[Any], Any]) -> Stretched:
+def ordered(
+    name: str,
+    constant: float,
+    shape: tuple[int, ...],
+    fn: Callable[[Any], Any],
+    mean_of: np.ndarray | None = None,
+) -> Stretched:
     """A function of an array that rises in every entry: its range is that of the ends."""
 
     def flat(v: Any) -> Any:
         return fn(np.asarray(v).reshape(shape)).reshape(-1)
 
-    return Stretched(name, constant, flat, lambda lower, upper: (flat(lower), flat(upper)))
+    return Stretched(name, constant, flat, lambda lower, upper: (flat(lower), flat(upper)), mean_of=mean_of)
 
 
-def lengths(positions: np.ndarray, lower: Any, upper: Any) -> tuple[Any, Any]:
+def lengths(positions: np.ndarray, lower: Any, upper: Any, reach: Reach | None = None) -> tuple[Any, Any]:
     """The least and the largest length of each group [group, entry] of entries."""
     near = np.where((lower > 0) | (upper < 0), np.minimum(np.abs(lower), np.abs(upper)), 0.0)
     far = np.maximum(np.abs(lower), np.abs(upper))
     slack = 1e-15 * (positions.shape[1] + 8)
     with np.errstate(over="ignore"):
         least, most = (np.sqrt(np.square(end[positions]).sum(1)) for end in (near, far))
-    return least * (1 - slack), most * (1 + slack)
+    if reach is not None:
+        middle = np.sqrt(np.square(reach.center[positions]).sum(1))
+        least, most = np.maximum(least, middle - reach.radius), np.minimum(most, middle + reach.radius)
+    return np.maximum(least * (1 - slack), 0.0), np.maximum(most, least) * (1 + slack)
 
 
 def of_length(radial: Any) -> Stretched:
@@ -71,8 +84,8 @@ def of_length(radial: Any) -> Stretched:
     def value(v: Any) -> Any:
         return evaluate(expr, np.sqrt(np.square(v[positions]).sum(1)))
 
-    def steepest(lower: Any, upper: Any) -> float:
-        return _largest(slope_range(expr, *lengths(positions, lower, upper)))
+    def steepest(lower: Any, upper: Any, reach: Reach | None) -> float:
+        return _largest(slope_range(expr, *lengths(positions, lower, upper, reach)))
 
     def ends(lower: Any, upper: Any) -> tuple[Any, Any]:
         return value_range(expr, *lengths(positions, lower, upper))
@@ -92,8 +105,8 @@ def along(radial: Any) -> Stretched:
         result[positions] = rows * evaluate(factor, np.sqrt(np.square(rows).sum(1)))[:, None]
         return result
 
-    def steepest(lower: Any, upper: Any) -> float:
-        least, most = lengths(positions, lower, upper)
+    def steepest(lower: Any, upper: Any, reach: Reach | None) -> float:
+        least, most = lengths(positions, lower, upper, reach)
         share = np.linspace(0, 1, _PIECES + 1)[:, None]
         cuts = np.minimum(least + (most - least) * share, most)
         cuts[-1] = most
@@ -129,7 +142,7 @@ def softmax(positions: np.ndarray) -> Stretched:
         result[positions] = scipy.special.softmax(v[positions], axis=1)
         return result
 
-    def steepest(lower: Any, upper: Any) -> float:
+    def steepest(lower: Any, upper: Any, reach: Reach | None) -> float:
         least, most = softmax_range(positions, lower, upper)
         nearest = np.clip(0.5, least, most)
         # Gershgorin: a row of diag(p) - p p^T adds up to 2 p_i (1 - p_i)

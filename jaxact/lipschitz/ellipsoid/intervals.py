@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from jaxact.lipschitz._rounding import UNIT, VALUE_ERROR, sum_slack, up
 from jaxact.lipschitz.ellipsoid.layout import Prepared, slopes_of
 from jaxact.lipschitz.ellipsoid.maps import fan_in, magnitude_of
-from jaxact.trace import Affine, Bounds, Elementwise, Program, applied
+from jaxact.trace import Affine, Bounds, Elementwise, Program, Reach, applied
 
 
 class Local(NamedTuple):
@@ -57,6 +58,14 @@ class Enclosures:
         """The values at the centre, give or take `radii`."""
         assert self.local is not None
         return _spread(self.local.values[variable], radii + self.local.errors[variable])
+
+    def reach(self, variable: int, radius: float) -> Reach | None:
+        """The ball about the value at the centre; `radius` is relative to that of the region."""
+        if self.local is None:
+            return None
+        center, error = self.local.values[variable], self.local.errors[variable]
+        away = self.local.radius * radius * up(8) + float(np.linalg.norm(error)) * up(error.size + 8)
+        return Reach(center, away) if math.isfinite(away) and np.isfinite(center).all() else None
 
     def _by_arithmetic(self, index: int) -> Bounds:
         step = self.program.steps[index]

@@ -11,7 +11,17 @@ import numpy as np
 
 from jaxact.errors import ArgumentError
 from jaxact.lipschitz.ellipsoid.maps import norm, written
-from jaxact.trace import Affine, Bounds, Contraction, Elementwise, Identity, Intervals, Operator, Program
+from jaxact.trace import (
+    Affine,
+    Bounds,
+    Contraction,
+    Elementwise,
+    Identity,
+    Intervals,
+    Operator,
+    Program,
+    Reach,
+)
 
 
 class Layout(NamedTuple):
@@ -132,11 +142,11 @@ def slopes_of(program: Program, index: int, intervals: Intervals) -> Bounds:
     return alpha, beta
 
 
-def stretch_of(program: Program, index: int, intervals: Intervals) -> float:
-    """The constant of a contraction."""
+def stretch_of(program: Program, index: int, intervals: Intervals, reach: Reach | None) -> float:
+    """The constant of a contraction whose argument stays within reach."""
     step = program.steps[index]
     assert isinstance(step, Contraction)
-    constant = float(step.constant(intervals))
+    constant = float(step.constant(intervals, reach))
     if not math.isfinite(constant):
         raise _unbounded(program, index, "a bounded slope", f"{constant}")
     return constant

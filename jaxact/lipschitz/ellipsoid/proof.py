@@ -139,11 +139,14 @@ class _Proof:
 
     def contraction(self, index: int, state: Matrix, intervals: Enclosures) -> Matrix:
         layout, size = self.prepared.layouts[index], self.prepared.program.steps[index].size
-        constant = stretch_of(self.prepared.program, index, intervals.found)
         z, kept = layout.read, layout.kept_rows()
+        growth = math.sqrt(certified_largest(state.X[z, z])) * up(8)
+        (source,) = self.prepared.program.steps[index].sources
+        reach = intervals.reach(source, math.ldexp(growth, state.exponent // 2))
+        constant = stretch_of(self.prepared.program, index, intervals.found, reach)
         K = state.X[np.ix_(kept, kept)]
         a = math.sqrt(certified_largest(K)) if kept.size else 0.0
-        b = constant * math.sqrt(certified_largest(state.X[z, z])) * up(8)
+        b = constant * growth * up(8)
         Y = step.contraction(K, size, a, b)
         return _normalized(Matrix(_enlarged(Y, 8 * UNIT * np.diag(Y)), state.exponent), np.diag(Y) > 0)
 

@@ -158,11 +158,13 @@ class Search:
         """With the shares that are best at this point."""
         layout = self.prepared.layouts[index]
         z, kept = layout.read, layout.kept_rows()
+        s, vector = leading(state.X[z, z])
         if self._again or index not in self._constants:
-            self._constants[index] = stretch_of(self.prepared.program, index, intervals.found)
+            (source,) = self.steps[index].sources
+            reach = intervals.reach(source, math.ldexp(math.sqrt(s), state.exponent // 2))
+            self._constants[index] = stretch_of(self.prepared.program, index, intervals.found, reach)
         constant = self._constants[index]
         K = state.X[np.ix_(kept, kept)]
-        s, vector = leading(state.X[z, z])
         a, b = math.sqrt(leading(K)[0]) if kept.size else 0.0, constant * math.sqrt(s)
         made = Matrix(step.contraction(K, self.steps[index].size, a, b), state.exponent)
         known = {"layout": layout, "constant": constant, "a": a, "b": b, "vector": vector}

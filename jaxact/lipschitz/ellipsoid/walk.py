@@ -68,7 +68,7 @@ def log_factors(prepared: Prepared, index: int, intervals: Enclosures) -> np.nda
     if isinstance(step, Affine):
         return prepared.log_norms(index)
     if isinstance(step, Contraction):
-        largest = stretch_of(program, index, intervals.found)
+        largest = stretch_of(program, index, intervals.found, None)
     else:
         m, r = centered(*slopes_of(program, index, intervals.found))
         largest = float(np.max(np.abs(m) + r, initial=0.0))

@@ -1,0 +1,186 @@
+"""What is affine or a mean between a few affine pieces: its largest slope is that of a piece.
+
+Where J = A + sum_g P_g with P_g any mean of a few matrices each, the norm, a convex function, is largest where every
+P_g is one of them. So it is for a x + c log sum exp(x) (the weights of its gradient are a mean of unit vectors), for
+maxima, and for a continuous choice between affine maps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from jaxact.trace._compose import below, dense_operator, leaves_of, offset_of
+from jaxact.trace._graph import Graph
+from jaxact.trace._leaps import Known
+from jaxact.trace._nodes import Gathered, Node
+from jaxact.trace._stretch import Stretched
+
+_MOST_PIECES = 4096  # of one group of entries that depend on each other
+_MOST_WORK = 1e8  # entries of all pieces together, times their smaller side
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows [k] of the map, and the alternatives [choice, k, in] of what they have besides A."""
+
+    rows: np.ndarray
+    choices: np.ndarray
+
+
+def largest_norm(base: np.ndarray, groups: Sequence[Group]) -> float | None:
+    """The largest ||A + sum_g P_g|| over all choices, from above; None where there are too many."""
+    out, size = base.shape
+    touched = base != 0
+    links = [(np.nonzero(touched)[0], out + np.nonzero(touched)[1])]
+    for group in groups:
+        columns = np.flatnonzero((group.choices != 0).any((0, 1)))
+        links += [(np.full(columns.size, group.rows[0]), out + columns)]
+        links += [(np.full(group.rows.size, group.rows[0]), group.rows)]
+    start, end = (np.concatenate([pair[k] for pair in links]) for k in (0, 1))
+    graph = csr_array((np.ones(start.size), (start, end)), (out + size, out + size))
+    _, label = connected_components(graph, directed=False)
+    largest = 0.0
+    for each in np.unique(label[:out]):
+        inside = [group for group in groups if label[group.rows[0]] == each]
+        found = _largest_of_part(base, inside, label[:out] == each, label[out:] == each)
+        if found is None:
+            return None
+        largest = max(largest, found)
+    return largest
+
+
+def _largest_of_part(
+    base: np.ndarray, groups: Sequence[Group], rows: np.ndarray, columns: np.ndarray
+) -> float | None:
+    part = base[np.ix_(rows, columns)]
+    count = math.prod(len(group.choices) for group in groups)
+    if count > _MOST_PIECES or count * part.size * min(part.shape, default=1) > _MOST_WORK:
+        return None
+    place = np.cumsum(rows) - 1
+    largest = 0.0
+    for chosen in itertools.product(*(group.choices for group in groups)):
+        J = part.copy()
+        for group, choice in zip(groups, chosen, strict=True):
+            J[place[group.rows]] += choice[:, columns]
+        largest = max(largest, np.linalg.norm(J, 2) if J.size else 0.0)
+    return float(largest) * (1 + 1e-13 * (1 + max(part.shape)))
+
+
+def shortcuts(graph: Graph, result: Node) -> Callable[[Node], Node]:
+    """For affine maps of x and of means of its entries (log sum exp, maxima) the steps from x that they can be."""
+    ends = {parent for node in graph.nodes if not node.is_affine for parent in node.parents} | {result}
+
+    def instead(node: Node) -> Node:
+        if not graph.contract or not node.is_affine or node not in ends:
+            return node
+        leaves = {each for each in below(node, deep=True) if not each.is_affine}
+        means = {each: mean for each in leaves if (mean := _mean(each)) is not None}
+        sources = {x for x, _ in means.values()} | (leaves - set(means))
+        if not means or len(sources) != 1:
+            return node
+        return _of_means(node, sources.pop(), {each: entries for each, (_, entries) in means.items()}) or node
+
+    return instead
+
+
+def _mean(node: Node) -> tuple[Node, np.ndarray] | None:
+    """X and the entries [out, entry] of it that each output is a mean of in its slopes; None if it is no such."""
+    if not isinstance(node, Known) or node.known.mean_of is None:
+        return None
+    x, entries = node.parents[0], node.known.mean_of
+    while isinstance(x, Gathered) and len(x.parents) == 1 and x.constants is None:
+        x, entries = x.parents[0], x.index.reshape(-1)[entries]
+    return x, entries
+
+
+def _of_means(node: Node, x: Node, means: Mapping[Known, np.ndarray]) -> Known | None:
+    order = below(node, deep=True)
+    if node.size * max(each.size for each in (x, *means)) > 2**20:
+        return None
+    A = dense_operator(order, x) if x in order else np.zeros((node.size, x.size))
+    C = [dense_operator(order, each) for each in means]
+    groups = []
+    for coefficients, each in zip(C, means, strict=True):
+        for column, positions in zip(coefficients.T, means[each], strict=True):
+            rows = np.flatnonzero(column)
+            if rows.size == 0:
+                continue
+            choices = np.zeros((len(positions), rows.size, x.size))
+            choices[np.arange(len(positions)), :, positions] = column[rows]
+            groups.append(Group(rows, choices))
+            if choices.size > 2**22:
+                return None
+    constant = largest_norm(A, groups)
+    if constant is None:
+        return None
+    offset, parts = (
+        offset_of(order),
+        [(c, each.known, _entries(each, x)) for c, each in zip(C, means, strict=True)],
+    )
+
+    def value(v: Any) -> Any:
+        return A @ v + sum(c @ known.value(v[entries]) for c, known, entries in parts) + offset
+
+    def ends(lower: Any, upper: Any) -> tuple[Any, Any]:
+        low, high = _times(A, lower, upper)
+        for c, known, entries in parts:
+            first, second = _times(c, *known.range(lower[entries], upper[entries]))
+            low, high = low + first, high + second
+        slack = 1e-14 * (x.size + 8) * (np.abs(low) + np.abs(high) + np.abs(offset))
+        return low + offset - slack, high + offset + slack
+
+    return Known(node.shape, x, Stretched(next(iter(means)).known.name, constant, value, ends))
+
+
+def _entries(node: Known, x: Node) -> np.ndarray:
+    """The entries of x that a step reads."""
+    entries, parent = np.arange(node.parents[0].size), node.parents[0]
+    while parent is not x:
+        assert isinstance(parent, Gathered)
+        entries, parent = parent.index.reshape(-1)[entries], parent.parents[0]
+    return entries
+
+
+def _times(A: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of A v."""
+    positive, negative = np.maximum(A, 0), np.minimum(A, 0)
+    with np.errstate(invalid="ignore"):
+        low, high = positive @ lower + negative @ upper, positive @ upper + negative @ lower
+    return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
+
+
+def chosen(no: Node, yes: Node, groups: np.ndarray, value: Callable[[Any], Any]) -> Stretched | None:
+    """A continuous choice between two affine maps of one variable, one for each group of entries [out]; None if not."""
+    orders = below(no), below(yes)
+    leaves = leaves_of(no) | leaves_of(yes)
+    if len(leaves) != 1:
+        return None
+    (x,) = leaves
+    if no.size * x.size > 2**18:
+        return None
+    A, B = (dense_operator(order, x) for order in orders)
+    parts = []
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        parts.append(Group(rows, np.stack([np.zeros((rows.size, x.size)), (B - A)[rows]])))
+    constant = largest_norm(A, parts)
+    if constant is None:
+        return None
+
+    def ends(lower: Any, upper: Any) -> tuple[Any, Any]:
+        first, second = (_times(M, lower, upper) for M in (A, B))
+        shift = [offset_of(order) for order in orders]
+        low = np.minimum(first[0] + shift[0], second[0] + shift[1])
+        high = np.maximum(first[1] + shift[0], second[1] + shift[1])
+        slack = 1e-14 * (x.size + 8) * (np.abs(low) + np.abs(high))
+        return low - slack, high + slack
+
+    return Stretched("where", constant, value, ends)

@@ -122,7 +122,7 @@ class _Proof:
 
     def affine(self, index: int, state: Matrix) -> Matrix:
         layout = self.prepared.layouts[index]
-        operators = [operator for _, operator in self.prepared.program.steps[index].terms]
+        operators = self.prepared.operators(index)
         made = step.affine(state, layout, operators)
         if len(operators) == 1 and isinstance(operators[0], Identity):
             return _normalized(made)  # entries are only moved about

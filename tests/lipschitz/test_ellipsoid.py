@@ -470,3 +470,13 @@ def test_the_rounding_of_what_an_affine_step_cancels_is_added(seed):
     steepest = math.sqrt(sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(*A, strict=True)))
     program = Program(3, (Affine(1, ((0, Dense(A)),), 2), Affine(2, ((1, Dense(B)),), 1)), 2)
     assert bound(program).value >= steepest
+
+
+def test_norms_of_every_size_that_cancel_keep_their_rounding():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scales = [rng.uniform(1, 10) * 10.0**e for e in (200, -200, 150, -150, -80, 80)]
+        steps = tuple(Affine(i + 1, ((i, Diagonal(np.full(2, d))),), 2) for i, d in enumerate(scales))
+        exact = math.prod(map(Fraction, scales))
+        found = bound(Program(2, steps, 6), memory_limit=1)
+        assert exact <= Fraction(found.value) <= exact * (1 + Fraction(1, 10**11))

@@ -64,7 +64,7 @@ def everywhere(kernels: Kernels, squares: Sequence[float], ranges: Sequence[tupl
             log += math.log(abs(m) / T)
         else:
             P = (M + inflation(M, M, np.full(len(M), T)).added()) / s
-            M = W.T @ sloped(P, np.full(len(P), m), np.full(len(P), r**2 / (T * s))) @ W
+            M = W.T @ sloped(P, np.full(len(P), m), np.full(len(P), r * (abs(m) + r))) @ W
             log += 0.5 * math.log(s)
     s, _ = _largest_gram(G, M)
     return log + 0.5 * math.log(s) if s > 0 else -math.inf

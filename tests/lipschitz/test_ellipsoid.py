@@ -275,7 +275,7 @@ def product_program():
 
 def test_a_product_is_bounded_in_a_region_only():
     program = product_program()
-    with pytest.raises(ValueError, match=r"Step mul must have bounded slopes.*region="):
+    with pytest.raises(ValueError, match=r"Step mul 3: 1 must have bounded slopes.*region="):
         bound(program)
     found = bound(program, region=Box([1.0, 2.0], [1.5, 2.5]), num_steps=50).value
     exact = math.hypot(1.5, 2.5)
@@ -292,7 +292,14 @@ def test_norms_take_over_where_memory_ends():
     # A wide stem by norms, a narrow rest by the ellipsoid.
     program = chain((4, 24, 4, 4, 4), seed=6)
     mixed = bound(program, memory_limit=16)
-    product = np.prod([step.norm() for s in program.steps if isinstance(s, Affine) for _, step in s.terms])
+    product = np.prod(
+        [
+            np.linalg.norm(step.matrix, 2)
+            for s in program.steps
+            if isinstance(s, Affine)
+            for _, step in s.terms
+        ]
+    )
     assert bound(program).value <= mixed.value <= product * (1 + 1e-9)
     assert bound(program, memory_limit=16, num_steps=20).value < mixed.value
 
@@ -332,14 +339,14 @@ def test_bad_input_is_refused_with_a_remedy():
         Ball(np.zeros(4), -1)
     with pytest.raises(ValueError, match="lower <= upper"):
         Box(np.ones(4), np.zeros(4))
-    with pytest.raises(ValueError, match="Step W0 must have finite weights"):
+    with pytest.raises(ValueError, match="Step W0 1: 1 -> 1 must have finite weights"):
         bound(Program(1, (Affine(1, ((0, Dense(np.array([[np.nan]]))),), 1, kind="W0"),), 1))
     with pytest.raises(ValueError, match=r"Operators are \[out, in\]"):
         Program(4, (Affine(1, ((0, Dense(np.zeros((4, 3)))),), 3),), 1)
     with pytest.raises(ValueError, match="before any step defines it"):
         Program(4, (Affine(2, ((1, Identity(4)),), 4),), 2)
     unbounded = Elementwise(1, 0, lambda i: (0.0, np.inf), 4, kind="square")
-    with pytest.raises(ValueError, match="Step square must have bounded slopes"):
+    with pytest.raises(ValueError, match="Step square 1: 4 must have bounded slopes"):
         bound(Program(4, (unbounded,), 1))
 
 
@@ -463,3 +470,13 @@ def test_the_rounding_of_what_an_affine_step_cancels_is_added(seed):
     steepest = math.sqrt(sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(*A, strict=True)))
     program = Program(3, (Affine(1, ((0, Dense(A)),), 2), Affine(2, ((1, Dense(B)),), 1)), 2)
     assert bound(program).value >= steepest
+
+
+def test_norms_of_every_size_that_cancel_keep_their_rounding():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scales = [rng.uniform(1, 10) * 10.0**e for e in (200, -200, 150, -150, -80, 80)]
+        steps = tuple(Affine(i + 1, ((i, Diagonal(np.full(2, d))),), 2) for i, d in enumerate(scales))
+        exact = math.prod(map(Fraction, scales))
+        found = bound(Program(2, steps, 6), memory_limit=1)
+        assert exact <= Fraction(found.value) <= exact * (1 + Fraction(1, 10**11))

@@ -78,10 +78,16 @@ class Prepared:
         """Whether norms alone are carried anywhere."""
         return not (all(self.dense) and self.starts_dense)
 
+    def operators(self, index: int) -> list[Operator]:
+        """Those of an affine step, one for each term."""
+        step = self.program.steps[index]
+        assert isinstance(step, Affine)
+        return [operator for _, operator in step.terms]
+
     def log_norms(self, index: int) -> np.ndarray:
         """Of each operator of an affine step the logarithm of its norm."""
-        terms = self.program.steps[index].terms
-        return np.array([self._log_norm(index, term, operator) for term, (_, operator) in enumerate(terms)])
+        found = enumerate(self.operators(index))
+        return np.array([self._log_norm(index, term, operator) for term, operator in found])
 
     def _log_norm(self, index: int, term: int, operator: Operator) -> float:
         if (index, term) not in self.norms:

@@ -120,7 +120,7 @@ class _Proof:
 
     def affine(self, index: int, state: Matrix) -> Matrix:
         layout = self.prepared.layouts[index]
-        operators = [operator for _, operator in self.prepared.program.steps[index].terms]
+        operators = self.prepared.operators(index)
         made = step.affine(state, layout, operators)
         if len(operators) == 1 and isinstance(operators[0], Identity):
             return _normalized(made)  # entries are only moved about
@@ -201,7 +201,10 @@ class _Proof:
 
     def by_norms(self, index: int, state: Norms, intervals: Enclosures) -> Norms:
         layout = self.prepared.layouts[index]
-        made = step.by_norms(state, layout, log_factors(self.prepared, index, intervals)).logs
+        factors = _raised(
+            log_factors(self.prepared, index, intervals), 1
+        )  # which may cancel with large logarithms
+        made = step.by_norms(state, layout, factors).logs
         if np.isnan(made).any() or made[-1] == math.inf:
             raise _not_finite()
         return Norms(np.append(made[:-1], _raised(made[-1:], len(layout.sources))))
@@ -210,7 +213,7 @@ class _Proof:
         layout = self.prepared.layouts[index]
         places = [layout.rows(position) for position in range(len(layout.sizes))]
         logs = step.to_norms(state, [certified_largest(state.X[place, place]) for place in places]).logs
-        return Norms(_raised(logs, 1))
+        return Norms(_raised(logs, 1 + abs(state.exponent)))
 
     def to_matrix(self, index: int, state: Norms) -> Matrix:
         made = step.to_matrix(state, self.prepared.layouts[index])
@@ -218,9 +221,9 @@ class _Proof:
         return _normalized(Matrix(made.X * raised, made.exponent))
 
 
-def _raised(logs: np.ndarray, num_terms: int) -> np.ndarray:
-    """Logarithms made larger by what their sums, and the functions that they came from, may have lost."""
-    return logs + 4 * UNIT * (num_terms + 2 + np.where(np.isfinite(logs), np.abs(logs), 0.0))
+def _raised(logs: np.ndarray, size: int) -> np.ndarray:
+    """Logarithms made larger by what may have been lost in them, and in sums of so many terms or of that size."""
+    return logs + 4 * UNIT * (size + 2 + np.where(np.isfinite(logs), np.abs(logs), 0.0))
 
 
 def _exponential(log: float) -> float:

@@ -149,7 +149,7 @@ class Search:
     def affine(self, index: int, state: Matrix) -> Matrix:
         """On the tape, as every step."""
         layout, size = self.prepared.layouts[index], len(state.X)
-        operators = [operator for _, operator in self.steps[index].terms]
+        operators = self.prepared.operators(index)
         made = step.affine(state, layout, operators)
         pull = partial(step.affine_adjoint, size=size, layout=layout, operators=operators)
         return self._kept(made, state.exponent, pull)
@@ -167,8 +167,16 @@ class Search:
         K = state.X[np.ix_(kept, kept)]
         a, b = math.sqrt(leading(K)[0]) if kept.size else 0.0, constant * math.sqrt(s)
         made = Matrix(step.contraction(K, self.steps[index].size, a, b), state.exponent)
-        known = {"layout": layout, "constant": constant, "a": a, "b": b, "vector": vector}
-        return self._kept(made, state.exponent, partial(step.contraction_adjoint, size=len(state.X), **known))
+        pull = partial(
+            step.contraction_adjoint,
+            size=len(state.X),
+            layout=layout,
+            constant=constant,
+            a=a,
+            b=b,
+            vector=vector,
+        )
+        return self._kept(made, state.exponent, pull)
 
     def elementwise(self, index: int, state: Matrix, intervals: Enclosures) -> Matrix:
         """With the multipliers that the parameters are, and slopes of this pass or moved from an earlier one."""
@@ -201,9 +209,9 @@ class Search:
         layout = self.prepared.layouts[index]
         if self._again or index not in self._factors:
             self._factors[index] = log_factors(self.prepared, index, intervals)
-        given = {"state": state, "layout": layout, "log_factors": self._factors[index]}
-        self._pulls.append(partial(step.by_norms_adjoint, **given))
-        return step.by_norms(**given)
+        factors = self._factors[index]
+        self._pulls.append(partial(step.by_norms_adjoint, state=state, layout=layout, log_factors=factors))
+        return step.by_norms(state, layout, factors)
 
     def to_norms(self, index: int, state: Matrix) -> Norms:
         """By the largest eigenvalues."""

@@ -180,6 +180,7 @@ def main() -> int:
         ask = [lambda engine=engine, k=index: engine.ask(k, asked.num_steps) for engine in engines]
         row = compared(CASES[index].name, ask, asked.repeats)
         rows.append(row)
+        print(".", end="", file=sys.stderr, flush=True)
         if row["verdict"]:
             print("{verdict:8}{name}: {ours} for {theirs}; times {times}".format(**row), flush=True)
             if row["verdict"] == "lost":

@@ -4,7 +4,8 @@
     python scripts/fuzz_certificates.py --seconds 3600 --seed 3 --json FILE
 
 Each function is a chain, some with skips, of one to four operations drawn from linear maps, the formulas of
-`certificate_formulas`, random formulas of one variable, products, normalisations and attention. It is certified
+`certificate_formulas`, random formulas of one variable, products, normalisations, attention, and functions that look
+like one with a certificate and are another (`certificate_traps`; all of them once by --traps). It is certified
 everywhere, in balls from 1e-6 to 10 wide, one of them far from 0 around entries that are almost equal, and in boxes;
 with refinement steps now and then. Against each certificate go, in float64, Jacobians by `jax.jacfwd`, their norms by
 NumPy, and quotients of pairs: at random points of the region, on its boundary, at a box's corners, beside kinks, and at
@@ -37,8 +38,8 @@ from certificate_formulas import (
     SIZE,
     SMOOTH,
     TANH,
-    Case,
 )
+from certificate_traps import TRAPS, TWINS
 from flax import nnx
 from jax import lax
 
@@ -64,16 +65,20 @@ class Function(NamedTuple):
     twin: Callable[[Any], Any]
 
 
-def of_size(case: Case) -> Operation:
-    """A formula as an operation: its output repeated or cut to SIZE entries, divided by sqrt of the repeats."""
-    fn = case.make()
+def of_size(name: str, fn: Callable[[Any], Any], twin: Callable[[Any], Any] | None = None) -> Operation:
+    """A function as an operation: its output repeated or cut to SIZE entries, divided by sqrt of the repeats."""
 
-    def resized(x: Any) -> Any:
-        y = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(fn(x))])
+    def resized(f: Callable[[Any], Any], x: Any) -> Any:
+        y = flat(f, x)
         repeats = -(-SIZE // y.size)
         return (jnp.tile(y, repeats) / repeats**0.5)[:SIZE] if y.size != SIZE else y
 
-    return Operation(case.name, resized, resized)
+    return Operation(name, partial(resized, fn), partial(resized, twin or fn))
+
+
+def flat(fn: Callable[[Any], Any], x: Any) -> Any:
+    """All outputs in one vector."""
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(fn(x))])
 
 
 def formula(rng: np.random.Generator) -> Operation:
@@ -167,12 +172,15 @@ def product(rng: np.random.Generator) -> Operation:
     return Operation(name, table[name], table[name])
 
 
-ENTRY_BY_ENTRY = [of_size(each) for each in (*LOGISTIC, *TANH, *RELU, *SMOOTH) if each.region is None]
+ENTRY_BY_ENTRY = [
+    of_size(each.name, each.make()) for each in (*LOGISTIC, *TANH, *RELU, *SMOOTH) if each.region is None
+]
 ALL_TOGETHER = [
-    of_size(each)
+    of_size(each.name, each.make())
     for each in (*LINEAR, *CHOOSING, *NORMS, *CONTROL)
     if each.shape == (SIZE,) and "fast variance" not in each.name and each.name != "astype bfloat16-free"
 ]
+LOOK_ALIKE = [of_size(name, fn, TWINS.get(name)) for name, fn in TRAPS.items()]
 
 
 def drawn(rng: np.random.Generator) -> Function:
@@ -181,12 +189,15 @@ def drawn(rng: np.random.Generator) -> Function:
         lambda: linear(rng),
         lambda: ENTRY_BY_ENTRY[rng.integers(len(ENTRY_BY_ENTRY))],
         lambda: ALL_TOGETHER[rng.integers(len(ALL_TOGETHER))],
+        lambda: LOOK_ALIKE[rng.integers(len(LOOK_ALIKE))],
         lambda: formula(rng),
         lambda: product(rng),
         lambda: normalised(rng),
         lambda: shifted_square(rng),
     ]
-    chosen = rng.choice(len(kinds), size=rng.integers(1, 5), p=[0.25, 0.25, 0.25, 0.12, 0.06, 0.05, 0.02])
+    chosen = rng.choice(
+        len(kinds), size=rng.integers(1, 5), p=[0.25, 0.22, 0.2, 0.08, 0.12, 0.06, 0.05, 0.02]
+    )
     operations = [kinds[kind]() for kind in chosen]
     has_skips = bool(rng.random() < 0.4)
     name = " -> ".join(each.name for each in operations) + (" with skips" if has_skips else "")
@@ -264,6 +275,7 @@ class Attacker:
     """Slopes of one function, compiled once."""
 
     def __init__(self, fn: Callable[[Any], Any]):
+        fn = partial(flat, fn)
         self._jacobians, self._values = jax.jit(jax.vmap(jax.jacfwd(fn))), jax.jit(jax.vmap(fn))
 
     def norms(self, x: np.ndarray) -> np.ndarray:
@@ -375,11 +387,13 @@ def main() -> int:
     rng, end = np.random.default_rng(asked.seed), time.monotonic() + asked.seconds
     counts: Counter[str] = Counter()
     ratios = []
+    first = [Function(*each) for each in LOOK_ALIKE] if asked.traps else []
     is_over = False
     while not is_over:
-        is_over = time.monotonic() > end
+        is_over = time.monotonic() > end and not first
         counts["functions"] += 1
-        for row in once_wrong(np.random.default_rng(0)) if is_over else attack(drawn(rng), rng):
+        function = first.pop() if first else drawn(rng)
+        for row in once_wrong(np.random.default_rng(0)) if is_over else attack(function, rng):
             counts[row["outcome"]] += 1
             if row["outcome"] in ("violated", "crashed"):
                 print(f"{row['outcome'].upper()} {json.dumps(row)}", flush=True)

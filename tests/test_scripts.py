@@ -406,4 +406,5 @@ def test_random_functions_violate_certificates_that_are_too_small_and_no_others(
         text=True,
     )
     assert done.returncode == status, done.stdout + done.stderr
-    assert ("VIOLATED" in done.stdout) == bool(status)
+    # Three of those that end the run are violated when halved: more are random ones.
+    assert (done.stdout.count("VIOLATED") > 3) if status else ("VIOLATED" not in done.stdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
+
+from jaxact.fit._loop import traced
+from jaxact.numerics import check_count
 
 
 class Member(NamedTuple):
@@ -25,36 +29,58 @@ class Member(NamedTuple):
     hparams: Mapping[str, Array]
 
 
-def grid(*, seeds: Sequence[int], **hparams: Sequence[float]) -> Member:
+def grid(*, seeds: Sequence[int | np.integer] | np.ndarray, **hparams: Sequence[float]) -> Member:
     """All combinations of seeds and hyperparameters, as a population.
 
     Two members with the same seed have the same key. Seeds vary fastest; the hyperparameters in the order given.
 
     Args:
-        seeds: integers; becomes `key` and the hyperparameter "seed".
+        seeds: integers from -2^31 to 2^32 - 1, of which `jax.random.key` makes different keys, or from -2^63 to
+            2^63 - 1 in JAX's 64-bit mode; becomes `key` and the hyperparameter "seed".
         **hparams: values of each hyperparameter.
 
     Returns:
         A `Member` with a leading axis of length len(seeds) times the number of values of each hyperparameter.
 
     Raises:
-        ValueError: if a sequence is empty.
+        ValueError: if a sequence is empty, or holds what no array of JAX does.
 
     >>> members = grid(seeds=[0, 1], learning_rate=[0.1, 0.2, 0.3])
     >>> [round(float(rate), 1) for rate in members.hparams["learning_rate"]]
     [0.1, 0.1, 0.2, 0.2, 0.3, 0.3]
     """
-    for name, values in {**hparams, "seeds": seeds}.items():
-        if not len(values):
-            raise ValueError(f"`{name}` must hold at least one value, got {values!r}.")
+    for name, each in {**hparams, "seeds": seeds}.items():
+        if not len(each):
+            raise ValueError(f"`{name}` must hold at least one value, got {each!r}.")
     rows = list(itertools.product(*hparams.values(), seeds))
-    columns = [jnp.asarray(column) for column in zip(*rows, strict=True)]
-    named = dict(zip([*hparams, "seed"], columns, strict=True))
+    *values, numbers = zip(*rows, strict=True)
+    named = {name: traced(name, column) for name, column in zip(hparams, values, strict=True)}
+    named["seed"] = _seeds(numbers)
     return Member(jax.vmap(jax.random.key)(named["seed"]), named)
 
 
-def pad(members: PyTree, multiple: int) -> PyTree:
-    """Copies of the last member appended until their number is a multiple of `multiple`.
+def _seeds(numbers: Sequence[Any]) -> Array:
+    """Seeds as one array that holds them all; seeds whose keys `jax.random.key` would make the same are refused."""
+    if not all(isinstance(each, int | np.integer) and not isinstance(each, bool) for each in numbers):
+        raise ValueError(f"`seeds` must be integers, got {_listed(numbers)}. Use seeds=range(4).")
+    least, most = min(map(int, numbers)), max(map(int, numbers))
+    kinds = (np.int64,) if jnp.asarray(0).dtype == np.int64 else (np.int32, np.uint32)
+    for kind in kinds:
+        if np.iinfo(kind).min <= least and most <= np.iinfo(kind).max:
+            return jnp.asarray(np.array(numbers, kind))
+    raise ValueError(
+        f"`seeds` must fit {' or '.join(np.dtype(kind).name for kind in kinds)}, got {_listed(numbers)}: of others "
+        "`jax.random.key` makes the same keys, or none. Take seeds from 0 to 2^32 - 1."
+    )
+
+
+def _listed(numbers: Sequence[Any]) -> str:
+    """The first few of them."""
+    return ", ".join(reprlib.repr(each) for each in numbers[:4]) + (", ..." if len(numbers) > 4 else "")
+
+
+def pad(members: PyTree, multiple: int | np.integer) -> PyTree:
+    """Copies of the last member appended until their number is a multiple of `multiple`, a positive integer.
 
     `population` does so by itself for the devices of a mesh; done beforehand, states can stay on their devices from
     call to call. The caller drops the copies.
@@ -62,6 +88,7 @@ def pad(members: PyTree, multiple: int) -> PyTree:
     >>> pad(grid(seeds=[1, 2, 3]), 2).hparams["seed"].tolist()
     [1, 2, 3, 3]
     """
+    multiple = check_count("multiple", multiple, remedy="Give the number of devices.")
 
     def padded(leaf: Array) -> Array:
         size = leaf.shape[0]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxact.nn._stages import check_count
+from jaxact.numerics import check_count
 
 
 class PReLU(nnx.Module):

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from jaxact.lipschitz import gram_norm
 from jaxact.nn._networks import MLP
-from jaxact.nn._stages import Plain, _folded_scale, check_count
-from jaxact.numerics import full_precision
+from jaxact.nn._stages import Plain, _folded_scale
+from jaxact.numerics import check_count, full_precision
 
 _GRAM_STEPS = 10
 _FREQUENCIES = 8  # times the degree of a kernel along an axis: 4 % of slack each

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxact import numerics
-from jaxact.nn._stages import Elementwise, affine, check_count, make_activation
+from jaxact.nn._stages import Elementwise, affine, make_activation
 from jaxact.theory import initializers
 
 RecurrentWeights = Literal["gaussian", "orthogonal", "identity"]
@@ -66,7 +66,7 @@ class RNN(nnx.Module):
         gain = numerics.check_scale("gain", gain, remedy)
         input_scale = numerics.check_scale("input_scale", input_scale, remedy)
         for name, count in (("in_features", in_features), ("width", width)):
-            check_count(name, count)
+            numerics.check_count(name, count)
         self.cell = nnx.SimpleCell(
             in_features,
             width,

@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxact.nn._ellipsoid import ellipsoid_block
-from jaxact.nn._stages import Elementwise, Stage, check_count
-from jaxact.numerics import full_precision
+from jaxact.nn._stages import Elementwise, Stage
+from jaxact.numerics import check_count, full_precision
 
 Mode = Literal["reverse", "forward"]
 

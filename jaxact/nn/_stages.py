@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Inexact
 
-from jaxact.numerics import full_precision
+from jaxact.numerics import check_count, full_precision
 from jaxact.theory import initializers
 
 Elementwise = Callable[[jax.Array], jax.Array]
@@ -288,12 +288,6 @@ def _endless_norm(kernel: Float[Array, "*taps in out"]) -> Float[Array, ""]:
 def spectral_norm(matrix: Inexact[Array, "rows columns"]) -> Float[Array, ""]:
     """Largest singular value by a full decomposition; exact to rounding."""
     return jnp.linalg.svd(matrix, compute_uv=False)[0]
-
-
-def check_count(name: str, value: Any) -> None:
-    """Refuse anything but a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
 
 
 def _folded_scale(norm: nnx.Module | None) -> Float[Array, "*layer width"] | None:

@@ -108,6 +108,153 @@ def test_a_gradient_that_is_not_finite_counts_as_divergence():
     assert float(state.params) == 1.0
 
 
+def trained(loss, optimizer, params, *, num_steps=4, variables=None, **options):
+    """The end of a run without data."""
+    state = fit.start(optimizer, key=jax.random.key(0), params=params, variables=variables)
+    return jax.jit(fit.fit(loss, lambda key: (), optimizer, num_steps=num_steps, **options))(state)
+
+
+def parabola(params, variables, batch, hparams):
+    return jnp.sum(params**2), (variables, ())
+
+
+@pytest.mark.parametrize(("dtype", "slope", "rate"), [(jnp.float16, 510, 1e-4), (jnp.float32, 5e19, 1e-20)])
+def test_a_finite_gradient_whose_norm_overflows_in_its_own_dtype_trains(dtype, slope, rate):
+    slopes = jnp.linspace(slope / 8, slope, 8, dtype=dtype)
+    assert np.isfinite(slopes).all()
+    assert np.isinf(optax.tree.norm(slopes))
+    line = lambda p, v, b, h: (jnp.sum(p * slopes), (v, ()))  # noqa: E731
+    state, _ = trained(line, optax.sgd(rate), jnp.zeros(8, dtype))
+    assert int(state.diverged_step) == -1
+    np.testing.assert_allclose(state.params, -4 * rate * slopes.astype(float), rtol=1e-2)
+
+
+PARABOLAS = {
+    "params overflow": (optax.sgd(1e38), jnp.full(4, 30.0)),
+    "bfloat16 rounds a decay of 0.999 to 1": (
+        optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3),
+        jnp.ones(4, jnp.bfloat16),
+    ),
+    "the second moment overflows and the params do not": (optax.adam(1e-3), jnp.asarray([1.0, 5e17, 1e-3])),
+    "momentum overflows after a few steps": (optax.sgd(0.0, momentum=3.0), jnp.full(4, 1e18)),
+}
+
+
+def steep(params, variables, batch, hparams):
+    return jnp.sum(params * jnp.asarray([1.0, 5e19, 1e-3])), (variables, ())
+
+
+@pytest.mark.parametrize("name", PARABOLAS)
+def test_what_is_frozen_is_the_last_finite_state(name):
+    optimizer, params = PARABOLAS[name]
+    loss = steep if "second moment" in name else parabola
+    state, history = trained(loss, optimizer, params, num_steps=60)
+    when = int(state.diverged_step)
+    assert 0 <= when < 60
+    chex.assert_tree_all_finite((state.params, state.opt_state))
+    assert np.isnan(history.loss[when:].astype(float)).all()
+    assert np.isfinite(history.loss[:when].astype(float)).all()
+    # The same as having stopped there, and the step that was not taken makes something that is not finite.
+    before = fit.start(optimizer, key=jax.random.key(0), params=params)
+    if when:
+        before = trained(loss, optimizer, params, num_steps=when)[0]
+    chex.assert_trees_all_equal((state.params, state.opt_state), (before.params, before.opt_state))
+    gradient = jax.grad(lambda p: loss(p, None, None, None)[0])(before.params)
+    updates, after = optimizer.update(gradient, before.opt_state, before.params)
+    with pytest.raises(AssertionError):
+        chex.assert_tree_all_finite((optax.apply_updates(before.params, updates), after))
+
+
+def test_what_a_loss_makes_of_its_variables_is_checked_at_every_step():
+    def loss(params, variables, batch, hparams):
+        return params**2, ({"count": variables["count"] + 1, "best": jnp.minimum(variables["best"], params**2),
+                            "last": jnp.where(variables["count"] == 2, jnp.inf, 1.0)}, ())  # fmt: skip
+
+    variables = {"count": 0, "best": jnp.inf, "last": 0.0}  # a best loss may start at infinity
+    variables = jax.tree.map(jnp.asarray, variables)
+    state, _ = trained(loss, optax.sgd(0.1), jnp.float32(1.0), variables=variables)
+    assert int(state.diverged_step) == 2
+    assert (int(state.variables["count"]), float(state.variables["last"])) == (2, 1.0)
+
+
+def test_a_member_whose_result_overflows_is_frozen_and_leaves_the_others_bit_for_bit():
+    optimizer = lambda h: optax.sgd(0.0, momentum=h["momentum"])  # noqa: E731
+    run = fit.fit(parabola, lambda key: (), optimizer, num_steps=60)
+
+    def one(member):
+        params = jnp.full(4, 1e18)
+        return run(fit.start(optimizer, key=member.key, params=params, hparams=member.hparams))
+
+    mixed, _ = jax.jit(lambda m: fit.population(one, m))(fit.grid(seeds=[0], momentum=[0.5, 3.0, 0.9]))
+    calm, _ = jax.jit(lambda m: fit.population(one, m))(fit.grid(seeds=[0], momentum=[0.5, 0.6, 0.9]))
+    assert (mixed.diverged_step >= 0).tolist() == [False, True, False]
+    chex.assert_tree_all_finite(mixed.opt_state)
+    for index in (0, 2):
+        chex.assert_trees_all_equal(member(index, mixed.opt_state), member(index, calm.opt_state))
+
+
+def test_training_can_be_differentiated_with_respect_to_a_hyperparameter():
+    def end(rate):
+        optimizer = lambda h: optax.sgd(h["rate"])  # noqa: E731
+        begun = fit.start(optimizer, key=jax.random.key(0), params=jnp.float32(1.0), hparams={"rate": rate})
+        return fit.fit(parabola, lambda key: (), optimizer, num_steps=3)(begun)[0].params
+
+    np.testing.assert_allclose(jax.grad(end)(0.1), 3 * 0.8**2 * -2, rtol=1e-5)  # (1 - 2 rate)^3
+    np.testing.assert_allclose(jax.vmap(jax.grad(end))(jnp.array([0.1, 0.5])), [-3.84, 0.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.polyak_sgd(),
+        optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1)),
+        optax.lbfgs(),
+        optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=8)),
+        optax.contrib.momo(),
+        optax.contrib.sophia(learning_rate=0.1),
+        lambda hparams: optax.polyak_sgd(),
+    ],
+    ids=["polyak_sgd", "reduce_on_plateau", "lbfgs", "backtracking", "momo", "sophia", "of hparams"],
+)
+def test_an_optimiser_that_asks_for_more_than_gradients_gets_it(optimizer):
+    bowl = lambda p, v, b, h: (jnp.sum((p - 3) ** 2 * jnp.asarray([1.0, 0.5])), (v, ()))  # noqa: E731
+    state, history = trained(bowl, optimizer, jnp.zeros(2), num_steps=30)
+    assert int(state.diverged_step) == -1
+    assert history.loss[-1] < 0.1 * history.loss[0]
+
+
+def test_a_run_reports_while_it_goes_on():
+    told, members = [], fit.grid(seeds=[0, 1], learning_rate=[0.1])
+    report = lambda step, history: told.append((step, history))  # noqa: E731
+    run = runner(12, measure=lambda state: {"step": state.step}, measure_every=4, report=report)
+    _, history = jax.jit(run)(begin(member(0, members)))
+    jax.effects_barrier()
+    assert [int(step) for step, _ in told] == [4, 8, 12]
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(told))
+    for place, (_, block) in enumerate(told):
+        rows = slice(4 * place, 4 * place + 4)
+        np.testing.assert_array_equal(block.loss, history.loss[rows])
+        np.testing.assert_array_equal(block.metrics["twice"], history.metrics["twice"][rows])
+        assert block.measurements["step"] == history.measurements["step"][place]
+    told.clear()
+    _, history = jax.jit(lambda m: fit.population(lambda one: run(begin(one)), m))(members)
+    jax.effects_barrier()
+    assert [step.tolist() for step, _ in told] == [[4, 4], [8, 8], [12, 12]]  # one call for all members
+    np.testing.assert_array_equal(np.concatenate([block.loss for _, block in told], 1), history.loss)
+
+
+def test_what_a_report_raises_reaches_the_caller():
+    def report(step, history):
+        raise RuntimeError("the log is full")
+
+    def run():
+        jax.block_until_ready(trained(parabola, optax.sgd(0.1), jnp.ones(2), report=report))
+        jax.effects_barrier()
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the log is full"):
+        run()
+
+
 def test_measurements_are_taken_after_every_so_many_steps():
     run = runner(12, measure=lambda state: {"step": state.step}, measure_every=4)
     _, history = jax.jit(run)(begin(member(0, fit.grid(seeds=[0], learning_rate=[0.1]))))
@@ -143,8 +290,10 @@ class TestWithAndWithoutJit(chex.TestCase):
 
 def test_bad_step_counts_are_refused():
     for arguments, message in (
-        ({"num_steps": 0}, "`num_steps` must be a positive integer, got 0"),
-        ({"num_steps": 10, "measure_every": 0}, "`measure_every` must be a positive integer, got 0"),
+        ({"num_steps": 0}, "`num_steps` must be an integer of at least 1, got 0"),
+        ({"num_steps": 10, "measure_every": 0}, "`measure_every` must be an integer of at least 1, got 0"),
+        ({"num_steps": 2.0}, "`num_steps` must be an integer of at least 1, got 2.0"),
+        ({"num_steps": 2**40}, "`num_steps` must be at most 2147483647, got 1099511627776"),
         ({"num_steps": 10, "measure_every": 3}, "must divide `num_steps`, got 3 and 10. Use num_steps=9"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -12,7 +12,7 @@ from jaxact import fit
 
 ROOT = Path(__file__).parents[2]
 SHARDED = """
-import jax, jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp, numpy as np, optax
 from jaxact import fit
 assert len(jax.devices()) == 4
 mesh = jax.make_mesh((4,), ("members",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -25,6 +25,13 @@ for x in (jnp.ones(8), everywhere):
     shared = spread(members, x)
     assert shared.shape == alone.shape == (6, 8)
     np.testing.assert_allclose(shared, alone, atol=1e-6)
+told = []
+train = fit.fit(lambda p, v, b, h: (p**2, (v, ())), lambda key: (), optax.sgd(0.1), num_steps=4, measure_every=2,
+                report=lambda step, history: told.append((step.tolist(), history.loss.shape)))
+begin = lambda member: fit.start(optax.sgd(0.1), key=member.key, params=member.hparams["rate"], hparams=member.hparams)
+states, _ = jax.jit(lambda m: fit.population(lambda one: train(begin(one)), m, mesh=mesh))(members)
+jax.effects_barrier()
+assert sorted(told) == sorted(4 * [([2, 2], (2, 2)), ([4, 4], (2, 2))]), told
 padded = spread(fit.pad(members, 4), everywhere)
 assert padded.shape == (8, 8) and {s.data.shape for s in padded.addressable_shards} == {(2, 8)}
 np.testing.assert_array_equal(padded[5:], jnp.repeat(padded[5:6], 3, 0))
@@ -57,8 +64,39 @@ def test_grid_holds_every_combination_once_with_seeds_fastest():
     np.testing.assert_array_equal(jax.random.key_data(members.key[0]), jax.random.key_data(members.key[2]))
 
 
+@pytest.mark.parametrize(
+    "seeds", [[0, 2**31 - 1], [2**31, 5], [2**32 - 1], [-1, -(2**31)], [np.uint32(2**31)]]
+)
+def test_every_seed_that_makes_a_key_of_its_own_is_taken(seeds):
+    members = fit.grid(seeds=seeds)
+    assert members.hparams["seed"].tolist() == seeds
+    for key, seed in zip(members.key, seeds, strict=True):
+        np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(jax.random.key(seed)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seeds": [2**32]}, "`seeds` must fit int32 or uint32, got 4294967296: .*the same keys"),
+        ({"seeds": [-1, 2**32 - 1]}, "`seeds` must fit int32 or uint32"),  # one key, not two
+        ({"seeds": [2**100]}, "`seeds` must fit int32 or uint32"),
+        ({"seeds": [0.5]}, r"`seeds` must be integers, got 0.5\. Use seeds=range"),
+        (
+            {"seeds": [0], "width": [2**40]},
+            "`width` must be numbers that an array of JAX holds, got .*as floats",
+        ),
+        ({"seeds": [0], "name": ["tanh"]}, "`name` must be numbers that an array of JAX holds, got .*tanh"),
+    ],
+)
+def test_what_no_array_holds_is_refused_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fit.grid(**arguments)
+
+
 def test_bad_members_are_refused():
     with pytest.raises(ValueError, match="`learning_rate` must hold at least one value"):
         fit.grid(seeds=[0], learning_rate=[])
+    with pytest.raises(ValueError, match="`multiple` must be an integer of at least 1, got 0"):
+        fit.pad(fit.grid(seeds=[0]), 0)
     with pytest.raises(ValueError, match="one leading axis"):
         fit.population(lambda m: m, {"a": np.zeros(2), "b": np.zeros(3)})

@@ -202,7 +202,7 @@ def test_what_cannot_be_bounded_is_refused():
         (lambda: SpectralNorm(conv(padding="REFLECT")), "'REFLECT'"),
         (lambda: SpectralNorm(conv(mask=jnp.ones((3, 3, 2, 4)))), "must not mask"),
         (lambda: SpectralNorm(conv(), bound=0.0), "`bound` must be positive and finite, got 0.0"),
-        (lambda: OrthogonalLinear(0, 3, rngs=rngs()), "`in_features` must be a positive integer"),
+        (lambda: OrthogonalLinear(0, 3, rngs=rngs()), "`in_features` must be an integer of at least 1"),
         (lambda: OrthogonalConv(2, 3, kernel_size=3, padding="REFLECT", rngs=rngs()), "`padding` must be"),
         (
             lambda: OrthogonalConv(2, 3, kernel_size=3, strides=(1, 1), rngs=rngs()),

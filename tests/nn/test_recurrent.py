@@ -104,7 +104,7 @@ def test_what_cannot_be_is_refused_by_name():
         ValueError, match=r'`weights` must be one of "gaussian", "orthogonal", "identity", got \'id\''
     ):
         make(weights="id")
-    with pytest.raises(ValueError, match="`width` must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match="`width` must be an integer of at least 1, got 0"):
         nn.RNN(3, 0, 2, activation=jnp.tanh, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="`activation` must be an elementwise function"):
         make(activation="tanh")

@@ -175,7 +175,7 @@ def test_depth_outside_the_stack_is_refused():
             stack(inputs(), depth)
     with pytest.raises(ValueError, match="`depth` must be an integer"):
         stack(inputs(), 2.5)
-    with pytest.raises(ValueError, match="`max_depth` must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match="`max_depth` must be an integer of at least 1, got 0"):
         make("plain", "none", max_depth=0)
     with pytest.raises(ValueError, match='`mode` must be "reverse" or "forward"'):
         stack(inputs(), 2, mode="backward")

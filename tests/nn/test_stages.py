@@ -207,12 +207,12 @@ def test_learned_activations_equal_their_fixed_counterparts():
 def test_bad_arguments_are_refused_with_the_rule_and_the_value():
     rngs = nnx.Rngs(0)
     for arguments, message in (
-        ({"width": 0}, "`width` must be a positive integer, got 0"),
-        ({"width": 2.0}, "must be a positive integer, got 2.0"),
+        ({"width": 0}, "`width` must be an integer of at least 1, got 0"),
+        ({"width": 2.0}, "must be an integer of at least 1, got 2.0"),
         ({"sigma_w": -1.0}, "`sigma_w` must be finite and nonnegative, got -1.0"),
         ({"sigma_b": float("nan")}, "`sigma_b` must be finite and nonnegative, got nan"),
         ({"weights": "uniform"}, '`weights` must be "gaussian" or "orthogonal"'),
-        ({"kernel_size": 0}, "`kernel_size` must be a positive integer, got 0"),
+        ({"kernel_size": 0}, "`kernel_size` must be an integer of at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             nn.Plain(**{"width": 4, "activation": jnp.tanh, "rngs": rngs} | arguments)

@@ -11,7 +11,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train import results
+from train import netcdf, results
 
 PROVENANCE = dict.fromkeys(results.PROVENANCE, "something") | {
     "format": results.FORMAT,
@@ -111,6 +111,30 @@ def test_no_truncated_file_loads(tmp_path_factory, share):
     os.truncate(folder / "a.nc", int(share * os.path.getsize(folder / "a.nc")))
     with pytest.raises(OSError, match=r"a\.nc is truncated or damaged.*resume"):
         results.load(folder / "a.nc")
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path, dataset):
+    path = tmp_path / "a.nc"
+    results.save(dataset, path)
+    whole = path.read_bytes()
+    places = np.random.default_rng(0).integers(8 * len(whole), size=2_000)
+    places = [*places, *range(8 * (len(whole) - 48), 8 * len(whole)), *range(8 * 16)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(OSError, match=r"a\.nc is truncated or damaged"):
+            results.load(path)
+
+
+def test_a_result_from_before_the_digest_is_read(tmp_path, dataset):
+    dataset.attrs["format"] = "jaxact-study-1"
+    (tmp_path / "a.nc").write_bytes(netcdf.encode(dataset).getbuffer())
+    xr.testing.assert_identical(results.load(tmp_path / "a.nc"), dataset)
+    dataset.attrs["format"] = results.FORMAT
+    (tmp_path / "a.nc").write_bytes(netcdf.encode(dataset).getbuffer())
+    with pytest.raises(OSError, match="has lost its digest"):
+        results.load(tmp_path / "a.nc")
 
 
 def test_what_is_no_result_is_refused_with_a_remedy(tmp_path, dataset):

@@ -156,7 +156,7 @@ def _report(arguments: Sequence[str]) -> int:
     )
     directory = request.find_run(given.run, given.output)
 
-    from train import results, runner
+    from train import runner
 
     again = runner.resume_command(directory)
     if not (directory / "result.nc").exists():
@@ -164,8 +164,7 @@ def _report(arguments: Sequence[str]) -> int:
             f"{directory} is unfinished: {runner.progress(directory)} cells. Continue it with:\n  {again}"
         )
     try:
-        result = results.load(directory / "result.nc")
-        results.check(result)
+        result = runner.load(directory / "result.nc")
         experiment = config.import_type(result.attrs["experiment"], directory)
     except (OSError, ValueError) as error:
         return _fail(f"{error}\nTo make it again:\n  {again}")

@@ -163,8 +163,8 @@ def _unsealed(path: Path, content: bytes) -> tuple[bytes, bool]:
 
 def _damaged(path: Path, reason: object) -> OSError:
     return OSError(
-        f"{path} is truncated or damaged ({reason}). Delete it and resume its run: "
-        "finished cells are kept and the rest is made again."
+        f"{path} is truncated or damaged ({reason}). To have it made again, resume its run: "
+        "finished cells are kept."
     )
 
 

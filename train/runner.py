@@ -6,6 +6,7 @@ import datetime
 import errno
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ import xarray as xr
 from rich.console import Console
 
 from train import config, results
+from train.agreement import Agreement
 from train.config import ConfigError, StorageError
 from train.experiment import Cell, Experiment
 from train.progress import Display
@@ -164,9 +166,11 @@ def run(
             leftover.unlink()
         cells = _checked_cells(experiment)
         files = _files(directory, cells)
-        attributes = provenance(record)
+        attributes, agreement = provenance(record), Agreement()
         with Display(cells, console) as display:
-            parts = {cell.name: _finished(cell, files[cell.name], attributes, display) for cell in cells}
+            parts = {
+                cell.name: _finished(cell, files[cell.name], attributes, agreement, display) for cell in cells
+            }
             commits = {part.attrs["git_commit"] for part in parts.values() if part is not None}
             if commits - {attributes["git_commit"]}:
                 display.notice("Cells measured by another version of the code are kept.")
@@ -174,6 +178,7 @@ def run(
             with contextlib.closing(measure(experiment, missing, display)) as measurements:
                 for measurement in measurements:
                     cell = measurement.cell
+                    agreement.admit(cell, measurement.dataset)
                     parts[cell.name] = _stored(measurement, files[cell.name], attributes)
                     display.finish(cell, measurement.seconds)
         result = _combined([part for part in parts.values() if part is not None], attributes)
@@ -263,24 +268,57 @@ def _files(directory: Path, cells: Sequence[Cell]) -> dict[str, Path]:
     return files
 
 
-def _finished(cell: Cell, path: Path, attributes: Mapping[str, str], display: Display) -> xr.Dataset | None:
-    if not path.exists():
+def _finished(
+    cell: Cell, path: Path, attributes: Mapping[str, str], agreement: Agreement, display: Display
+) -> xr.Dataset | None:
+    """The cell as an earlier process stored it; a file that is anything else is set aside, and said."""
+    if not os.path.lexists(path):
         return None
     try:
-        part = results.load(path)
-    except (OSError, ValueError) as error:
-        display.notice(f"{cell.name} is run again: {_reason(error)}")
+        part = load(path)
+        if (part.attrs.get("config"), part.attrs.get("cell")) != (attributes["config"], cell.name):
+            raise ValueError(f"{path} is of another config or cell.")
+        agreement.admit(cell, part)
+        seconds = float(part.attrs["wall_seconds"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        display.notice(
+            f"{cell.name} is measured again: {_reason(error)}\nThat file is now {_set_aside(path)}."
+        )
         return None
-    if (part.attrs.get("config"), part.attrs.get("cell")) != (attributes["config"], cell.name):
-        display.notice(f"{cell.name} is run again: {path} is of another config or cell.")
-        return None
-    display.skip(cell, float(part.attrs["wall_seconds"]))
+    display.skip(cell, seconds)
     return part
+
+
+def load(path: Path) -> xr.Dataset:
+    """Load a file of a run folder, its result or a cell; a link to another file is not followed.
+
+    Raises:
+        OSError: as `results.load`.
+        ValueError: as `results.load` and `results.check`, and for a link.
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link to {os.readlink(path)}: a run's own files are in its folder.")
+    stored = results.load(path)
+    try:
+        results.check(stored)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return stored
+
+
+def _set_aside(path: Path) -> Path:
+    """Give what is no cell a name under which it is kept."""
+    names = (
+        path.with_name(f"{path.name}.corrupt{number}") for number in itertools.chain([""], itertools.count(2))
+    )
+    aside = next(each for each in names if not os.path.lexists(each))
+    with _writing(f"rename {path}"):
+        path.rename(aside)
+    return aside
 
 
 def _stored(measurement: Measurement, path: Path, attributes: Mapping[str, str]) -> xr.Dataset:
     cell, part, seconds = measurement
-    results.check_structure(part)
     part = part.assign_attrs({**attributes, "cell": cell.name, "wall_seconds": seconds})
     with _writing(f"write cell {cell.name} in {path.parent.parent}"):
         results.save(part, path)

@@ -154,10 +154,82 @@ def test_resuming_runs_only_what_is_missing_or_damaged(experiment, begin, consol
     resumed = runner.run(again, directory, console=console)
     assert ran == ["tanh/depth=2", "relu/depth=4", "relu/depth=2"]
     xr.testing.assert_identical(results.measurements(resumed), results.measurements(whole))
-    assert "relu/depth=2 is run again:" in said(console)
+    assert "relu/depth=2 is measured again:" in said(console)
     assert "truncated" in said(console)
     assert "is of another config or cell" in said(console)
-    assert sorted((directory / "cells").iterdir()) == files
+    aside = [path.with_name(f"{path.name}.corrupt") for path in (files[0], files[2])]
+    assert sorted((directory / "cells").iterdir()) == sorted([*files, *aside])
+    assert all(f"That file is now {path}." in said(console) for path in aside)
+
+
+def a_folder(path, _):
+    path.mkdir()
+
+
+def a_pipe(path, _):
+    os.mkfifo(path)
+
+
+def a_link_to_a_whole_cell(path, content):
+    path.with_suffix(".whole").write_bytes(content)
+    path.symlink_to(path.with_suffix(".whole"))
+
+
+def a_link_to_nothing(path, _):
+    path.symlink_to("/nowhere")
+
+
+def nothing_in_it(path, _):
+    path.write_bytes(b"")
+
+
+def a_flipped_bit(path, content):
+    path.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+
+
+def other_labels(path, content):
+    path.write_bytes(content)
+    changed = results.load(path).assign_coords(depth=[17])
+    changed.depth.attrs = {"units": "1", "long_name": "depth"}
+    results.save(changed, path)
+
+
+def no_time(path, content):
+    path.write_bytes(content)
+    changed = results.load(path)
+    del changed.attrs["wall_seconds"]
+    results.save(changed, path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        a_folder,
+        a_pipe,
+        a_link_to_a_whole_cell,
+        a_link_to_nothing,
+        nothing_in_it,
+        a_flipped_bit,
+        other_labels,
+        no_time,
+    ],
+)
+def test_a_damaged_cell_of_any_kind_is_set_aside_and_measured_again(experiment, begin, console, make):
+    directory = begin(experiment)
+    whole = runner.run(experiment, directory, console=console)
+    path = directory / "cells" / "tanh_depth=2.nc"
+    content = path.read_bytes()
+    for number in ("", "2"):  # a second one does not replace the first
+        path.unlink()
+        make(path, content)
+        again, ran = counted(experiment)
+        resumed = runner.run(again, directory, console=console)
+        assert ran == ["tanh/depth=2"]
+        assert os.path.lexists(f"{path}.corrupt{number}")
+        assert f"That file is now {path}.corrupt{number}." in said(console)
+        xr.testing.assert_identical(results.measurements(resumed), results.measurements(whole))
+        for leftover in directory.glob("cells/*.whole"):
+            leftover.unlink()
 
 
 def test_a_cell_of_another_config_is_run_again(experiment, begin, console):
@@ -185,15 +257,67 @@ def test_a_failing_cell_leaves_the_finished_ones_and_nothing_of_itself(experimen
     assert ran == ["relu/depth=2"]
 
 
-def test_a_cell_without_labels_is_not_stored(experiment, begin, console):
-    class Unlabelled(type(experiment)):
+def relabelled(part, **labels):
+    return part.assign_coords({dim: (dim, [to], part[dim].attrs) for dim, to in labels.items()})
+
+
+def with_attribute(part, value):
+    part["second_moment"].attrs["note"] = value
+    return part
+
+
+def with_shared(part, value, units="1"):
+    return part.assign(shared=((), value, {"units": units, "long_name": "what all cells give"}))
+
+
+UNFIT = {  # what the third cell, relu/depth=4, returns, and what it is told
+    "no Dataset": (lambda part: {"loss": 1.0}, r"an experiment's `run` must return an xarray\.Dataset"),
+    "no units": (lambda part: part.drop_attrs(), "`second_moment` has no attribute `units`"),
+    "another cell's labels": (
+        lambda part: relabelled(part, depth=2),
+        r"`depth` must have .* 4 .* and has \[2\]",
+    ),
+    "another kind of label": (
+        lambda part: relabelled(part, activation=3),
+        r"`activation` must .* 'relu' .* \[3\]",
+    ),
+    "no such label": (lambda part: part.isel(depth=0, drop=True), r"`depth` must have .* and has \[\]"),
+    "swapped dims": (
+        lambda part: part.transpose(),
+        r"`second_moment` is .*\(layer, depth, activation\) here, and",
+    ),
+    "text for numbers": (lambda part: part.assign(censored=part.censored.astype(str)), "`censored` is text"),
+    "other units": (
+        lambda part: with_shared(part, 1.0, "m"),
+        "numbers in units 'm' .*, and numbers in units '1'",
+    ),
+    "other values": (lambda part: with_shared(part, 2.0), "two cells give different values of `shared`"),
+    "name with /": (lambda part: part.rename(censored="not/trained"), "'not/trained' cannot be stored"),
+    "attribute None": (
+        lambda part: with_attribute(part, None),
+        "attribute `note` of `second_moment` is None",
+    ),
+    "attribute dict": (
+        lambda part: with_attribute(part, {"a": 1}),
+        "attribute `note` of `second_moment` is {",
+    ),
+}
+
+
+@pytest.mark.parametrize("unfit", UNFIT)
+def test_a_cell_that_does_not_fit_is_refused_by_name_before_it_is_stored(experiment, begin, console, unfit):
+    change, message = UNFIT[unfit]
+
+    class Unfit(type(experiment)):
         def run(self, cell, *, progress):
-            return super().run(cell, progress=progress).drop_attrs()
+            part = with_shared(super().run(cell, progress=progress), 1.0)
+            part["censored"].attrs["units"] = "1"
+            return change(part) if cell.name == "relu/depth=4" else part
 
     directory = begin(experiment)
-    with pytest.raises(ValueError, match="`second_moment` has no attribute `units`"):
-        runner.run(Unlabelled(), directory, console=console)
-    assert runner.finished_cells(directory) == 0
+    with pytest.raises((TypeError, ValueError), match=f"(?s)cell relu/depth=4 cannot be stored: .*{message}"):
+        runner.run(Unfit(), directory, console=console)
+    assert runner.finished_cells(directory) == 2
 
 
 def test_a_full_disk_keeps_the_finished_cells(experiment, begin, console, monkeypatch):

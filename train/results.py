@@ -180,7 +180,7 @@ def combine(cells: Sequence[xr.Dataset]) -> xr.Dataset:
 
     Raises:
         ValueError: if there is no cell, if a dimension has no coordinate, if cells disagree on a variable's
-            dimensions, or if two of them give different values for the same place.
+            dimensions, if two of them give different values for the same place, or if an integer would be rounded.
 
     >>> cells = [xr.Dataset({"loss": ("depth", [0.5 / d])}, {"depth": [d]}) for d in (8, 2)]
     >>> combine(cells).loss.to_series().to_dict()
@@ -242,7 +242,13 @@ def _union(indexes: Sequence[pd.Index]) -> pd.Index:
     distinct = list({tuple(index): index for index in indexes}.values())
     if len(distinct) == 1:
         return distinct[0]
-    union = pd.Index(list(dict.fromkeys(value for index in distinct for value in index)))
+    values = list(dict.fromkeys(value for index in distinct for value in index))
+    union = pd.Index(values)
+    if changed := [value for value, stored in zip(values, union.tolist(), strict=True) if value != stored]:
+        raise ValueError(
+            f"the labels {changed} of {distinct[0].name!r} would be rounded beside those of other cells. "
+            "Give all labels of a dimension as one dtype, or as text."
+        )
     ascend = all(each.is_monotonic_increasing and pd.api.types.is_numeric_dtype(each) for each in distinct)
     return union.sort_values() if ascend and any(len(each) > 1 for each in distinct) else union
 
@@ -263,7 +269,9 @@ def _joined(name: str, cells: Sequence[xr.Dataset], index: Mapping[Any, pd.Index
     values = [np.asarray(cell.variables[name].values) for cell in parts]
     values = [v.astype(str) if v.dtype.kind in "OT" else v for v in values]
     shape = tuple(len(index[dim]) for dim in dims)
-    out = np.zeros(shape, np.result_type(*values))
+    dtype = np.result_type(*values)
+    values = [_exact(name, each, dtype) for each in values]
+    out = np.zeros(shape, dtype)
     covered = np.zeros(shape, bool)
     for cell, value in zip(parts, values, strict=True):
         place = np.ix_(*(index[dim].get_indexer(cell.indexes[dim]) for dim in dims))
@@ -275,6 +283,18 @@ def _joined(name: str, cells: Sequence[xr.Dataset], index: Mapping[Any, pd.Index
         covered[place] = True
     if not covered.all() and out.dtype.kind in "iufb":
         if out.dtype.kind != "f":  # a small integer fits float32; only wide ones need float64
-            out = out.astype(np.float32 if out.dtype.itemsize < 4 else np.float64)
+            out = _exact(name, out, np.dtype(np.float32 if out.dtype.itemsize < 4 else np.float64))
         out[~covered] = np.nan
     return xr.Variable(dims, out, parts[0].variables[name].attrs)
+
+
+def _exact(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The values as `dtype`, or an error where that would round an integer."""
+    if values.dtype.kind in "iu" and dtype.kind == "f":
+        large = values[(values > 2**53) | (values < -(2**53))].tolist()
+        if rounded := [each for each in large if int(float(each)) != each]:
+            raise ValueError(
+                f"`{name}` holds {rounded[0]}, which {dtype} rounds, the dtype for what not every cell gives as an "
+                "integer. Give such integers in every cell, or as text."
+            )
+    return values.astype(dtype, copy=False)

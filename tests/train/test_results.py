@@ -279,6 +279,38 @@ def test_a_variable_that_some_cells_lack_is_padded():
     np.testing.assert_array_equal(combined.extra, [[7.0, np.nan]])
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "joined"),
+    [
+        (np.int64(2**53 + 1), None, "`extra` holds 9007199254740993, which float64 rounds"),
+        (np.int64(-(2**63) + 1), None, "`extra` holds -9223372036854775807, which float64 rounds"),
+        (np.uint64(2**64 - 1), None, "`extra` holds 18446744073709551615, which float64 rounds"),
+        (np.int64(2**53 + 1), np.float64(1.0), "`extra` holds 9007199254740993, which float64 rounds"),
+        (np.uint64(2**64 - 1), np.int64(-1), "`extra` holds 18446744073709551615, which float64 rounds"),
+        (np.int64(2**53 + 1), np.int64(1), [2**53 + 1, 1]),
+        (np.int64(2**60), None, [2.0**60, np.nan]),
+        (np.int16(2**15 - 1), None, [2.0**15 - 1, np.nan]),
+    ],
+)
+def test_an_integer_is_joined_exactly_or_not_at_all(first, second, joined):
+    cells = [
+        a_cell("plain", depth, **({} if value is None else {"extra": (("block", "depth"), [[value]])}))
+        for depth, value in ((2, first), (4, second))
+    ]
+    if isinstance(joined, str):
+        with pytest.raises(ValueError, match=joined):
+            results.combine(cells)
+    else:
+        assert str(results.combine(cells).extra.values.ravel().tolist()) == str(joined)
+
+
+def test_a_label_is_joined_exactly_or_not_at_all():
+    cells = [labelled(xr.Dataset({"x": ("at", [1.0])}, {"at": [at]})) for at in (2**53 + 1, 0.5)]
+    with pytest.raises(ValueError, match=r"the labels \[9007199254740993\] of 'at' would be rounded"):
+        results.combine(cells)
+    assert results.combine([cells[0], cells[0].assign_coords(at=[1])]).at.values.tolist() == [2**53 + 1, 1]
+
+
 def test_measurements_are_without_timings_and_provenance(dataset):
     measured = results.measurements(dataset)
     assert "run_seconds" not in measured

@@ -151,6 +151,7 @@ def _report(arguments: Sequence[str]) -> int:
         arguments,
         ("run", dataclasses.MISSING, {"metavar": "RUN", "help": "its folder or its name"}),
         request.OUTPUT,
+        ("trust", False, {"help": "run the code in the run folder if its study is not an installed one"}),
         prog="python -m train report",
         description="Draw figures and report of a finished run again, from its stored result alone.",
     )
@@ -165,11 +166,21 @@ def _report(arguments: Sequence[str]) -> int:
         )
     try:
         result = runner.load(directory / "result.nc")
-        experiment = config.import_type(result.attrs["experiment"], directory)
+        experiment = config.import_type(result.attrs["experiment"], directory, trust=given.trust)
+    except ConfigError as error:
+        return _fail(error)
     except (OSError, ValueError) as error:
         return _fail(f"{error}\nTo make it again:\n  {again}")
-    runner.draw(result, experiment, directory)
-    _show(result, experiment, directory)
+    try:
+        runner.draw(result, experiment, directory)
+        _show(result, experiment, directory)
+    except StorageError:
+        raise
+    except Exception as error:  # a study reads a result of its own; this may be anybody's
+        by = result.attrs["experiment"]
+        return _fail(
+            f"{directory / 'result.nc'} cannot be drawn by {by}: {error!r}.\nTo make it again:\n  {again}"
+        )
     return 0
 
 

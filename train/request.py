@@ -18,7 +18,8 @@ Run studies of activation functions and keep what they measure.
 commands:
   run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--FIELD VALUE ...]
                  run the study of a config file; `run CONFIG --help` lists its fields
-  report RUN     draw figures and report of a finished run again
+  report RUN [--trust]
+                 draw figures and report of a finished run again; --trust runs the code in its folder
   list           show the studies in configs/ and the runs in runs/
   exercise [CLAIM] [--check FILE] [--solution]
                  work out a claim of the chapter, and have the answer checked

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -92,7 +93,7 @@ def test_one_command_runs_a_study_and_others_show_it_again(call, tmp_path):
     page = (directory / "report.html").read_bytes()
     (directory / "report.html").unlink()
     for run in (name, directory.name):
-        status, out, err = call("report", run)
+        status, out, err = call("report", run, "--trust")
         assert (status, err) == (0, "")
         assert "2 activations" in out
         assert (directory / "report.html").read_bytes() == page
@@ -232,7 +233,53 @@ def test_an_unfinished_or_damaged_run_says_how_to_make_it_whole(call, tmp_path):
     assert status == 2
     assert "was not written by a study of jaxact" in err
     assert call("run", FAKE, "--resume", directory)[0] == 0
-    assert call("report", directory)[0] == 0
+    assert call("report", directory, "--trust")[0] == 0
+
+
+def test_a_run_folders_code_runs_only_if_it_is_trusted(call, tmp_path, monkeypatch):
+    study = tmp_path / "study.py"
+    study.write_text(FAKE.read_text())
+    assert call("run", study)[0] == 0
+    own = only_run(tmp_path) / "config.py"
+    own.write_text(
+        f"{own.read_text()}\nfrom pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\n"
+    )
+    status, _, err = call("report", own.parent)
+    assert status == 2
+    assert f"drawn by code of its own, {own}" in err
+    assert "if you trust it, add --trust" in err
+    assert "To make it again" not in err
+    assert not (tmp_path / "executed").exists()
+
+    monkeypatch.setattr(config, "ROOT", tmp_path / "installed")
+    (tmp_path / "installed" / "configs").mkdir(parents=True)
+    (tmp_path / "installed" / "configs" / "fake_study.py").write_text(FAKE.read_text())
+    assert call("report", own.parent)[0] == 2  # of the same name, but other code
+    own.write_text(FAKE.read_text())
+    status, out, err = call("report", own.parent)
+    assert (status, err) == (0, "")
+    assert "2 activations were counted" in out
+    own.write_text(
+        f"{own.read_text()}\nfrom pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\n"
+    )
+    assert call("report", own.parent, "--trust")[0] == 0
+    assert (tmp_path / "executed").exists()
+
+
+def test_a_result_that_its_study_cannot_draw_is_said_to_be_one(call, tmp_path):
+    assert call("run", FAKE)[0] == 0
+    directory = only_run(tmp_path)
+    stored = results.load(directory / "result.nc")
+    results.save(
+        stored.drop_dims("activation")
+        .assign(stored[["layer"]])
+        .assign(x=((), 1.0, {"units": "1", "long_name": "x"})),
+        directory / "result.nc",
+    )
+    status, out, err = call("report", directory, "--trust")
+    assert (status, out) == (2, "")
+    assert re.search(r"result.nc cannot be drawn by config:Fake: KeyError.*activation", err)
+    assert "fake_study" in err  # how to make it again
 
 
 def test_resuming_with_another_config_names_the_fields(call, tmp_path):

@@ -100,6 +100,7 @@ def _folder(asked: request.Request) -> Path:
             asked.experiment, asked.path, output=asked.output, command=asked.command, smoke=asked.smoke
         )
     runner.check_resumable(asked.experiment, asked.resume)
+    runner.take_up_code(asked.resume, asked.path, allow_changed=asked.allow_changed_code)
     return asked.resume
 
 

@@ -29,6 +29,7 @@ _SMOKE = "SMOKE RUN: numbers mean nothing"
 _NAMES = {
     "wall_seconds": "total time",
     "experiment": "code of the study",
+    "code": "digest of the code",
     "format": "file format",
     "smoke": "smoke run",
 }

@@ -37,6 +37,7 @@ _RUN_OPTIONS = (
     ("smoke", False, {"help": "the same study in seconds"}),
     OUTPUT,
     ("resume", "", {"metavar": "RUN", "help": "continue this run"}),
+    ("allow_changed_code", False, {"help": "continue it though the code is no longer the one that began it"}),
     ("workers", "auto", {"metavar": "N", "help": _WORKERS_HELP}),
 )
 
@@ -51,6 +52,7 @@ class Request(NamedTuple):
     workers: int | None
     smoke: bool
     command: str
+    allow_changed_code: bool = False
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -73,9 +75,11 @@ def parse(arguments: Sequence[str]) -> Request:
         description=(type(experiment).__doc__ or "").split("\n")[0],
     )
     resume = find_run(given.resume, given.output) if given.resume else None
-    command = shlex.join(["python", "-m", "train", "run", str(path), *_without(words, "--resume")])
+    command = shlex.join(["python", "-m", "train", "run", str(path), *_repeating(words)])
     workers = _num_workers(given.workers)
-    return Request(given.experiment, path, given.output, resume, workers, given.smoke, command)
+    return Request(
+        given.experiment, path, given.output, resume, workers, given.smoke, command, given.allow_changed_code
+    )
 
 
 def runs(output: Path) -> list[Path]:
@@ -115,7 +119,9 @@ def answer(text: str) -> Path:
 
 def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Find the config among the words; how many values a field before it takes would not be known."""
-    num_values = {f"--{name}": int(default is not False) for name, default, _ in _RUN_OPTIONS}
+    num_values = {
+        f"--{name.replace('_', '-')}": int(default is not False) for name, default, _ in _RUN_OPTIONS
+    }
     position = 0
     while position < len(arguments):
         word, has_value, _ = arguments[position].partition("=")
@@ -149,6 +155,12 @@ def _num_workers(text: str) -> int | None:
             f"`workers` must be a number of processes, 0 for this one alone, or auto, got {text!r}."
         )
     return None if text == "auto" else int(text)
+
+
+def _repeating(words: Sequence[str]) -> list[str]:
+    """The words without those that only matter to a run that is there."""
+    allowing = ("--allow-changed-code", "--allow_changed_code")
+    return [word for word in _without(words, "--resume") if word not in allowing]
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:

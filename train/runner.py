@@ -15,20 +15,21 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import xarray as xr
 from rich.console import Console
 
-from train import config, results
+from train import config, fingerprint, results
 from train.agreement import Agreement
 from train.config import ConfigError, StorageError
 from train.experiment import Cell, Experiment
 from train.progress import Display
 from train.workers import Measurement, in_this_process
 
+_MOST_NAMED = 10  # files in a message
 _PACKAGES = ("jaxact", "jax", "jaxlib", "flax", "optax", "numpy", "xarray", "h5netcdf")
 
 
@@ -44,6 +45,7 @@ class Record(NamedTuple):
         cells: the names of all, in order.
         config: every field of the experiment, as `config.resolved` writes it.
         smoke: whether it is the small study that `smoke()` makes; the runs before this was noted say no.
+        code: the digests of the files that measure, as `fingerprint.files` gives them; none before they were noted.
     """
 
     study: str
@@ -54,6 +56,7 @@ class Record(NamedTuple):
     cells: list[str]
     config: dict[str, Any]
     smoke: bool = False
+    code: Mapping[str, str] = {}
 
 
 def create(
@@ -79,13 +82,14 @@ def create(
         cells=[cell.name for cell in _checked_cells(experiment)],
         config=config.resolved(experiment),
         smoke=smoke,
+        code=fingerprint.files(config_path),
     )
     directory, draft = output / run_id, output / f".{run_id}.tmp"
     try:
         with _writing(f"make a run folder in `output` {output}", "or choose another folder with --output"):
             (draft / "cells").mkdir(parents=True)
             shutil.copyfile(config_path, draft / "config.py")
-            results.write_atomically(draft / "config.json", json.dumps(record._asdict(), indent=2).encode())
+            _write(record, draft)
             draft.rename(directory)
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # not there once it has its name
@@ -125,6 +129,38 @@ def check_resumable(experiment: Experiment, directory: Path) -> None:
             f"{directory} has other cells than this version of the experiment. "
             "Start a new run without --resume, or resume with the version of the code that began it."
         )
+
+
+def take_up_code(directory: Path, config_path: Path, *, allow_changed: bool = False) -> None:
+    """Check that a run goes on with the code that began it, or note the code it goes on with.
+
+    Cells say which code measured them, and the result names all. The run's copy of an earlier config file is kept
+    beside the new one.
+
+    Args:
+        directory: of a run.
+        config_path: the config file that is run now.
+        allow_changed: whether code that has changed is taken.
+
+    Raises:
+        ConfigError: naming the files that differ, unless `allow_changed`.
+        StorageError: if the new code cannot be noted.
+    """
+    record = read(directory)
+    changed = fingerprint.differences(record.code, config_path) if record.code else []
+    if changed and not allow_changed:
+        named = [*changed[:_MOST_NAMED], f"and {len(changed) - _MOST_NAMED} more"][: len(changed)]
+        raise ConfigError(
+            f"{directory} was begun with other code:\n  " + "\n  ".join(named) + "\n"
+            "Two codes would be in one result. Resume with the code that began it, start a new run, or, if the "
+            "change does not matter to what is measured, add --allow-changed-code: the result then names both."
+        )
+    if changed:
+        with _writing(f"note the code in {directory}"):
+            if (earlier := directory / "config.py").read_bytes() != config_path.read_bytes():
+                shutil.copyfile(earlier, directory / f"config-{record.code['config.py']}.py")
+                results.write_atomically(earlier, config_path.read_bytes())
+            _write(record._replace(code=fingerprint.files(config_path)), directory)
 
 
 def resume_command(directory: Path) -> str:
@@ -171,8 +207,8 @@ def run(
             parts = {
                 cell.name: _finished(cell, files[cell.name], attributes, agreement, display) for cell in cells
             }
-            commits = {part.attrs["git_commit"] for part in parts.values() if part is not None}
-            if commits - {attributes["git_commit"]}:
+            codes = {part.attrs.get("code", "unknown") for part in parts.values() if part is not None}
+            if codes - {attributes["code"]}:
                 display.notice("Cells measured by another version of the code are kept.")
             missing = [cell for cell in cells if parts[cell.name] is None]
             with contextlib.closing(measure(experiment, missing, display)) as measurements:
@@ -225,6 +261,7 @@ def provenance(record: Record) -> dict[str, str]:
         "versions": json.dumps(_versions()),
         "device": _device(),
         "smoke": json.dumps(record.smoke),
+        "code": fingerprint.short(record.code) if record.code else "unknown",
     }
 
 
@@ -242,6 +279,10 @@ def peak_memory(num_workers: int) -> float:
         resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     return own + num_workers * largest
+
+
+def _write(record: Record, directory: Path) -> None:
+    results.write_atomically(directory / "config.json", json.dumps(record._asdict(), indent=2).encode())
 
 
 def _checked_cells(experiment: Experiment) -> Sequence[Cell]:
@@ -327,8 +368,12 @@ def _stored(measurement: Measurement, path: Path, attributes: Mapping[str, str])
 
 def _combined(parts: Sequence[xr.Dataset], attributes: Mapping[str, str]) -> xr.Dataset:
     result = results.combine(parts)
-    for name in ("git_commit", "device"):  # a resumed run may have seen several
-        attributes = {**attributes, name: ", ".join(dict.fromkeys(str(part.attrs[name]) for part in parts))}
+    for name in ("git_commit", "device", "code"):  # a resumed run may have seen several
+        attributes = {**attributes, name: _listed(part.attrs.get(name, "unknown") for part in parts)}
+    versions = [json.loads(part.attrs["versions"]) for part in parts]
+    packages = dict.fromkeys(package for each in versions for package in each)
+    all_versions = {name: _listed(each.get(name, "none") for each in versions) for name in packages}
+    attributes = {**attributes, "versions": json.dumps(all_versions)}
     seconds = {
         str(n): round(float(each.sum()), 1) for n, each in result.items() if str(n).endswith("_seconds")
     }
@@ -336,6 +381,10 @@ def _combined(parts: Sequence[xr.Dataset], attributes: Mapping[str, str]) -> xr.
     result = result.assign_attrs({**attributes, **seconds, "wall_seconds": wall_seconds})
     results.check(result)
     return result
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))
 
 
 @contextlib.contextmanager

@@ -282,6 +282,25 @@ def test_a_result_that_its_study_cannot_draw_is_said_to_be_one(call, tmp_path):
     assert "fake_study" in err  # how to make it again
 
 
+def test_edited_code_is_resumed_only_with_a_word(call, tmp_path):
+    study = tmp_path / "study.py"
+    study.write_text(FAKE.read_text())
+    assert call("run", study, "--trouble", "bug")[0] == 1
+    directory = only_run(tmp_path)
+    words = ["run", study, "--trouble", "bug", "--resume", directory]
+    study.write_text(FAKE.read_text().replace('raise ZeroDivisionError("a bug in the study")', "pass"))
+    status, _, err = call(*words)
+    assert status == 2
+    assert "`config.py` has changed" in err
+    assert "add --allow-changed-code" in err
+    status, _, err = call(*words, "--allow-changed-code")
+    assert (status, err) == (0, "")
+    result = results.load(directory / "result.nc")
+    assert len(result.attrs["code"].split(", ")) == 2
+    assert "--allow-changed-code" not in result.attrs["command"]
+    assert "digest of the code" in (directory / "report.html").read_text()
+
+
 def test_resuming_with_another_config_names_the_fields(call, tmp_path):
     call("run", FAKE, "--smoke")
     directory = only_run(tmp_path)

@@ -14,7 +14,7 @@ import xarray as xr
 from rich.console import Console
 
 from jaxact import activations
-from train import config, results, runner
+from train import config, fingerprint, results, runner
 from train.config import ConfigError
 
 FAKE = Path(__file__).with_name("fake_study.py")
@@ -369,6 +369,83 @@ def test_only_the_same_config_resumes_a_run(experiment, begin, tmp_path):
     (tmp_path / "config.json").write_text('{"study": "x"}')
     with pytest.raises(ConfigError, match="is not the folder of a run"):
         runner.read(tmp_path)
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A config file, a module that it imports, and stand-ins for the two packages, all of which may be edited."""
+    packages = {name: tmp_path / "installed" / name for name in ("jaxact", "train")}
+    for folder in packages.values():
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / "module.py").write_text("x = 1\n")
+    monkeypatch.setattr(fingerprint, "_PACKAGES", packages)
+    path = tmp_path / "configs" / "study.py"
+    path.parent.mkdir()
+    (path.parent / "helper17.py").write_text("rate = 0.5\n")
+    monkeypatch.syspath_prepend(path.parent)
+    path.write_text("import helper17\n" + FAKE.read_text())
+    yield path
+    sys.modules.pop("helper17", None)
+
+
+EDITS = {
+    "nothing": (lambda study, package: None, None),
+    "config": (
+        lambda study, package: study.write_text(f"{study.read_text()}\n# other\n"),
+        "`config.py` has changed",
+    ),
+    "package": (lambda study, package: package.write_text("x = 2\n"), "`train/deep/module.py` has changed"),
+    "new file": (lambda study, package: package.with_name("n.py").touch(), "`train/deep/n.py` is new"),
+    "lost file": (lambda study, package: package.unlink(), "`train/deep/module.py` is gone"),
+    "module beside": (
+        lambda study, package: study.with_name("helper17.py").write_text("rate = 2\n"),
+        "`beside the config: helper17.py` has changed",
+    ),
+}
+
+
+@pytest.mark.parametrize("edited", EDITS)
+def test_a_run_goes_on_with_other_code_only_if_that_is_allowed(study, console, tmp_path, edited):
+    edit, message = EDITS[edited]
+    experiment = dataclasses.replace(config.load(study), trouble="bug")
+    directory = runner.create(
+        experiment, study, output=tmp_path / "runs", command="python -m train run study.py"
+    )
+    with pytest.raises(ZeroDivisionError):
+        runner.run(experiment, directory, console=console)
+    first = runner.provenance(runner.read(directory))["code"]
+    before = (directory / "config.py").read_text()
+    edit(study, tmp_path / "installed" / "train" / "deep" / "module.py")
+    if message is None:
+        runner.take_up_code(directory, study)
+    else:
+        with pytest.raises(ConfigError, match=f"(?s)begun with other code.*{message}.*--allow-changed-code"):
+            runner.take_up_code(directory, study)
+        runner.take_up_code(directory, study, allow_changed=True)
+    runner.take_up_code(directory, study)  # what was allowed is not asked again
+    assert {path.read_text() for path in directory.glob("config*.py")} == {before, study.read_text()}
+
+    second = runner.provenance(runner.read(directory))["code"]
+    assert (first == second) == (message is None)
+    files = sorted(directory.glob("cells/*"))
+    mended = type("Mended", (type(experiment),), {"_be_troublesome": lambda self: None})
+    resumed = runner.run(mended(trouble="bug"), directory, console=console)
+    assert resumed.attrs["code"] == ", ".join(dict.fromkeys([first, second]))
+    assert all(results.load(file).attrs["code"] == first for file in files)
+    assert ("another version of the code" in said(console)) == (message is not None)
+
+
+def test_a_result_names_the_versions_of_all_processes(experiment, begin, console, monkeypatch):
+    directory = begin(experiment)
+    runner.run(experiment, directory, console=console)
+    (directory / "cells" / "relu_depth=2.nc").unlink()
+    here = runner._versions()
+    monkeypatch.setattr(runner, "_versions", lambda: here | {"jax": "99.0", "newcomer": "1.0"})
+    resumed = runner.run(experiment, directory, console=console)
+    versions = json.loads(resumed.attrs["versions"])
+    assert versions["jax"] == f"{here['jax']}, 99.0"
+    assert versions["newcomer"] == "none, 1.0"
+    assert versions["numpy"] == here["numpy"]
 
 
 def test_two_processes_do_not_share_a_folder(experiment, begin, console):

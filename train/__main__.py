@@ -19,6 +19,7 @@ from train import config, options, request
 from train.config import ConfigError, StorageError
 from train.experiment import Experiment
 from train.interrupt import Interrupted, interruptible
+from train.words import visible
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +66,7 @@ def _run(arguments: Sequence[str]) -> int:
     console = _console()
     num_workers, measure = _workers(asked, arguments)
     directory = _folder(asked)
-    console.print(f"Run folder: {directory}", soft_wrap=True)
+    console.print(visible(f"Run folder: {directory}"), soft_wrap=True)
     try:
         with _telling_if_interrupted(directory, console):
             result = runner.run(asked.experiment, directory, console=console, measure=measure)
@@ -109,7 +110,7 @@ def _telling_if_interrupted(directory: Path, console: Any) -> Iterator[None]:
     def told(number: int) -> None:
         console.show_cursor()  # the live bars hide it, and may not get to show it again
         print(
-            f"\nInterrupted by {signal.Signals(number).name}.\n{_kept(directory)}",
+            visible(f"\nInterrupted by {signal.Signals(number).name}.\n{_kept(directory)}"),
             file=sys.stderr,
             flush=True,
         )
@@ -134,8 +135,8 @@ def _failed(error: Exception, asked: request.Request, directory: Path) -> int:
         if asked.resume is None and not runner.finished_cells(directory):
             shutil.rmtree(directory)
         return _fail(error)
-    traceback.print_exception(error)
-    print(f"\nThe study failed; this is a bug in it.\n{_kept(directory)}", file=sys.stderr)
+    told = "".join(traceback.format_exception(error))
+    print(visible(f"{told}\nThe study failed; this is a bug in it.\n{_kept(directory)}"), file=sys.stderr)
     return 1
 
 
@@ -253,7 +254,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     return table if rows else None
 
 
@@ -274,8 +275,8 @@ def _show(result: Any, experiment: type[Experiment], directory: Path) -> None:
         print("A smoke run: the numbers below mean nothing.")
     for sentence in experiment.findings(result):
         topic = getattr(sentence, "topic", "")
-        print(f"- {topic}: {sentence}" if topic else f"- {sentence}")
-    print(f"report  {directory / 'report.html'}\nresult  {directory / 'result.nc'}")
+        print(visible(f"- {topic}: {sentence}" if topic else f"- {sentence}"))
+    print(visible(f"report  {directory / 'report.html'}\nresult  {directory / 'result.nc'}"))
 
 
 def _age(started: str) -> str:
@@ -287,7 +288,7 @@ def _age(started: str) -> str:
 
 
 def _fail(message: Exception | str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(visible(f"error: {message}"), file=sys.stderr)
     return 2
 
 

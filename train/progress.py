@@ -14,6 +14,7 @@ from rich.table import Column
 from rich.text import Text
 
 from train.experiment import Cell
+from train.words import visible
 
 _LINE_SECONDS = 10.0  # a log that is not a terminal gets one line in this time at most
 
@@ -77,7 +78,7 @@ class Display:
 
     def notice(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
     def skip(self, cell: Cell, seconds: float) -> None:
         """Count a cell that an earlier process finished in `seconds`."""
@@ -92,7 +93,7 @@ class Display:
 
     def start(self, cell: Cell) -> Callable[..., None]:
         """Show that `cell` runs now; several may. Returns its `Progress`."""
-        bar = self._bars.add_task(cell.name, total=1.0, count="", end=None)
+        bar = self._bars.add_task(visible(cell.name), total=1.0, count="", end=None)
         self._running[cell.name] = _Running(bar, time.monotonic())
         report = functools.partial(self._report, cell)
         report(0.0)
@@ -112,7 +113,7 @@ class Display:
     def _report(self, cell: Cell, fraction: float, note: str = "") -> None:
         running = self._running[cell.name]
         running.fraction = fraction = min(max(float(fraction), 0.0), 1.0)
-        said = f"{cell.name} {note}".rstrip()
+        said = visible(f"{cell.name} {note}".rstrip())
         self._update(running.bar, fraction, f"{fraction:.0%}", self._cell_left(cell), description=said)
         count = self._update_all()
         self._line(f"[{count}] {cell.name} {fraction:.0%} {note}".rstrip(), self._seconds_left())

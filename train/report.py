@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from jaxact import theme
 from train.experiment import Section
 from train.results import write_atomically
+from train.words import visible
 
 __all__ = ["write_report"]
 
@@ -76,7 +77,20 @@ def _spec(name: str, chart: alt.TopLevelMixin) -> Spec:
             "Rename it."
         )
     with alt.data_transformers.disable_max_rows():  # of charts that hold a frame; the limit is for notebooks
-        return chart.to_dict()
+        return _visible(chart.to_dict())
+
+
+def _visible(value: Any) -> Any:
+    """The same JSON, its text with escapes for control characters: SVG cannot hold them."""
+    if isinstance(value, dict):
+        return {_visible(key): _visible(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_visible(each) for each in value]
+    return visible(value) if isinstance(value, str) else value
+
+
+def _shown(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _page(result: xr.Dataset, experiment: Any, specs: Mapping[str, Spec]) -> str:
@@ -115,6 +129,7 @@ def _template() -> jinja2.Template:
         autoescape=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
     filters: dict[str, Any] = {"readable": _readable, "short": _short, "sort_key": _sort_key, "code": _code}
     environment.filters |= filters
@@ -206,7 +221,7 @@ def _json(value: Any) -> Markup:
 
 def _code(text: str) -> Markup:
     """Text whose `quoted` parts are code."""
-    parts = [escape(part) for part in text.split("`")]
+    parts = [escape(part) for part in visible(text).split("`")]
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts)
     )

@@ -301,6 +301,27 @@ def test_edited_code_is_resumed_only_with_a_word(call, tmp_path):
     assert "digest of the code" in (directory / "report.html").read_text()
 
 
+def test_no_name_reaches_the_terminal_as_a_command_to_it(call, tmp_path):
+    unseen, shown = "\x1b]0;evil\x07\u2028", r"\x1b]0;evil\x07\u2028"
+    study = tmp_path / f"st{unseen}udy.py"
+    text = FAKE.read_text().replace('f"{activation.name}/', 'f"{activation.name}UNSEEN/')
+    text = text.replace("activations were", "activationsUNSEEN were").replace(
+        "a bug in the", "a bugUNSEEN in the"
+    )
+    study.write_text(text.replace("UNSEEN", unseen))
+    heard = [call("run", study), call("list"), call("report", only_run(tmp_path), "--trust")]
+    heard.append(call("run", study, "--trouble", "bug"))
+    assert [status for status, _, _ in heard] == [0, 0, 0, 1]
+    for _, out, err in heard:
+        assert not {*"\x1b\x07\u2028"} & {*out, *err}
+    assert all(shown in out for _, out, _ in heard)
+    assert f"relu{shown}/depth=2 done" in heard[0][1]
+    assert f"- 2 activations{shown} were counted." in heard[0][1]
+    assert f"a bug{shown} in the study" in heard[-1][2]
+    page = next(tmp_path.glob("runs/*/report.html")).read_text()
+    assert f"<h1>St{shown}udy</h1>" in page
+
+
 def test_resuming_with_another_config_names_the_fields(call, tmp_path):
     call("run", FAKE, "--smoke")
     directory = only_run(tmp_path)

@@ -46,6 +46,7 @@ class Record(NamedTuple):
         config: every field of the experiment, as `config.resolved` writes it.
         smoke: whether it is the small study that `smoke()` makes; the runs before this was noted say no.
         code: the digests of the files that measure, as `fingerprint.files` gives them; none before they were noted.
+        digest: of all other fields, so that damage to the file is noticed; "" before it was noted.
     """
 
     study: str
@@ -56,7 +57,8 @@ class Record(NamedTuple):
     cells: list[str]
     config: dict[str, Any]
     smoke: bool = False
-    code: Mapping[str, str] = {}
+    code: dict[str, str] = {}
+    digest: str = ""
 
 
 def create(
@@ -104,7 +106,7 @@ def read(directory: Path) -> Record:
     """
     try:
         content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        return Record(**{field: content[field] for field in Record._fields if field in content})
+        return _undamaged(Record(**{field: content[field] for field in Record._fields if field in content}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{directory} is not the folder of a run: its config.json cannot be read ({_reason(error)}). "
@@ -282,7 +284,22 @@ def peak_memory(num_workers: int) -> float:
 
 
 def _write(record: Record, directory: Path) -> None:
-    results.write_atomically(directory / "config.json", json.dumps(record._asdict(), indent=2).encode())
+    fields = record._replace(digest=_digest(record))._asdict()
+    results.write_atomically(directory / "config.json", json.dumps(fields, indent=2).encode())
+
+
+def _undamaged(record: Record) -> Record:
+    if record.digest and record.digest != _digest(record):
+        raise ValueError(
+            "it is damaged: its digest is of other content. Its cells may be whole: start the study again, and move "
+            "the files in cells/ into the new run's, which takes those of its own config"
+        )
+    return record
+
+
+def _digest(record: Record) -> str:
+    content = json.dumps(record._replace(digest="")._asdict(), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _checked_cells(experiment: Experiment) -> Sequence[Cell]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import xarray as xr
 from rich.console import Console
@@ -83,6 +84,24 @@ def test_a_new_folder_tells_all_about_its_run(experiment, begin):
     assert begin(experiment) != directory
 
 
+def test_no_flipped_bit_of_a_record_changes_what_is_read_of_it(experiment, begin):
+    directory = begin(experiment)
+    path = directory / "config.json"
+    whole, content = runner.read(directory), path.read_bytes()
+    refused = 0
+    for place in np.random.default_rng(0).integers(8 * len(content), size=1_000):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            found = runner.read(directory)
+        except ConfigError:
+            refused += 1
+        else:
+            assert found._replace(digest="") == whole._replace(digest="")
+    assert refused > 900  # the rest hit white space, or the name of the digest
+
+
 def test_a_run_stores_each_cell_and_the_whole(experiment, begin, console, reports):
     directory = begin(experiment)
     result = runner.run(experiment, directory, console=console)
@@ -119,7 +138,8 @@ def test_a_run_from_before_smoke_was_noted_is_read_and_resumed(experiment, begin
     directory = begin(experiment)
     whole = runner.run(experiment, directory, console=console)
     record = json.loads((directory / "config.json").read_text())
-    del record["smoke"]
+    for name in ("smoke", "code", "digest"):
+        del record[name]
     (directory / "config.json").write_text(json.dumps(record))
     for path in (directory / "cells").iterdir():
         old = results.load(path)

@@ -200,7 +200,9 @@ def run(
     """
     record = read(directory)
     with _only_here(directory):
-        for leftover in (*directory.glob(".*.tmp"), *directory.glob("cells/.*.tmp")):
+        for leftover in (
+            each for folder in ("", "cells/", "figures/") for each in directory.glob(f"{folder}.*.tmp")
+        ):
             leftover.unlink()
         cells = _checked_cells(experiment)
         files = _files(directory, cells)

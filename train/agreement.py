@@ -63,19 +63,15 @@ class Agreement:
     ) -> dict[tuple[Any, ...], xr.Dataset]:
         """What other cells give as well, each joined with what they gave."""
         joined = {}
-        for name, variable in dataset.variables.items():
-            if name in dataset.dims or set(labels) <= set(variable.dims):
-                continue
-            key = (name, *((dim, labels[dim]) for dim in variable.dims if dim in labels))
-            own = dataset[[str(name)]].reset_coords(drop=True) if name in dataset.data_vars else None
-            if own is None:
-                continue
-            before = self._shared.get(key)
+        flat = dataset.reset_coords()
+        for name, variable in flat.data_vars.items():
+            own_labels = [(dim, labels[str(dim)]) for dim in variable.dims if dim in labels]
+            if len(own_labels) == len(labels):
+                continue  # at a place that no other cell has
+            key, own = (name, *own_labels), flat[[name]]
+            before = self._shared.get(key, own)
             try:
-                is_known = before is not None and own.equals(before)
-                joined[key] = (
-                    before if is_known else results.combine([own] if before is None else [before, own])
-                )
+                joined[key] = before if own.equals(before) else results.combine([before, own])
             except ValueError as error:
                 failures.append(str(error).rstrip("."))
         return joined

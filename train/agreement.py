@@ -63,12 +63,11 @@ class Agreement:
     ) -> dict[tuple[Any, ...], xr.Dataset]:
         """What other cells give as well, each joined with what they gave."""
         joined = {}
-        flat = dataset.reset_coords()
-        for name, variable in flat.data_vars.items():
+        for name, variable in dataset.variables.items():
             own_labels = [(dim, labels[str(dim)]) for dim in variable.dims if dim in labels]
-            if len(own_labels) == len(labels):
+            if name in dataset.dims or len(own_labels) == len(labels):
                 continue  # at a place that no other cell has
-            key, own = (name, *own_labels), flat[[name]]
+            key, own = (name, *own_labels), dataset[[name]].reset_coords()
             before = self._shared.get(key, own)
             try:
                 joined[key] = before if own.equals(before) else results.combine([before, own])

@@ -213,14 +213,15 @@ def measurements(dataset: xr.Dataset) -> xr.Dataset:
 
 def _structure_failures(dataset: xr.Dataset) -> list[str]:
     failures = [] if dataset.data_vars else ["it holds no variable"]
+    indexes = dataset.indexes  # made anew at each look
     for dim in dataset.dims:
         if str(dim).startswith("dim_"):
             failures.append(f"dimension `{dim}` has no name of its own: name it after what it counts")
         if dim not in dataset.coords:
             failures.append(f"dimension `{dim}` has no coordinate: give one, for example its number")
-        elif not dataset.indexes[dim].is_unique:
-            failures.append(f"coordinate `{dim}` repeats values: {_plain(dataset.indexes[dim]).tolist()}")
-        elif dataset.indexes[dim].hasnans:
+        elif not indexes[dim].is_unique:
+            failures.append(f"coordinate `{dim}` repeats values: {_plain(indexes[dim]).tolist()}")
+        elif indexes[dim].hasnans:
             failures.append(f"coordinate `{dim}` has a label that is not a number")
     for name, variable in dataset.variables.items():
         is_text = variable.dtype.kind in "UTO"

@@ -17,9 +17,9 @@ from typing import Any
 from jaxact.cache import use_compilation_cache
 from train import config, options, request
 from train.config import ConfigError, StorageError
+from train.escapes import visible
 from train.experiment import Experiment
 from train.interrupt import Interrupted, interruptible
-from train.words import visible
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from train.escapes import visible
 from train.experiment import Cell
-from train.words import visible
 
 _LINE_SECONDS = 10.0  # a log that is not a terminal gets one line in this time at most
 

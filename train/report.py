@@ -16,9 +16,9 @@ import xarray as xr
 from markupsafe import Markup, escape
 
 from jaxact import theme
+from train.escapes import visible
 from train.experiment import Section
 from train.results import write_atomically
-from train.words import visible
 
 __all__ = ["write_report"]
 

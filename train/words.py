@@ -1,23 +1,11 @@
 """Words for sentences: lists, counts, numbers short enough to read, and whose they are."""
 
 import math
-import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = [
-    "capital",
-    "count",
-    "extent",
-    "extremes",
-    "listed",
-    "lower",
-    "mean_sd",
-    "percent",
-    "power",
-    "visible",
-]
+__all__ = ["capital", "count", "extent", "extremes", "listed", "lower", "mean_sd", "percent", "power"]
 
 
 def listed(words: Sequence[str], most: int = 10) -> str:
@@ -116,25 +104,3 @@ def extremes(
     return (
         say(float(np.median(values))) if low == high else f"{low} ({names[least]}) to {high} ({names[most]})"
     )
-
-
-def visible(text: str) -> str:
-    r"""The text with escapes for what is not seen but acted on, such as control characters.
-
-    A terminal obeys them, SVG has no room for them, and a reader would take one name for another. Line ends and tabs
-    stay.
-
-    >>> print(visible("tanh"), visible("a\x1b[2J"), visible("a\u2028b"))
-    tanh a\x1b[2J a\u2028b
-    """
-    if text.isprintable():
-        return text
-    return "".join(_escape(letter) if _is_unseen(letter) else letter for letter in text)
-
-
-def _is_unseen(letter: str) -> bool:
-    return letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-
-
-def _escape(letter: str) -> str:
-    return letter.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -495,7 +495,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 seconds, started = time.monotonic() - started, time.monotonic()
                 print(f"{row.harm}: {row.tried} tried, {len(row.faults)} bad, {seconds:.0f} s", flush=True)
                 for fault in row.faults[:5]:
-                    print(f"  {fault}")
+                    print(f"  {' '.join(fault.split())[:400]}")
                 is_well = is_well and not row.faults
     return 0 if is_well else 1
 

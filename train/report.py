@@ -16,6 +16,7 @@ import xarray as xr
 from markupsafe import Markup, escape
 
 from jaxact import theme
+from train import crowded
 from train.experiment import Section
 from train.results import write_atomically
 
@@ -75,7 +76,7 @@ def _spec(name: str, chart: alt.TopLevelMixin) -> Spec:
             "Rename it."
         )
     with alt.data_transformers.disable_max_rows():  # of charts that hold a frame; the limit is for notebooks
-        return chart.to_dict()
+        return crowded.thinned(chart.to_dict())
 
 
 def _page(result: xr.Dataset, experiment: Any, specs: Mapping[str, Spec]) -> str:

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import datetime
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -11,6 +10,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import xarray as xr
 from rich.console import Console
 
-from train import config, results
+from train import causes, config, locks, records, results
 from train.config import ConfigError, StorageError
 from train.experiment import Cell, Experiment
 from train.progress import Display
@@ -78,7 +78,8 @@ def create(
         config=config.resolved(experiment),
         smoke=smoke,
     )
-    directory, draft = output / run_id, output / f".{run_id}.tmp"
+    directory, draft = output / run_id, locks.draft(output, run_id)
+    locks.sweep(output)
     try:
         with _writing(f"make a run folder in `output` {output}", "or choose another folder with --output"):
             (draft / "cells").mkdir(parents=True)
@@ -97,11 +98,10 @@ def read(directory: Path) -> Record:
         ConfigError: if it is not the folder of a run.
     """
     try:
-        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        return Record(**{field: content[field] for field in Record._fields if field in content})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return records.read(directory / "config.json", Record)
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{directory} is not the folder of a run: its config.json cannot be read ({_reason(error)}). "
+            f"{directory} is not the folder of a run: its config.json cannot be read ({records.reason(error)}). "
             "`python -m train list` shows the runs there are."
         ) from error
 
@@ -127,7 +127,7 @@ def check_resumable(experiment: Experiment, directory: Path) -> None:
 
 def resume_command(directory: Path) -> str:
     """Return the command line that continues a run."""
-    return f"{read(directory).command} --resume {directory}"
+    return f"python -m train resume {_quoted(str(directory))}"
 
 
 def progress(directory: Path) -> str:
@@ -159,12 +159,15 @@ def run(
         Exception: whatever a cell or the report raised.
     """
     record = read(directory)
-    with _only_here(directory):
-        for leftover in (*directory.glob(".*.tmp"), *directory.glob("cells/.*.tmp")):
-            leftover.unlink()
+    with at_work(directory, console) as check_held:
+        with _writing(f"make the folder of cells in {directory}"):
+            (directory / "cells").mkdir(exist_ok=True)  # somebody may have deleted it
         cells = _checked_cells(experiment)
         files = _files(directory, cells)
         attributes = provenance(record)
+        if (whole := _whole(directory, files, attributes)) is not None:
+            draw(whole, type(experiment), directory)
+            return whole
         with Display(cells, console) as display:
             parts = {cell.name: _finished(cell, files[cell.name], attributes, display) for cell in cells}
             commits = {part.attrs["git_commit"] for part in parts.values() if part is not None}
@@ -174,6 +177,7 @@ def run(
             with contextlib.closing(measure(experiment, missing, display)) as measurements:
                 for measurement in measurements:
                     cell = measurement.cell
+                    check_held()
                     parts[cell.name] = _stored(measurement, files[cell.name], attributes)
                     display.finish(cell, measurement.seconds)
         result = _combined([part for part in parts.values() if part is not None], attributes)
@@ -201,13 +205,27 @@ def finished_cells(directory: Path) -> int:
     return len(list((directory / "cells").glob("*.nc")))
 
 
-def is_running(directory: Path) -> bool:
-    """Tell whether a process on this machine is at work in a run folder."""
-    try:
-        with _only_here(directory):
-            return False
-    except ConfigError:
-        return True
+@contextlib.contextmanager
+def at_work(directory: Path, console: Console) -> Iterator[Callable[[], None]]:
+    """Hold a run folder and remove what killed processes left in it; yields what `locks.held` does.
+
+    Raises:
+        ConfigError: if another process runs in this folder.
+        StorageError: if the folder cannot be written.
+    """
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with contextlib.ExitStack() as stack:
+        with _writing(f"lock {directory}"):
+            check_held = stack.enter_context(locks.held(directory, say))
+        locks.sweep(directory.parent)
+        for pattern in (".*.tmp", "cells/.*.tmp", "figures/.*.tmp"):
+            for leftover in directory.glob(pattern):
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
+        yield check_held
 
 
 def provenance(record: Record) -> dict[str, str]:
@@ -263,6 +281,20 @@ def _files(directory: Path, cells: Sequence[Cell]) -> dict[str, Path]:
     return files
 
 
+def _whole(directory: Path, files: Mapping[str, Path], attributes: Mapping[str, str]) -> xr.Dataset | None:
+    """The stored result, if it is of this config and newer than every cell's file: then none of them has to be read."""
+    path = directory / "result.nc"
+    try:
+        written = path.stat().st_mtime_ns
+        if any(file.stat().st_mtime_ns >= written for file in files.values()):
+            return None
+        result = results.load(path)
+        results.check(result)
+    except (OSError, ValueError):
+        return None
+    return result if result.attrs["config"] == attributes["config"] else None
+
+
 def _finished(cell: Cell, path: Path, attributes: Mapping[str, str], display: Display) -> xr.Dataset | None:
     if not path.exists():
         return None
@@ -305,30 +337,20 @@ def _writing(task: str, remedy: str = "then continue; finished cells are kept") 
     try:
         yield
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        first = "Free some space" if is_full else "Make the folder writable"
+        first = causes.of_file(error)
         raise StorageError(f"cannot {task}: {error.strerror or error}. {first}, {remedy}.") from error
 
 
-@contextlib.contextmanager
-def _only_here(directory: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases when the process dies, however it dies."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another process runs in {directory}. Wait for it or end it first.") from None
-        except OSError:
-            pass  # some network file systems have no locks
-        yield
-    finally:
-        os.close(handle)
+def _quoted(text: str) -> str:
+    """One word of a shell, whatever is in it; on one line, with nothing that a terminal would act on."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = (each if each.isprintable() and each not in "\\'" else _escape(each) for each in text)
+    return f"$'{''.join(escaped)}'"
+
+
+def _escape(character: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
 
 
 def _git_commit() -> str:

@@ -16,6 +16,7 @@ import xarray as xr
 from markupsafe import Markup, escape
 
 from jaxact import theme
+from train import crowded
 from train.escapes import visible
 from train.experiment import Section
 from train.results import write_atomically
@@ -77,7 +78,7 @@ def _spec(name: str, chart: alt.TopLevelMixin) -> Spec:
             "Rename it."
         )
     with alt.data_transformers.disable_max_rows():  # of charts that hold a frame; the limit is for notebooks
-        return _visible(chart.to_dict())
+        return _visible(crowded.thinned(chart.to_dict()))
 
 
 def _visible(value: Any) -> Any:

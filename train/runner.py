@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import datetime
-import errno
 import hashlib
 import importlib.metadata
 import itertools
@@ -12,6 +11,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import xarray as xr
 from rich.console import Console
 
-from train import config, fingerprint, results
+from train import causes, config, fingerprint, locks, records, results
 from train.agreement import Agreement
 from train.config import ConfigError, StorageError
 from train.experiment import Cell, Experiment
@@ -86,7 +86,8 @@ def create(
         smoke=smoke,
         code=fingerprint.files(config_path),
     )
-    directory, draft = output / run_id, output / f".{run_id}.tmp"
+    directory, draft = output / run_id, locks.draft(output, run_id)
+    locks.sweep(output)
     try:
         with _writing(f"make a run folder in `output` {output}", "or choose another folder with --output"):
             (draft / "cells").mkdir(parents=True)
@@ -105,11 +106,10 @@ def read(directory: Path) -> Record:
         ConfigError: if it is not the folder of a run.
     """
     try:
-        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        return _undamaged(Record(**{field: content[field] for field in Record._fields if field in content}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return undamaged(records.read(directory / "config.json", Record))
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{directory} is not the folder of a run: its config.json cannot be read ({_reason(error)}). "
+            f"{directory} is not the folder of a run: its config.json cannot be read ({records.reason(error)}). "
             "`python -m train list` shows the runs there are."
         ) from error
 
@@ -167,7 +167,7 @@ def take_up_code(directory: Path, config_path: Path, *, allow_changed: bool = Fa
 
 def resume_command(directory: Path) -> str:
     """Return the command line that continues a run."""
-    return f"{read(directory).command} --resume {directory}"
+    return f"python -m train resume {_quoted(str(directory))}"
 
 
 def progress(directory: Path) -> str:
@@ -199,14 +199,15 @@ def run(
         Exception: whatever a cell or the report raised.
     """
     record = read(directory)
-    with _only_here(directory):
-        for leftover in (
-            each for folder in ("", "cells/", "figures/") for each in directory.glob(f"{folder}.*.tmp")
-        ):
-            leftover.unlink()
+    with at_work(directory, console) as check_held:
+        with _writing(f"make the folder of cells in {directory}"):
+            (directory / "cells").mkdir(exist_ok=True)  # somebody may have deleted it
         cells = _checked_cells(experiment)
         files = _files(directory, cells)
         attributes, agreement = provenance(record), Agreement()
+        if (whole := _whole(directory, files, attributes)) is not None:
+            draw(whole, type(experiment), directory)
+            return whole
         with Display(cells, console) as display:
             parts = {
                 cell.name: _finished(cell, files[cell.name], attributes, agreement, display) for cell in cells
@@ -219,6 +220,7 @@ def run(
                 for measurement in measurements:
                     cell = measurement.cell
                     agreement.admit(cell, measurement.dataset)
+                    check_held()
                     parts[cell.name] = _stored(measurement, files[cell.name], attributes)
                     display.finish(cell, measurement.seconds)
         result = _combined([part for part in parts.values() if part is not None], attributes)
@@ -246,13 +248,27 @@ def finished_cells(directory: Path) -> int:
     return len(list((directory / "cells").glob("*.nc")))
 
 
-def is_running(directory: Path) -> bool:
-    """Tell whether a process on this machine is at work in a run folder."""
-    try:
-        with _only_here(directory):
-            return False
-    except ConfigError:
-        return True
+@contextlib.contextmanager
+def at_work(directory: Path, console: Console) -> Iterator[Callable[[], None]]:
+    """Hold a run folder and remove what killed processes left in it; yields what `locks.held` does.
+
+    Raises:
+        ConfigError: if another process runs in this folder.
+        StorageError: if the folder cannot be written.
+    """
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with contextlib.ExitStack() as stack:
+        with _writing(f"lock {directory}"):
+            check_held = stack.enter_context(locks.held(directory, say))
+        locks.sweep(directory.parent)
+        for pattern in (".*.tmp", "cells/.*.tmp", "figures/.*.tmp"):
+            for leftover in directory.glob(pattern):
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
+        yield check_held
 
 
 def provenance(record: Record) -> dict[str, str]:
@@ -290,7 +306,12 @@ def _write(record: Record, directory: Path) -> None:
     results.write_atomically(directory / "config.json", json.dumps(fields, indent=2).encode())
 
 
-def _undamaged(record: Record) -> Record:
+def undamaged(record: Record) -> Record:
+    """The record itself, if its digest is of what it holds.
+
+    Raises:
+        ValueError: saying, about "it", that its file is damaged.
+    """
     if record.digest and record.digest != _digest(record):
         raise ValueError(
             "it is damaged: its digest is of other content. Its cells may be whole: start the study again, and move "
@@ -326,6 +347,19 @@ def _files(directory: Path, cells: Sequence[Cell]) -> dict[str, Path]:
         taken.add(name.lower())
         files[cell.name] = directory / "cells" / f"{name}.nc"
     return files
+
+
+def _whole(directory: Path, files: Mapping[str, Path], attributes: Mapping[str, str]) -> xr.Dataset | None:
+    """The stored result, if it is of this config and newer than every cell's file: then none of them has to be read."""
+    path = directory / "result.nc"
+    try:
+        written = path.stat().st_mtime_ns
+        if any(file.stat().st_mtime_ns >= written for file in files.values()):
+            return None
+        result = load(path)
+    except (OSError, ValueError):
+        return None
+    return result if result.attrs["config"] == attributes["config"] else None
 
 
 def _finished(
@@ -411,30 +445,20 @@ def _writing(task: str, remedy: str = "then continue; finished cells are kept") 
     try:
         yield
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        first = "Free some space" if is_full else "Make the folder writable"
+        first = causes.of_file(error)
         raise StorageError(f"cannot {task}: {error.strerror or error}. {first}, {remedy}.") from error
 
 
-@contextlib.contextmanager
-def _only_here(directory: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases when the process dies, however it dies."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another process runs in {directory}. Wait for it or end it first.") from None
-        except OSError:
-            pass  # some network file systems have no locks
-        yield
-    finally:
-        os.close(handle)
+def _quoted(text: str) -> str:
+    """One word of a shell, whatever is in it; on one line, with nothing that a terminal would act on."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = (each if each.isprintable() and each not in "\\'" else _escape(each) for each in text)
+    return f"$'{''.join(escaped)}'"
+
+
+def _escape(character: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
 
 
 def _git_commit() -> str:

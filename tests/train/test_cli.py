@@ -205,7 +205,7 @@ def test_a_bug_in_a_cell_shows_itself_and_how_to_continue(call, tmp_path):
     assert status == 1
     assert "ZeroDivisionError: a bug in the study" in err
     assert "3 of 4 cells are finished and kept" in err
-    assert continued(err)[-2:] == ["--resume", f"runs/{only_run(tmp_path).name}"]
+    assert continued(err) == ["resume", f"runs/{only_run(tmp_path).name}"]
 
 
 def test_an_unfinished_or_damaged_run_says_how_to_make_it_whole(call, tmp_path):
@@ -214,7 +214,7 @@ def test_an_unfinished_or_damaged_run_says_how_to_make_it_whole(call, tmp_path):
     status, _, err = call("report", directory.name)
     assert status == 2
     assert "is unfinished: 3 of 4 cells" in err
-    assert f"--resume runs/{directory.name}" in err
+    assert f"train resume runs/{directory.name}" in err
 
     for path in directory.parent.iterdir():
         os.rename(path, tmp_path / "set_aside")
@@ -225,7 +225,7 @@ def test_an_unfinished_or_damaged_run_says_how_to_make_it_whole(call, tmp_path):
     status, _, err = call("report", directory)
     assert status == 2
     assert "is truncated or damaged" in err
-    assert f"--resume {directory}" in err
+    assert f"train resume {directory}" in err
     xr.load_dataset(next((directory / "cells").iterdir()), engine="h5netcdf").drop_attrs().to_netcdf(
         directory / "result.nc", engine="h5netcdf"
     )
@@ -329,7 +329,7 @@ def test_resuming_with_another_config_names_the_fields(call, tmp_path):
     assert status == 2
     assert "`depths` is [4] in the run and [4, 2] now" in err
     assert "`rate` is 0.5 in the run and 3.0 now" in err
-    assert "--smoke --resume" in err
+    assert f"train resume runs/{directory.name}" in err
     status, _, err = call("report", directory.name[:-1])
     assert f"Did you mean runs/{directory.name}?" in err
 
@@ -394,8 +394,7 @@ def test_an_interrupted_run_ends_within_seconds_and_says_how_to_continue(
     assert f"{len(kept)} of 6 cells are finished and kept" in err
     for path in kept:
         results.load(path)
-    assert continued(err)[:2] == ["run", str(FAKE)]
-    assert continued(err)[-2:] == ["--resume", f"runs/{directory.name}"]
+    assert continued(err) == ["resume", f"runs/{directory.name}"]
     assert sorted(path.name for path in directory.iterdir()) == ["cells", "config.json", "config.py"]
 
 

@@ -15,7 +15,7 @@ import xarray as xr
 from rich.console import Console
 
 from jaxact import activations
-from train import config, fingerprint, results, runner
+from train import config, fingerprint, locks, results, runner
 from train.config import ConfigError
 
 FAKE = Path(__file__).with_name("fake_study.py")
@@ -80,7 +80,7 @@ def test_a_new_folder_tells_all_about_its_run(experiment, begin):
     record = runner.read(directory)
     assert record.config == config.resolved(experiment)
     assert record.cells == ["tanh/depth=4", "tanh/depth=2", "relu/depth=4", "relu/depth=2"]
-    assert runner.resume_command(directory) == f"python -m train run fake.py --resume {directory}"
+    assert runner.resume_command(directory) == f"python -m train resume {directory}"
     assert begin(experiment) != directory
 
 
@@ -250,6 +250,24 @@ def test_a_damaged_cell_of_any_kind_is_set_aside_and_measured_again(experiment, 
         xr.testing.assert_identical(results.measurements(resumed), results.measurements(whole))
         for leftover in directory.glob("cells/*.whole"):
             leftover.unlink()
+
+
+def test_a_run_with_nothing_left_reads_its_result_alone(experiment, begin, console, reports, monkeypatch):
+    directory = begin(experiment)
+    whole = runner.run(experiment, directory, console=console)
+    loaded, load = [], results.load
+    monkeypatch.setattr(results, "load", lambda path: loaded.append(path.name) or load(path))
+    again, ran = counted(experiment)
+    resumed = runner.run(again, directory, console=console)
+    xr.testing.assert_identical(resumed, whole)
+    assert (ran, loaded, len(reports)) == ([], ["result.nc"], 2)
+
+    damaged = next((directory / "cells").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:1000])  # newer than the result: all are read again
+    xr.testing.assert_identical(
+        results.measurements(runner.run(again, directory, console=console)), results.measurements(whole)
+    )
+    assert len(ran) == 1
 
 
 def test_a_cell_of_another_config_is_run_again(experiment, begin, console):
@@ -474,14 +492,14 @@ def test_two_processes_do_not_share_a_folder(experiment, begin, console):
 
     class Nosy(type(experiment)):
         def run(self, cell, *, progress):
-            seen.append(runner.is_running(directory))
+            seen.append(locks.is_held(directory))
             with pytest.raises(ConfigError, match="another process runs in"):
                 runner.run(self, directory, console=console)
             return super().run(cell, progress=progress)
 
     runner.run(Nosy(), directory, console=console)
     assert seen == [True] * 4
-    assert not runner.is_running(directory)
+    assert not locks.is_held(directory)
 
 
 def test_an_experiment_needs_cells_of_different_names(experiment, begin):

@@ -39,8 +39,9 @@ def faults(dataset: xr.Dataset) -> list[str]:
     for dim in dataset.dims:
         if dim not in dataset.variables and (reason := _name_fault(dim)):
             found.append(f"the name {dim!r} {reason}")
+    listed = set(dataset.coords) - set(dataset.dims)
     for name, variable in dataset.variables.items():
-        if reason := _name_fault(name, is_listed=name in dataset.coords and name not in dataset.dims):
+        if reason := _name_fault(name, is_listed=name in listed):
             found.append(f"the name {name!r} {reason}")
         if reason := _value_fault(variable):
             found.append(f"`{name}` holds {reason}: {_STORABLE}")
@@ -232,11 +233,11 @@ def _attribute_faults(owner: str, attributes: Mapping[Any, Any]) -> Iterator[str
 
 
 def _is_attribute(value: Any) -> bool:
+    if isinstance(value, str):
+        return _can_be_stored(value)
     if isinstance(value, list | tuple) or np.ndim(value) == 1:
         are_texts = len(value) <= _LONGEST_ROW and all(isinstance(each, str) for each in value)
         are_numbers = all(isinstance(each, int | float | np.number) for each in value)
         return (are_texts or are_numbers) and all(map(_is_attribute, value))
-    if isinstance(value, str):
-        return _can_be_stored(value)
     dtype = np.asarray(value).dtype
     return isinstance(value, int | float | np.number) and dtype.kind in "iuf" and dtype.itemsize <= 8

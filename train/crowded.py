@@ -21,7 +21,7 @@ def thinned(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _thin(part: dict[str, Any], datasets: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> set[str]:
     """Thin one view and those within it; gives which of its sides were too long."""
-    rows = datasets.get((part.get("data") or {}).get("name"), rows)
+    rows = datasets.get(str((part.get("data") or {}).get("name")), rows)
     apart = [each for name in ("hconcat", "vconcat", "concat") for each in part.get(name, [])]
     for each in [*apart, *([part["spec"]] if "spec" in part else [])]:
         _thin(each, datasets, rows)

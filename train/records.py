@@ -33,7 +33,7 @@ def read(path: Path, kind: type[Kind]) -> Kind:
     content = _json(path)
     if not isinstance(content, dict):
         raise ValueError(f"it holds {_named(content)}, not an object")
-    for name, annotated in _annotations(kind).items():
+    for name, annotated in _annotations(kind).items():  # type: ignore[arg-type]  # a class is hashable
         if name in content:
             _check(name, content[name], annotated)
         elif name not in kind._field_defaults:

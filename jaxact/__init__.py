@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         nn,
         numerics,
         probes,
+        streams,
         theme,
         theory,
     )
@@ -35,6 +36,7 @@ __all__ = [
     "nn",
     "numerics",
     "probes",
+    "streams",
     "theme",
     "theory",
 ]

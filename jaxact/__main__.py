@@ -15,6 +15,7 @@ from typing import NoReturn
 from jaxact._cli._commands import COMMANDS
 from jaxact._cli._output import InputError
 from jaxact.cache import use_compilation_cache
+from jaxact.streams import print_any_text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,6 +113,7 @@ def run() -> NoReturn:
     """The program: what `python -m jaxact` and the script `jaxact` do with the words of this process."""
     # Small programs in float64: an accelerator would only lose its memory to them.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    print_any_text()
     use_compilation_cache()
     try:
         sys.exit(main())

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxact.cache import use_compilation_cache
+from jaxact.streams import print_any_text
 from train import config, options, request
 from train.config import ConfigError, StorageError
+from train.escapes import visible
 from train.experiment import Experiment
 from train.interrupt import Interrupted, interruptible
 
@@ -44,7 +46,7 @@ def _called(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(request.USAGE, end="")
         return 0 if words else 2
-    commands = {"run": _run, "report": _report, "list": _list, "exercise": _exercise}
+    commands = {"run": _run, "resume": _resume, "report": _report, "list": _list, "exercise": _exercise}
     if words[0] not in commands:
         meant = config.hint(words[0], commands, "`{}`".format)
         meant = meant or f" The commands are {', '.join(commands)}."
@@ -52,8 +54,15 @@ def _called(words: Sequence[str]) -> int:
     return commands[words[0]](words[1:])
 
 
+def _resume(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError("`resume` needs a run: `resume RUN`. `python -m train list` shows the runs.")
+    return _run(["--resume", *arguments])
+
+
 def _run(arguments: Sequence[str]) -> int:
     started = time.monotonic()
+    arguments = request.completed(arguments)
     if "--smoke" in arguments:
         from train import devices
 
@@ -65,7 +74,7 @@ def _run(arguments: Sequence[str]) -> int:
     console = _console()
     num_workers, measure = _workers(asked, arguments)
     directory = _folder(asked)
-    console.print(f"Run folder: {directory}", soft_wrap=True)
+    console.print(visible(f"Run folder: {directory}"), soft_wrap=True)
     try:
         with _telling_if_interrupted(directory, console):
             result = runner.run(asked.experiment, directory, console=console, measure=measure)
@@ -100,15 +109,19 @@ def _folder(asked: request.Request) -> Path:
             asked.experiment, asked.path, output=asked.output, command=asked.command, smoke=asked.smoke
         )
     runner.check_resumable(asked.experiment, asked.resume)
+    runner.take_up_code(asked.resume, asked.path, allow_changed=asked.allow_changed_code)
     return asked.resume
 
 
 @contextlib.contextmanager
 def _telling_if_interrupted(directory: Path, console: Any) -> Iterator[None]:
+    from train import locks
+
     def told(number: int) -> None:
+        locks.release(directory)  # the process may end here
         console.show_cursor()  # the live bars hide it, and may not get to show it again
         print(
-            f"\nInterrupted by {signal.Signals(number).name}.\n{_kept(directory)}",
+            visible(f"\nInterrupted by {signal.Signals(number).name}.\n{_kept(directory)}"),
             file=sys.stderr,
             flush=True,
         )
@@ -123,18 +136,20 @@ def _telling_if_interrupted(directory: Path, console: Any) -> Iterator[None]:
 
 def _failed(error: Exception, asked: request.Request, directory: Path) -> int:
     """Say what ended a run; give the exit status."""
-    from train import runner, workers
+    from train import causes, runner, workers
     from train.tasks import DataError
 
-    if isinstance(error, StorageError | workers.WorkerDiedError):
+    if isinstance(error, StorageError | workers.CellEndedError):
         return _fail(f"{error}\n{_kept(directory)}")
+    if cause := causes.outside(error):
+        return _fail(f"{cause}\n{_kept(directory)}")
     if isinstance(error, DataError) or (isinstance(error, FileNotFoundError) and error.errno is None):
         # Raised by a task whose files are missing or damaged: it says where it looked and what to do.
         if asked.resume is None and not runner.finished_cells(directory):
             shutil.rmtree(directory)
         return _fail(error)
-    traceback.print_exception(error)
-    print(f"\nThe study failed; this is a bug in it.\n{_kept(directory)}", file=sys.stderr)
+    told = "".join(traceback.format_exception(error))
+    print(visible(f"{told}\nThe study failed; this is a bug in it.\n{_kept(directory)}"), file=sys.stderr)
     return 1
 
 
@@ -142,6 +157,8 @@ def _kept(directory: Path) -> str:
     """What there is of an unfinished run, and how to go on."""
     from train import runner
 
+    if not (directory / "config.json").exists():
+        return f"{directory} is gone, and its cells with it. Start a new run."
     kept = f"{runner.progress(directory)} cells are finished and kept."
     return f"{kept} Continue with:\n  {runner.resume_command(directory)}"
 
@@ -151,12 +168,13 @@ def _report(arguments: Sequence[str]) -> int:
         arguments,
         ("run", dataclasses.MISSING, {"metavar": "RUN", "help": "its folder or its name"}),
         request.OUTPUT,
+        ("trust", False, {"help": "run the code in the run folder if its study is not an installed one"}),
         prog="python -m train report",
         description="Draw figures and report of a finished run again, from its stored result alone.",
     )
     directory = request.find_run(given.run, given.output)
 
-    from train import results, runner
+    from train import runner
 
     again = runner.resume_command(directory)
     if not (directory / "result.nc").exists():
@@ -164,13 +182,23 @@ def _report(arguments: Sequence[str]) -> int:
             f"{directory} is unfinished: {runner.progress(directory)} cells. Continue it with:\n  {again}"
         )
     try:
-        result = results.load(directory / "result.nc")
-        results.check(result)
-        experiment = config.import_type(result.attrs["experiment"], directory)
+        result = runner.load(directory / "result.nc")
+        experiment = config.import_type(result.attrs["experiment"], directory, trust=given.trust)
+    except ConfigError as error:
+        return _fail(error)
     except (OSError, ValueError) as error:
         return _fail(f"{error}\nTo make it again:\n  {again}")
-    runner.draw(result, experiment, directory)
-    _show(result, experiment, directory)
+    try:
+        with runner.at_work(directory, _console()):
+            runner.draw(result, experiment, directory)
+        _show(result, experiment, directory)
+    except (ConfigError, StorageError):
+        raise
+    except Exception as error:  # a study reads a result of its own; this may be anybody's
+        by = result.attrs["experiment"]
+        return _fail(
+            f"{directory / 'result.nc'} cannot be drawn by {by}: {error!r}.\nTo make it again:\n  {again}"
+        )
     return 0
 
 
@@ -181,15 +209,25 @@ def _list(arguments: Sequence[str]) -> int:
         prog="python -m train list",
         description="Show the studies in configs/ and the runs, finished or not.",
     )
+    from train import locks
+
+    locks.sweep(given.output)
     studies = [(str(path), summary) for path, summary in config.find().items()]
-    runs = [row for directory in request.runs(given.output) for row in _listed(directory)]
+    runs, bad = [], []
+    for directory in request.runs(given.output):
+        try:
+            runs.append(_listed(directory))
+        except (OSError, ValueError) as error:
+            bad.append(f"{_escaped(str(directory))} cannot be listed: its config.json: {_reason(error)}")
     console = _console()
     if not console.is_terminal:
         console.width = 200  # a name cut to 80 columns is of no use to a program that reads this
     none = "No studies: configs/ holds no config file."
     console.print(_table("studies", ("study", "what it asks"), studies) or none)
     columns, none = ("run", "study", "cells", "state", "started"), f"No runs in {given.output} yet."
-    console.print(_table(f"runs in {given.output}", columns, runs) or none)
+    console.print(_table(f"runs in {given.output}", columns, runs) or ("" if bad else none))
+    for line in bad:
+        console.print(line, soft_wrap=True)
     return 0
 
 
@@ -242,20 +280,35 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_escaped, row))
     return table if rows else None
 
 
-def _listed(directory: Path) -> Iterator[tuple[str, ...]]:
-    """The row of a run, if it is one."""
-    from train import runner
+def _listed(directory: Path) -> tuple[str, ...]:
+    """The row of a run.
 
-    with contextlib.suppress(ConfigError):
-        record = runner.read(directory)
-        state = "finished" if (directory / "result.nc").exists() else "unfinished"
-        state = "running" if runner.is_running(directory) else state
-        cells = f"{runner.finished_cells(directory)}/{len(record.cells)}"
-        yield str(directory), record.study, cells, state, _age(record.started)
+    Raises:
+        OSError: if what it consists of cannot be read.
+        ValueError: saying what is wrong with its config.json.
+    """
+    from train import locks, records, runner
+
+    record = runner.undamaged(records.read(directory / "config.json", runner.Record))
+    state = "finished" if (directory / "result.nc").exists() else "unfinished"
+    state = "running" if locks.is_held(directory) else state
+    cells = f"{runner.finished_cells(directory)}/{len(record.cells)}"
+    return str(directory), record.study[:100], cells, state, _age(record.started)
+
+
+def _escaped(text: str) -> str:
+    """Text without what a terminal would act on, on one line."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _reason(error: Exception) -> str:
+    from train import records
+
+    return _escaped(records.reason(error))[:500]
 
 
 def _show(result: Any, experiment: type[Experiment], directory: Path) -> None:
@@ -263,12 +316,17 @@ def _show(result: Any, experiment: type[Experiment], directory: Path) -> None:
         print("A smoke run: the numbers below mean nothing.")
     for sentence in experiment.findings(result):
         topic = getattr(sentence, "topic", "")
-        print(f"- {topic}: {sentence}" if topic else f"- {sentence}")
-    print(f"report  {directory / 'report.html'}\nresult  {directory / 'result.nc'}")
+        print(visible(f"- {topic}: {sentence}" if topic else f"- {sentence}"))
+    print(visible(f"report  {directory / 'report.html'}\nresult  {directory / 'result.nc'}"))
 
 
 def _age(started: str) -> str:
-    seconds = (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(started)).total_seconds()
+    try:
+        moment = datetime.datetime.fromisoformat(started)
+    except ValueError as error:
+        raise ValueError(f"its `started` must be a time, is {started!r}") from error
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+    seconds = (datetime.datetime.now(datetime.UTC) - moment).total_seconds()
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if (count := int(seconds // length)) >= 1:
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
@@ -276,11 +334,12 @@ def _age(started: str) -> str:
 
 
 def _fail(message: Exception | str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(visible(f"error: {message}"), file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
+    print_any_text()
     use_compilation_cache()
     try:
         sys.exit(main())

@@ -119,11 +119,20 @@ def type_name(experiment: Experiment, path: Path) -> str:
     return f"{module}:{kind.__qualname__}"
 
 
-def import_type(name: str, directory: Path) -> type[Experiment]:
-    """Import the type that `type_name` named, one of the config's own from the copy in its run folder.
+def import_type(name: str, directory: Path, *, trust: bool = False) -> type[Experiment]:
+    """Import the type that `type_name` named, without running code that came with the run folder.
+
+    A class of the config's own is taken from the config of `configs/` that has the same bytes as the run's copy; the
+    copy itself is run only where it is trusted.
+
+    Args:
+        name: what a stored result says.
+        directory: its run folder.
+        trust: whether the folder's config.py may be run.
 
     Raises:
-        ConfigError: if the name is of another form, or nothing of this name can be imported.
+        ConfigError: if the name is of another form, nothing of this name can be imported or is an experiment, or only
+            the run folder's own code defines it.
     """
     match = re.fullmatch(r"(config|train\.experiments(?:\.[A-Za-z_]\w*)+):([A-Za-z_]\w*)", name)
     if match is None:
@@ -133,14 +142,32 @@ def import_type(name: str, directory: Path) -> type[Experiment]:
         )
     try:
         is_own = match[1] == "config"
-        module = _import_file(directory / "config.py") if is_own else importlib.import_module(match[1])
+        module = _import_file(_source(directory, trust)) if is_own else importlib.import_module(match[1])
         kind = getattr(module, match[2])
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"the stored experiment type {name!r} cannot be imported ({error}). "
             "Use the version of the code that made the run: its attribute `git_commit` names it."
         ) from error
+    if not isinstance(kind, type) or not all(callable(getattr(kind, method, None)) for method in _METHODS):
+        raise ConfigError(
+            f"the stored experiment type {name!r} is no experiment, so nothing can be drawn by it."
+        )
     return kind
+
+
+def _source(directory: Path, trust: bool) -> Path:
+    """The file that defines a run's own type: an installed config, or the run folder's copy where it is trusted."""
+    own = directory / "config.py"
+    if trust or not own.is_file():
+        return own
+    installed = (path for path in find(ROOT / "configs") if path.read_bytes() == own.read_bytes())
+    if (same := next(installed, None)) is None:
+        raise ConfigError(
+            f"the figures of this run are drawn by code of its own, {own}, which could do anything to this machine "
+            "and is none of the installed configs. Read it; if you trust it, add --trust."
+        )
+    return same
 
 
 def closest(word: str, known: Iterable[str], num: int = 3) -> list[str]:

@@ -13,8 +13,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from train.escapes import visible
 from train.experiment import Cell
 
+_RENEWED = 16  # a forecast of n cells is renewed when n / 16 more have ended
 _LINE_SECONDS = 10.0  # a log that is not a terminal gets one line in this time at most
 
 
@@ -23,9 +25,11 @@ class Forecast:
 
     def __init__(self) -> None:
         self._sums: dict[frozenset, tuple[float, int]] = {}
+        self.num_recorded = 0
 
     def record(self, cell: Cell, seconds: float) -> None:
         """Learn that `cell` took `seconds`."""
+        self.num_recorded += 1
         for shared in _subsets(cell):
             total, count = self._sums.get(shared, (0.0, 0))
             self._sums[shared] = (total + seconds, count + 1)
@@ -39,6 +43,49 @@ class Forecast:
         return None
 
 
+class Waiting:
+    """Cells that wait for their turn, in order, and about how long they take one after the other.
+
+    What each is expected to take changes with every cell that ends. All are asked about again only once the number
+    that ended has doubled, or grown by a sixteenth of those that wait: the cost of a run of n cells grows as n log n,
+    not n^2.
+    """
+
+    def __init__(self, cells: Iterable[Cell], forecast: Forecast):
+        self._forecast = forecast
+        self._cells = {cell.name: cell for cell in cells}
+        self._expected: dict[str, float] = {}
+        self._total = math.inf
+        self._num_known = 0
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def first(self) -> Cell:
+        """Take the first."""
+        return self.take(next(iter(self._cells)))
+
+    def last(self) -> Cell:
+        """Take the last."""
+        return self.take(next(reversed(self._cells)))
+
+    def take(self, name: str) -> Cell:
+        """Take the one of a name."""
+        self._total -= self._expected.pop(name, 0.0)
+        return self._cells.pop(name)
+
+    def seconds(self) -> float:
+        """Estimate how long all take; infinite before any cell has ended, 0 if there is none."""
+        if not self._cells:
+            return 0.0
+        num_new = self._forecast.num_recorded - self._num_known
+        if num_new and (num_new >= self._num_known or _RENEWED * num_new >= len(self._cells)):
+            self._num_known = self._forecast.num_recorded
+            self._expected = {name: self._forecast.seconds(cell) or 0.0 for name, cell in self._cells.items()}
+            self._total = math.fsum(self._expected.values())
+        return self._total if self._num_known else math.inf
+
+
 class Display:
     """Shows a run: live bars on a terminal, for all cells and for each that runs; elsewhere a line now and then.
 
@@ -48,10 +95,10 @@ class Display:
 
     def __init__(self, cells: Sequence[Cell], console: Console):
         self._console = console
-        self._left = {cell.name: cell for cell in cells}
+        self.forecast = Forecast()
+        self._waiting = Waiting(cells, self.forecast)
         self._num_cells = len(cells)
         self._num_skipped = 0
-        self._forecast = Forecast()
         self._running: dict[str, _Running] = {}
         self._last_line = time.monotonic()
         self._bars = Progress(
@@ -77,23 +124,18 @@ class Display:
 
     def notice(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
     def skip(self, cell: Cell, seconds: float) -> None:
         """Count a cell that an earlier process finished in `seconds`."""
-        self._forecast.record(cell, seconds)
+        self.forecast.record(cell, seconds)
         self._num_skipped += 1
-        del self._left[cell.name]
-
-    def expected_seconds(self, cells: Iterable[Cell]) -> float:
-        """Estimate how long cells take one after the other; infinite before any has finished."""
-        known = [self._forecast.seconds(cell) for cell in cells]
-        return math.inf if None in known else sum(seconds or 0.0 for seconds in known)
+        self._waiting.take(cell.name)
 
     def start(self, cell: Cell) -> Callable[..., None]:
         """Show that `cell` runs now; several may. Returns its `Progress`."""
-        bar = self._bars.add_task(cell.name, total=1.0, count="", end=None)
-        self._running[cell.name] = _Running(bar, time.monotonic())
+        bar = self._bars.add_task(visible(cell.name), total=1.0, count="", end=None)
+        self._running[cell.name] = _Running(self._waiting.take(cell.name), bar, time.monotonic())
         report = functools.partial(self._report, cell)
         report(0.0)
         return report
@@ -101,28 +143,31 @@ class Display:
     def finish(self, cell: Cell, seconds: float) -> None:
         """Count a running cell as finished after `seconds`."""
         self._bars.remove_task(self._running.pop(cell.name).bar)
-        self._forecast.record(cell, seconds)
-        del self._left[cell.name]
-        count = self._update_all()
+        self.forecast.record(cell, seconds)
+        count, left = self._update_all()
         text = f"[{count}] {cell.name} done in {seconds:.1f} s"
-        done = self._num_cells - len(self._left)
-        left = self._seconds_left() if self._left else None
-        self._line(text, left, always=done in (self._num_skipped + 1, self._num_cells))
+        done = self._num_done()
+        is_last = done == self._num_cells
+        self._line(text, None if is_last else left, always=is_last or done == self._num_skipped + 1)
+
+    def _num_done(self) -> int:
+        return self._num_cells - len(self._waiting) - len(self._running)
 
     def _report(self, cell: Cell, fraction: float, note: str = "") -> None:
         running = self._running[cell.name]
         running.fraction = fraction = min(max(float(fraction), 0.0), 1.0)
-        said = f"{cell.name} {note}".rstrip()
+        said = visible(f"{cell.name} {note}".rstrip())
         self._update(running.bar, fraction, f"{fraction:.0%}", self._cell_left(cell), description=said)
-        count = self._update_all()
-        self._line(f"[{count}] {cell.name} {fraction:.0%} {note}".rstrip(), self._seconds_left())
+        count, left = self._update_all()
+        self._line(f"[{count}] {cell.name} {fraction:.0%} {note}".rstrip(), left)
 
-    def _update_all(self) -> str:
-        done = self._num_cells - len(self._left)
+    def _update_all(self) -> tuple[str, float | None]:
+        """Show how many are done and for how long the others take; gives both."""
+        done, left = self._num_done(), self._seconds_left()
         completed = done + sum(running.fraction for running in self._running.values())
         count = f"{done}/{self._num_cells}"
-        self._update(self._all_bar, completed, count, self._seconds_left())
-        return count
+        self._update(self._all_bar, completed, count, left)
+        return count, left
 
     def _update(self, bar: TaskID, completed: float, count: str, left: float | None, **more: str) -> None:
         end = None if left is None else time.monotonic() + left
@@ -130,22 +175,19 @@ class Display:
 
     def _seconds_left(self) -> float | None:
         """Expected time to the end of the run, with as many cells at once as run now; None if nothing is known yet."""
-        running = [self._cell_left(self._left[name]) for name in self._running]
-        waiting = [
-            self._forecast.seconds(cell) for name, cell in self._left.items() if name not in self._running
-        ]
+        running = [self._cell_left(each.cell) for each in self._running.values()]
         known = [seconds for seconds in running if seconds is not None]
-        if len(known) < len(running) or (None in waiting and not running):
+        waiting = self._waiting.seconds()
+        if len(known) < len(self._running) or (math.isinf(waiting) and not known):
             return None
-        spent = sum(time.monotonic() - each.started for each in self._running.values())
-        # Where no cell has ended, the others are taken to last as long as those that run.
-        typical = (spent + sum(known)) / max(len(known), 1)
-        work = sum(known) + sum(typical if seconds is None else seconds for seconds in waiting)
-        return max([work / max(len(known), 1), *known])
+        if math.isinf(waiting):  # no cell has ended: the others are taken to last as long as those that run
+            spent = sum(time.monotonic() - each.started for each in self._running.values())
+            waiting = len(self._waiting) * (spent + sum(known)) / len(known)
+        return max([(sum(known) + waiting) / max(len(known), 1), *known])
 
     def _cell_left(self, cell: Cell) -> float | None:
         running = self._running[cell.name]
-        spent, expected = time.monotonic() - running.started, self._forecast.seconds(cell)
+        spent, expected = time.monotonic() - running.started, self.forecast.seconds(cell)
         if running.fraction >= 0.1 or (expected is None and running.fraction > 0):
             return spent / running.fraction * (1 - running.fraction)
         return None if expected is None else max(expected - spent, 0.0)
@@ -160,6 +202,7 @@ class Display:
 
 @dataclass
 class _Running:
+    cell: Cell
     bar: TaskID
     started: float
     fraction: float = 0.0

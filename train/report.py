@@ -16,6 +16,8 @@ import xarray as xr
 from markupsafe import Markup, escape
 
 from jaxact import theme
+from train import crowded
+from train.escapes import visible
 from train.experiment import Section
 from train.results import write_atomically
 
@@ -29,6 +31,7 @@ _SMOKE = "SMOKE RUN: numbers mean nothing"
 _NAMES = {
     "wall_seconds": "total time",
     "experiment": "code of the study",
+    "code": "digest of the code",
     "format": "file format",
     "smoke": "smoke run",
 }
@@ -75,7 +78,20 @@ def _spec(name: str, chart: alt.TopLevelMixin) -> Spec:
             "Rename it."
         )
     with alt.data_transformers.disable_max_rows():  # of charts that hold a frame; the limit is for notebooks
-        return chart.to_dict()
+        return _visible(crowded.thinned(chart.to_dict()))
+
+
+def _visible(value: Any) -> Any:
+    """The same JSON, its text with escapes for control characters: SVG cannot hold them."""
+    if isinstance(value, dict):
+        return {_visible(key): _visible(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_visible(each) for each in value]
+    return visible(value) if isinstance(value, str) else value
+
+
+def _shown(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _page(result: xr.Dataset, experiment: Any, specs: Mapping[str, Spec]) -> str:
@@ -114,6 +130,7 @@ def _template() -> jinja2.Template:
         autoescape=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
     filters: dict[str, Any] = {"readable": _readable, "short": _short, "sort_key": _sort_key, "code": _code}
     environment.filters |= filters
@@ -205,7 +222,7 @@ def _json(value: Any) -> Markup:
 
 def _code(text: str) -> Markup:
     """Text whose `quoted` parts are code."""
-    parts = [escape(part) for part in text.split("`")]
+    parts = [escape(part) for part in visible(text).split("`")]
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts)
     )

@@ -1,12 +1,14 @@
 """What the words of a command line ask for: an experiment with its fields, or a run that there is."""
 
 import dataclasses
+import itertools
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from train import config, options
+from train import config, options, records
 from train.config import ConfigError
 from train.experiment import Experiment
 
@@ -18,7 +20,10 @@ Run studies of activation functions and keep what they measure.
 commands:
   run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--FIELD VALUE ...]
                  run the study of a config file; `run CONFIG --help` lists its fields
-  report RUN     draw figures and report of a finished run again
+  resume RUN [--workers N] [--allow-changed-code]
+                 continue a run that was interrupted, with the words that began it
+  report RUN [--trust]
+                 draw figures and report of a finished run again; --trust runs the code in its folder
   list           show the studies in configs/ and the runs in runs/
   exercise [CLAIM] [--check FILE] [--solution]
                  work out a claim of the chapter, and have the answer checked
@@ -35,9 +40,27 @@ _WORKERS_HELP = (
 _RUN_OPTIONS = (
     ("smoke", False, {"help": "the same study in seconds"}),
     OUTPUT,
-    ("resume", "", {"metavar": "RUN", "help": "continue this run"}),
+    (
+        "resume",
+        "",
+        {"metavar": "RUN", "help": "continue this run; its own config and options need not be said"},
+    ),
+    ("allow_changed_code", False, {"help": "continue it though the code is no longer the one that began it"}),
     ("workers", "auto", {"metavar": "N", "help": _WORKERS_HELP}),
 )
+
+
+_CALL = ["python", "-m", "train", "run"]
+
+
+class Begun(NamedTuple):
+    """What is read of a run to continue it.
+
+    Attributes:
+        command: the command line that began it.
+    """
+
+    command: str
 
 
 class Request(NamedTuple):
@@ -50,6 +73,20 @@ class Request(NamedTuple):
     workers: int | None
     smoke: bool
     command: str
+    allow_changed_code: bool = False
+
+
+def completed(arguments: Sequence[str]) -> list[str]:
+    """The words after `python -m train run`; where they resume a run and name no config, those that began it first.
+
+    Raises:
+        ConfigError: if there is no such run, or it does not say how it was begun.
+    """
+    text = _value(arguments, "--resume")
+    if text is None or _names_config(arguments):
+        return list(arguments)
+    run = find_run(text, Path(_value(arguments, "--output") or "runs"))
+    return [*_begun(run), *_without(arguments, "--resume"), "--resume", str(run)]
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -72,14 +109,16 @@ def parse(arguments: Sequence[str]) -> Request:
         description=(type(experiment).__doc__ or "").split("\n")[0],
     )
     resume = find_run(given.resume, given.output) if given.resume else None
-    command = shlex.join(["python", "-m", "train", "run", str(path), *_without(words, "--resume")])
+    command = shlex.join([*_CALL, str(path), *_repeating(words)])
     workers = _num_workers(given.workers)
-    return Request(given.experiment, path, given.output, resume, workers, given.smoke, command)
+    return Request(
+        given.experiment, path, given.output, resume, workers, given.smoke, command, given.allow_changed_code
+    )
 
 
 def runs(output: Path) -> list[Path]:
     """Return the folders of the runs in `output`, finished or not, the oldest of a study first."""
-    return sorted(path.parent for path in output.glob("[!.]*/config.json"))
+    return sorted(path for path in output.glob("[!.]*") if os.path.lexists(path / "config.json"))
 
 
 def find_run(text: str, output: Path) -> Path:
@@ -114,7 +153,9 @@ def answer(text: str) -> Path:
 
 def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Find the config among the words; how many values a field before it takes would not be known."""
-    num_values = {f"--{name}": int(default is not False) for name, default, _ in _RUN_OPTIONS}
+    num_values = {
+        f"--{name.replace('_', '-')}": int(default is not False) for name, default, _ in _RUN_OPTIONS
+    }
     position = 0
     while position < len(arguments):
         word, has_value, _ = arguments[position].partition("=")
@@ -128,6 +169,28 @@ def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
         position += 1 + (0 if has_value else num_values[word])
     studies = ", ".join(str(study) for study in config.find()) or "none in configs/"
     raise ConfigError(f"`run` needs a config file. There are: {studies}.")
+
+
+def _names_config(arguments: Sequence[str]) -> bool:
+    try:
+        return _split_config([word for word in arguments if word not in ("-h", "--help")])[0] is not None
+    except ConfigError:
+        return False
+
+
+def _begun(run: Path) -> list[str]:
+    """The words that began a run; its copy of the config stands for one that is no longer there."""
+    try:
+        words = shlex.split(records.read(run / "config.json", Begun).command)
+        if words[:4] != _CALL:
+            raise ValueError(f"its `command` is not `{' '.join(_CALL)} ...`")
+        path, others = _split_config(words[4:])
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{run} does not say how it was begun: its config.json cannot be read ({records.reason(error)}). "
+            f"Give its config file and options: `run CONFIG ... --resume {run}`."
+        ) from error
+    return [str(path if path and path.is_file() else run / "config.py"), *others]
 
 
 def _loaded(path: Path, *, smoke: bool) -> Experiment:
@@ -148,6 +211,22 @@ def _num_workers(text: str) -> int | None:
             f"`workers` must be a number of processes, 0 for this one alone, or auto, got {text!r}."
         )
     return None if text == "auto" else int(text)
+
+
+def _repeating(words: Sequence[str]) -> list[str]:
+    """The words without those that only matter to a run that is there."""
+    allowing = ("--allow-changed-code", "--allow_changed_code")
+    return [word for word in _without(words, "--resume") if word not in allowing]
+
+
+def _value(words: Sequence[str], option: str) -> str | None:
+    """The value of an option among the words; None if it is not there."""
+    for word, following in itertools.zip_longest(words, words[1:]):
+        if word == option:
+            return following
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return None
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:

@@ -1,24 +1,27 @@
 """The stored result of a study: one labelled xarray Dataset in one NetCDF file, whole or not there."""
 
 import contextlib
-import io
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-FORMAT = "jaxact-study-1"
+from train import netcdf
+
+FORMAT = "jaxact-study-2"
+_UNSEALED = "jaxact-study-1"  # results from before files had a digest
+_SEAL = b"\0jaxact sha256:\0"  # the file's last bytes: this, and the digest of all before
+_NUM_DIGEST = 32
+_NUM_END = len(_SEAL) + _NUM_DIGEST
 _IN_JSON = ("config", "versions")
 PROVENANCE = ("format", "study", "experiment", "run_id", "git_commit", "device", "started", *_IN_JSON)
-_SCALE_ATTRIBUTES = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST")  # how HDF5 stores dimensions
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_STORABLE = "only numbers, booleans and text can be stored"
 
 
 def check(dataset: xr.Dataset) -> None:
@@ -26,7 +29,8 @@ def check(dataset: xr.Dataset) -> None:
 
     The schema: every dimension has a name of its own and a coordinate without repeats; every variable and
     every coordinate has a `long_name`, and, where it holds numbers, `units` ("1" for a pure number); values
-    are numbers, booleans or text; the provenance attributes are there, `config` and `versions` as JSON.
+    are numbers, booleans or text, names and attributes what a file can hold; the provenance attributes are
+    there, `config` and `versions` as JSON.
 
     Raises:
         ValueError: listing every failure, not only the first.
@@ -58,8 +62,8 @@ def check_structure(dataset: xr.Dataset) -> None:
 def save(dataset: xr.Dataset, path: Path) -> None:
     """Write a Dataset to a NetCDF4 file, atomically: after a crash the file is whole or not there.
 
-    The file is xarray's and netCDF's own format; `xarray.open_dataset` reads it. It is written here because
-    that takes 0.03 s for a cell of 35 variables, and 0.45 s through h5netcdf.
+    The file is xarray's and netCDF's own format; `xarray.open_dataset` reads it. After what these read it ends with a
+    digest of all before, so that `load` knows of every bit that is not as it was written.
 
     Args:
         dataset: of numbers, booleans and text, its dimensions with coordinates; bfloat16 is stored as float32.
@@ -69,10 +73,10 @@ def save(dataset: xr.Dataset, path: Path) -> None:
         OSError: if it cannot be written (a full disk, no permission); nothing is left behind.
         TypeError: for values that the format does not hold, such as dates.
     """
-    # Encoded in memory first: HDF5 writing straight to a full disk loses the errno and fails again on close.
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w", libver=("v108", "v110")) as file:
-        _encode(dataset, file)
+    buffer = netcdf.encode(dataset)
+    digest = hashlib.sha256(buffer.getbuffer()).digest()
+    buffer.seek(0, os.SEEK_END)
+    buffer.write(_SEAL + digest)  # HDF5 looks at nothing beyond its own end
     write_atomically(path, buffer.getbuffer())
 
 
@@ -104,9 +108,12 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 def load(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read a run's result.nc, or the file of one cell, into memory; `attrs` say where it comes from.
 
+    Its digest is checked first. What is not a plain table of numbers and text, such as a link to another file, is
+    refused before it is read, so that a file from elsewhere may be looked at.
+
     Raises:
         FileNotFoundError: if there is no such file.
-        OSError: if it is truncated or cannot be read.
+        OSError: if it is truncated, damaged or cannot be read.
         ValueError: if it is whole but no study of jaxact wrote it.
     """
     path = Path(path)
@@ -116,23 +123,48 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
         raise FileNotFoundError(
             f"{path} does not exist. Give the result.nc of a finished run; `python -m train list` shows them."
         )
-    with open(path, "rb") as file:
-        signature = file.read(len(_HDF5_SIGNATURE))
-    if signature and not _HDF5_SIGNATURE.startswith(signature):
+    if not path.is_file():  # a pipe, which would be waited for
+        raise ValueError(f"{path} is not a file. Give the result.nc that a run wrote.")
+    content, is_sealed = _unsealed(path, path.read_bytes())
+    if content and not is_sealed and not _HDF5_SIGNATURE.startswith(content[: len(_HDF5_SIGNATURE)]):
         raise ValueError(f"{path} is not a NetCDF4 file. Give the result.nc that a run wrote.")
     try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") == FORMAT:
-                return _decode(file)
-            found = file.attrs.get("format")
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise OSError(
-            f"{path} is truncated or damaged ({error}). Delete it and resume its run: "
-            "finished cells are kept and the rest is made again."
+        dataset = netcdf.decode(content)
+    except netcdf.ForbiddenError as error:
+        raise ValueError(
+            f"{path} is not read: {error}, which no result has. Do not trust where it is from."
         ) from error
-    raise ValueError(
-        f"{path} was not written by a study of jaxact: its attribute `format` is {found!r}, "
-        f"not {FORMAT!r}. Give the result.nc that a run wrote."
+    except Exception as error:  # of which HDF5 and xarray have many kinds
+        raise _damaged(path, error) from error
+    found = dataset.attrs.get("format")
+    if found not in (FORMAT, _UNSEALED):
+        raise ValueError(
+            f"{path} was not written by a study of jaxact: its attribute `format` is {found!r}, "
+            f"not {FORMAT!r}. Give the result.nc that a run wrote."
+        )
+    if found == FORMAT and not is_sealed:
+        raise _damaged(path, "it has lost its digest")
+    return dataset
+
+
+def _unsealed(path: Path, content: bytes) -> tuple[bytes, bool]:
+    """The file before its digest, and whether it has one.
+
+    Raises:
+        OSError: if the digest is of other bytes.
+    """
+    body, seal, digest = content[:-_NUM_END], content[-_NUM_END:-_NUM_DIGEST], content[-_NUM_DIGEST:]
+    if seal != _SEAL:
+        return content, False
+    if hashlib.sha256(body).digest() != digest:
+        raise _damaged(path, "its bytes are not those of its digest")
+    return body, True
+
+
+def _damaged(path: Path, reason: object) -> OSError:
+    return OSError(
+        f"{path} is truncated or damaged ({reason}). To have it made again, resume its run: "
+        "finished cells are kept."
     )
 
 
@@ -148,7 +180,7 @@ def combine(cells: Sequence[xr.Dataset]) -> xr.Dataset:
 
     Raises:
         ValueError: if there is no cell, if a dimension has no coordinate, if cells disagree on a variable's
-            dimensions, or if two of them give different values for the same place.
+            dimensions, if two of them give different values for the same place, or if an integer would be rounded.
 
     >>> cells = [xr.Dataset({"loss": ("depth", [0.5 / d])}, {"depth": [d]}) for d in (8, 2)]
     >>> combine(cells).loss.to_series().to_dict()
@@ -179,79 +211,26 @@ def measurements(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.drop_vars(timings).drop_attrs(deep=False)
 
 
-def _encode(dataset: xr.Dataset, file: h5py.File) -> None:
-    """Fill an HDF5 file as netCDF-4 and xarray ask: dimension scales, int8 for booleans, UTF-8 text."""
-    file.attrs.update(dataset.attrs)
-    if others := [str(name) for name in dataset.coords if name not in dataset.dims]:
-        file.attrs["coordinates"] = " ".join(others)
-    scales = [name for name in dataset.dims if name in dataset.coords]
-    for name in [*scales, *(name for name in dataset.variables if name not in scales)]:
-        variable = dataset.variables[name]
-        if not _can_be_stored(variable.dtype):
-            raise TypeError(f"`{name}` holds {variable.dtype}: {_STORABLE}.")
-        data = _storable(np.asarray(variable.values))
-        text = h5py.string_dtype() if data.dtype == object else None
-        stored = file.create_dataset(str(name), data=data, dtype=text)
-        stored.attrs.update(variable.attrs | ({"dtype": "bool"} if variable.dtype.kind == "b" else {}))
-        if name in scales:
-            stored.make_scale(str(name))
-        else:
-            for axis, dim in enumerate(variable.dims):
-                stored.dims[axis].attach_scale(file[str(dim)])
-
-
-def _can_be_stored(dtype: np.dtype) -> bool:
-    return dtype.kind in "iufbUTO" or dtype.name == "bfloat16"
-
-
-def _storable(values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind == "b":
-        return values.astype(np.int8)
-    if values.dtype.kind in "UTO":
-        return values.astype(object)
-    return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
-
-
-def _decode(file: h5py.File) -> xr.Dataset:
-    attributes = _attributes(file)
-    coordinates = str(attributes.pop("coordinates", "")).split()
-    variables = {}
-    for name, stored in file.items():
-        own = _attributes(stored)
-        is_text = h5py.check_string_dtype(stored.dtype) is not None
-        values = np.asarray(stored.asstr()[()]).astype(str) if is_text else stored[()]
-        if own.pop("dtype", None) == "bool":
-            values = np.asarray(values, bool)
-        dims = (name,) if stored.is_scale else tuple(axis[0].name.strip("/") for axis in stored.dims)
-        variables[name] = xr.Variable(dims, values, own)
-        coordinates += [name] * stored.is_scale
-    return xr.Dataset(variables, attrs=attributes).set_coords(coordinates)
-
-
-def _attributes(stored: h5py.HLObject) -> dict[str, Any]:
-    values = {name: stored.attrs[name] for name in stored.attrs if name not in _SCALE_ATTRIBUTES}
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
-
-
 def _structure_failures(dataset: xr.Dataset) -> list[str]:
     failures = [] if dataset.data_vars else ["it holds no variable"]
+    indexes = dataset.indexes  # made anew at each look
     for dim in dataset.dims:
         if str(dim).startswith("dim_"):
             failures.append(f"dimension `{dim}` has no name of its own: name it after what it counts")
         if dim not in dataset.coords:
             failures.append(f"dimension `{dim}` has no coordinate: give one, for example its number")
-        elif not dataset.indexes[dim].is_unique:
-            failures.append(f"coordinate `{dim}` repeats values: {_plain(dataset.indexes[dim]).tolist()}")
+        elif not indexes[dim].is_unique:
+            failures.append(f"coordinate `{dim}` repeats values: {_plain(indexes[dim]).tolist()}")
+        elif indexes[dim].hasnans:
+            failures.append(f"coordinate `{dim}` has a label that is not a number")
     for name, variable in dataset.variables.items():
         is_text = variable.dtype.kind in "UTO"
-        if not _can_be_stored(variable.dtype):
-            failures.append(f"`{name}` holds {variable.dtype}: {_STORABLE}")
         for attribute in ("long_name",) if is_text else ("units", "long_name"):
             value = variable.attrs.get(attribute)
             if not isinstance(value, str) or not value.strip():
                 hint = ' ("1" for a pure number)' if attribute == "units" else ""
                 failures.append(f"`{name}` has no attribute `{attribute}`{hint}")
-    return failures
+    return failures + netcdf.faults(dataset)
 
 
 def _refuse(failures: Sequence[str]) -> None:
@@ -264,7 +243,13 @@ def _union(indexes: Sequence[pd.Index]) -> pd.Index:
     distinct = list({tuple(index): index for index in indexes}.values())
     if len(distinct) == 1:
         return distinct[0]
-    union = pd.Index(list(dict.fromkeys(value for index in distinct for value in index)))
+    values = list(dict.fromkeys(value for index in distinct for value in index))
+    union = pd.Index(values)
+    if changed := [value for value, stored in zip(values, union.tolist(), strict=True) if value != stored]:
+        raise ValueError(
+            f"the labels {changed} of {distinct[0].name!r} would be rounded beside those of other cells. "
+            "Give all labels of a dimension as one dtype, or as text."
+        )
     ascend = all(each.is_monotonic_increasing and pd.api.types.is_numeric_dtype(each) for each in distinct)
     return union.sort_values() if ascend and any(len(each) > 1 for each in distinct) else union
 
@@ -285,7 +270,9 @@ def _joined(name: str, cells: Sequence[xr.Dataset], index: Mapping[Any, pd.Index
     values = [np.asarray(cell.variables[name].values) for cell in parts]
     values = [v.astype(str) if v.dtype.kind in "OT" else v for v in values]
     shape = tuple(len(index[dim]) for dim in dims)
-    out = np.zeros(shape, np.result_type(*values))
+    dtype = np.result_type(*values)
+    values = [_exact(name, each, dtype) for each in values]
+    out = np.zeros(shape, dtype)
     covered = np.zeros(shape, bool)
     for cell, value in zip(parts, values, strict=True):
         place = np.ix_(*(index[dim].get_indexer(cell.indexes[dim]) for dim in dims))
@@ -297,6 +284,18 @@ def _joined(name: str, cells: Sequence[xr.Dataset], index: Mapping[Any, pd.Index
         covered[place] = True
     if not covered.all() and out.dtype.kind in "iufb":
         if out.dtype.kind != "f":  # a small integer fits float32; only wide ones need float64
-            out = out.astype(np.float32 if out.dtype.itemsize < 4 else np.float64)
+            out = _exact(name, out, np.dtype(np.float32 if out.dtype.itemsize < 4 else np.float64))
         out[~covered] = np.nan
     return xr.Variable(dims, out, parts[0].variables[name].attrs)
+
+
+def _exact(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The values as `dtype`, or an error where that would round an integer."""
+    if values.dtype.kind in "iu" and dtype.kind == "f":
+        large = values[(values > 2**53) | (values < -(2**53))].tolist()
+        if rounded := [each for each in large if int(float(each)) != each]:
+            raise ValueError(
+                f"`{name}` holds {rounded[0]}, which {dtype} rounds, the dtype for what not every cell gives as an "
+                "integer. Give such integers in every cell, or as text."
+            )
+    return values.astype(dtype, copy=False)

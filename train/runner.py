@@ -3,30 +3,33 @@
 import collections
 import contextlib
 import datetime
-import errno
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import xarray as xr
 from rich.console import Console
 
-from train import config, results
+from train import causes, config, fingerprint, locks, records, results
+from train.agreement import Agreement
 from train.config import ConfigError, StorageError
 from train.experiment import Cell, Experiment
 from train.progress import Display
 from train.workers import Measurement, in_this_process
 
+_MOST_NAMED = 10  # files in a message
 _PACKAGES = ("jaxact", "jax", "jaxlib", "flax", "optax", "numpy", "xarray", "h5netcdf")
 
 
@@ -42,6 +45,8 @@ class Record(NamedTuple):
         cells: the names of all, in order.
         config: every field of the experiment, as `config.resolved` writes it.
         smoke: whether it is the small study that `smoke()` makes; the runs before this was noted say no.
+        code: the digests of the files that measure, as `fingerprint.files` gives them; none before they were noted.
+        digest: of all other fields, so that damage to the file is noticed; "" before it was noted.
     """
 
     study: str
@@ -52,6 +57,8 @@ class Record(NamedTuple):
     cells: list[str]
     config: dict[str, Any]
     smoke: bool = False
+    code: dict[str, str] = {}
+    digest: str = ""
 
 
 def create(
@@ -77,13 +84,15 @@ def create(
         cells=[cell.name for cell in _checked_cells(experiment)],
         config=config.resolved(experiment),
         smoke=smoke,
+        code=fingerprint.files(config_path),
     )
-    directory, draft = output / run_id, output / f".{run_id}.tmp"
+    directory, draft = output / run_id, locks.draft(output, run_id)
+    locks.sweep(output)
     try:
         with _writing(f"make a run folder in `output` {output}", "or choose another folder with --output"):
             (draft / "cells").mkdir(parents=True)
             shutil.copyfile(config_path, draft / "config.py")
-            results.write_atomically(draft / "config.json", json.dumps(record._asdict(), indent=2).encode())
+            _write(record, draft)
             draft.rename(directory)
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # not there once it has its name
@@ -97,11 +106,10 @@ def read(directory: Path) -> Record:
         ConfigError: if it is not the folder of a run.
     """
     try:
-        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        return Record(**{field: content[field] for field in Record._fields if field in content})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return undamaged(records.read(directory / "config.json", Record))
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{directory} is not the folder of a run: its config.json cannot be read ({_reason(error)}). "
+            f"{directory} is not the folder of a run: its config.json cannot be read ({records.reason(error)}). "
             "`python -m train list` shows the runs there are."
         ) from error
 
@@ -125,9 +133,41 @@ def check_resumable(experiment: Experiment, directory: Path) -> None:
         )
 
 
+def take_up_code(directory: Path, config_path: Path, *, allow_changed: bool = False) -> None:
+    """Check that a run goes on with the code that began it, or note the code it goes on with.
+
+    Cells say which code measured them, and the result names all. The run's copy of an earlier config file is kept
+    beside the new one.
+
+    Args:
+        directory: of a run.
+        config_path: the config file that is run now.
+        allow_changed: whether code that has changed is taken.
+
+    Raises:
+        ConfigError: naming the files that differ, unless `allow_changed`.
+        StorageError: if the new code cannot be noted.
+    """
+    record = read(directory)
+    changed = fingerprint.differences(record.code, config_path) if record.code else []
+    if changed and not allow_changed:
+        named = [*changed[:_MOST_NAMED], f"and {len(changed) - _MOST_NAMED} more"][: len(changed)]
+        raise ConfigError(
+            f"{directory} was begun with other code:\n  " + "\n  ".join(named) + "\n"
+            "Two codes would be in one result. Resume with the code that began it, start a new run, or, if the "
+            "change does not matter to what is measured, add --allow-changed-code: the result then names both."
+        )
+    if changed:
+        with _writing(f"note the code in {directory}"):
+            if (earlier := directory / "config.py").read_bytes() != config_path.read_bytes():
+                shutil.copyfile(earlier, directory / f"config-{record.code['config.py']}.py")
+                results.write_atomically(earlier, config_path.read_bytes())
+            _write(record._replace(code=fingerprint.files(config_path)), directory)
+
+
 def resume_command(directory: Path) -> str:
     """Return the command line that continues a run."""
-    return f"{read(directory).command} --resume {directory}"
+    return f"python -m train resume {_quoted(str(directory))}"
 
 
 def progress(directory: Path) -> str:
@@ -159,21 +199,28 @@ def run(
         Exception: whatever a cell or the report raised.
     """
     record = read(directory)
-    with _only_here(directory):
-        for leftover in (*directory.glob(".*.tmp"), *directory.glob("cells/.*.tmp")):
-            leftover.unlink()
+    with at_work(directory, console) as check_held:
+        with _writing(f"make the folder of cells in {directory}"):
+            (directory / "cells").mkdir(exist_ok=True)  # somebody may have deleted it
         cells = _checked_cells(experiment)
         files = _files(directory, cells)
-        attributes = provenance(record)
+        attributes, agreement = provenance(record), Agreement()
+        if (whole := _whole(directory, files, attributes)) is not None:
+            draw(whole, type(experiment), directory)
+            return whole
         with Display(cells, console) as display:
-            parts = {cell.name: _finished(cell, files[cell.name], attributes, display) for cell in cells}
-            commits = {part.attrs["git_commit"] for part in parts.values() if part is not None}
-            if commits - {attributes["git_commit"]}:
+            parts = {
+                cell.name: _finished(cell, files[cell.name], attributes, agreement, display) for cell in cells
+            }
+            codes = {part.attrs.get("code", "unknown") for part in parts.values() if part is not None}
+            if codes - {attributes["code"]}:
                 display.notice("Cells measured by another version of the code are kept.")
             missing = [cell for cell in cells if parts[cell.name] is None]
             with contextlib.closing(measure(experiment, missing, display)) as measurements:
                 for measurement in measurements:
                     cell = measurement.cell
+                    agreement.admit(cell, measurement.dataset)
+                    check_held()
                     parts[cell.name] = _stored(measurement, files[cell.name], attributes)
                     display.finish(cell, measurement.seconds)
         result = _combined([part for part in parts.values() if part is not None], attributes)
@@ -201,13 +248,27 @@ def finished_cells(directory: Path) -> int:
     return len(list((directory / "cells").glob("*.nc")))
 
 
-def is_running(directory: Path) -> bool:
-    """Tell whether a process on this machine is at work in a run folder."""
-    try:
-        with _only_here(directory):
-            return False
-    except ConfigError:
-        return True
+@contextlib.contextmanager
+def at_work(directory: Path, console: Console) -> Iterator[Callable[[], None]]:
+    """Hold a run folder and remove what killed processes left in it; yields what `locks.held` does.
+
+    Raises:
+        ConfigError: if another process runs in this folder.
+        StorageError: if the folder cannot be written.
+    """
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with contextlib.ExitStack() as stack:
+        with _writing(f"lock {directory}"):
+            check_held = stack.enter_context(locks.held(directory, say))
+        locks.sweep(directory.parent)
+        for pattern in (".*.tmp", "cells/.*.tmp", "figures/.*.tmp"):
+            for leftover in directory.glob(pattern):
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
+        yield check_held
 
 
 def provenance(record: Record) -> dict[str, str]:
@@ -220,6 +281,7 @@ def provenance(record: Record) -> dict[str, str]:
         "versions": json.dumps(_versions()),
         "device": _device(),
         "smoke": json.dumps(record.smoke),
+        "code": fingerprint.short(record.code) if record.code else "unknown",
     }
 
 
@@ -237,6 +299,30 @@ def peak_memory(num_workers: int) -> float:
         resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     return own + num_workers * largest
+
+
+def _write(record: Record, directory: Path) -> None:
+    fields = record._replace(digest=_digest(record))._asdict()
+    results.write_atomically(directory / "config.json", json.dumps(fields, indent=2).encode())
+
+
+def undamaged(record: Record) -> Record:
+    """The record itself, if its digest is of what it holds.
+
+    Raises:
+        ValueError: saying, about "it", that its file is damaged.
+    """
+    if record.digest and record.digest != _digest(record):
+        raise ValueError(
+            "it is damaged: its digest is of other content. Its cells may be whole: start the study again, and move "
+            "the files in cells/ into the new run's, which takes those of its own config"
+        )
+    return record
+
+
+def _digest(record: Record) -> str:
+    content = json.dumps(record._replace(digest="")._asdict(), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _checked_cells(experiment: Experiment) -> Sequence[Cell]:
@@ -263,24 +349,70 @@ def _files(directory: Path, cells: Sequence[Cell]) -> dict[str, Path]:
     return files
 
 
-def _finished(cell: Cell, path: Path, attributes: Mapping[str, str], display: Display) -> xr.Dataset | None:
-    if not path.exists():
+def _whole(directory: Path, files: Mapping[str, Path], attributes: Mapping[str, str]) -> xr.Dataset | None:
+    """The stored result, if it is of this config and newer than every cell's file: then none of them has to be read."""
+    path = directory / "result.nc"
+    try:
+        written = path.stat().st_mtime_ns
+        if any(file.stat().st_mtime_ns >= written for file in files.values()):
+            return None
+        result = load(path)
+    except (OSError, ValueError):
+        return None
+    return result if result.attrs["config"] == attributes["config"] else None
+
+
+def _finished(
+    cell: Cell, path: Path, attributes: Mapping[str, str], agreement: Agreement, display: Display
+) -> xr.Dataset | None:
+    """The cell as an earlier process stored it; a file that is anything else is set aside, and said."""
+    if not os.path.lexists(path):
         return None
     try:
-        part = results.load(path)
-    except (OSError, ValueError) as error:
-        display.notice(f"{cell.name} is run again: {_reason(error)}")
+        part = load(path)
+        if (part.attrs.get("config"), part.attrs.get("cell")) != (attributes["config"], cell.name):
+            raise ValueError(f"{path} is of another config or cell.")
+        agreement.admit(cell, part)
+        seconds = float(part.attrs["wall_seconds"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        display.notice(
+            f"{cell.name} is measured again: {_reason(error)}\nThat file is now {_set_aside(path)}."
+        )
         return None
-    if (part.attrs.get("config"), part.attrs.get("cell")) != (attributes["config"], cell.name):
-        display.notice(f"{cell.name} is run again: {path} is of another config or cell.")
-        return None
-    display.skip(cell, float(part.attrs["wall_seconds"]))
+    display.skip(cell, seconds)
     return part
+
+
+def load(path: Path) -> xr.Dataset:
+    """Load a file of a run folder, its result or a cell; a link to another file is not followed.
+
+    Raises:
+        OSError: as `results.load`.
+        ValueError: as `results.load` and `results.check`, and for a link.
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link to {os.readlink(path)}: a run's own files are in its folder.")
+    stored = results.load(path)
+    try:
+        results.check(stored)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return stored
+
+
+def _set_aside(path: Path) -> Path:
+    """Give what is no cell a name under which it is kept."""
+    names = (
+        path.with_name(f"{path.name}.corrupt{number}") for number in itertools.chain([""], itertools.count(2))
+    )
+    aside = next(each for each in names if not os.path.lexists(each))
+    with _writing(f"rename {path}"):
+        path.rename(aside)
+    return aside
 
 
 def _stored(measurement: Measurement, path: Path, attributes: Mapping[str, str]) -> xr.Dataset:
     cell, part, seconds = measurement
-    results.check_structure(part)
     part = part.assign_attrs({**attributes, "cell": cell.name, "wall_seconds": seconds})
     with _writing(f"write cell {cell.name} in {path.parent.parent}"):
         results.save(part, path)
@@ -289,8 +421,12 @@ def _stored(measurement: Measurement, path: Path, attributes: Mapping[str, str])
 
 def _combined(parts: Sequence[xr.Dataset], attributes: Mapping[str, str]) -> xr.Dataset:
     result = results.combine(parts)
-    for name in ("git_commit", "device"):  # a resumed run may have seen several
-        attributes = {**attributes, name: ", ".join(dict.fromkeys(str(part.attrs[name]) for part in parts))}
+    for name in ("git_commit", "device", "code"):  # a resumed run may have seen several
+        attributes = {**attributes, name: _listed(part.attrs.get(name, "unknown") for part in parts)}
+    versions = [json.loads(part.attrs["versions"]) for part in parts]
+    packages = dict.fromkeys(package for each in versions for package in each)
+    all_versions = {name: _listed(each.get(name, "none") for each in versions) for name in packages}
+    attributes = {**attributes, "versions": json.dumps(all_versions)}
     seconds = {
         str(n): round(float(each.sum()), 1) for n, each in result.items() if str(n).endswith("_seconds")
     }
@@ -300,35 +436,29 @@ def _combined(parts: Sequence[xr.Dataset], attributes: Mapping[str, str]) -> xr.
     return result
 
 
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
 @contextlib.contextmanager
 def _writing(task: str, remedy: str = "then continue; finished cells are kept") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        first = "Free some space" if is_full else "Make the folder writable"
+        first = causes.of_file(error)
         raise StorageError(f"cannot {task}: {error.strerror or error}. {first}, {remedy}.") from error
 
 
-@contextlib.contextmanager
-def _only_here(directory: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases when the process dies, however it dies."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another process runs in {directory}. Wait for it or end it first.") from None
-        except OSError:
-            pass  # some network file systems have no locks
-        yield
-    finally:
-        os.close(handle)
+def _quoted(text: str) -> str:
+    """One word of a shell, whatever is in it; on one line, with nothing that a terminal would act on."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = (each if each.isprintable() and each not in "\\'" else _escape(each) for each in text)
+    return f"$'{''.join(escaped)}'"
+
+
+def _escape(character: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
 
 
 def _git_commit() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import itertools
 import multiprocessing
@@ -18,10 +17,11 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from train import config, request
+from jaxact.streams import print_any_text
+from train import causes, config, request
 from train.config import ConfigError
 from train.experiment import Cell, Experiment
-from train.progress import Display
+from train.progress import Display, Waiting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _WORKER_GIB = 1.5  # what a worker of the default study holds at most
 
 
-class WorkerDiedError(RuntimeError):
-    """A worker process ended by itself; the message names its cell and how it ended."""
+class CellEndedError(RuntimeError):
+    """Something other than the study ended a cell: the message names the cell, the cause and what helps."""
 
 
 class Measurement(NamedTuple):
@@ -66,27 +66,27 @@ def side_by_side(
         num_workers: at most so many processes.
 
     Raises:
-        WorkerDiedError: if a worker was killed.
+        CellEndedError: if a worker was killed, or the machine has too little for a cell.
         Exception: whatever a cell raised.
     """
     if not cells:
         return
     num_workers = min(num_workers, len(cells))
     ends = [index * len(cells) // num_workers for index in range(num_workers + 1)]
-    stretches = [collections.deque(cells[start:end]) for start, end in itertools.pairwise(ends)]
+    stretches = [Waiting(cells[start:end], display.forecast) for start, end in itertools.pairwise(ends)]
     workers: list[_Worker] = []
     try:
         with _divided(num_workers):
             for stretch in stretches:
                 workers.append(_Worker(stretch, words, config.resolved(experiment)))
-                workers[-1].assign(stretches, display)
+                workers[-1].assign(stretches)
         while working := {worker.connection: worker for worker in workers if worker.cell}:
             ready: list[Any] = multiprocessing.connection.wait([*working])
             for connection in ready:
                 worker = working[connection]
                 cell = worker.cell
                 if measured := worker.next_word(display):
-                    worker.assign(stretches, display)
+                    worker.assign(stretches)
                     yield Measurement(cell, *measured)
     finally:
         for worker in workers:
@@ -112,7 +112,7 @@ class _Worker:
     report: Any = None
     first_seconds = 0.0
 
-    def __init__(self, stretch: collections.deque[Cell], words: Sequence[str], fields: dict[str, Any]):
+    def __init__(self, stretch: Waiting, words: Sequence[str], fields: dict[str, Any]):
         context = multiprocessing.get_context("spawn")
         self.stretch = stretch
         self.connection, theirs = context.Pipe()
@@ -120,18 +120,17 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def assign(self, stretches: Sequence[collections.deque[Cell]], display: Display) -> None:
+    def assign(self, stretches: Sequence[Waiting]) -> None:
         """Send the next cell, or end the process if there is none worth taking.
 
         Another's cell may be of a program that this worker has yet to compile, which may cost what its first cell did:
         worth it only where the other has more than that before it.
         """
-        longest = max(stretches, key=display.expected_seconds)
         self.cell = self.report = None
         if self.stretch:
-            self.cell = self.stretch.popleft()
-        elif display.expected_seconds(longest) > self.first_seconds:
-            self.cell = longest.pop()
+            self.cell = self.stretch.first()
+        elif (longest := max(stretches, key=Waiting.seconds)).seconds() > self.first_seconds:
+            self.cell = longest.last()
         else:
             self.connection.close()
             return
@@ -156,12 +155,8 @@ class _Worker:
             return self.connection.recv()
         except (EOFError, OSError):
             self.process.join(timeout=10)
-            code = self.process.exitcode
-            how = f"with status {code}" if code is None or code >= 0 else f"by {signal.Signals(-code).name}"
-            raise WorkerDiedError(
-                f"the process that measured {self.cell.name} ended {how}. "
-                "If memory ran out, use fewer at once: --workers 1."
-            ) from None
+            how = causes.of_end(self.process.exitcode)
+            raise CellEndedError(f"the process that measured {self.cell.name} {how}") from None
 
     def end(self) -> None:
         """Wait for the process to end; one that still measures is killed."""
@@ -176,6 +171,7 @@ def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> Non
 
     Names, since what a cell holds, such as an activation of the config's own, need not survive being sent.
     """
+    print_any_text()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def said(fraction: float, note: str = "") -> None:
@@ -210,7 +206,17 @@ def _end_with_parent() -> None:
 
 def _measured(experiment: Experiment, cell: Cell, progress: Any) -> Measurement:
     started = time.perf_counter()
-    dataset = experiment.run(cell, progress=progress)
+    try:
+        dataset = experiment.run(cell, progress=progress)
+    except SystemExit as error:
+        raise RuntimeError(
+            f"{cell.name} called sys.exit({error.code!r}), which would end the run without a word. "
+            "Let the study raise an exception that says what is wrong."
+        ) from error
+    except Exception as error:
+        if cause := causes.outside(error):
+            raise CellEndedError(f"{cell.name}: {cause}") from error
+        raise
     return Measurement(cell, dataset, time.perf_counter() - started)
 
 

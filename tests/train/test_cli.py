@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -92,7 +93,7 @@ def test_one_command_runs_a_study_and_others_show_it_again(call, tmp_path):
     page = (directory / "report.html").read_bytes()
     (directory / "report.html").unlink()
     for run in (name, directory.name):
-        status, out, err = call("report", run)
+        status, out, err = call("report", run, "--trust")
         assert (status, err) == (0, "")
         assert "2 activations" in out
         assert (directory / "report.html").read_bytes() == page
@@ -204,7 +205,7 @@ def test_a_bug_in_a_cell_shows_itself_and_how_to_continue(call, tmp_path):
     assert status == 1
     assert "ZeroDivisionError: a bug in the study" in err
     assert "3 of 4 cells are finished and kept" in err
-    assert continued(err)[-2:] == ["--resume", f"runs/{only_run(tmp_path).name}"]
+    assert continued(err) == ["resume", f"runs/{only_run(tmp_path).name}"]
 
 
 def test_an_unfinished_or_damaged_run_says_how_to_make_it_whole(call, tmp_path):
@@ -213,7 +214,7 @@ def test_an_unfinished_or_damaged_run_says_how_to_make_it_whole(call, tmp_path):
     status, _, err = call("report", directory.name)
     assert status == 2
     assert "is unfinished: 3 of 4 cells" in err
-    assert f"--resume runs/{directory.name}" in err
+    assert f"train resume runs/{directory.name}" in err
 
     for path in directory.parent.iterdir():
         os.rename(path, tmp_path / "set_aside")
@@ -224,7 +225,7 @@ def test_an_unfinished_or_damaged_run_says_how_to_make_it_whole(call, tmp_path):
     status, _, err = call("report", directory)
     assert status == 2
     assert "is truncated or damaged" in err
-    assert f"--resume {directory}" in err
+    assert f"train resume {directory}" in err
     xr.load_dataset(next((directory / "cells").iterdir()), engine="h5netcdf").drop_attrs().to_netcdf(
         directory / "result.nc", engine="h5netcdf"
     )
@@ -232,7 +233,93 @@ def test_an_unfinished_or_damaged_run_says_how_to_make_it_whole(call, tmp_path):
     assert status == 2
     assert "was not written by a study of jaxact" in err
     assert call("run", FAKE, "--resume", directory)[0] == 0
-    assert call("report", directory)[0] == 0
+    assert call("report", directory, "--trust")[0] == 0
+
+
+def test_a_run_folders_code_runs_only_if_it_is_trusted(call, tmp_path, monkeypatch):
+    study = tmp_path / "study.py"
+    study.write_text(FAKE.read_text())
+    assert call("run", study)[0] == 0
+    own = only_run(tmp_path) / "config.py"
+    own.write_text(
+        f"{own.read_text()}\nfrom pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\n"
+    )
+    status, _, err = call("report", own.parent)
+    assert status == 2
+    assert f"drawn by code of its own, {own}" in err
+    assert "if you trust it, add --trust" in err
+    assert "To make it again" not in err
+    assert not (tmp_path / "executed").exists()
+
+    monkeypatch.setattr(config, "ROOT", tmp_path / "installed")
+    (tmp_path / "installed" / "configs").mkdir(parents=True)
+    (tmp_path / "installed" / "configs" / "fake_study.py").write_text(FAKE.read_text())
+    assert call("report", own.parent)[0] == 2  # of the same name, but other code
+    own.write_text(FAKE.read_text())
+    status, out, err = call("report", own.parent)
+    assert (status, err) == (0, "")
+    assert "2 activations were counted" in out
+    own.write_text(
+        f"{own.read_text()}\nfrom pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\n"
+    )
+    assert call("report", own.parent, "--trust")[0] == 0
+    assert (tmp_path / "executed").exists()
+
+
+def test_a_result_that_its_study_cannot_draw_is_said_to_be_one(call, tmp_path):
+    assert call("run", FAKE)[0] == 0
+    directory = only_run(tmp_path)
+    stored = results.load(directory / "result.nc")
+    results.save(
+        stored.drop_dims("activation")
+        .assign(stored[["layer"]])
+        .assign(x=((), 1.0, {"units": "1", "long_name": "x"})),
+        directory / "result.nc",
+    )
+    status, out, err = call("report", directory, "--trust")
+    assert (status, out) == (2, "")
+    assert re.search(r"result.nc cannot be drawn by config:Fake: KeyError.*activation", err)
+    assert "fake_study" in err  # how to make it again
+
+
+def test_edited_code_is_resumed_only_with_a_word(call, tmp_path):
+    study = tmp_path / "study.py"
+    study.write_text(FAKE.read_text())
+    assert call("run", study, "--trouble", "bug")[0] == 1
+    directory = only_run(tmp_path)
+    words = ["run", study, "--trouble", "bug", "--resume", directory]
+    study.write_text(FAKE.read_text().replace('raise ZeroDivisionError("a bug in the study")', "pass"))
+    status, _, err = call(*words)
+    assert status == 2
+    assert "`config.py` has changed" in err
+    assert "add --allow-changed-code" in err
+    status, _, err = call(*words, "--allow-changed-code")
+    assert (status, err) == (0, "")
+    result = results.load(directory / "result.nc")
+    assert len(result.attrs["code"].split(", ")) == 2
+    assert "--allow-changed-code" not in result.attrs["command"]
+    assert "digest of the code" in (directory / "report.html").read_text()
+
+
+def test_no_name_reaches_the_terminal_as_a_command_to_it(call, tmp_path):
+    unseen, shown = "\x1b]0;evil\x07\u2028", r"\x1b]0;evil\x07\u2028"
+    study = tmp_path / f"st{unseen}udy.py"
+    text = FAKE.read_text().replace('f"{activation.name}/', 'f"{activation.name}UNSEEN/')
+    text = text.replace("activations were", "activationsUNSEEN were").replace(
+        "a bug in the", "a bugUNSEEN in the"
+    )
+    study.write_text(text.replace("UNSEEN", unseen))
+    heard = [call("run", study), call("list"), call("report", only_run(tmp_path), "--trust")]
+    heard.append(call("run", study, "--trouble", "bug"))
+    assert [status for status, _, _ in heard] == [0, 0, 0, 1]
+    for _, out, err in heard:
+        assert not {*"\x1b\x07\u2028"} & {*out, *err}
+    assert all(shown in out for _, out, _ in heard)
+    assert f"relu{shown}/depth=2 done" in heard[0][1]
+    assert f"- 2 activations{shown} were counted." in heard[0][1]
+    assert f"a bug{shown} in the study" in heard[-1][2]
+    page = next(tmp_path.glob("runs/*/report.html")).read_text()
+    assert f"<h1>St{shown}udy</h1>" in page
 
 
 def test_resuming_with_another_config_names_the_fields(call, tmp_path):
@@ -242,7 +329,7 @@ def test_resuming_with_another_config_names_the_fields(call, tmp_path):
     assert status == 2
     assert "`depths` is [4] in the run and [4, 2] now" in err
     assert "`rate` is 0.5 in the run and 3.0 now" in err
-    assert "--smoke --resume" in err
+    assert f"train resume runs/{directory.name}" in err
     status, _, err = call("report", directory.name[:-1])
     assert f"Did you mean runs/{directory.name}?" in err
 
@@ -307,19 +394,18 @@ def test_an_interrupted_run_ends_within_seconds_and_says_how_to_continue(
     assert f"{len(kept)} of 6 cells are finished and kept" in err
     for path in kept:
         results.load(path)
-    assert continued(err)[:2] == ["run", str(FAKE)]
-    assert continued(err)[-2:] == ["--resume", f"runs/{directory.name}"]
+    assert continued(err) == ["resume", f"runs/{directory.name}"]
     assert sorted(path.name for path in directory.iterdir()) == ["cells", "config.json", "config.py"]
 
 
 def test_a_file_that_the_system_refuses_to_write_ends_the_run(start, tmp_path):
-    process = start(
-        "run", FAKE, "--workers", "1", before="ulimit -f 8"
-    )  # blocks of 512 bytes or of 1024; a cell's file is larger
+    # Blocks of 512 bytes or of 1024; a cell's file is larger, what the folder begins with is not.
+    words = ("run", FAKE, "--workers", "1", "--depths", "9000")
+    process = start(*words, before="ulimit -f 48")
     _, err = process.communicate(timeout=SECONDS_TO_START)
     assert process.returncode == 2
-    assert "error: cannot write cell tanh/depth=4" in err
+    assert "error: cannot write cell tanh/depth=9000" in err
     assert "File too large" in err
-    assert "0 of 4 cells are finished and kept" in err
+    assert "0 of 2 cells are finished and kept" in err
     assert "Traceback" not in err
     assert not list((only_run(tmp_path) / "cells").iterdir())

@@ -160,7 +160,7 @@ def test_every_kind_of_field_has_a_json_form():
 
 def test_a_type_is_found_again_in_the_run_folder(tmp_path):
     (tmp_path / "config.py").write_text(FAKE.read_text())
-    kind = config.import_type("config:Fake", tmp_path)
+    kind = config.import_type("config:Fake", tmp_path, trust=True)
     assert kind().depths == config.load(FAKE).depths
 
 
@@ -175,7 +175,9 @@ def test_a_type_that_is_gone_names_the_version_to_use(tmp_path):
         config.import_type("train.experiments.no_such:Study", tmp_path)
     (tmp_path / "config.py").write_text("x = 1\n")
     with pytest.raises(ConfigError, match=r"cannot be imported.*git_commit"):
-        config.import_type("config:Study", tmp_path)
+        config.import_type("config:Study", tmp_path, trust=True)
+    with pytest.raises(ConfigError, match="is no experiment"):
+        config.import_type("train.experiments.depth_sweep:np", tmp_path)
 
 
 def test_a_type_that_a_report_could_not_find_again_is_refused(write):

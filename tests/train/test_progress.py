@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jaxact import activations
 from train.experiment import Cell
-from train.progress import Display, Forecast, clock
+from train.progress import Display, Forecast, Waiting, clock
 
 
 def cell(block, depth):
@@ -100,6 +100,56 @@ def test_a_fraction_outside_the_unit_interval_is_clipped(fraction, shown):
         display._bars.refresh()
     line = next(line for line in console.file.getvalue().splitlines()[::-1] if "plain/1 training" in line)
     assert re.search(r"(\S+%)", line)[1] == shown
+
+
+def per_cell(monkeypatch, work, number):
+    """How often a cell's time is estimated, for each cell of a run of so many."""
+    calls = []
+    seconds = Forecast.seconds
+    cells = [cell(block, depth) for block in ("plain", "bn") for depth in range(number // 2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Forecast, "seconds", lambda *given: calls.append(1) or seconds(*given))
+        work(cells)
+    return len(calls) / number
+
+
+def shown(cells):
+    with Display(cells, Console(file=io.StringIO())) as display:
+        for each in cells:
+            display.start(each)(0.5, "training")
+            display.finish(each, 1.0)
+
+
+def taken_over(cells):
+    """One worker takes all of another's cells, one by one, asking each time how long the others take."""
+    forecast = Forecast()
+    stretch = Waiting(cells, forecast)
+    while stretch:
+        assert stretch.seconds() >= 0.0
+        forecast.record(stretch.last(), 1.0)
+
+
+@pytest.mark.parametrize("work", [shown, taken_over])
+def test_the_bookkeeping_of_a_cell_does_not_grow_with_their_number(monkeypatch, work):
+    few, many = (per_cell(monkeypatch, work, number) for number in (400, 4000))
+    assert many < 1.3 * few
+
+
+def test_what_waits_is_taken_in_order_and_its_time_is_near_the_sum():
+    forecast = Forecast()
+    cells = [cell("plain", depth) for depth in range(100)]
+    waiting = Waiting(cells, forecast)
+    assert waiting.seconds() == float("inf")
+    assert (waiting.first(), waiting.last(), waiting.take("plain/50")) == (cells[0], cells[99], cells[50])
+    forecast.record(cells[0], 2.0)
+    assert waiting.seconds() == 97 * 2.0
+    for _ in range(90):
+        forecast.record(waiting.first(), 4.0)
+        exact = len(waiting) * forecast.seconds(cells[98])
+        assert waiting.seconds() == pytest.approx(exact, rel=0.2)
+    while waiting:
+        waiting.first()
+    assert waiting.seconds() == 0.0
 
 
 def test_durations_read_as_clocks():

@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import subprocess
+import unicodedata
 import zlib
 
 import altair as alt
@@ -187,7 +188,8 @@ def test_tables_sort_by_a_click(opened):
 
 
 def test_a_hostile_or_tiny_result_is_drawn_too(chromium, make_depth_sweep, tmp_path):
-    names = ("tanh", "</script><b>", *(f"elu({i})" for i in range(8)))
+    unseen = "\x1b]0;evil\x07 \x01 \u2028 \u202e \x9b"
+    names = ("tanh", "</script><b>", unseen, *(f"elu({i})" for i in range(7)))
     result = make_depth_sweep(
         activations=names,
         depths=(1, 8),
@@ -198,9 +200,20 @@ def test_a_hostile_or_tiny_result_is_drawn_too(chromium, make_depth_sweep, tmp_p
         num_examples=1,
         num_modes=4,
     )
-    result.attrs["command"] = "run --name '</script><script>alert(1)</script>'"
+    result.attrs["command"] = f"run --name '</script><script>alert(1)</script>' {unseen}"
+    result.attrs["study"] = f"depth_sweep {unseen}"
     page = write_report(result, Sweep(), tmp_path).read_text(encoding="utf-8")
     assert "<script>alert" not in page
+    drawn = [path.read_text(encoding="utf-8") for path in tmp_path.glob("figures/*.svg")]
+    own = page.replace(vl_convert.javascript_bundle(), "")
+    for text in (own, *drawn):
+        assert not [
+            letter for letter in {*text} - {"\n", "\t"} if unicodedata.category(letter) in ("Cc", "Cf", "Zl")
+        ]
+    shown = r"\x1b]0;evil\x07 \x01 \u2028 \u202e \x9b"
+    for place in (f"Depth sweep {shown}", f"{shown}</td>", f">{shown}</"):
+        assert place in page
+    assert any(shown in text for text in drawn)
     seen = open_in(chromium, page, tmp_path)
     assert {view["state"] for view in seen["before"].values()} == {"drawn"}
     assert seen["seenWhileDrawing"] == []

@@ -11,7 +11,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train import results
+from train import netcdf, results
 
 PROVENANCE = dict.fromkeys(results.PROVENANCE, "something") | {
     "format": results.FORMAT,
@@ -111,6 +111,30 @@ def test_no_truncated_file_loads(tmp_path_factory, share):
     os.truncate(folder / "a.nc", int(share * os.path.getsize(folder / "a.nc")))
     with pytest.raises(OSError, match=r"a\.nc is truncated or damaged.*resume"):
         results.load(folder / "a.nc")
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path, dataset):
+    path = tmp_path / "a.nc"
+    results.save(dataset, path)
+    whole = path.read_bytes()
+    places = np.random.default_rng(0).integers(8 * len(whole), size=2_000)
+    places = [*places, *range(8 * (len(whole) - 48), 8 * len(whole)), *range(8 * 16)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(OSError, match=r"a\.nc is truncated or damaged"):
+            results.load(path)
+
+
+def test_a_result_from_before_the_digest_is_read(tmp_path, dataset):
+    dataset.attrs["format"] = "jaxact-study-1"
+    (tmp_path / "a.nc").write_bytes(netcdf.encode(dataset).getbuffer())
+    xr.testing.assert_identical(results.load(tmp_path / "a.nc"), dataset)
+    dataset.attrs["format"] = results.FORMAT
+    (tmp_path / "a.nc").write_bytes(netcdf.encode(dataset).getbuffer())
+    with pytest.raises(OSError, match="has lost its digest"):
+        results.load(tmp_path / "a.nc")
 
 
 def test_what_is_no_result_is_refused_with_a_remedy(tmp_path, dataset):
@@ -253,6 +277,38 @@ def test_what_cells_share_must_be_equal():
 def test_a_variable_that_some_cells_lack_is_padded():
     combined = results.combine([a_cell("plain", 2, extra=(("block", "depth"), [[7.0]])), a_cell("plain", 4)])
     np.testing.assert_array_equal(combined.extra, [[7.0, np.nan]])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "joined"),
+    [
+        (np.int64(2**53 + 1), None, "`extra` holds 9007199254740993, which float64 rounds"),
+        (np.int64(-(2**63) + 1), None, "`extra` holds -9223372036854775807, which float64 rounds"),
+        (np.uint64(2**64 - 1), None, "`extra` holds 18446744073709551615, which float64 rounds"),
+        (np.int64(2**53 + 1), np.float64(1.0), "`extra` holds 9007199254740993, which float64 rounds"),
+        (np.uint64(2**64 - 1), np.int64(-1), "`extra` holds 18446744073709551615, which float64 rounds"),
+        (np.int64(2**53 + 1), np.int64(1), [2**53 + 1, 1]),
+        (np.int64(2**60), None, [2.0**60, np.nan]),
+        (np.int16(2**15 - 1), None, [2.0**15 - 1, np.nan]),
+    ],
+)
+def test_an_integer_is_joined_exactly_or_not_at_all(first, second, joined):
+    cells = [
+        a_cell("plain", depth, **({} if value is None else {"extra": (("block", "depth"), [[value]])}))
+        for depth, value in ((2, first), (4, second))
+    ]
+    if isinstance(joined, str):
+        with pytest.raises(ValueError, match=joined):
+            results.combine(cells)
+    else:
+        assert str(results.combine(cells).extra.values.ravel().tolist()) == str(joined)
+
+
+def test_a_label_is_joined_exactly_or_not_at_all():
+    cells = [labelled(xr.Dataset({"x": ("at", [1.0])}, {"at": [at]})) for at in (2**53 + 1, 0.5)]
+    with pytest.raises(ValueError, match=r"the labels \[9007199254740993\] of 'at' would be rounded"):
+        results.combine(cells)
+    assert results.combine([cells[0], cells[0].assign_coords(at=[1])]).at.values.tolist() == [2**53 + 1, 1]
 
 
 def test_measurements_are_without_timings_and_provenance(dataset):

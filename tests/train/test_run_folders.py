@@ -1,0 +1,443 @@
+"""A run folder and its processes: damaged, held by another, half made, without memory, files or letters."""
+
+import errno
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from train import causes, locks, request, runner, workers
+from train.__main__ import main
+from train.config import ConfigError
+
+ROOT = Path(__file__).parents[2]
+FAKE = Path(__file__).with_name("fake_study.py")
+SECONDS = 90.0
+DEEP = "[" * 200_000 + "]" * 200_000
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Run one command in this process alone, in an empty folder; gives exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workers, "default_number", lambda num_cells: 0)
+
+    def call(*words):
+        capsys.readouterr()
+        status = main([str(word) for word in words])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a module's program in an empty folder; what still runs in the end is killed."""
+    started = []
+
+    def start(*words, module="train", before="true", **environment):
+        own = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        program = shlex.join([sys.executable, "-m", module, *(str(word) for word in words)])
+        process = subprocess.Popen(
+            ["sh", "-c", f"{before}; exec {program}"],
+            cwd=tmp_path,
+            env={**os.environ, **own, **environment},
+            stdout=-1,
+            stderr=-1,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def ended(process):
+    """Exit status, stdout and stderr."""
+    out, err = process.communicate(timeout=SECONDS)
+    return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
+
+
+def only_run(tmp_path, output="runs"):
+    (directory,) = (path for path in (tmp_path / output).iterdir() if not path.name.startswith("."))
+    return directory
+
+
+def with_field(name, value):
+    def spoil(path):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+
+    return spoil
+
+
+def replaced_by(make):
+    def spoil(path):
+        path.unlink()
+        make(path)
+
+    return spoil
+
+
+DAMAGE = {
+    "empty": (lambda path: path.write_bytes(b""), "it is empty"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:90]), "it is not JSON"),
+    "not JSON": (lambda path: path.write_text("depths = 4"), "it is not JSON"),
+    "a list": (lambda path: path.write_text("[]"), "it holds a list, not an object"),
+    "wrong type": (with_field("cells", 3), "its `cells` must be a list, is a whole number"),
+    "wrong types within": (with_field("cells", [1, 2]), "its `cells` must be a list of text"),
+    "null": (with_field("study", None), "its `study` must be text, is null"),
+    "no field": (lambda path: path.write_text('{"study": "x"}'), "it has no `run_id`"),
+    "no time": (with_field("started", "9" * 500), "its `started` must be a time"),
+    "huge number": (
+        lambda path: path.write_text(f'{{"cells": {"9" * 5000}}}'),
+        "a number of more digits than are read",
+    ),
+    "deep": (lambda path: path.write_text(DEEP), "it is nested too deeply"),
+    "not UTF-8": (lambda path: path.write_bytes(b'{"study": "\xff\xfe"}'), "it is not UTF-8 text"),
+    "huge": (lambda path: os.truncate(path, 2**40), "it is too large"),
+    "folder": (replaced_by(Path.mkdir), "it is a folder, not a plain file"),
+    "pipe": (replaced_by(os.mkfifo), "it is a named pipe, not a plain file"),
+    "loop": (replaced_by(lambda path: path.symlink_to(path)), "Too many levels of symbolic links"),
+    "escapes": (with_field("started", "\x1b]0;owned\x07\nx"), r"\x1b]0;owned\x07\nx"),
+}
+
+
+def test_each_damaged_run_is_one_line_that_says_what_is_wrong_and_the_others_are_listed(call, tmp_path):
+    assert call("run", FAKE, "--smoke")[0] == 0
+    whole = only_run(tmp_path)
+    for number, (spoil, _) in enumerate(DAMAGE.values()):
+        directory = tmp_path / "runs" / f"bad-{number:02d}"
+        directory.mkdir()
+        (directory / "config.json").write_bytes((whole / "config.json").read_bytes())
+        spoil(directory / "config.json")
+    status, out, err = call("list")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert any(whole.name in line and "finished" in line for line in lines)
+    for number, (_, why) in enumerate(DAMAGE.values()):
+        (line,) = (line for line in lines if f"bad-{number:02d}" in line)
+        assert why in line
+        assert line.isprintable()
+
+
+def test_an_unreadable_config_is_one_line_too(call, tmp_path, monkeypatch):
+    assert call("run", FAKE, "--smoke")[0] == 0
+
+    def refused(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refused)  # as root may read anything
+        status, out, _ = call("list")
+    assert status == 0
+    assert (
+        f"{Path('runs') / only_run(tmp_path).name} cannot be listed: its config.json: Permission denied"
+        in out
+    )
+
+
+def test_asking_whether_a_run_is_at_work_takes_no_lock_and_writes_nothing(tmp_path, monkeypatch):
+    with locks.held(tmp_path, pytest.fail), monkeypatch.context() as patch:
+        before = tmp_path.stat().st_mtime_ns, [path.name for path in tmp_path.iterdir()]
+        patch.setattr("fcntl.flock", lambda *_: pytest.fail("a run that starts now would be refused"))
+        assert locks.is_held(tmp_path)
+        assert (tmp_path.stat().st_mtime_ns, [path.name for path in tmp_path.iterdir()]) == before
+    assert not locks.is_held(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def no_system_locks(monkeypatch):
+    """Network file systems without flock, and without hard links."""
+    import fcntl
+
+    def refused(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    return lambda: monkeypatch.setattr(os, "link", refused)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_second_process_is_refused_by_name_without_system_locks(no_system_locks, tmp_path, has_links):
+    if not has_links:
+        no_system_locks()
+    with locks.held(tmp_path, pytest.fail) as check:
+        named = rf"another process runs in .*: process {os.getpid()} on {socket.gethostname()}, since 20.*last seen"
+        with pytest.raises(ConfigError, match=named), locks.held(tmp_path, pytest.fail):
+            pass
+        check()
+        assert locks.is_held(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def left_behind(directory, seconds=0.0, **fields):
+    """The lock of a process that is no more, last seen so many seconds ago."""
+    content = locks._me()._asdict() | fields
+    (directory / ".lock").write_text(json.dumps(content))
+    os.utime(directory / ".lock", (time.time() - seconds,) * 2)
+
+
+def dead_pid():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fields", "is_stale"),
+    [
+        (0.0, {"pid": "dead"}, True),
+        (0.0, {"pid": 2**40}, True),
+        (0.0, {"ticks": 1}, True),  # a later process has its number
+        (1e6, {}, False),  # suspended, but it lives
+        (5.0, {"host": "elsewhere"}, False),
+        (300.0, {"host": "elsewhere"}, True),
+        (5.0, {"place": "another container", "pid": "dead"}, False),
+        (300.0, {"pid": "what"}, True),  # a damaged file names nobody
+        (5.0, {"pid": None}, False),
+    ],
+)
+def test_the_lock_of_a_dead_process_is_taken_over_with_a_word(
+    no_system_locks, tmp_path, seconds, fields, is_stale
+):
+    fields = {name: dead_pid() if value == "dead" else value for name, value in fields.items()}
+    left_behind(tmp_path, seconds, **fields)
+    said = []
+    assert locks.is_held(tmp_path) is not is_stale
+    if is_stale:
+        with locks.held(tmp_path, said.append):
+            assert locks._read(tmp_path / ".lock").pid == os.getpid()
+        assert re.fullmatch(r"Taken over from (process \d+ on|a process without).*without a word\.", said[0])
+    else:
+        with pytest.raises(ConfigError, match="another process runs"), locks.held(tmp_path, said.append):
+            pass
+        assert said == []
+
+
+def test_a_process_that_was_taken_over_writes_no_more(no_system_locks, tmp_path):
+    with locks.held(tmp_path, pytest.fail) as check:
+        left_behind(tmp_path, host="elsewhere")
+        with pytest.raises(ConfigError, match=r"on elsewhere.* has taken over"):
+            check()
+    assert json.loads((tmp_path / ".lock").read_text())["host"] == "elsewhere"  # not ours to remove
+
+
+def test_a_lock_shows_that_its_process_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_BEAT_SECONDS", 0.05)
+    with locks.held(tmp_path, pytest.fail):
+        os.utime(tmp_path / ".lock", (0.0, 0.0))
+        end = time.monotonic() + 10.0
+        while (tmp_path / ".lock").stat().st_mtime < 1e9:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("words", [["run", "--resume"], ["resume"]])
+@pytest.mark.parametrize("is_config_there", [True, False])
+def test_a_run_is_resumed_with_the_words_that_began_it(call, tmp_path, words, is_config_there):
+    study = tmp_path / "study.py"
+    study.write_text(FAKE.read_text())
+    options = ["--depths", "1", "3", "--activations", "leaky_relu(0.3)", "--output", "my runs"]
+    assert call("run", "study.py", *options, "--trouble", "bug")[0] == 1
+    directory = only_run(tmp_path, "my runs")
+    text = study.read_text().replace("self._be_troublesome()", "pass")
+    study.write_text(text)
+    if not is_config_there:
+        study.unlink()
+        (directory / "config.py").write_text(text)
+    status, _, err = call(*words, directory, "--rate", "3")
+    assert status == 2
+    assert "`rate` is 0.5 in the run and 3.0 now" in err
+    assert call(*words, directory, "--workers", "0")[0] == 0
+    assert len(list((directory / "cells").iterdir())) == 2
+    status, _, err = call("report", directory)
+    assert status == 0
+    assert [path.name for path in (tmp_path / "my runs").iterdir()] == [directory.name]
+
+
+@pytest.mark.parametrize("command", ["", "rm -rf x", "python -m train run", "python -m train run 'x"])
+def test_a_run_that_does_not_say_how_it_was_begun_asks_for_its_config(call, tmp_path, command):
+    call("run", FAKE, "--smoke")
+    with_field("command", command)(only_run(tmp_path) / "config.json")
+    status, _, err = call("resume", only_run(tmp_path))
+    assert status == 2
+    assert "does not say how it was begun" in err
+    assert "run CONFIG ... --resume" in err
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "it's", 'a "quoted" $HOME', "tab\tbed", "two\nlines", "\x1b[31m'\\", "größe"]
+)
+def test_the_printed_command_names_the_folder_whatever_its_name(tmp_path, name):
+    output = tmp_path / name
+    directory = runner.create(request.parse([str(FAKE)]).experiment, FAKE, output=output, command="")
+    printed = runner.resume_command(directory)
+    assert printed.isprintable()
+    words = printed.removeprefix("python -m train resume ")
+    shown = subprocess.run(["bash", "-c", f"printf %s {words}"], capture_output=True, check=True)
+    assert os.fsdecode(shown.stdout) == str(directory)
+
+
+def test_what_killed_processes_left_is_removed_by_the_next_command(call, tmp_path):
+    call("run", FAKE, "--smoke")
+    directory, runs = only_run(tmp_path), tmp_path / "runs"
+    host = locks._file_name(socket.gethostname())
+    name = "study-20260101T000000-abcd"
+    dead, alive, old = (
+        runs / f".{name}.{tail}.tmp"
+        for tail in (f"{host}.{dead_pid()}", f"{host}.{os.getpid()}", f"elsewhere.{1}")
+    )
+    foreign = runs / ".mine.tmp"
+    for command in (
+        ["list"],
+        ["run", FAKE, "--smoke", "--output", "runs"],
+        ["report", directory],
+        ["resume", directory],
+    ):
+        for path in (dead, alive, old, foreign):
+            (path / "cells").mkdir(parents=True, exist_ok=True)
+        os.utime(old, (0.0, 0.0))
+        (directory / "figures" / ".a.svg.123.tmp").write_text("half")
+        (directory / ".result.nc.123.tmp").write_text("half")
+        assert call(*command)[0] == 0
+        assert [path.exists() for path in (dead, alive, old, foreign)] == [False, True, False, True]
+        is_there = command[0] in ("report", "resume")
+        assert (directory / "figures" / ".a.svg.123.tmp").exists() is not is_there
+        assert (directory / ".result.nc.123.tmp").exists() is not is_there
+
+
+QUICK = """
+import os, shutil, signal, sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from train.experiment import Cell
+
+@dataclass(frozen=True)
+class Quick:
+    def smoke(self):
+        return self
+
+    def cells(self):
+        return [Cell("a", {"place": 0}), Cell("b", {"place": 1})]
+
+    def run(self, cell, *, progress):
+        if cell.name == "b":
+            TROUBLE
+        labels = {"units": "1", "long_name": "it"}
+        place = [cell.coords["place"]]
+        return xr.Dataset({"it": ("place", place, labels)}, {"place": ("place", place, labels)})
+
+    figures = tables = staticmethod(lambda result: {})
+    findings = staticmethod(lambda result: ["Done."])
+
+def get_config():
+    return Quick()
+"""
+
+
+def troubled(tmp_path, code):
+    """A study without jax, whose second and last cell runs some code."""
+    (tmp_path / "study.py").write_text(QUICK.replace("TROUBLE", code))
+
+
+CAUSES = {
+    "os.kill(os.getpid(), signal.SIGTERM)": (
+        2,
+        r"b ended by SIGTERM\. Somebody, or the batch system",
+    ),
+    "os.kill(os.getpid(), signal.SIGSEGV)": (2, r"b ended by SIGSEGV\. Compiled code crashed"),
+    "os.kill(os.getpid(), signal.SIGKILL)": (
+        2,
+        r"b ended by SIGKILL\. Memory ran out .*--workers 1",
+    ),
+    "os._exit(3)": (
+        2,
+        r"b ended with status 3\. The study, or a library that it calls, ended the process",
+    ),
+    "sys.exit(4)": (1, r"b called sys\.exit\(4\).*Let the study raise an exception"),
+    "np.zeros(2**62, np.int8)": (2, r"b: memory ran out \(.*Unable to allocate 4.*--workers 1"),
+    "[os.open('/', 0) for _ in range(10**7)]": (2, r"Too many open files.*`ulimit -n"),
+}
+
+
+@pytest.mark.parametrize("code", CAUSES)
+def test_what_ended_a_cell_is_named_with_its_own_remedy(call, tmp_path, code):
+    status, cause = CAUSES[code]
+    troubled(tmp_path, code)
+    found, _, err = call("run", "study.py", "--workers", "1")
+    assert found == status, err
+    assert re.search(cause, err), err
+    assert re.search(
+        r"1 of 2 cells are finished and kept\. Continue with:\n  python -m train resume runs/", err
+    )
+    assert "Make the folder writable" not in err
+    assert ("Traceback" in err) == (status == 1)
+    assert not (only_run(tmp_path) / ".lock").exists()
+
+
+def test_deleted_cells_are_named_and_measured_again(call, tmp_path):
+    delete = "shutil.rmtree(next(Path('runs').glob('*/cells')))"
+    troubled(tmp_path, delete)
+    status, _, err = call("run", "study.py")
+    assert status == 2
+    assert "deleted or moved its folder meanwhile: put it back, or have what was in it measured again" in err
+    assert "Make the folder writable" not in err
+    troubled(tmp_path, "pass")
+    directory = only_run(tmp_path)
+    assert call("resume", directory)[0] == 0
+    assert len(list((directory / "cells").iterdir())) == 2
+
+
+def test_a_run_whose_folder_is_gone_says_so(call, tmp_path):
+    troubled(tmp_path, "shutil.rmtree('runs')")
+    status, _, err = call("run", "study.py")
+    assert status == 2
+    assert "deleted or moved its folder" in err
+    assert "is gone, and its cells with it. Start a new run." in err
+
+
+def test_errors_of_the_study_are_not_blamed_on_the_machine():
+    for error in (ValueError("x"), OSError("x"), FileNotFoundError(errno.ENOENT, "x"), RecursionError("x")):
+        assert causes.outside(error) is None
+    for number in signal.Signals:
+        assert f"ended by {number.name}." in causes.of_end(-number)
+    assert "ended by signal 77. " in causes.of_end(-77)
+
+
+def test_names_that_stdout_cannot_write_end_no_command(start, tmp_path):
+    (tmp_path / "configs").mkdir()
+    text = QUICK.replace("TROUBLE", "print('\\u03c3')").replace('Cell("b"', 'Cell("\\u03c3"')
+    text = text.replace('"Done."', '"\\u03c3 is done."').replace('== "b"', '!= "a"')
+    (tmp_path / "configs" / "gr\u03c3\u2192.py").write_text('"""\u03c3"""\n' + text, encoding="utf-8")
+    output = "l\u03c3"
+    for module, words, encoding, shown in (
+        (
+            "train",
+            ["run", "configs/gr\u03c3\u2192.py", "--workers", "1", "--output", output],
+            "ascii",
+            "- ? is done.",
+        ),
+        ("train", ["list", "--output", output], "cp1252", "l?/gr??-2"),
+        ("train", ["report", "RUN", "--output", output], "cp1252", "/l?/gr??-2"),
+        ("jaxact", ["describe", "gelu", "--plot", "g\u03c3.svg"], "ascii", "g?.svg"),
+    ):
+        words = [only_run(tmp_path, output) if word == "RUN" else word for word in words]
+        status, out, err = ended(start(*words, module=module, PYTHONIOENCODING=encoding))
+        assert (status, err) == (0, "")
+        assert shown in out

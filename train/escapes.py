@@ -1,0 +1,25 @@
+"""Text as it may be shown: what a terminal would obey, and SVG cannot hold, is written as an escape."""
+
+import unicodedata
+
+
+def visible(text: str) -> str:
+    r"""The text with escapes for what is not seen but acted on, such as control characters.
+
+    A terminal obeys them, SVG has no room for them, and a reader would take one name for another. Line ends and tabs
+    stay.
+
+    >>> print(visible("tanh"), visible("a\x1b[2J"), visible("a\u2028b"))
+    tanh a\x1b[2J a\u2028b
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escape(letter) if _is_unseen(letter) else letter for letter in text)
+
+
+def _is_unseen(letter: str) -> bool:
+    return letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape", "surrogatepass").decode("ascii")

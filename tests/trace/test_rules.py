@@ -1,0 +1,238 @@
+"""Every primitive of the table: its steps compute it, and what is certified holds against JAX's own Jacobians."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import primitives
+
+from jaxact.lipschitz import Ball, Box, certify
+from jaxact.trace import evaluate, lower
+from jaxact.trace._rules import RULES
+
+_RNG = np.random.default_rng(0)
+CENTER = np.array([0.37, -0.62, 0.81, 1.17, -0.28, 0.55])
+W = _RNG.normal(size=(4, 6)) / 2
+KERNEL = _RNG.normal(size=(3, 1, 2))
+INDEX = jnp.array([[0], [2], [2]])
+
+
+def scatter(kind, operand=None):
+    dims = lax.ScatterDimensionNumbers((), (0,), (0,))
+    base = jnp.full(4, 0.3) if operand is None else operand
+    return lambda x: kind(
+        base.astype(x.dtype) if operand is None else operand(x), INDEX, jnp.sin(x[:3]), dims
+    )
+
+
+def window(op, start):
+    return lambda x: lax.reduce_window(x, start, op, (3,), (2,), "VALID")
+
+
+#: primitive -> a function in which it meets the input; entries about CENTER
+SAMPLES = {
+    "acos": lambda x: lax.acos(x / 4),
+    "acosh": lambda x: lax.acosh(x + 2),
+    "add_any": lambda x: jax.vjp(lambda y: (jnp.sin(y), y * W[0]), x)[1]((x, x))[0],
+    "and": lambda x: jnp.where((x > 0.2) & (x < 0.5), (x - 0.2) * (0.5 - x), 0.0),
+    "asin": lambda x: lax.asin(x / 4),
+    "atan2": lambda x: lax.atan2(x, jnp.full(6, 1.5)),
+    "atanh": lambda x: lax.atanh(x / 4),
+    "ceil": lambda x: x * lax.ceil(x),
+    "clamp": lambda x: lax.clamp(0.0, x, 0.8),
+    "concatenate": lambda x: jnp.concatenate([x[2:] * 2, x[:3]]),
+    "conv_general_dilated": lambda x: lax.conv_general_dilated(
+        x.reshape(1, 6, 1), KERNEL, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
+    ),
+    "convert_element_type": lambda x: x.astype(jnp.float32).astype(jnp.float64),
+    "copy": lambda x: jnp.array(x, copy=True) * 2,
+    "digamma": lambda x: lax.digamma(x + 2),
+    "div": lambda x: x / (2 + x[::-1]),
+    "dot_general": lambda x: W @ x,
+    "dynamic_slice": lambda x: lax.dynamic_slice(x, (1,), (3,)),
+    "dynamic_update_slice": lambda x: lax.dynamic_update_slice(x, 3 * x[:2], (3,)),
+    "eq": lambda x: jnp.where(x == 5.0, 0.0, 2 * x),
+    "erf_inv": lambda x: lax.erf_inv(x / 2),
+    "floor": lambda x: x * lax.floor(x),
+    "gather": lambda x: x[jnp.array([3, 0, 0])],
+    "ge": lambda x: jnp.where(x >= 0, x, 0.3 * x),
+    "gt": lambda x: jnp.where(x > x[::-1], x, x[::-1]),
+    "integer_pow": lambda x: x**3,
+    "is_finite": lambda x: jnp.where(jnp.isfinite(x), 2 * x, 0.0),
+    "le": lambda x: jnp.where(x <= 0, x, 0.3 * x),
+    "lgamma": lambda x: lax.lgamma(x + 2),
+    "log": lambda x: lax.log(x + 2),
+    "lt": lambda x: jnp.where(x < 0, x, 0.3 * x),
+    "max": lambda x: lax.max(x, x[::-1]),
+    "min": lambda x: lax.min(x, x[::-1]),
+    "mul": lambda x: x * x[::-1],
+    "name": lambda x: 2 * checkpoint_name(x, "h"),
+    "ne": lambda x: jnp.where(x != 5.0, 2 * x, 0.0),
+    "not": lambda x: jnp.where(~(x > 0.5), 0.0, x - 0.5),
+    "optimization_barrier": lambda x: 2 * lax.optimization_barrier(x),
+    "or": lambda x: jnp.where((x < 0.2) | (x > 0.5), 0.0, (x - 0.2) * (0.5 - x)),
+    "pad": lambda x: lax.pad(x, 0.5, [(1, -2, 1)]),
+    "pow": lambda x: (x + 2) ** 1.7,
+    "reduce_max": lambda x: x.reshape(2, 3).max(1),
+    "reduce_min": lambda x: x.reshape(2, 3).min(0),
+    "reduce_precision": lambda x: 2 * lax.reduce_precision(x, 8, 23),
+    "reduce_prod": lambda x: x.reshape(2, 3).prod(1),
+    "reduce_sum": lambda x: x.reshape(2, 3).sum(0),
+    "reduce_window_max": window(lax.max, -jnp.inf),
+    "reduce_window_min": window(lax.min, jnp.inf),
+    "reduce_window_sum": window(lax.add, 0.0),
+    "reshape": lambda x: x.reshape(3, 2) * 2,
+    "rev": lambda x: x[::-1],
+    "round": lambda x: x * lax.round(x),
+    "rsqrt": lambda x: lax.rsqrt(x + 2),
+    "scatter": scatter(lax.scatter, lambda x: x),
+    "scatter-add": scatter(lax.scatter_add, lambda x: x),
+    "scatter-max": scatter(lax.scatter_max),
+    "scatter-min": scatter(lax.scatter_min),
+    "scatter-mul": lambda x: x.at[jnp.array([0, 2])].multiply(3.0),
+    "select_n": lambda x: jnp.where(jnp.arange(6) < 3, x, 2 * x[::-1]),
+    "slice": lambda x: x[1:5:2],
+    "sort": jnp.sort,
+    "split": lambda x: jnp.concatenate(lax.split(x, (2, 4))[::-1]),
+    "sqrt": lambda x: lax.sqrt(x + 2),
+    "squeeze": lambda x: 2 * x.reshape(6, 1).squeeze(),
+    "stack": lambda x: jnp.stack([x, 2 * x]),
+    "stop_gradient": lambda x: 2 * lax.stop_gradient(x),
+    "sub": lambda x: x - 2 * x[::-1],
+    "tile": lambda x: jnp.tile(x, 2),
+    "top_k": lambda x: lax.top_k(x, 2)[0],
+    "transpose": lambda x: x.reshape(2, 3).T,
+    "triangular_solve": lambda x: jax.scipy.linalg.solve_triangular(np.tril(np.ones((6, 6))) + np.eye(6), x),
+    "unstack": lambda x: sum(jnp.unstack(x.reshape(3, 2))),
+    "xor": lambda x: jnp.where((x < 0.2) ^ (x > 0.5), 0.0, (x - 0.2) * (0.5 - x)),
+}
+#: what says something of devices alone, and sums of several cotangents, which no user writes
+_OF_MESHES = {"mesh_cast", "pvary", "sharding_constraint"}
+_KNOWN = {p.name for p in vars(primitives).values() if hasattr(p, "name")}
+
+
+def sample(name):
+    return SAMPLES.get(name) or getattr(lax, name)
+
+
+def met(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for inner in jax.core.jaxprs_in_params(eqn.params):
+            yield from met(inner)
+
+
+def attained(fn, region, count=200):
+    """The largest norm of a Jacobian of 200 inputs."""
+    half = (
+        np.full(6, region.radius) / 6**0.5 if isinstance(region, Ball) else (region.upper - region.lower) / 2
+    )
+    middle = region.center if isinstance(region, Ball) else (region.upper + region.lower) / 2
+    with jax.enable_x64(True):
+        jacobian = jax.jit(jax.vmap(jax.jacfwd(lambda x: jnp.ravel(fn(x)))))
+        points = middle + half * np.random.default_rng(1).uniform(-1, 1, (count, 6))
+        return np.linalg.norm(np.asarray(jacobian(jnp.asarray(points))), 2, (1, 2)).max()
+
+
+@pytest.mark.parametrize("name", sorted(set(RULES) & (_KNOWN | set(SAMPLES)) - _OF_MESHES))
+def test_a_rule_computes_its_primitive_and_bounds_it(name):
+    fn = sample(name)
+    with jax.enable_x64(True):
+        assert name in set(met(jax.make_jaxpr(fn)(CENTER).jaxpr))
+        for contract in (False, True):
+            program = lower(fn, CENTER, contract=contract).program
+            for x in (CENTER, CENTER + 0.03):
+                expected = np.ravel(fn(jnp.asarray(x)))
+                np.testing.assert_allclose(evaluate(program, x), expected, rtol=1e-7, atol=1e-7)
+    region = Ball(CENTER, 0.05)
+    largest = attained(
+        lambda x: lax.stop_gradient(x) * 0 + 2 * x if name == "stop_gradient" else fn(x), region
+    )
+    assert largest <= certify(fn, CENTER, region=region).value * (1 + 1e-6)
+
+
+V = _RNG.normal(size=6)
+V /= np.linalg.norm(V)
+SYSTEM = _RNG.normal(size=(6, 6)) + 4 * np.eye(6)
+FILTER = np.array([1.0, 2.0j, 0.5, 1.0])
+GAINS = np.arange(1.0, 7.0)
+#: functions that are more than one rule, with the constant that they have: by a closed form, or NumPy's linear algebra
+CONSTANTS = {
+    "fft": (lambda x: jnp.fft.fft(x).real, 6**0.5),
+    "dct": (lambda x: jax.scipy.fft.dct(x, norm="ortho"), 1.0),
+    "spectral filter": (lambda x: jnp.fft.irfft(jnp.fft.rfft(x) * FILTER, 6), 2.0),
+    "modulus": (lambda x: jnp.abs(jnp.fft.fft(x)), 6**0.5),
+    "complex product": (lambda x: (x[:3] + 1j * x[3:]).real * 3 + ((x[:3] + 1j * x[3:]) * 2j).real, 13**0.5),
+    "linear system": (lambda x: jnp.linalg.solve(SYSTEM, x), np.linalg.norm(np.linalg.inv(SYSTEM), 2)),
+    "select": (lambda x: jnp.select([x < 0, x < 1], [0 * x, 2 * x], 2.0), 2.0),
+    "piecewise": (lambda x: jnp.piecewise(x, [x < 0, x >= 0], [lambda x: 0.5 * x, lambda x: 3 * x]), 3.0),
+    "interp": (lambda x: jnp.interp(x, np.array([0.0, 1, 3]), np.array([0.0, 1.5, -1])), 1.5),
+    "hypot": (lambda x: jnp.hypot(x[:3], x[3:]), 1.0),
+    "logaddexp": (lambda x: jnp.logaddexp(x[:3], x[3:]), 1.0),
+    "triangle wave": (lambda x: jnp.abs(x % 2 - 1), 1.0),
+    "sinc": (jnp.sinc, 1.3703055973),
+    "MaxMin": (lambda x: jnp.concatenate([jnp.maximum(x[:3], x[3:]), jnp.minimum(x[:3], x[3:])]), 1.0),
+    "MaxMin by where": (
+        lambda x: jnp.concatenate(
+            [jnp.where(x[:3] > x[3:], x[:3], x[3:]), jnp.where(x[:3] > x[3:], x[3:], x[:3])]
+        ),
+        1.0,
+    ),
+    "Householder": (lambda x: jnp.where(x @ V > 0, x, x - 2 * (x @ V) * V), 1.0),
+    "segment_max": (lambda x: jax.ops.segment_max(x, jnp.array([0, 0, 1, 1, 1, 2]), 3), 1.0),
+    "log_softmax": (jax.nn.log_softmax, 6**0.5),
+    "cross entropy": (lambda x: -jax.nn.log_softmax(x)[2], 2**0.5),
+    "exp of log_softmax": (lambda x: jnp.exp(jax.nn.log_softmax(x)), 0.5),
+    "range": (jnp.ptp, 2**0.5),
+    "margin": (lambda x: x[0] - jnp.max(x[1:]), 2**0.5),
+    "shifted logsumexp": (lambda x: x.max() + jnp.log(jnp.exp(x - x.max()).sum()), 1.0),
+    "norm": (lambda x: jnp.sqrt(x @ x), 1.0),
+    "clipped to a ball": (lambda x: x * jnp.minimum(1, 1 / jnp.linalg.norm(x)), 1.0),
+    "squash": (lambda x: x * jnp.linalg.norm(x) / (1 + (x**2).sum()), 3**1.5 / 8),
+    "bump": (lambda x: jnp.exp(-((x - CENTER) ** 2).sum() / 2), np.exp(-0.5)),
+    "RMS norm, gains first": (lambda x: (x * GAINS) * lax.rsqrt((x**2).mean() + 0.1), 6 / 0.1**0.5),
+    "layer norm, fast variance": (
+        lambda x: (x - x.mean()) * lax.rsqrt(jnp.maximum((x**2).mean() - x.mean() ** 2, 0) + 0.1) * GAINS,
+        np.linalg.norm(np.diag(GAINS) @ (np.eye(6) - 1 / 6), 2) / 0.1**0.5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_known_constant_is_found(name):
+    fn, constant = CONSTANTS[name]
+    assert constant * (1 - 1e-9) <= certify(fn, CENTER).value <= constant * (1 + 1e-6)
+
+
+def test_what_is_fixed_by_scipy_agrees():
+    np.testing.assert_allclose(
+        evaluate(lower(CONSTANTS["dct"][0], CENTER).program, CENTER),
+        scipy.fft.dct(CENTER, norm="ortho"),
+        rtol=1e-12,
+    )
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: (x - x.mean()) * lax.rsqrt((x**2).mean() - x.mean() ** 2 + 1e-5),
+        lambda x: x / jnp.linalg.norm(x),
+        lambda x: (W @ x) / jnp.sqrt((x**2).sum() + 0.01),
+    ],
+    ids=["layer norm", "direction", "map by length"],
+)
+def test_a_normalisation_in_a_ball_is_bounded_by_the_least_length_there(fn):
+    region = Ball(CENTER, 0.2)
+    found = certify(fn, CENTER, region=region).value
+    assert attained(fn, region) <= found * (1 + 1e-9)
+    assert found <= 1.5 * attained(fn, region)
+
+
+def test_a_formula_that_reads_a_remainder_is_bounded_by_one_period():
+    box = Box(np.full(6, 0.1), np.full(6, 0.9))
+    assert 1 <= certify(lambda x: x % 1, CENTER, region=box).value <= 1 + 1e-6
+    with pytest.raises(ValueError, match="over all inputs"):  # it jumps
+        certify(lambda x: x % 1, CENTER)

@@ -456,6 +456,9 @@ class Certificate:
             where all were.
         is_global: whether it is the bound over all inputs, which may be the better one within a region too.
         seconds: wall clock, compilation included; 0 if it was traced.
+        parts: so many parts of the region were bounded each alone, and `value` is the largest of their bounds.
+        attained: the norm of a Jacobian that was seen while the region was cut, rounded down; None where none was.
+        is_exact: whether `value` is within 1e-9 of `attained`: it is the constant.
         history: the bound's natural logarithm at the start and after each refinement step, not proved; within a region
             with slopes extrapolated in most.
     """
@@ -473,6 +476,9 @@ class Certificate:
     sizes: tuple[tuple[int, int], ...] = ()
     by_norms_beyond: int | None = None
     is_global: bool = False
+    parts: int = 1
+    attained: float | None = None
+    is_exact: bool = False
 
     @property
     def log10(self) -> Scalar:

@@ -1,0 +1,336 @@
+"""Entrywise enclosures of the values and difference quotients of a program, over many boxes at once.
+
+For any two inputs of a box the outputs differ by f(x') - f(x) = M (x' - x), where M is a product of the program's
+matrices and of diagonal matrices of slopes. M is carried as |M - middle| <= radius, entry by entry (Rump 1999, Fast
+and parallel interval arithmetic, BIT 39), and as the boxes shrink it tends to the Jacobian. With it values are
+enclosed by the mean value form f(c) + M [x - c] besides interval arithmetic. All radii include the rounding of
+float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from jaxact.errors import ArgumentError
+from jaxact.lipschitz._norms import UNIT
+from jaxact.lipschitz._pieces import Pieces, pieces_of
+from jaxact.lipschitz._program import Affine, Contraction, Diagonal, Elementwise, Identity, Program
+
+MOST_ENTRIES = 2**25  # of all enclosures of M together, 512 MiB
+
+Rows = Float[np.ndarray, "_size _box"]
+Pair = tuple[Rows, Rows]
+
+
+class Quotients(NamedTuple):
+    """All M with |M - middle| <= radius, both [size, box, in]."""
+
+    middle: Float[np.ndarray, "size box in"]
+    radius: Float[np.ndarray, "size box in"]
+
+    def most(self) -> Float[np.ndarray, "size box in"]:
+        """The largest |M| entry by entry."""
+        return (np.abs(self.middle) + self.radius) * (1 + 2 * UNIT)
+
+
+@dataclass
+class Enclosed:
+    """What holds for all inputs of each box.
+
+    Attributes:
+        intervals: variable -> (lower, upper), each [size, box].
+        quotients: variable -> how much it can move with the input.
+        slopes: step -> (alpha, beta), each [size, box], of elementwise steps.
+        centers: variable -> (lower, upper), likewise, of its value at the centre of each box.
+    """
+
+    intervals: dict[int, Pair] = field(default_factory=dict)
+    quotients: dict[int, Quotients] = field(default_factory=dict)
+    slopes: dict[int, Pair] = field(default_factory=dict)
+    centers: dict[int, Pair] = field(default_factory=dict)
+
+
+class Engine:
+    """A program whose operators are written out, to be enclosed over boxes.
+
+    Raises:
+        ValueError: an operator has too many entries, or a step that is no function of its source has no range.
+    """
+
+    def __init__(self, program: Program):
+        entries = sum(program.sizes.values()) * program.input_size
+        if entries > MOST_ENTRIES:
+            raise ArgumentError(
+                f"has {sum(program.sizes.values())} hidden values of {program.input_size} inputs, more than can be "
+                f"enclosed entry by entry ({MOST_ENTRIES} products).",
+                argument="fn",
+            )
+        self.program = program
+        self._matrices = {
+            (index, term): _written(operator)
+            for index, step in enumerate(program.steps)
+            if isinstance(step, Affine)
+            for term, (_, operator) in enumerate(step.terms)
+        }
+        self._asked: dict[tuple[int, str], bool] = {}
+        self._pieces: dict[int, Pieces] = {}
+        self._known: dict[int, Pair] = {}
+
+    def settle(self, lower: Float[np.ndarray, " in"], upper: Float[np.ndarray, " in"]) -> None:
+        """Prepare for boxes inside this one, whose intervals hold in all; what is piecewise linear becomes a table."""
+        intervals = self.enclose(lower[None], upper[None]).intervals
+        for index, step in enumerate(self.program.steps):
+            if isinstance(step, Elementwise) and step.size:
+                low, high = intervals[step.source]
+                pieces = pieces_of(step, float(low.min()), float(high.max()))
+                if pieces is not None:
+                    self._pieces[index] = pieces
+        self._known = {v: pair for v, pair in intervals.items() if v != 0}
+
+    @property
+    def most_boxes(self) -> int:
+        """So many at once."""
+        return max(MOST_ENTRIES // (4 * sum(self.program.sizes.values()) * self.program.input_size), 1)
+
+    def enclose(
+        self,
+        lower: Float[np.ndarray, "box in"],
+        upper: Float[np.ndarray, "box in"],
+        *,
+        radius: float | None = None,
+    ) -> Enclosed:
+        """Enclose every variable over boxes; infinite ones for all inputs.
+
+        Args:
+            lower: ends of the boxes.
+            upper: likewise.
+            radius: the inputs lie within this Euclidean distance of the boxes' centres besides, if given.
+        """
+        found = Enclosed()
+        lower, upper = lower.T, upper.T
+        finite = bool(np.isfinite(lower).all() and np.isfinite(upper).all())
+        center = lower / 2 + upper / 2 if finite else np.zeros_like(lower)
+        half = np.maximum(upper - center, center - lower) * (1 + 4 * UNIT)
+        found.intervals[0], found.centers[0] = (lower, upper), (center, center)
+        n, boxes = lower.shape
+        eye = np.broadcast_to(np.eye(n)[:, None, :], (n, boxes, n))
+        found.quotients[0] = Quotients(eye, np.zeros_like(eye))
+        with jax.enable_x64(True), np.errstate(invalid="ignore", over="ignore"):
+            for index, step in enumerate(self.program.steps):
+                if isinstance(step, Elementwise):
+                    found.slopes[index] = self.slopes(index, found.intervals)
+                found.quotients[step.out] = self.quotients(index, found)
+                if not finite:
+                    infinite = np.full((step.size, boxes), np.inf)
+                    found.intervals[step.out] = -infinite, infinite
+                    continue
+                found.centers[step.out] = self._range(index, found.centers)
+                bounds = self._range(index, found.intervals)
+                if isinstance(step, Affine) or step.is_function:
+                    moved = _moved(found.quotients[step.out], half, radius)
+                    around = found.centers[step.out]
+                    bounds = _meet(bounds, outward(around[0] - moved, around[1] + moved))
+                if step.out in self._known:
+                    bounds = _meet(bounds, self._known[step.out])
+                found.intervals[step.out] = bounds
+        return found
+
+    def output(self, slopes: Mapping[int, Pair], stretch: Enclosed) -> Quotients:
+        """The quotients of the output for other slopes: of columns that may be more than the boxes.
+
+        Args:
+            slopes: step -> (alpha, beta), each [size, column].
+            stretch: unused intervals of contractions are taken from it; only for programs without them.
+        """
+        n = self.program.input_size
+        columns = next(iter(slopes.values()))[0].shape[1] if slopes else 1
+        eye = np.broadcast_to(np.eye(n)[:, None, :], (n, columns, n))
+        found = Enclosed(slopes=dict(slopes), intervals=stretch.intervals)
+        found.quotients[0] = Quotients(eye, np.zeros_like(eye))
+        with np.errstate(invalid="ignore", over="ignore"):
+            for index, step in enumerate(self.program.steps):
+                found.quotients[step.out] = self.quotients(index, found)
+        return found.quotients[self.program.output]
+
+    def quotients(self, index: int, found: Enclosed) -> Quotients:
+        """Those of what a step defines, from those of its sources."""
+        step = self.program.steps[index]
+        if isinstance(step, Elementwise):
+            middle, half = centered(*found.slopes[index])
+            m, r = middle[:, :, None], half[:, :, None]
+            J = found.quotients[step.source]
+            product = m * J.middle
+            size = np.abs(J.middle)
+            spread = np.abs(m) * J.radius + r * (size + J.radius) + 2 * UNIT * np.abs(product)
+            return Quotients(product, spread * (1 + 8 * UNIT))
+        if isinstance(step, Contraction):
+            most = found.quotients[step.source].most()
+            constant = self._by_box(step.constant, found.intervals, most.shape[1])
+            columns = np.sqrt(np.square(most).sum(0)) * (constant[:, None] * (1 + (len(most) + 8) * UNIT))
+            zero = np.zeros((step.size, *columns.shape))
+            return Quotients(zero, np.broadcast_to(columns, zero.shape))
+        assert isinstance(step, Affine)
+        middle, radius = 0.0, 0.0
+        for term, (source, _) in enumerate(step.terms):
+            J = found.quotients[source]
+            A = self._matrices[index, term]
+            g = rounding(J.middle.shape[0] + len(step.terms))
+            middle = middle + product_with(A, J.middle)
+            radius = radius + product_with(absolute(A), J.radius * (1 + 2 * g) + g * np.abs(J.middle))
+        return Quotients(np.asarray(middle), np.asarray(radius) * (1 + 2 * rounding(self._inner(step))))
+
+    def slopes(self, index: int, intervals: Mapping[int, Pair]) -> Pair:
+        """(alpha, beta) of an elementwise step, each [size, box].
+
+        Raises:
+            ValueError: they are infinite.
+        """
+        step = self.program.steps[index]
+        assert isinstance(step, Elementwise)
+        if index in self._pieces:
+            return self._pieces[index].slope_range(*intervals[step.source])
+        alpha, beta = self._asked_of(index, "slopes", step.slopes, intervals)
+        if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
+            raise ArgumentError(
+                f"Step {step.label or step.out} must have bounded slopes, got [{alpha.min()}, {beta.max()}].",
+                "No bound holds for all these inputs: pass `region=`, or a smaller one.",
+                give="region",
+            )
+        return alpha, beta
+
+    def _range(self, index: int, intervals: Mapping[int, Pair]) -> Pair:
+        step = self.program.steps[index]
+        if index in self._pieces:
+            assert isinstance(step, Elementwise)
+            return self._pieces[index].value_range(*intervals[step.source])
+        if not isinstance(step, Affine):
+            if step.range is None:
+                raise ValueError(f"Step {step.label or step.out} must have a `range` to be enclosed.")
+            return self._asked_of(index, "range", step.range, intervals)
+        offset = (
+            np.zeros(step.size) if step.offset is None else np.asarray(step.offset, np.float64).reshape(-1)
+        )
+        center, width = offset[:, None], np.abs(offset)[:, None] * (4 * UNIT)
+        for term, (source, _) in enumerate(step.terms):
+            lower, upper = intervals[source]
+            middle, half = centered(lower, upper)
+            A, g = self._matrices[index, term], rounding(len(lower) + len(step.terms) + 1)
+            center = center + product_with(A, middle)
+            width = width + product_with(absolute(A), half * (1 + 2 * g) + g * np.abs(middle))
+        width = width * (1 + 2 * rounding(self._inner(step))) + 4 * len(step.terms) * UNIT * np.abs(center)
+        return outward(center - width, center + width)
+
+    def _inner(self, step: Affine) -> int:
+        return sum(self.program.sizes[source] for source, _ in step.terms) + 2 * len(step.terms)
+
+    def _asked_of(
+        self, index: int, what: str, of: Callable[[Any], Any], intervals: Mapping[int, Pair]
+    ) -> Pair:
+        """Ask a step of all boxes at once where it answers as it does of each alone, else of one after the other."""
+        step = self.program.steps[index]
+        assert not isinstance(step, Affine)
+        reads = (*step.sources, *getattr(step, "reads", ()))
+        boxes = intervals[step.sources[0]][0].shape[1]
+        given = {v: (intervals[v][0].T, intervals[v][1].T) for v in reads}
+
+        def each(rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+            answers = [of({v: (low[row], high[row]) for v, (low, high) in given.items()}) for row in rows]
+            return tuple(
+                np.stack(
+                    [np.broadcast_to(np.asarray(answer[end], np.float64), (step.size,)) for answer in answers]
+                )
+                for end in (0, 1)
+            )
+
+        if boxes == 1:
+            answer = each([0])
+        elif self._asked.get((index, what), True):
+            answer = self._at_once(of, given, (boxes, step.size))
+            if (index, what) not in self._asked:
+                sample = [0, boxes // 2, boxes - 1]
+                self._asked[index, what] = answer is not None and all(
+                    np.array_equal(ours[sample], theirs)
+                    for ours, theirs in zip(answer, each(sample), strict=True)
+                )
+            if not self._asked[index, what]:
+                answer = each(range(boxes))
+        else:
+            answer = each(range(boxes))
+        assert answer is not None
+        return answer[0].T, answer[1].T
+
+    @staticmethod
+    def _at_once(of: Callable[[Any], Any], given: Any, shape: tuple[int, int]) -> Any:
+        try:
+            return tuple(np.broadcast_to(np.asarray(end, np.float64), shape) for end in of(given))
+        except (IndexError, TypeError, ValueError):  # of constants for each entry, or of positions
+            return None
+
+    @staticmethod
+    def _by_box(of: Callable[[Any], float], intervals: Mapping[int, Pair], boxes: int) -> np.ndarray:
+        rows = [
+            of({v: (low[:, box], high[:, box]) for v, (low, high) in intervals.items()})
+            for box in range(boxes)
+        ]
+        return np.asarray(rows, np.float64)
+
+
+def rounding(n: int) -> float:
+    """gamma_{n+4}: the relative rounding of a sum of n products in any order (Higham 2002, section 3.1)."""
+    return (n + 4) * UNIT / (1 - (n + 4) * UNIT)
+
+
+def centered(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(m, r) with [m - r, m + r] containing [lower, upper] whatever the rounding; r = 0 where they are one number."""
+    m = lower / 2 + upper / 2
+    return m, np.maximum(upper - m, m - lower) * (1 + 4 * UNIT)
+
+
+def outward(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rounded outward; unbounded where infinities made them NaN."""
+    lower, upper = np.nextafter(lower, -np.inf), np.nextafter(upper, np.inf)
+    return np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper)
+
+
+def product_with(A: Any, X: np.ndarray) -> np.ndarray:
+    """A X along the first axis; A is a matrix, the diagonal of one, or None for the identity."""
+    if A is None:
+        return X
+    if A.ndim == 1:
+        return A.reshape(-1, *[1] * (X.ndim - 1)) * X
+    return (A @ X.reshape(len(X), -1)).reshape(len(A), *X.shape[1:])
+
+
+def absolute(A: Any) -> Any:
+    """|A| entrywise, in the form of `product_with`."""
+    return None if A is None else np.abs(A)
+
+
+def _written(operator: Any) -> Any:
+    match operator:
+        case Identity():
+            return None
+        case Diagonal(d):
+            return np.asarray(d, np.float64)
+    return np.asarray(operator.dense(), np.float64)
+
+
+def _moved(J: Quotients, half: np.ndarray, radius: float | None) -> np.ndarray:
+    """|M (x - c)| for all x of a box, and of a ball where that is less."""
+    most = J.most()
+    moved = np.einsum("sbn,nb->sb", most, half)
+    if radius is not None:
+        moved = np.minimum(moved, np.sqrt(np.square(most).sum(2)) * radius)
+    return moved * (1 + 2 * rounding(len(half) + 4))
+
+
+def _meet(first: Pair, second: Pair) -> Pair:
+    lower, upper = np.maximum(first[0], second[0]), np.minimum(first[1], second[1])
+    # Two sound enclosures may miss each other by rounding; each holds alone.
+    return np.minimum(lower, upper), np.maximum(lower, upper)

@@ -16,6 +16,11 @@ def exact_lipschitz(matrices, offsets, slopes, *, size=1e3):
         slopes: (slope for z < 0, slope for z > 0) of phi, which has its only kink at 0.
         size: half the side of the square.
     """
+    return max(np.linalg.norm(J, 2) for J in jacobians(matrices, offsets, slopes, size=size))
+
+
+def jacobians(matrices, offsets, slopes, *, size=1e3):
+    """The Jacobians [out, 2] of all pieces that meet the square; the arguments are those of `exact_lipschitz`."""
     square = np.array([[-size, -size], [size, -size], [size, size], [-size, size]])
     pieces = [(square, np.eye(2), np.zeros(2))]
     for W, b in zip(matrices[:-1], offsets, strict=True):
@@ -26,7 +31,7 @@ def exact_lipschitz(matrices, offsets, slopes, *, size=1e3):
                 slope = np.where(signs > 0, slopes[1], slopes[0])
                 following.append((part, slope[:, None] * normals, slope * shifts))
         pieces = following
-    return max(np.linalg.norm(matrices[-1] @ A, 2) for _, A, _ in pieces)
+    return [matrices[-1] @ A for _, A, _ in pieces]
 
 
 def _cut(polygon, normals, shifts):

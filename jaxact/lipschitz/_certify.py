@@ -17,7 +17,9 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxact.errors import ArgumentError
 from jaxact.lipschitz._anytime import check_time, cut
 from jaxact.lipschitz._ellipsoid import bound
+from jaxact.lipschitz._mixed import orders
 from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Region, evaluate
+from jaxact.lipschitz._restated import restated
 from jaxact.lipschitz._walk import Lowered, lower
 from jaxact.lipschitz._wide import forget, run_again
 from jaxact.numerics import FunctionError, full_precision, native, untraceable
@@ -28,7 +30,7 @@ def certify(
     fn: Callable[[Any], Any],
     example: Float[ArrayLike, "*input"],
     *,
-    norm: int = 2,
+    norm: float | tuple[float, float] = 2,
     region: Region | None = None,
     num_steps: int = 0,
     seconds: float | None = None,
@@ -38,7 +40,7 @@ def certify(
 ) -> Certificate:
     """Bound the Lipschitz constant of a JAX function from above.
 
-        ||fn(x') - fn(x)||_2 <= value ||x' - x||_2    for all x, x', or all within `region`
+        ||fn(x') - fn(x)||_q <= value ||x' - x||_p    for all x, x', or all within `region`;  p = q = 2 by default
 
     The function is traced and its jaxpr walked: what does not depend on the input is computed, runs of affine
     operations are composed into one operator, and every elementwise subgraph of one variable, such as
@@ -61,7 +63,9 @@ def certify(
             Normalisation layers must be in inference mode.
         example: ONE input, or any array of its shape, whatever its number of axes: what looks like a batch is one
             vector, so that a batch axis should be of length 1.
-        norm: 2, the only one there is.
+        norm: 1, 2 or inf, or a pair (p of inputs, q of outputs) of these: `norm=math.inf` is for changes of every entry
+            by up to so much. Between norms other than l2 the smaller is given of what follows from the l2 bound by norm
+            equivalence and the norm of an enclosure of all Jacobians, entry by entry.
         region: a `Ball` or `Box` of the input's shape; None for all inputs. As it shrinks, the bound tends to the
             norm of the Jacobian.
         num_steps: refinement steps of the engine; 0 leaves its closed form. Within a region, and once more over all
@@ -81,8 +85,8 @@ def certify(
     Raises:
         TypeError: `example` is not real floating-point, or `fn` is not callable, cannot be traced or is
             in training mode: see `jaxact.numerics.FunctionError`.
-        ValueError: `norm` is not 2; `region` is not of the input's shape; the function has a part that cannot be
-            bounded, which is named with its source line; weights, constants or outputs are not finite.
+        ValueError: `norm` is none of these; `region` is not of the input's shape; the function has a part that cannot
+            be bounded, which is named with its source line; weights, constants or outputs are not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -104,12 +108,14 @@ def certify(
         bounded = partial(bound, num_steps=num_steps, tolerance=tolerance, memory_limit=memory_limit)
         readings = _translated(fn, example, region, wide)
         lowered, found = _least(readings, bounded, seconds)
-        assumptions = lowered.assumptions
+        p, q = orders(norm)
+        if (p, q) != (2, 2):
+            found = min(
+                (restated(each.lowered.program, each.region, found, p, q) for each in readings), key=float
+            )
         if max_seconds is not None:
             left = max_seconds - (time.perf_counter() - started)
-            cut_one = readings[0].lowered
-            found = cut(cut_one.program, region, found, left, tolerance)
-            assumptions = tuple(dict.fromkeys((*assumptions, *cut_one.assumptions)))
+            found = cut(readings[0].lowered.program, region, found, left, tolerance, p, q)
     except (ArithmeticError, TypeError, ValueError) as error:
         if not wide:
             raise
@@ -126,7 +132,10 @@ def certify(
     return replace(
         found,
         region=region,
-        assumptions=(*assumptions, *found.assumptions),
+        assumptions=(
+            *dict.fromkeys((*lowered.assumptions, *readings[0].lowered.assumptions)),
+            *found.assumptions,
+        ),
         seconds=time.perf_counter() - started,
     )
 
@@ -280,10 +289,7 @@ def checked(fn: Any, example: Any, norm: Any, region: Any) -> Any:
     """Refuse what cannot be asked for; the example as an array that JAX knows."""
     if not callable(fn):
         raise TypeError(f"`fn` must be a function of one array, got {fn!r}. Use lambda x: model(x).")
-    if norm != 2:
-        raise ValueError(
-            f"`norm` must be 2, got {norm!r}. Bounds in other norms follow from norm equivalence."
-        )
+    orders(norm)
     if isinstance(example, jax.core.Tracer):
         raise TypeError(
             f"`example` must be concrete, got {example}. Call certify outside jit, vmap and grad."

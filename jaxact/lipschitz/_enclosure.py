@@ -20,7 +20,16 @@ from jaxtyping import Float
 from jaxact.errors import ArgumentError
 from jaxact.lipschitz._norms import UNIT
 from jaxact.lipschitz._pieces import Pieces, pieces_of
-from jaxact.lipschitz._program import Affine, Contraction, Diagonal, Elementwise, Identity, Program
+from jaxact.lipschitz._program import (
+    Affine,
+    Ball,
+    Contraction,
+    Diagonal,
+    Elementwise,
+    Identity,
+    Program,
+    Region,
+)
 
 MOST_ENTRIES = 2**25  # of all enclosures of M together, 512 MiB
 
@@ -97,6 +106,16 @@ class Engine:
     def most_boxes(self) -> int:
         """So many at once."""
         return max(MOST_ENTRIES // (4 * sum(self.program.sizes.values()) * self.program.input_size), 1)
+
+    def within(self, region: Region | None) -> Enclosed:
+        """Enclose every variable over a region as one box, or over all inputs."""
+        if region is None:
+            infinite = np.full((1, self.program.input_size), np.inf)
+            return self.enclose(-infinite, infinite)
+        lower, upper = ends(region)
+        return self.enclose(
+            lower[None], upper[None], radius=region.radius if isinstance(region, Ball) else None
+        )
 
     def enclose(
         self,
@@ -279,6 +298,14 @@ class Engine:
             for box in range(boxes)
         ]
         return np.asarray(rows, np.float64)
+
+
+def ends(region: Region) -> tuple[Float[np.ndarray, " in"], Float[np.ndarray, " in"]]:
+    """The box around a region."""
+    if isinstance(region, Ball):
+        center, reach = region.center.reshape(-1), region.radius * (1 + 4 * UNIT)
+        return outward(center - reach, center + reach)
+    return region.lower.reshape(-1), region.upper.reshape(-1)
 
 
 def rounding(n: int) -> float:

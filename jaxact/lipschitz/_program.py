@@ -443,7 +443,7 @@ class Certificate:
             of `certify`, a scalar in the dtype of the weights of `upper_bound`.
         log: its natural logarithm, also where `value` is inf; -inf for 0.
         method: how it was found.
-        norm: 2, of inputs and outputs.
+        norm: 1, 2 or inf, of inputs and outputs, or a pair (of inputs, of outputs).
         region: the `Ball` or `Box` that it holds in, or None for all inputs.
         certified: whether it is proved, rounding included, under `assumptions`; False marks a bound up to its own
             rounding, or an estimate: `assumptions` say which.
@@ -466,7 +466,7 @@ class Certificate:
     value: Scalar
     log: Scalar
     method: str
-    norm: int = 2
+    norm: float | tuple[float, float] = 2
     region: Region | None = None
     certified: bool = True
     assumptions: tuple[str, ...] = ()

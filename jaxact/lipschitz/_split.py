@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxact.lipschitz._enclosure import Enclosed, Engine, centered
+from jaxact.lipschitz._enclosure import Enclosed, Engine, centered, ends
 from jaxact.lipschitz._mixed import Order, largest, least
 from jaxact.lipschitz._norms import one_thread
 from jaxact.lipschitz._pieces import ONE_NUMBER
@@ -142,7 +142,7 @@ class _Search:
         self.seen = 0.0
         self.done = 0.0  # the largest bound of the boxes that are cut no further
         self.num_done = 0
-        lower, upper = _ends(region)
+        lower, upper = ends(region)
         engine.settle(lower, upper)
         self.open = self._bounded(lower[None], upper[None])
         self._look(self._samples(32))
@@ -182,10 +182,10 @@ class _Search:
         J = found.quotients[self.engine.program.output]
         bound = largest(J, self.p, self.q)
         self.seen = max(self.seen, float(np.max(least(J, self.p, self.q), initial=0.0)))
-        bound = np.minimum(bound, self._at_ends(found, bound))
+        bound = np.minimum(bound, self._atends(found, bound))
         return _Boxes(lower, upper, bound, _sides(self.engine.program, found, lower, upper))
 
-    def _at_ends(self, found: Enclosed, bound: np.ndarray) -> np.ndarray:
+    def _atends(self, found: Enclosed, bound: np.ndarray) -> np.ndarray:
         """The largest norm over the ends of up to 8 slopes that are no single number, where there are no more."""
         program = self.engine.program
         better = bound.copy()
@@ -197,12 +197,12 @@ class _Search:
             rows = np.flatnonzero((count == k) & (bound > self.seen))
             for part in np.array_split(rows, -(-len(rows) * 2**k // self.most) or 1):
                 if len(part):
-                    better[part] = largest_at_ends(self.engine, found, part, k, self.p, self.q)
+                    better[part] = largest_atends(self.engine, found, part, k, self.p, self.q)
         return better
 
     def _look(self, points: np.ndarray) -> None:
         """Norms of Jacobians near points."""
-        lower, upper = _ends(self.region)
+        lower, upper = ends(self.region)
         tiny = 1e-9 * np.maximum(upper - lower, 1e-300)
         J = self.engine.enclose(np.maximum(points - tiny, lower), np.minimum(points + tiny, upper)).quotients[
             self.engine.program.output
@@ -210,7 +210,7 @@ class _Search:
         self.seen = max(self.seen, float(np.max(least(J, self.p, self.q), initial=0.0)))
 
     def _samples(self, num: int) -> np.ndarray:
-        lower, upper = _ends(self.region)
+        lower, upper = ends(self.region)
         spread = np.random.default_rng(0).uniform(-1, 1, (min(num, self.most), lower.size))
         if isinstance(self.region, Ball):
             spread *= 1 - 1e-7
@@ -225,7 +225,7 @@ class _Search:
         return np.linalg.norm(nearest - center, axis=1) <= self.region.radius * (1 + 1e-12)
 
 
-def largest_at_ends(
+def largest_atends(
     engine: Engine, found: Enclosed, boxes: np.ndarray, k: int, p: Order, q: Order
 ) -> Float[np.ndarray, " box"]:
     """The largest bound over the 2^k ends of those k slopes of each box that are no single number."""
@@ -274,10 +274,3 @@ def _weights(program: Program, variable: int) -> np.ndarray:
                 if source == variable:
                     total += np.linalg.norm(np.asarray(operator.dense()), axis=0)
     return np.where(total > 0, total, 1.0)
-
-
-def _ends(region: Region) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(region, Ball):
-        center, reach = region.center.reshape(-1), region.radius * (1 + 1e-15)
-        return np.nextafter(center - reach, -np.inf), np.nextafter(center + reach, np.inf)
-    return region.lower.reshape(-1), region.upper.reshape(-1)

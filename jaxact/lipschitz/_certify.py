@@ -106,7 +106,7 @@ def certify(
     failure: BaseException | None = None
     try:
         bounded = partial(bound, num_steps=num_steps, tolerance=tolerance, memory_limit=memory_limit)
-        readings = _translated(fn, example, region, wide)
+        readings = translated(fn, example, region, wide)
         lowered, found = _least(readings, bounded, seconds)
         p, q = orders(norm)
         if (p, q) != (2, 2):
@@ -170,7 +170,7 @@ def _least(
     return min(found, key=lambda pair: pair[1].value)
 
 
-def _translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -> list[_Reading]:
+def translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -> list[_Reading]:
     """The function as a program that gives the same outputs, or as two where a step may be known by one number.
 
     What such a number bounds it bounds everywhere, so that no region is needed with it.

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxact.errors import ArgumentError
 from jaxact.lipschitz._mixed import Order
+from jaxact.lipschitz._phases import split_by_phases
 from jaxact.lipschitz._program import Certificate, Program, Region
 from jaxact.lipschitz._split import EXACT, MOST_INPUTS, split
 
@@ -44,7 +45,7 @@ def cut(
     p: Order = 2,
     q: Order = 2,
 ) -> Certificate:
-    """A certificate, improved by cutting the region into boxes of up to 8 inputs; itself where there are more.
+    """A certificate, improved by cutting the region: into boxes of up to 8 inputs, along neurons of more.
 
     Args:
         program: what it is of.
@@ -55,11 +56,12 @@ def cut(
         p: norm of inputs.
         q: norm of outputs.
     """
-    if region is None or program.input_size > MOST_INPUTS:
+    if region is None:
         return found
+    by = split if program.input_size <= MOST_INPUTS else split_by_phases
     gap = EXACT if tolerance is None else max(tolerance, EXACT)
     try:
-        made = split(program, region, seconds=seconds, gap=gap, p=p, q=q, start=float(found.value))
+        made = by(program, region, seconds=seconds, gap=gap, p=p, q=q, start=float(found.value))
     except ArgumentError:  # too large to be enclosed entry by entry
         return found
     seen = replace(found, attained=made.lower, is_exact=made.is_exact, parts=made.parts)

@@ -18,23 +18,30 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxact.errors import ArgumentError
+from jaxact.lipschitz._interval import (
+    Pair,
+    absolute,
+    centered,
+    ends,
+    meet,
+    miss,
+    outward,
+    product_with,
+    rounding,
+    written,
+)
 from jaxact.lipschitz._norms import UNIT
 from jaxact.lipschitz._pieces import Pieces, pieces_of
 from jaxact.lipschitz._program import (
     Affine,
     Ball,
     Contraction,
-    Diagonal,
     Elementwise,
-    Identity,
     Program,
     Region,
 )
 
 MOST_ENTRIES = 2**25  # of all enclosures of M together, 512 MiB
-
-Rows = Float[np.ndarray, "_size _box"]
-Pair = tuple[Rows, Rows]
 
 
 class Quotients(NamedTuple):
@@ -57,12 +64,14 @@ class Enclosed:
         quotients: variable -> how much it can move with the input.
         slopes: step -> (alpha, beta), each [size, box], of elementwise steps.
         centers: variable -> (lower, upper), likewise, of its value at the centre of each box.
+        is_empty: whether no input is left of a box, for one box.
     """
 
     intervals: dict[int, Pair] = field(default_factory=dict)
     quotients: dict[int, Quotients] = field(default_factory=dict)
     slopes: dict[int, Pair] = field(default_factory=dict)
     centers: dict[int, Pair] = field(default_factory=dict)
+    is_empty: bool = False
 
 
 class Engine:
@@ -82,7 +91,7 @@ class Engine:
             )
         self.program = program
         self._matrices = {
-            (index, term): _written(operator)
+            (index, term): written(operator)
             for index, step in enumerate(program.steps)
             if isinstance(step, Affine)
             for term, (_, operator) in enumerate(step.terms)
@@ -91,9 +100,10 @@ class Engine:
         self._pieces: dict[int, Pieces] = {}
         self._known: dict[int, Pair] = {}
 
-    def settle(self, lower: Float[np.ndarray, " in"], upper: Float[np.ndarray, " in"]) -> None:
-        """Prepare for boxes inside this one, whose intervals hold in all; what is piecewise linear becomes a table."""
-        intervals = self.enclose(lower[None], upper[None]).intervals
+    def settle(self, region: Region) -> Enclosed:
+        """Prepare for parts of a region, whose intervals hold in all; what is piecewise linear becomes a table."""
+        whole = self.within(region)
+        intervals = whole.intervals
         for index, step in enumerate(self.program.steps):
             if isinstance(step, Elementwise) and step.size:
                 low, high = intervals[step.source]
@@ -101,6 +111,11 @@ class Engine:
                 if pieces is not None:
                     self._pieces[index] = pieces
         self._known = {v: pair for v, pair in intervals.items() if v != 0}
+        return whole
+
+    def kinks(self, index: int) -> Float[np.ndarray, " kink"]:
+        """Those of an elementwise step that is known to be piecewise linear; else none."""
+        return self._pieces[index].ends[1:-1] if index in self._pieces else np.zeros(0)
 
     @property
     def most_boxes(self) -> int:
@@ -123,6 +138,7 @@ class Engine:
         upper: Float[np.ndarray, "box in"],
         *,
         radius: float | None = None,
+        clipped: Mapping[int, Pair] | None = None,
     ) -> Enclosed:
         """Enclose every variable over boxes; infinite ones for all inputs.
 
@@ -130,6 +146,8 @@ class Engine:
             lower: ends of the boxes.
             upper: likewise.
             radius: the inputs lie within this Euclidean distance of the boxes' centres besides, if given.
+            clipped: variable -> (lower, upper): only inputs where it lies between count. The boxes' centres may be
+                none of these, so that no mean value form is used.
         """
         found = Enclosed()
         lower, upper = lower.T, upper.T
@@ -149,16 +167,55 @@ class Engine:
                     infinite = np.full((step.size, boxes), np.inf)
                     found.intervals[step.out] = -infinite, infinite
                     continue
-                found.centers[step.out] = self._range(index, found.centers)
                 bounds = self._range(index, found.intervals)
-                if isinstance(step, Affine) or step.is_function:
+                if clipped is None:
+                    found.centers[step.out] = self._range(index, found.centers)
+                if clipped is None and (isinstance(step, Affine) or step.is_function):
                     moved = _moved(found.quotients[step.out], half, radius)
                     around = found.centers[step.out]
-                    bounds = _meet(bounds, outward(around[0] - moved, around[1] + moved))
-                if step.out in self._known:
-                    bounds = _meet(bounds, self._known[step.out])
+                    bounds = meet(bounds, outward(around[0] - moved, around[1] + moved))
+                for known in (self._known, clipped or {}):
+                    if step.out in known:
+                        found.is_empty |= miss(bounds, known[step.out])
+                        bounds = meet(bounds, known[step.out])
                 found.intervals[step.out] = bounds
         return found
+
+    def narrowed(
+        self, lower: Float[np.ndarray, "1 in"], upper: Float[np.ndarray, "1 in"], clipped: Mapping[int, Pair]
+    ) -> tuple[Float[np.ndarray, "1 in"], Float[np.ndarray, "1 in"]]:
+        """The part of a box that linear functions of the input which are clipped leave of it.
+
+        a x + c <= t says a_j x_j <= t - c - sum_{k != j} min a_k x_k of every entry. Empty where lower > upper.
+        """
+        for step in self.program.steps:
+            if not isinstance(step, Affine) or step.sources != (0,) or step.out not in clipped:
+                continue
+            A = np.zeros((step.size, self.program.input_size))
+            for _, operator in step.terms:
+                A = A + np.asarray(operator.dense(), np.float64)
+            c = (
+                np.zeros(step.size)
+                if step.offset is None
+                else np.asarray(step.offset, np.float64).reshape(-1)
+            )
+            low, high = (end[:, 0] - c for end in clipped[step.out])
+            ends_of = np.stack([A * lower, A * upper])
+            least, most = ends_of.min(0), ends_of.max(0)
+            slack = (
+                8
+                * rounding(A.shape[1])
+                * (np.abs(ends_of).max(0).sum(1) + np.abs(c) + np.abs(low) + np.abs(high))
+            )
+            top = (high - least.sum(1) + slack)[:, None] + least
+            bottom = (low - most.sum(1) - slack)[:, None] + most
+            with np.errstate(divide="ignore", invalid="ignore"):
+                first, second = bottom / A, top / A
+            first, second = np.where(A > 0, first, second), np.where(A > 0, second, first)
+            known = A != 0
+            lower = np.maximum(lower, np.where(known, first, -np.inf).max(0))
+            upper = np.minimum(upper, np.where(known, second, np.inf).min(0))
+        return lower, upper
 
     def output(self, slopes: Mapping[int, Pair], stretch: Enclosed) -> Quotients:
         """The quotients of the output for other slopes: of columns that may be more than the boxes.
@@ -195,14 +252,15 @@ class Engine:
             zero = np.zeros((step.size, *columns.shape))
             return Quotients(zero, np.broadcast_to(columns, zero.shape))
         assert isinstance(step, Affine)
-        middle, radius = 0.0, 0.0
+        center: Any = 0.0
+        radius: Any = 0.0
         for term, (source, _) in enumerate(step.terms):
             J = found.quotients[source]
             A = self._matrices[index, term]
             g = rounding(J.middle.shape[0] + len(step.terms))
-            middle = middle + product_with(A, J.middle)
+            center = center + product_with(A, J.middle)
             radius = radius + product_with(absolute(A), J.radius * (1 + 2 * g) + g * np.abs(J.middle))
-        return Quotients(np.asarray(middle), np.asarray(radius) * (1 + 2 * rounding(self._inner(step))))
+        return Quotients(np.asarray(center), np.asarray(radius) * (1 + 2 * rounding(self._inner(step))))
 
     def slopes(self, index: int, intervals: Mapping[int, Pair]) -> Pair:
         """(alpha, beta) of an elementwise step, each [size, box].
@@ -260,12 +318,13 @@ class Engine:
 
         def each(rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
             answers = [of({v: (low[row], high[row]) for v, (low, high) in given.items()}) for row in rows]
-            return tuple(
+            low, high = (
                 np.stack(
                     [np.broadcast_to(np.asarray(answer[end], np.float64), (step.size,)) for answer in answers]
                 )
                 for end in (0, 1)
             )
+            return low, high
 
         if boxes == 1:
             answer = each([0])
@@ -300,54 +359,6 @@ class Engine:
         return np.asarray(rows, np.float64)
 
 
-def ends(region: Region) -> tuple[Float[np.ndarray, " in"], Float[np.ndarray, " in"]]:
-    """The box around a region."""
-    if isinstance(region, Ball):
-        center, reach = region.center.reshape(-1), region.radius * (1 + 4 * UNIT)
-        return outward(center - reach, center + reach)
-    return region.lower.reshape(-1), region.upper.reshape(-1)
-
-
-def rounding(n: int) -> float:
-    """gamma_{n+4}: the relative rounding of a sum of n products in any order (Higham 2002, section 3.1)."""
-    return (n + 4) * UNIT / (1 - (n + 4) * UNIT)
-
-
-def centered(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(m, r) with [m - r, m + r] containing [lower, upper] whatever the rounding; r = 0 where they are one number."""
-    m = lower / 2 + upper / 2
-    return m, np.maximum(upper - m, m - lower) * (1 + 4 * UNIT)
-
-
-def outward(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rounded outward; unbounded where infinities made them NaN."""
-    lower, upper = np.nextafter(lower, -np.inf), np.nextafter(upper, np.inf)
-    return np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper)
-
-
-def product_with(A: Any, X: np.ndarray) -> np.ndarray:
-    """A X along the first axis; A is a matrix, the diagonal of one, or None for the identity."""
-    if A is None:
-        return X
-    if A.ndim == 1:
-        return A.reshape(-1, *[1] * (X.ndim - 1)) * X
-    return (A @ X.reshape(len(X), -1)).reshape(len(A), *X.shape[1:])
-
-
-def absolute(A: Any) -> Any:
-    """|A| entrywise, in the form of `product_with`."""
-    return None if A is None else np.abs(A)
-
-
-def _written(operator: Any) -> Any:
-    match operator:
-        case Identity():
-            return None
-        case Diagonal(d):
-            return np.asarray(d, np.float64)
-    return np.asarray(operator.dense(), np.float64)
-
-
 def _moved(J: Quotients, half: np.ndarray, radius: float | None) -> np.ndarray:
     """|M (x - c)| for all x of a box, and of a ball where that is less."""
     most = J.most()
@@ -355,9 +366,3 @@ def _moved(J: Quotients, half: np.ndarray, radius: float | None) -> np.ndarray:
     if radius is not None:
         moved = np.minimum(moved, np.sqrt(np.square(most).sum(2)) * radius)
     return moved * (1 + 2 * rounding(len(half) + 4))
-
-
-def _meet(first: Pair, second: Pair) -> Pair:
-    lower, upper = np.maximum(first[0], second[0]), np.minimum(first[1], second[1])
-    # Two sound enclosures may miss each other by rounding; each holds alone.
-    return np.minimum(lower, upper), np.maximum(lower, upper)

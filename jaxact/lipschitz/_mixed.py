@@ -8,7 +8,8 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from jaxact.lipschitz._enclosure import Quotients, rounding
+from jaxact.lipschitz._enclosure import Quotients
+from jaxact.lipschitz._interval import rounding
 from jaxact.lipschitz._norms import UNIT
 
 Order: TypeAlias = int | float  # 1, 2 or math.inf
@@ -63,7 +64,7 @@ def equivalence(size_in: int, size_out: int, p: Order, q: Order) -> float:
 
 
 def _dual(p: Order) -> Order:
-    return {1: math.inf, 2: 2}.get(p, 1)
+    return math.inf if p == 1 else 2 if p == 2 else 1
 
 
 def _lengths(A: np.ndarray, q: Order, axis: int) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxact.errors import ArgumentError
-from jaxact.lipschitz._enclosure import Engine, rounding
+from jaxact.lipschitz._enclosure import Engine
+from jaxact.lipschitz._interval import rounding
 from jaxact.lipschitz._layout import absolute_product
 from jaxact.lipschitz._mixed import Order, equivalence, largest
 from jaxact.lipschitz._program import Affine, Certificate, Elementwise, Program, Region

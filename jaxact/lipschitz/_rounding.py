@@ -87,7 +87,8 @@ def _moved(eqn: Any, *runs: Run) -> Run:
     """Entries that change their places."""
     name = eqn.primitive.name
     if name in _JOINING:
-        return Run(*(_bind(eqn, *(run[part] for run in runs)) for part in range(3)))
+        low, high, error = (_bind(eqn, *part) for part in zip(*(run[:3] for run in runs), strict=True))
+        return Run(low, high, error)
     if any(np.any(run.error) for run in runs[1:]):
         raise UncoveredError(f"`{name}` by numbers")
     exact = [np.asarray(run.low, np.int64) if name in _INDEXED else run.low for run in runs[1:]]
@@ -195,8 +196,8 @@ def _gathered_extreme(eqn: Any, x: Run) -> Run:
 
 
 def _clamped(eqn: Any, low: Run, x: Run, high: Run) -> Run:
-    ends = (np.clip(end, low.low, high.low) for end in (x.low, x.high))
-    return Run(*ends, np.maximum(np.maximum(x.error, low.error), high.error))
+    least, most = (np.clip(end, low.low, high.low) for end in (x.low, x.high))
+    return Run(least, most, np.maximum(np.maximum(x.error, low.error), high.error))
 
 
 def _converted(eqn: Any, x: Run) -> Run:

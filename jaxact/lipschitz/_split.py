@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxact.lipschitz._enclosure import Enclosed, Engine, centered, ends
+from jaxact.lipschitz._enclosure import Enclosed, Engine
+from jaxact.lipschitz._interval import centered, ends
 from jaxact.lipschitz._mixed import Order, largest, least
 from jaxact.lipschitz._norms import one_thread
 from jaxact.lipschitz._pieces import ONE_NUMBER
@@ -50,11 +51,6 @@ class Split(NamedTuple):
     def is_exact(self) -> bool:
         """Whether both are one number up to rounding."""
         return self.upper <= self.lower * (1 + EXACT)
-
-
-def can_split(program: Program) -> bool:
-    """Whether boxes of its input are few enough to be cut."""
-    return program.input_size <= MOST_INPUTS
 
 
 @dataclass
@@ -143,7 +139,7 @@ class _Search:
         self.done = 0.0  # the largest bound of the boxes that are cut no further
         self.num_done = 0
         lower, upper = ends(region)
-        engine.settle(lower, upper)
+        engine.settle(region)
         self.open = self._bounded(lower[None], upper[None])
         self._look(self._samples(32))
 
@@ -181,11 +177,12 @@ class _Search:
         found = self.engine.enclose(lower, upper)
         J = found.quotients[self.engine.program.output]
         bound = largest(J, self.p, self.q)
-        self.seen = max(self.seen, float(np.max(least(J, self.p, self.q), initial=0.0)))
-        bound = np.minimum(bound, self._atends(found, bound))
+        inside = self._meets(lower, upper, 1 - 1e-9)
+        self.seen = max(self.seen, float(np.max(least(J, self.p, self.q)[inside], initial=0.0)))
+        bound = np.minimum(bound, self._at_ends(found, bound))
         return _Boxes(lower, upper, bound, _sides(self.engine.program, found, lower, upper))
 
-    def _atends(self, found: Enclosed, bound: np.ndarray) -> np.ndarray:
+    def _at_ends(self, found: Enclosed, bound: np.ndarray) -> np.ndarray:
         """The largest norm over the ends of up to 8 slopes that are no single number, where there are no more."""
         program = self.engine.program
         better = bound.copy()
@@ -197,12 +194,14 @@ class _Search:
             rows = np.flatnonzero((count == k) & (bound > self.seen))
             for part in np.array_split(rows, -(-len(rows) * 2**k // self.most) or 1):
                 if len(part):
-                    better[part] = largest_atends(self.engine, found, part, k, self.p, self.q)
+                    better[part] = largest_at_ends(self.engine, found, part, k, self.p, self.q)
         return better
 
     def _look(self, points: np.ndarray) -> None:
         """Norms of Jacobians near points."""
         lower, upper = ends(self.region)
+        if isinstance(self.region, Ball):
+            points = drawn_inside(self.region, points)
         tiny = 1e-9 * np.maximum(upper - lower, 1e-300)
         J = self.engine.enclose(np.maximum(points - tiny, lower), np.minimum(points + tiny, upper)).quotients[
             self.engine.program.output
@@ -212,20 +211,25 @@ class _Search:
     def _samples(self, num: int) -> np.ndarray:
         lower, upper = ends(self.region)
         spread = np.random.default_rng(0).uniform(-1, 1, (min(num, self.most), lower.size))
-        if isinstance(self.region, Ball):
-            spread *= 1 - 1e-7
-            spread /= np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1)
         return lower / 2 + upper / 2 + spread * (upper / 2 - lower / 2)
 
-    def _meets(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    def _meets(self, lower: np.ndarray, upper: np.ndarray, share: float = 1 + 1e-12) -> np.ndarray:
         if not isinstance(self.region, Ball):
             return np.ones(len(lower), bool)
         center = self.region.center.reshape(-1)
         nearest = np.clip(center, lower, upper)
-        return np.linalg.norm(nearest - center, axis=1) <= self.region.radius * (1 + 1e-12)
+        return np.linalg.norm(nearest - center, axis=1) <= self.region.radius * share
 
 
-def largest_atends(
+def drawn_inside(ball: Ball, points: Float[np.ndarray, "point in"]) -> Float[np.ndarray, "point in"]:
+    """Points moved towards the centre of a ball until they lie well within."""
+    center = ball.center.reshape(-1)
+    ways = points - center
+    far = np.linalg.norm(ways, axis=1, keepdims=True) / max(ball.radius * (1 - 1e-6), 1e-300)
+    return center + ways / np.maximum(far, 1.0)
+
+
+def largest_at_ends(
     engine: Engine, found: Enclosed, boxes: np.ndarray, k: int, p: Order, q: Order
 ) -> Float[np.ndarray, " box"]:
     """The largest bound over the 2^k ends of those k slopes of each box that are no single number."""
@@ -251,7 +255,7 @@ def _sides(program: Program, found: Enclosed, lower: np.ndarray, upper: np.ndarr
     for index, step in enumerate(program.steps):
         if isinstance(step, Elementwise):
             _, spread = centered(*found.slopes[index])
-            weight = _weights(program, step.out)
+            weight = weights(program, step.out)
             most = found.quotients[step.source].most()
             effect += np.einsum("sb,sbn->nb", spread * weight[:, None], most) * width
             is_open |= (spread > ONE_NUMBER / 2).any(0)
@@ -265,7 +269,7 @@ def _sides(program: Program, found: Enclosed, lower: np.ndarray, upper: np.ndarr
     return np.where(is_open & ~thin, side, -1).astype(np.float64)
 
 
-def _weights(program: Program, variable: int) -> np.ndarray:
+def weights(program: Program, variable: int) -> np.ndarray:
     """How much the entries of a variable count in the affine steps that read it."""
     total = np.zeros(program.sizes[variable])
     for step in program.steps:

@@ -141,3 +141,27 @@ def test_spectral_norms_are_bounded_from_above(scale):
 def test_times_that_are_none_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         certify(jnp.sin, jnp.zeros(2), **options)
+
+
+@pytest.mark.parametrize("region", [Box(-0.03 * np.ones(12), 0.03 * np.ones(12)), Ball(np.zeros(12), 0.12)])
+@pytest.mark.parametrize("phi", [jax.nn.relu, jnp.tanh])
+def test_regions_of_many_inputs_are_cut_along_neurons(region, phi):
+    matrices, offsets = drawn(5, (12, 16, 16, 3))
+    fn = network(matrices, [0.2 * b for b in offsets], phi)
+    whole = certify(fn, jnp.zeros(12), region=region)
+    found = certify(fn, jnp.zeros(12), region=region, max_seconds=6, tolerance=0.2)
+    seen = sampled(fn, region)
+    assert seen * (1 - 1e-9) <= found.value <= whole.value
+    assert found.attained <= found.value
+    assert phi is not jax.nn.relu or found.value < 0.97 * whole.value
+
+
+def test_parts_of_one_neuron_each_are_exact():
+    # Both kinks of the first entry lie inside, and where both are open no input is.
+    def fn(x):
+        return jax.nn.relu(x[:1] - 1) * 3 - jax.nn.relu(-x[:1] - 1) * 3 + jnp.sum(x) / 3
+
+    found = certify(fn, jnp.zeros(9), region=Box(-2 * np.ones(9), 2 * np.ones(9)), max_seconds=30)
+    exact = np.linalg.norm([10 / 3, *[1 / 3] * 8])
+    assert exact * (1 - 1e-12) <= found.value <= exact * (1 + 1e-9)
+    assert found.is_exact

@@ -76,7 +76,8 @@ def certify(
         memory_limit: the largest number of hidden values that the engine holds jointly; beyond, it goes on with norms.
         max_seconds: cut the region into parts that are bounded each alone, for up to so long in all, tracing included,
             and give the best bound proved by then: boxes of up to 8 inputs, the two sides of neurons of more, with what
-            was found in `parts`, `attained` and `is_exact`. For piecewise-linear networks of few inputs it ends at the exact constant.
+            was found in `parts`, `attained` and `is_exact`. For piecewise-linear networks of few inputs it ends at the
+            exact constant.
 
     Returns:
         A `Certificate`. Its `factors` name each step by what it does, its sizes and the line of the model, such as

@@ -13,7 +13,9 @@ from scipy.linalg import hadamard
 from jaxact.lipschitz import Ball, Box, certify
 from jaxact.lipschitz._enclosure import Engine
 from jaxact.lipschitz._mixed import spectral
+from jaxact.lipschitz._pieces import pieces_of
 from jaxact.lipschitz._program import Affine, Dense, Program
+from jaxact.lipschitz._walk import lower
 
 SQUARE = Box(-5 * np.ones(2), 5 * np.ones(2))
 
@@ -165,3 +167,43 @@ def test_parts_of_one_neuron_each_are_exact():
     exact = np.linalg.norm([10 / 3, *[1 / 3] * 8])
     assert exact * (1 - 1e-12) <= found.value <= exact * (1 + 1e-9)
     assert found.is_exact
+
+
+@pytest.mark.parametrize(
+    "phi",
+    [
+        jax.nn.relu,
+        jax.nn.relu6,
+        jax.nn.hard_tanh,
+        jnp.abs,
+        lambda z: jnp.clip(z, -0.3, 0.7) + 0.1 * z,
+        lambda z: jnp.where(z > 0, z, 0.2 * z),
+    ],
+)
+def test_tables_of_kinks_enclose_as_their_formula_does(phi):
+    step = lower(phi, jnp.zeros(3)).program.steps[0]
+    found = pieces_of(step, -7.0, 9.0)
+    assert found is not None
+    ends = np.sort(np.random.default_rng(0).uniform(-7, 9, (200, 2)))
+    ends = np.concatenate([ends, [[0, 0], [0, 1], [-1, 0], [6, 6.5], [-7, 9]]])
+    low, high = ends.T
+    alpha, beta = found.slope_range(low, high)
+    least, most = found.value_range(low, high)
+    with jax.enable_x64(True):
+        x = low + np.linspace(0, 1, 101)[:, None] * (high - low)
+        y = np.asarray(phi(jnp.asarray(x)))
+    assert (least <= y).all()
+    assert (y <= most).all()
+    quotients = np.diff(y, axis=0)[:, high > low] / np.diff(x, axis=0)[:, high > low]
+    assert (alpha[high > low] - 1e-9 <= quotients).all()
+    assert (quotients <= beta[high > low] + 1e-9).all()
+    # No wider than the formula's own range.
+    theirs = step.slopes({0: (low, high)})
+    np.testing.assert_allclose(
+        np.stack([alpha, beta])[:, high > low], np.stack(theirs)[:, high > low], atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("phi", [jnp.tanh, lambda z: jnp.clip(z, -jnp.arange(1.0, 4), 1.0)])
+def test_what_bends_or_differs_between_entries_has_no_table(phi):
+    assert pieces_of(lower(phi, jnp.zeros(3)).program.steps[0], -7.0, 9.0) is None

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxact.lipschitz._rounding import RULES, Numbers, Run, UncoveredError, constant, selected
+from jaxact.lipschitz._execution_rules import RULES, Numbers, Run, UncoveredError, constant, selected
 
 ASSUMPTIONS = (
     "sums and products of the model run in full precision of its dtype (jax.default_matmul_precision('highest') on "

@@ -18,9 +18,9 @@ from jaxact.lipschitz._certify import checked, translated
 from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._enclosure import Engine
 from jaxact.lipschitz._execution import ASSUMPTIONS, execution_error
+from jaxact.lipschitz._execution_rules import UncoveredError
 from jaxact.lipschitz._mixed import equivalence
 from jaxact.lipschitz._program import Affine, Ball, Box, Dense, Program
-from jaxact.lipschitz._rounding import UncoveredError
 from jaxact.lipschitz._wide import forget
 from jaxact.numerics import full_precision
 

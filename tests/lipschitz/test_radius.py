@@ -11,7 +11,7 @@ from polygons import pieces
 
 from jaxact.lipschitz import certified_radius
 from jaxact.lipschitz._execution import execution_error
-from jaxact.lipschitz._rounding import UncoveredError
+from jaxact.lipschitz._execution_rules import UncoveredError
 
 LAYERS = {
     "relu": jax.nn.relu,

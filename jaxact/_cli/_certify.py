@@ -164,7 +164,7 @@ def facts(fn: OneExample, found: Ladder) -> dict[str, Any]:
             "seed": found.seed,
             "ladder": [_rung_facts(rung, fn) for rung in found.rungs],
             "layers": [
-                {"step": layer.step, "sizes": layer.sizes, "log10_factors": layer.log10_factors}
+                {"step": str(layer.step), "sizes": layer.step.sizes, "log10_factors": layer.log10_factors}
                 for layer in found.layers
             ],
             "lower": found.lower.value,

@@ -9,8 +9,9 @@ from typing import Any
 from jaxact.errors import ArgumentError
 from jaxact.lipschitz._mixed import Order
 from jaxact.lipschitz._phases import split_by_phases
-from jaxact.lipschitz._program import Certificate, Program, Region
+from jaxact.lipschitz._program import Certificate, Region
 from jaxact.lipschitz._split import EXACT, MOST_INPUTS, split
+from jaxact.trace import Program
 
 
 def check_time(max_seconds: Any, region: Region | None) -> None:
@@ -74,7 +75,6 @@ def cut(
         method="split",
         certified=True,
         factors=(),
-        sizes=(),
         by_norms_beyond=None,
         is_global=False,
         assumptions=(),

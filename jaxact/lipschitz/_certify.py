@@ -16,13 +16,12 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxact.errors import ArgumentError
 from jaxact.lipschitz._anytime import check_time, cut
-from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._mixed import orders
-from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Region, evaluate
+from jaxact.lipschitz._program import Ball, Box, Certificate, Region
 from jaxact.lipschitz._restated import restated
-from jaxact.lipschitz._walk import Lowered, lower
-from jaxact.lipschitz._wide import forget, run_again
+from jaxact.lipschitz.ellipsoid import bound
 from jaxact.numerics import FunctionError, full_precision, native, untraceable
+from jaxact.trace import Affine, Lowered, evaluate, forget, lower, run_again
 
 
 @full_precision

@@ -1,22 +1,31 @@
-"""The closed form of a chain of dense layers on the host: everywhere, and certified within a ball or a box."""
+"""The closed form of a chain of dense layers: everywhere, on the host or traced, and certified within a region."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
-from scipy.linalg import blas, lapack
+from jax import lax
+from jaxtyping import Array, Float
+from scipy.linalg import lapack
 
-from jaxact.lipschitz._norms import UNIT, certified_largest, dense_norm, largest_eigenvalue, one_thread
+from jaxact.lipschitz._norms import certified_largest, dense_norm, largest_eigenvalue, one_thread
 from jaxact.lipschitz._panels import SAME, SlopeTable
 from jaxact.lipschitz._program import Ball, Region
-from jaxact.lipschitz._slopes import centered
+from jaxact.lipschitz._rounding import LAPACK, UNIT, VALUE_ULPS, up
+from jaxact.lipschitz.ellipsoid.multipliers import balance, inverse
+from jaxact.lipschitz.ellipsoid.step import inflation, sloped
+from jaxact.trace import centered
 
 _LEAST = 1e-6  # t: below, V - M would be all but singular
-_VALUE_ULPS = 64  # that an activation's value is right to, of its own size, that of its input, or 1
+_FULL_SPECTRUM = 128  # width up to which the largest eigenvalue comes from all of them
+_POWER_STEPS = 48
 _LANCZOS = 384  # width from which on the largest eigenvalue comes from an iteration
 
 Matrix = Float[np.ndarray, "n n"]
@@ -31,75 +40,43 @@ def everywhere(kernels: Kernels, squares: Sequence[float], ranges: Sequence[tupl
 
     `squares` are the kernels' sums of squares; one that is not finite or not normal has them scaled.
     """
-    shifts = 0
+    log = 0.0
     if not 1e-60 < min(squares) <= max(squares) < 1e60:
         exponents = [math.frexp(float(np.abs(kernel).max()))[1] for kernel in kernels]
         kernels = [np.ldexp(kernel, -e) for kernel, e in zip(kernels, exponents, strict=True)]
-        shifts = sum(exponents)
-    log = _everywhere_unscaled(kernels, ranges)
-    return (_everywhere_scaled(kernels, ranges) if log is None else log) + shifts * math.log(2)
-
-
-def _everywhere_unscaled(kernels: Kernels, ranges: Sequence[tuple[float, float]]) -> float | None:
-    """The same with nothing but the few products that it takes; None where slopes or numbers are unusual."""
-    G, M, log = kernels[0], None, 0.0  # M = G^T G once it is not that
+        log = sum(exponents) * math.log(2)
+    G, M = kernels[0], None  # the Gram matrix M = W^T Q W, None while it is G^T G
     for W, (alpha, beta) in zip(kernels[1:], ranges, strict=True):
         m, r = alpha / 2 + beta / 2, beta / 2 - alpha / 2
-        if not 1e-9 * r < abs(m) <= 2 * r:
-            return None
-        n = G.shape[1]
-        if M is None:
-            M = G.T @ G
-            # The larger Gram matrix has the same largest eigenvalue.
-            s = _largest(G @ G.T) if 4 * G.shape[0] < 3 * n else _largest(M)
-        else:
-            s = _largest(M)
-        if not 1e-120 < s < 1e120:
-            return None
-        # W^T Q W without Q: Q = m^2 V^2 (V - M)^{-1} + (r^2 - m^2) V I, in units of (m V)^2.
-        V = (abs(m) + r) / r * s
-        A = np.negative(M)
-        diagonal = _diagonal(A)
-        diagonal += V
-        factor, failed = lapack.dpotrf(A.T, 1, 0, 1)  # symmetric: transposed it is in Fortran's order
-        if failed:
-            return None
-        G, M = blas.dtrsm(1.0, factor, W, lower=1), None
-        if alpha * beta != 0:
-            M = G.T @ G - (alpha * beta / (m * m * V)) * (W.T @ W)
-        log += 2 * math.log(abs(m) * V)
-    if M is None:
-        M = G.T @ G if G.shape[1] <= G.shape[0] else G @ G.T
-    s = _largest(M)
-    return 0.5 * (log + math.log(s)) if 1e-120 < s < 1e120 else None
-
-
-def _everywhere_scaled(kernels: Kernels, ranges: Sequence[tuple[float, float]]) -> float:
-    log_square = 0.0
-    M = kernels[0].T @ kernels[0]
-    for W, (alpha, beta) in zip(kernels[1:], ranges, strict=True):
-        m, r = alpha / 2 + beta / 2, beta / 2 - alpha / 2
-        width, n = abs(m) + r, M.shape[0]
-        M, log_scale = _scaled_to_one(M)
-        log_square += log_scale
-        if width == 0 or log_square == -math.inf:
+        s, M = _largest_gram(G, M)
+        if not s > 0 or abs(m) + r == 0:
             return -math.inf
-        if abs(m) <= 1e-9 * width:  # slopes in [-width, width] from here on, which include those given
-            M = width**2 * (W.T @ W)
-        elif abs(m) <= 2 * r:
-            # W^T Q W without Q: Q = m^2 V^2 (V - M)^{-1} + (r^2 - m^2) V I for V = 1 / T.
-            V = width / r
-            G = _solved(V, -M, W)
-            M = (m * V) ** 2 * (G.T @ G)
-            if alpha != 0:
-                M = M - alpha * beta * V * (W.T @ W)
+        if abs(m) <= 1e-9 * r:  # slopes in [-width, width] from here on, which include those given
+            G, M = W, None
+            log += 0.5 * math.log(s) + math.log(abs(m) + r)
+            continue
+        T = inverse(s, abs(m), r)
+        if abs(m) <= 2 * r:
+            # Without Q = (m V)^2 (V - M)^{-1} - alpha beta V I, and in units of (m V)^2.
+            G, M = inflation(M, W, np.full(len(M), T)).half, None
+            if alpha * beta != 0:
+                M = G.T @ G - (alpha * beta * T / m**2) * (W.T @ W)
+            log += math.log(abs(m) / T)
         else:
-            G = _solved(1.0, -r / width * M, M)
-            Q = m**2 * (M + r / width * (G.T @ G))
-            Q[np.diag_indices(n)] += r * width
-            M = W.T @ Q @ W
-    M, log_scale = _scaled_to_one(M)
-    return 0.5 * (log_square + log_scale)
+            P = (M + inflation(M, M, np.full(len(M), T)).added()) / s
+            M = W.T @ sloped(P, np.full(len(P), m), np.full(len(P), r**2 / (T * s))) @ W
+            log += 0.5 * math.log(s)
+    s, _ = _largest_gram(G, M)
+    return log + 0.5 * math.log(s) if s > 0 else -math.inf
+
+
+def _largest_gram(G: np.ndarray, M: Matrix | None) -> tuple[float, Matrix]:
+    """The largest eigenvalue of M, and M; where that is None, G^T G."""
+    if M is not None:
+        return _largest(M), M
+    M = G.T @ G
+    # The smaller Gram matrix has the same largest eigenvalue.
+    return _largest(G @ G.T if 4 * G.shape[0] < 3 * G.shape[1] else M), M
 
 
 def _largest(M: Matrix) -> float:
@@ -115,27 +92,82 @@ def _largest(M: Matrix) -> float:
 
 def _at_least_largest(M: Matrix) -> float:
     # LAPACK is right to some n eps; what an iteration finds may be another eigenvalue.
-    return _largest(M) * (1 + 1e-9) if M.shape[0] <= _LANCZOS else certified_largest((M + M.T) / 2)
+    return _largest(M) * (1 + LAPACK) if M.shape[0] <= _LANCZOS else certified_largest((M + M.T) / 2)
 
 
-def _scaled_to_one(M: Matrix) -> tuple[Matrix, float]:
-    """M over its largest eigenvalue, whose logarithm is -inf if M = 0."""
-    scale = np.trace(M) / M.shape[0]
-    if not scale > 0:
-        return M, -math.inf
-    M = M / scale
-    largest = _largest(M)
-    return M / largest, math.log(scale) + math.log(largest)
+# --- Traced ---------------------------------------------------------------------------------------------------------
 
 
-def _solved(shift: float, M: Matrix, B: np.ndarray) -> np.ndarray:
-    """L^{-1} B for L L^T = shift I + M."""
-    A = M.copy()
-    A[np.diag_indices(A.shape[0])] += shift
-    factor, failed = lapack.dpotrf(A, lower=1, clean=0)
-    if failed:
-        raise ArithmeticError("The inequality of an activation could not be established in float64.")
-    return lapack.dtrtrs(factor, B, lower=1)[0]
+def traced(kernels: list[Array], ranges: list[tuple[Any, Any]], dtype: Any) -> Array:
+    """The logarithm of "eclipse_fast" of traced weights or slopes; of concrete ones it is `everywhere`."""
+    # Q, None for I, and the log of its scale
+    state: tuple[Array | None, Array] = None, jnp.zeros((), dtype)
+    hidden = []
+    for kernel, (alpha, beta) in zip(kernels, ranges, strict=False):
+        m, r = alpha / 2 + beta / 2, beta / 2 - alpha / 2
+        is_exact = _needs_all(kernel.shape[1], m, r)
+        hidden.append((kernel.astype(dtype), jnp.asarray(m, dtype), jnp.asarray(r, dtype), is_exact))
+    # Equal layers in one loop: unrolled, each would compile its own.
+    for (_, is_exact), run in groupby(hidden, key=lambda layer: (layer[0].shape, layer[3])):
+        layers = [layer[:3] for layer in run]
+        if state[0] is None:
+            first, m, r = layers.pop(0)
+            state = _through_traced(first.T @ first, state[1], m, r, is_exact)
+        step = partial(_scanned, is_exact)
+        if len(layers) == 1:  # perhaps not square, unlike equal ones that follow each other
+            state, _ = step(state, layers[0])
+        elif layers:
+            state, _ = lax.scan(step, state, [jnp.stack(parts) for parts in zip(*layers, strict=True)])
+    Q, log_square = state
+    last = kernels[-1].astype(dtype)
+    if Q is None:
+        return jnp.log(jnp.linalg.svd(last, compute_uv=False)[0])
+    # The smaller of W^T Q W and C^T W W^T C would do; the first is at hand.
+    M = last.T @ Q @ last
+    largest = jnp.linalg.eigvalsh((M + M.T) / 2)[-1]
+    return 0.5 * (log_square + jnp.log(jnp.maximum(largest, 0)))
+
+
+def _needs_all(width: int, m: Any, r: Any) -> bool:
+    if width <= _FULL_SPECTRUM or isinstance(m, jax.core.Tracer) or isinstance(r, jax.core.Tracer):
+        return True
+    return bool(abs(m) < 0.3 * r)
+
+
+def _scanned(is_exact: bool, state: Any, layer: Any) -> tuple[Any, None]:
+    (Q, log_square), (W, m, r) = state, layer
+    return _through_traced(W.T @ Q @ W, log_square, m, r, is_exact), None
+
+
+def _through_traced(M: Array, log_square: Array, m: Array, r: Array, exact: bool) -> tuple[Array, Array]:
+    """Q after the activation, divided by lambda_max(M), whose logarithm is added."""
+    M = (M + M.T) / 2
+    scale = lax.stop_gradient(jnp.trace(M) / M.shape[0])
+    scale = jnp.where(scale > 0, scale, 1)
+    M = M / scale  # before the eigenvalues: float32 would not hold the square of a large norm's square
+    s = jnp.linalg.eigvalsh(M)[-1] if exact else _power_iteration(M)
+    positive = s > 0
+    s = jnp.where(positive, s, 1)
+    M = M / s
+    width = jnp.abs(m) + r
+    T = inverse(1, jnp.abs(m), jnp.where(width > 0, r, 1))
+    # m = 0 makes I - T M singular, and the term that it stands in 0.
+    T = jnp.full(len(M), jnp.where(m == 0, 0, T), M.dtype)
+    P = M + inflation(M, M, T, jnp).added()
+    Q = sloped(P, jnp.full(len(M), m), jnp.full(len(M), r * width), jnp)
+    return Q, log_square + jnp.log(scale) + jnp.where(positive, jnp.log(s), -jnp.inf)
+
+
+def _power_iteration(M: Array) -> Array:
+    start = 1 + 0.5 * jnp.cos(jnp.arange(M.shape[0], dtype=M.dtype))
+    fixed = lax.stop_gradient(M)
+
+    def step(_: Any, v: Array) -> Array:
+        v = fixed @ v
+        return v / jnp.maximum(jnp.linalg.norm(v), jnp.finfo(M.dtype).tiny)
+
+    v = lax.fori_loop(0, _POWER_STEPS, step, start / jnp.linalg.norm(start))
+    return v @ M @ v
 
 
 # --- Within a region --------------------------------------------------------------------------------------------------
@@ -162,16 +194,13 @@ class Layer(NamedTuple):
 def within(layers: Sequence[Layer], region: Region) -> float:
     """The logarithm of the closed form in a region, an upper bound with rounding included.
 
-    Q with dh dh^T <= Q |dx|^2 is carried from I on, as by `_ellipsoid.bound`: M = W^T Q W, every preactivation within
+    Q with dh dh^T <= Q |dx|^2 is carried from I on, as by `ellipsoid.bound`: M = W^T Q W, every preactivation within
     R sqrt(M_ii) of its value at the centre, which bounds its slopes to m +- r, and with S = diag(r)^1/2 M diag(r)^1/2
 
         Q' = diag(m) (M + M V^-1/2 B^-1 V^-1/2 M) diag(m) + diag(r^2 V),   B = I - V^-1/2 M V^-1/2
-        V = s (1 + t) / r,   s = lambda_max(S),   t^4 = sum m^2 M_ii  sum m^2 r M_ii / (R^3 (sum r M_ii)^2),  R = max r
+        V = s (1 + t) / r,   s = lambda_max(S)
 
-    so that B = I - S / (s (1 + t)). V is infinite where r = 0. Of equal slopes t = |m| / r, and this is "eclipse_fast";
-    of others any V > M is valid. This one was picked among some fifteen on He-scaled random nets of width 16 to 64 and
-    radii 0.01 to 1: beside V = s (1 + |m| / r) its bound was 6 times lower at best (relu, 30 layers) and 14 % higher at
-    worst (relu, radius 1).
+    so that B = I - S / (s (1 + t)): the rule "balanced" of `ellipsoid.multipliers`. V is infinite where r = 0.
 
     Rounding, for slopes m that may be off by `SAME`. s is trusted to 1e-9 of itself, four digits less than LAPACK
     promises, so that B >= t / (1 + t) up to that; B's factor L has ||L||_F^2 = tr B and B = L L^T - E, ||E|| <= gamma_n
@@ -345,7 +374,7 @@ def _pass(
                 size = np.abs(v)
                 v = table.value(v)
                 size += np.abs(v)
-                unsure = (np.abs(m) + r) * unsure + _VALUE_ULPS * UNIT * (size + table.unit)
+                unsure = (np.abs(m) + r) * unsure + VALUE_ULPS * UNIT * (size + table.unit)
             if away is not None and not last:
                 away = (np.abs(m) + r) * radii * (1 + 2 * SAME) + unsure
                 if bounds[1] - bounds[0] < math.inf:
@@ -373,36 +402,22 @@ def _diagonal(M: Matrix) -> np.ndarray:
 
 
 def _through(M: Matrix, diagonal: np.ndarray, m: np.ndarray, r: np.ndarray) -> Matrix:
-    """Q after the activation, enlarged by what may be rounded off; M is overwritten."""
+    """Q after the activation, enlarged by what may be rounded off."""
     squares = m * m
     heard = float(squares @ diagonal)
     noise = float(r @ diagonal)
     if noise == 0:
-        M *= m
-        M *= m[:, None]
-        diagonal += 8 * SAME * heard
-        return M
-    n, active = m.size, r.nonzero()[0]
-    a = active.size
-    root = np.sqrt(r if a == n else r[active])
-    rows = root[:, None] * (M if a == n else M[active])
-    S = (rows if a == n else rows.take(active, 1)) * root
-    s, widest = _at_least_largest(S), float(np.maximum.reduce(r))
-    s = max(s, 1e-16 * noise)
+        return sloped(M, m, np.full(m.size, 8 * SAME * heard))
+    active = r.nonzero()[0]
+    a, rows = active.size, M if active.size == m.size else M[active]
+    Z, narrow = rows.take(active, 1) if a < m.size else M, r[active]
+    root = np.sqrt(narrow)
+    s = max(_at_least_largest(root[:, None] * Z * root), 1e-16 * noise)
     if heard == 0:  # nothing but noise, and any V >= M will do
-        return np.diag(r * (s * (1 + 8 * UNIT)))
-    squares *= r
-    varying = float(squares @ diagonal) / widest
-    t = max((heard * varying) ** 0.25 / math.sqrt(widest * noise), _LEAST)
-    inverse = 1 / (s * (1 + t))
-    S *= -inverse
-    B = _diagonal(S)
-    B += 1.0
-    L, failed = lapack.dpotrf(S.T, 1, 0, 1)  # symmetric: transposed it is in Fortran's order
-    if failed:
-        raise ArithmeticError("The inequality of an activation could not be established in float64.")
-    H = blas.dtrsm(math.sqrt(inverse), L, rows, lower=1)
-    P = H.T @ H
+        return np.diag(r * (s * up(8)))
+    t = max(balance(squares, r, diagonal), _LEAST)
+    found = inflation(Z, rows, narrow / (s * (1 + t)))
+    P = found.added()
     # In norm: 1 / B <= `worst`, P <= worst tr M, L^2 <= a.
     worst, gamma, total = 1.01 * (1 + t) / t, (a + 16) * UNIT * 1.01, float(np.add.reduce(diagonal)) * 1.01
     of_P = min(worst, 2 / t) * total
@@ -411,11 +426,5 @@ def _through(M: Matrix, diagonal: np.ndarray, m: np.ndarray, r: np.ndarray) -> M
         raise ArithmeticError("The inequality of an activation could not be established in float64.")
     solved = 2 * gamma * math.sqrt(a * worst) + 2 * gamma
     error = (2 * lost + 3 * solved + 2 * gamma) * of_P
-    P += M
-    P *= m
-    P *= m[:, None]
-    added = r * ((1 + 32 * UNIT) / inverse)
-    added += (error + 8 * SAME * (total + of_P)) * float(np.maximum.reduce(np.abs(m))) ** 2
-    of_Q = _diagonal(P)
-    of_Q += added
-    return P
+    error = (error + 8 * SAME * (total + of_P)) * float(np.maximum.reduce(np.abs(m))) ** 2
+    return sloped(P + M, m, r * (s * (1 + t) * up(32)) + error)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array
 
-from jaxact.lipschitz._wide import run_again
+from jaxact.trace import run_again
 
 _NUM_PROGRAMS = 32  # kept, those used last: of 1 MB or so each
 _FEW_FLOPS = 1e8

@@ -30,16 +30,10 @@ from jaxact.lipschitz._interval import (
     rounding,
     written,
 )
-from jaxact.lipschitz._norms import UNIT
 from jaxact.lipschitz._pieces import Pieces, pieces_of
-from jaxact.lipschitz._program import (
-    Affine,
-    Ball,
-    Contraction,
-    Elementwise,
-    Program,
-    Region,
-)
+from jaxact.lipschitz._program import Ball, Region
+from jaxact.lipschitz._rounding import UNIT
+from jaxact.trace import Affine, Contraction, Elementwise, Program
 
 MOST_ENTRIES = 2**25  # of all enclosures of M together, 512 MiB
 
@@ -275,7 +269,7 @@ class Engine:
         alpha, beta = self._asked_of(index, "slopes", step.slopes, intervals)
         if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
             raise ArgumentError(
-                f"Step {step.label or step.out} must have bounded slopes, got [{alpha.min()}, {beta.max()}].",
+                f"Step {self.program.record(index)} must have bounded slopes, got [{alpha.min()}, {beta.max()}].",
                 "No bound holds for all these inputs: pass `region=`, or a smaller one.",
                 give="region",
             )
@@ -288,7 +282,7 @@ class Engine:
             return self._pieces[index].value_range(*intervals[step.source])
         if not isinstance(step, Affine):
             if step.range is None:
-                raise ValueError(f"Step {step.label or step.out} must have a `range` to be enclosed.")
+                raise ValueError(f"Step {self.program.record(index)} must have a `range` to be enclosed.")
             return self._asked_of(index, "range", step.range, intervals)
         offset = (
             np.zeros(step.size) if step.offset is None else np.asarray(step.offset, np.float64).reshape(-1)

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from jaxact.lipschitz._host import BATCHED, in_float64
-
 Numbers: TypeAlias = np.ndarray | np.floating  # of a scalar numpy makes numbers
 _ELEMENTARY = 16.0  # units in the last place of exp, tanh, erf and their like
 _UP = 1 + 1e-9  # for the float64 arithmetic of the bounds themselves
@@ -63,16 +61,23 @@ def _tiny(eqn: Any) -> float:
     return 2 * float(jnp.finfo(dtype).tiny) if jnp.issubdtype(dtype, jnp.floating) else 0.0
 
 
+def _wide(params: dict[str, Any]) -> dict[str, Any]:
+    names = ("preferred_element_type", "new_dtype", "out_dtype")
+    narrow = [name for name in names if name in params and params[name] is not None]
+    return dict(params) | {
+        name: np.dtype(np.float64) for name in narrow if jnp.issubdtype(params[name], jnp.floating)
+    }
+
+
 def _bind(eqn: Any, *operands: Numbers) -> Numbers:
     name = eqn.primitive.name
     if name == "mul":
         return operands[0] * operands[1]
     if name in ("reshape", "squeeze"):
         return np.reshape(operands[0], eqn.outvars[0].aval.shape)
-    if name in BATCHED:  # numpy, of a batch of one: jax would compile each operation for its shapes
-        batch = [np.asarray(operand)[None] for operand in operands]
-        return np.asarray(BATCHED[name](eqn.params, list(range(len(batch))), *batch), np.float64)[0]
-    result = eqn.primitive.bind(*map(jnp.asarray, operands), **in_float64(dict(eqn.params)))
+    if name == "dot_general" and eqn.params["dimension_numbers"][1] == ((), ()):
+        return np.tensordot(*operands, axes=eqn.params["dimension_numbers"][0])
+    result = eqn.primitive.bind(*map(jnp.asarray, operands), **_wide(eqn.params))
     return np.asarray(result[0] if eqn.primitive.multiple_results else result, np.float64)
 
 

@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from jaxact.lipschitz._norms import UNIT
-from jaxact.lipschitz._program import Ball, Diagonal, Identity, Region
+from jaxact.lipschitz._program import Ball, Region
+from jaxact.lipschitz._rounding import UNIT
+from jaxact.trace import Diagonal, Identity
 
 Rows: TypeAlias = Float[np.ndarray, "_size _box"]
 Pair: TypeAlias = tuple[Rows, Rows]

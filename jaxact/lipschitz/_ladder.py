@@ -18,9 +18,9 @@ from jaxact.lipschitz._certify import certify, checked
 from jaxact.lipschitz._clever import clever
 from jaxact.lipschitz._lower import lower_bound
 from jaxact.lipschitz._program import Certificate, Region
-from jaxact.lipschitz._wide import run_again
 from jaxact.lipschitz._within import inside, middle, starts_inside
 from jaxact.numerics import check_inference, traced, widest_input
+from jaxact.trace import StepRecord, run_again
 
 _SLOPE, _CLEVER = "slope attained", "CLEVER"
 _ELLIPSOID, _CLOSED, _PRODUCT = "ellipsoid", "closed form", "product of norms"
@@ -77,12 +77,10 @@ class Layer(NamedTuple):
 
     Attributes:
         step: what it is, its sizes and the line of the model.
-        sizes: entries in and out.
         log10_factors: by the name of a bound, log10 of what the step multiplies it by; None where it has no such step.
     """
 
-    step: str
-    sizes: tuple[int, int]
+    step: StepRecord
     log10_factors: dict[str, float | None]
 
 
@@ -131,18 +129,15 @@ class Ladder(NamedTuple):
     @property
     def layers(self) -> tuple[Layer, ...]:
         """How much each step lets each bound grow: the factors of a bound multiply to it."""
-        columns: dict[str, dict[str, float]] = {}
-        sizes: dict[str, tuple[int, int]] = {}
+        columns: dict[str, dict[StepRecord, float]] = {}
         for rung in self.rungs:  # the region's come first
             found = rung.certificate
             if found is None or not found.factors or rung.name in columns:
                 continue
-            columns[rung.name] = {label: log / math.log(10) for label, log in found.factors}
-            for (label, _), size in zip(found.factors, found.sizes, strict=True):
-                sizes.setdefault(label, size)
+            columns[rung.name] = {step: log / math.log(10) for step, log in found.factors}
+        steps = dict.fromkeys(step for column in columns.values() for step in column)
         return tuple(
-            Layer(label, size, {name: column.get(label) for name, column in columns.items()})
-            for label, size in sizes.items()
+            Layer(step, {name: column.get(step) for name, column in columns.items()}) for step in steps
         )
 
 

@@ -6,26 +6,33 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import groupby, pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike, Float
 
-from jaxact.lipschitz._chain import Layer, everywhere, product_within, within
-from jaxact.lipschitz._ellipsoid import bound
-from jaxact.lipschitz._norms import one_thread, real_array
+from jaxact.lipschitz._arguments import (
+    are_exact,
+    as_list,
+    check_activations,
+    check_biases,
+    check_weights,
+    estimates,
+    on_host,
+    values_of,
+)
+from jaxact.lipschitz._chain import Layer, everywhere, product_within, traced, within
+from jaxact.lipschitz._norms import one_thread
 from jaxact.lipschitz._panels import slope_table
-from jaxact.lipschitz._program import Affine, Ball, Box, Certificate, Dense, Elementwise, Program, Region
+from jaxact.lipschitz._program import Ball, Box, Certificate, Region
 from jaxact.lipschitz._sdp import SOLVERS, lipsdp
-from jaxact.numerics import full_precision, native
+from jaxact.lipschitz.ellipsoid import bound
+from jaxact.numerics import full_precision
+from jaxact.trace import Affine, Dense, Elementwise, Program
 
 _METHODS = ("product", "absolute", "eclipse_fast", "ellipsoid", "lipsdp")
-_FULL_SPECTRUM = 128  # width up to which the largest eigenvalue comes from all of them
-_POWER_STEPS = 48
 _SLOPES = "the slope ranges of the activations hold"
 _ROUNDING = ("the bound's own rounding, about eps sqrt(width) a layer, is not added",)
 _CENTRE = (
@@ -148,15 +155,15 @@ def upper_bound(
     started = time.perf_counter()
     if region is not None:
         return _within(weights, activation, method, biases, region, started)
-    on_host = _on_host(weights)
-    kernels: list[Any] = _check_weights(weights) if on_host is None else on_host[0]
-    _check_biases(biases, kernels)
-    activations = _as_list(activation, len(kernels) - 1)
-    constants, ranges = _check_activations(activation, len(kernels) - 1)
+    known = on_host(weights)
+    kernels: list[Any] = check_weights(weights) if known is None else known[0]
+    check_biases(biases, kernels)
+    activations = as_list(activation, len(kernels) - 1)
+    constants, ranges = check_activations(activation, len(kernels) - 1)
     done = partial(_certificate, method=method, activations=activations)
-    if on_host is not None and any(isinstance(end, jax.core.Tracer) for pair in ranges for end in pair):
-        on_host, kernels = None, _check_weights(weights)
-    dtype = jnp.result_type(jnp.float32, *kernels) if on_host is None else on_host[2]
+    if known is not None and any(isinstance(end, jax.core.Tracer) for pair in ranges for end in pair):
+        known, kernels = None, check_weights(weights)
+    dtype = jnp.result_type(jnp.float32, *kernels) if known is None else known[2]
     if method in ("ellipsoid", "lipsdp"):
         certificate = chain_certificate(kernels, ranges, method, num_steps, seconds, variant, solver)
         rounded = partial(_rounded, weights=weights, dtype=dtype, outward=True)
@@ -164,13 +171,13 @@ def upper_bound(
             certificate,
             value=rounded(certificate.value),
             log=rounded(certificate.log),
-            certified=_are_exact(activations),
-            assumptions=(*certificate.assumptions, *_estimates(activations)),
+            certified=are_exact(activations),
+            assumptions=(*certificate.assumptions, *estimates(activations)),
         )
-    if on_host is not None:
+    if known is not None:
         with one_thread(max(map(len, kernels))):
             if method == "eclipse_fast":
-                found = everywhere(kernels, on_host[1], [(float(low), float(high)) for low, high in ranges])
+                found = everywhere(kernels, known[1], [(float(low), float(high)) for low, high in ranges])
             else:
                 norms = np.concatenate(_spectral_norms(kernels, np)) if method == "product" else ()
                 found = math.fsum(map(_log, (*norms, *constants)))
@@ -179,7 +186,7 @@ def upper_bound(
         rounded = partial(_rounded, weights=weights, dtype=dtype, outward=False)
         return done(rounded(_exp(found)), rounded(found), seconds=time.perf_counter() - started)
     if method == "eclipse_fast":
-        log_bound = _eclipse_fast(kernels, ranges, dtype)
+        log_bound = traced(kernels, ranges, dtype)
     else:
         if method == "product":
             log_bound = jnp.sum(jnp.stack([jnp.log(norms).sum() for norms in _spectral_norms(kernels, jnp)]))
@@ -207,20 +214,9 @@ def _certificate(
         log,
         method,
         region=region,
-        certified=region is not None and _are_exact(activations),
-        assumptions=(_SLOPES, *assumed, *_estimates(activations)),
+        certified=region is not None and are_exact(activations),
+        assumptions=(_SLOPES, *assumed, *estimates(activations)),
         seconds=seconds,
-    )
-
-
-def _are_exact(activations: Sequence[Any]) -> bool:
-    return all(getattr(each, "exact", True) for each in activations)
-
-
-def _estimates(activations: Sequence[Any]) -> tuple[str, ...]:
-    named = [getattr(each, "name", repr(each)) for each in activations if not getattr(each, "exact", True)]
-    return tuple(
-        f"the slopes of {name} are an estimate, and so is the bound" for name in dict.fromkeys(named)
     )
 
 
@@ -249,7 +245,7 @@ def chain_certificate(
 
     for index, matrix in enumerate(matrices):
         steps.append(
-            Affine(2 * index + 1, ((2 * index, Dense(matrix)),), matrix.shape[0], label=f"weights[{index}]")
+            Affine(2 * index + 1, ((2 * index, Dense(matrix)),), matrix.shape[0], kind=f"weights[{index}]")
         )
         if index < len(ranges):
             steps.append(
@@ -258,7 +254,7 @@ def chain_certificate(
                     2 * index + 1,
                     constant(ranges[index]),
                     matrix.shape[0],
-                    label=f"activation[{index}]",
+                    kind=f"activation[{index}]",
                 )
             )
     return bound(
@@ -281,9 +277,9 @@ def _within(
         raise ValueError(
             f"`region` must be a Ball, a Box or None, got {region!r}. Use Ball(x, 0.1), for instance."
         )
-    given = _on_host(weights)
+    given = on_host(weights)
     if given is None:
-        _check_weights(weights)  # says what is wrong
+        check_weights(weights)  # says what is wrong
         raise ValueError(
             "`weights` must be concrete with a region, which is bounded on the host. "
             "Under jit and grad leave out `region`."
@@ -294,10 +290,10 @@ def _within(
         raise ValueError(
             f"`region` must have the shape of one input, {kernels[0].shape[:1]}, got {shape}. Flatten it."
         )
-    activations = _as_list(activation, len(kernels) - 1)
-    offsets = _check_biases(biases, kernels, within=True)
+    activations = as_list(activation, len(kernels) - 1)
+    offsets = check_biases(biases, kernels, within=True)
     layers = [
-        Layer(kernel, square, offset, slope_table(each), _values(each))
+        Layer(kernel, square, offset, slope_table(each), values_of(each))
         for kernel, square, offset, each in zip(kernels, squares, offsets, activations, strict=False)
     ]
     layers.append(Layer(kernels[-1], squares[-1], offsets[-1], None))
@@ -312,45 +308,6 @@ def _within(
         region=region,
         seconds=time.perf_counter() - started,
     )
-
-
-def _values(activation: Any) -> tuple[float, float]:
-    lower, upper = getattr(activation, "range", (-math.inf, math.inf))
-    return (lower, upper) if getattr(activation, "exact", False) else (-math.inf, math.inf)
-
-
-def _check_biases(biases: Any, kernels: Sequence[Any], *, within: bool = False) -> list[np.ndarray | None]:
-    """What the layers add, checked; None for nothing, and for what is traced, which no bound over all inputs needs."""
-    if biases is None:
-        return [None] * len(kernels)
-    given = list(biases) if isinstance(biases, Sequence | np.ndarray | jax.Array) else [biases]
-    if len(given) != len(kernels):
-        raise ValueError(
-            f"`biases` must hold one [out] or None for each of {len(kernels)} kernels, got {len(given)}. "
-            "Leave them out for none."
-        )
-    offsets: list[np.ndarray | None] = []
-    for index, (bias, kernel) in enumerate(zip(given, kernels, strict=True)):
-        if bias is None:
-            offsets.append(None)
-            continue
-        is_traced = isinstance(bias, jax.core.Tracer)
-        if is_traced and within:
-            raise ValueError(
-                f"`biases[{index}]` must be concrete with a region. Under jit leave out `region`."
-            )
-        bias = bias if is_traced else real_array(f"biases[{index}]", bias)
-        if bias.shape != kernel.shape[1:]:
-            raise ValueError(
-                f"`biases[{index}]` must have the shape {kernel.shape[1:]}, one number for each output of "
-                f"weights[{index}], got {bias.shape}. Give one [out] or None for each kernel."
-            )
-        if not is_traced and not np.isfinite(bias).all():
-            raise ValueError(
-                f"`biases[{index}]` must be finite, got NaN or inf. A diverged network has no Lipschitz bound."
-            )
-        offsets.append(None if is_traced else bias)
-    return offsets
 
 
 def _exp(log_bound: float) -> float:
@@ -394,80 +351,6 @@ def _absolute(kernels: Sequence[Any], dtype: Any, xp: Any) -> Any:
         return log + xp.log(xp.linalg.svd(total, compute_uv=False)[0])
 
 
-def _eclipse_fast(kernels: list[Array], ranges: list[tuple[Any, Any]], dtype: Any) -> Array:
-    """Of traced weights or slopes; what is concrete is bounded on the host."""
-    # Q, None for I, and the log of its scale
-    state: tuple[Array | None, Array] = None, jnp.zeros((), dtype)
-    hidden = []
-    for kernel, (alpha, beta) in zip(kernels, ranges, strict=False):
-        m, r = alpha / 2 + beta / 2, beta / 2 - alpha / 2
-        is_exact = _needs_all(kernel.shape[1], m, r)
-        hidden.append((kernel.astype(dtype), jnp.asarray(m, dtype), jnp.asarray(r, dtype), is_exact))
-    # Equal layers in one loop: unrolled, each would compile its own.
-    for (_, is_exact), run in groupby(hidden, key=lambda layer: (layer[0].shape, layer[3])):
-        layers = [layer[:3] for layer in run]
-        if state[0] is None:
-            first, m, r = layers.pop(0)
-            state = _through(first.T @ first, state[1], m, r, is_exact)
-        step = partial(_scanned, is_exact)
-        if len(layers) == 1:  # perhaps not square, unlike equal ones that follow each other
-            state, _ = step(state, layers[0])
-        elif layers:
-            state, _ = lax.scan(step, state, [jnp.stack(parts) for parts in zip(*layers, strict=True)])
-    Q, log_square = state
-    last = kernels[-1].astype(dtype)
-    if Q is None:
-        return jnp.log(jnp.linalg.svd(last, compute_uv=False)[0])
-    # The smaller of W^T Q W and C^T W W^T C would do; the first is at hand.
-    M = last.T @ Q @ last
-    largest = jnp.linalg.eigvalsh((M + M.T) / 2)[-1]
-    return 0.5 * (log_square + jnp.log(jnp.maximum(largest, 0)))
-
-
-def _needs_all(width: int, m: Any, r: Any) -> bool:
-    if width <= _FULL_SPECTRUM or isinstance(m, jax.core.Tracer) or isinstance(r, jax.core.Tracer):
-        return True
-    return bool(abs(m) < 0.3 * r)
-
-
-def _scanned(is_exact: bool, state: Any, layer: Any) -> tuple[Any, None]:
-    (Q, log_square), (W, m, r) = state, layer
-    return _through(W.T @ Q @ W, log_square, m, r, is_exact), None
-
-
-def _through(M: Array, log_square: Array, m: Array, r: Array, exact: bool) -> tuple[Array, Array]:
-    """Q after the activation, divided by lambda_max(M), whose logarithm is added."""
-    M = (M + M.T) / 2
-    scale = lax.stop_gradient(jnp.trace(M) / M.shape[0])
-    scale = jnp.where(scale > 0, scale, 1)
-    M = M / scale  # before the eigenvalues: float32 would not hold the square of a large norm's square
-    s = jnp.linalg.eigvalsh(M)[-1] if exact else _power_iteration(M)
-    positive = s > 0
-    s = jnp.where(positive, s, 1)
-    M = M / s
-    width = jnp.abs(m) + r
-    T = r / jnp.where(width > 0, width, 1)
-    eye = jnp.eye(M.shape[0], dtype=M.dtype)
-    # m = 0 makes I - T M singular, and the term that it stands in 0.
-    T_safe = jnp.where(m == 0, 0, T)
-    factor = jnp.linalg.cholesky(eye - T_safe * M)
-    G = lax.linalg.triangular_solve(factor, M, left_side=True, lower=True)
-    Q = r * width * eye + m**2 * (M + T_safe * (G.T @ G))
-    return Q, log_square + jnp.log(scale) + jnp.where(positive, jnp.log(s), -jnp.inf)
-
-
-def _power_iteration(M: Array) -> Array:
-    start = 1 + 0.5 * jnp.cos(jnp.arange(M.shape[0], dtype=M.dtype))
-    fixed = lax.stop_gradient(M)
-
-    def step(_: Any, v: Array) -> Array:
-        v = fixed @ v
-        return v / jnp.maximum(jnp.linalg.norm(v), jnp.finfo(M.dtype).tiny)
-
-    v = lax.fori_loop(0, _POWER_STEPS, step, start / jnp.linalg.norm(start))
-    return v @ M @ v
-
-
 def _spectral_norms(kernels: Sequence[Any], xp: Any) -> list[Any]:
     """By `xp`; one batched SVD for all kernels of one shape: a deep chain would otherwise compile one each."""
     groups: dict[tuple[int, ...], list[Any]] = {}
@@ -476,128 +359,3 @@ def _spectral_norms(kernels: Sequence[Any], xp: Any) -> list[Any]:
             kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
         groups.setdefault(kernel.shape, []).append(kernel)
     return [xp.linalg.svd(xp.stack(group), compute_uv=False)[:, 0] for group in groups.values()]
-
-
-def _on_host(weights: Any) -> tuple[list[np.ndarray], list[float], Any] | None:
-    """Kernels in float64, sums of squares, the result's dtype; None if they are traced or a check failed.
-
-    In few calls: those of `_check_weights` cost as much as several layers.
-    """
-    kernels, squares, single = [], [], True
-    size = None
-    if isinstance(weights, jax.Array):
-        if isinstance(weights, jax.core.Tracer):
-            return None
-        weights = np.asarray(weights)
-    for kernel in weights:
-        if not isinstance(kernel, np.ndarray):
-            if isinstance(kernel, jax.core.Tracer):
-                return None
-            try:
-                kernel = native(np.asarray(kernel))
-            except (TypeError, ValueError):
-                return None
-        if kernel.dtype != np.float64:
-            if not jnp.issubdtype(kernel.dtype, jnp.floating):
-                return None
-            kernel = kernel.astype(np.float64)
-        else:
-            single = False
-        if kernel.ndim != 2 or kernel.size == 0 or size not in (None, kernel.shape[0]):
-            return None
-        size = kernel.shape[1]
-        square = float(np.vdot(kernel, kernel))
-        if not math.isfinite(square) and not np.isfinite(kernel).all():
-            return None
-        kernels.append(kernel)
-        squares.append(square)
-    if not kernels:
-        return None
-    return kernels, squares, np.float32 if single else np.float64
-
-
-def _check_weights(weights: Any) -> list[Array]:
-    given = list(weights)
-    if not given:
-        raise ValueError(
-            "`weights` must hold at least one kernel [in, out], got none. Put a single one into a list."
-        )
-    kernels = []
-    for index, kernel in enumerate(given):
-        try:
-            kernels.append(jnp.asarray(native(kernel)))
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"`weights[{index}]` must be a kernel [in, out] of real numbers, got {reprlib.repr(kernel)}. "
-                "Pass an array."
-            ) from error
-    for index, kernel in enumerate(kernels):
-        if not jnp.issubdtype(kernel.dtype, jnp.floating):
-            raise TypeError(
-                f"`weights[{index}]` must be real floating-point, got dtype {kernel.dtype}. "
-                "Use .astype(jnp.float32)."
-            )
-        if kernel.ndim != 2 or kernel.size == 0:
-            raise ValueError(
-                f"`weights[{index}]` must be a kernel [in, out], got shape {kernel.shape}. "
-                "Pass a list of matrices, or one array [layer, width, width]."
-            )
-        # By numpy: under jit even an operation on constants is traced.
-        if not isinstance(given[index], jax.core.Tracer) and not np.isfinite(np.asarray(given[index])).all():
-            raise ValueError(
-                f"`weights[{index}]` must be finite, got NaN or inf. "
-                "A diverged network has no Lipschitz bound."
-            )
-    for index, (kernel, following) in enumerate(pairwise(kernels)):
-        if kernel.shape[1] != following.shape[0]:
-            raise ValueError(
-                f"`weights` must chain, got {kernel.shape} for weights[{index}] before {following.shape} for "
-                f"weights[{index + 1}]. Kernels are [in, out]: transpose PyTorch's."
-            )
-    return kernels
-
-
-def _as_list(activation: Any, gaps: int) -> list[Any]:
-    if isinstance(activation, str):
-        raise TypeError(
-            f"`activation` must be an activation, got the name {activation!r}. "
-            f"Use jaxact.activations.parse({activation!r})."
-        )
-    if not isinstance(activation, Sequence):
-        return [activation] * gaps
-    if len(activation) != gaps:
-        raise ValueError(
-            f"`activation` must be one activation or len(weights) - 1 = {gaps} of them, "
-            f"got {len(activation)}. There is none after the last kernel."
-        )
-    return list(activation)
-
-
-def _check_activations(activation: Any, gaps: int) -> tuple[list[Any], list[tuple[Any, Any]]]:
-    if not isinstance(activation, Sequence):
-        constant = _lipschitz(activation)
-        return [constant] * gaps, [_slope_range(activation, constant)] * gaps
-    activations = _as_list(activation, gaps)
-    constants = [_lipschitz(each) for each in activations]
-    return constants, [_slope_range(*pair) for pair in zip(activations, constants, strict=True)]
-
-
-def _slope_range(activation: Any, constant: Any) -> tuple[Any, Any]:
-    alpha, beta = getattr(activation, "slope_range", (-constant, constant))
-    return alpha, beta
-
-
-def _lipschitz(activation: Any) -> Any:
-    constant = getattr(activation, "lipschitz", None)
-    if constant is None:
-        raise TypeError(
-            f"`activation` must have an attribute `lipschitz` (sup of |slope|), got {activation!r}. "
-            "Wrap a plain function with jaxact.activations.from_callable(fn, name=...)."
-        )
-    if not isinstance(constant, jax.core.Tracer) and not math.isfinite(float(constant)):
-        raise ValueError(
-            "`activation` must have a finite Lipschitz constant, got "
-            f"{getattr(activation, 'name', activation)} with {float(constant)}. "
-            "No bound holds for all inputs; estimate from below with lower_bound."
-        )
-    return constant

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from jaxact.lipschitz._enclosure import Quotients
 from jaxact.lipschitz._interval import rounding
-from jaxact.lipschitz._norms import UNIT
+from jaxact.lipschitz._rounding import UNIT
 
 Order: TypeAlias = int | float  # 1, 2 or math.inf
 _MOST_SIGNS = 10  # entries whose 2^(n - 1) signs are tried for norms that are hard to find

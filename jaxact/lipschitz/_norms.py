@@ -16,6 +16,7 @@ import scipy.sparse.linalg
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from jaxact.lipschitz._rounding import UNIT
 from jaxact.numerics import full_precision, native
 
 try:
@@ -23,7 +24,6 @@ try:
 except ImportError:  # comes with scikit-learn
     threadpoolctl = None
 
-UNIT = 2.0**-53  # the unit roundoff of float64
 
 _EXACT_ENTRIES = 2**22  # entries of a convolution's matrix up to which it is written out
 _FREQUENCY_ENTRIES = 2**26  # of all its matrices in frequency together, that is 1 GiB
@@ -440,8 +440,8 @@ def is_positive(M: np.ndarray) -> bool:
 
 def one_thread(width: int) -> contextlib.AbstractContextManager:
     """Small factorisations in one thread: on busy cores OpenBLAS waits for its threads, a hundred times as long."""
-    # Up to 48 it starts none, from 256 on they are worth it.
-    if not 48 < width <= 256 or threadpoolctl is None:
+    # Up to 16 a triangular system starts none, from 256 on they are worth it.
+    if not 16 < width <= 256 or threadpoolctl is None:
         return contextlib.nullcontext()
     return _controller().limit(limits=1, user_api="blas")
 

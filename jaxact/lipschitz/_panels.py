@@ -9,9 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from jaxact.lipschitz._formula import Expr, UnsupportedError, evaluate_node, from_function, nodes
-from jaxact.lipschitz._norms import UNIT
-from jaxact.lipschitz._slopes import LARGEST, centered, compile_formula, find_jumps, slope_range
+from jaxact.lipschitz._rounding import UNIT
+from jaxact.trace import (
+    LARGEST,
+    Expr,
+    UnsupportedError,
+    centered,
+    compile_formula,
+    evaluate_node,
+    find_jumps,
+    from_function,
+    nodes,
+    slope_range,
+)
 
 _NEAR = 12.0  # panels of equal width up to here, growing ones beyond
 _START = 2.0**-4  # their width at the start

@@ -1,7 +1,7 @@
 """Bounds over a region of many inputs, cut by the signs of neurons.
 
 Where z_i <= t and where z_i >= t for a neuron whose slope is not one number, its slope has a smaller range, and so may
-those behind it: each part is bounded by the ellipsoid (`_ellipsoid`) and by an enclosure of its difference quotients
+those behind it: each part is bounded by the ellipsoid (`ellipsoid`) and by an enclosure of its difference quotients
 (`_enclosure`), for slopes that hold there. The parts cover the region. Almost every point has a neighbourhood in which
 its Jacobian is the limit of difference quotients of one part, so that the largest of the bounds holds for the
 Jacobians, and along straight lines for the function (Bunel et al. 2020, Branch and bound for piecewise linear neural
@@ -20,13 +20,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._enclosure import Enclosed, Engine
 from jaxact.lipschitz._interval import Pair, centered, ends
 from jaxact.lipschitz._mixed import Order, equivalence, largest, least
 from jaxact.lipschitz._pieces import ONE_NUMBER
-from jaxact.lipschitz._program import Ball, Contraction, Elementwise, Program, Region
+from jaxact.lipschitz._program import Ball, Region
 from jaxact.lipschitz._split import EXACT, Split, drawn_inside, largest_at_ends, weights
+from jaxact.lipschitz.ellipsoid import bound
+from jaxact.trace import Contraction, Elementwise, Program
 
 _NUM_SAMPLES = 64
 _MOST_OPEN = 8  # slopes whose ends are all tried

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxact.lipschitz._norms import UNIT
-from jaxact.lipschitz._program import Elementwise
+from jaxact.lipschitz._rounding import UNIT
+from jaxact.trace import Elementwise
 
 ONE_NUMBER = 1e-12  # a slope's range that is no more than the rounding of one
 _MOST_KINKS = 8

@@ -1,348 +1,21 @@
-"""The straight-line programs, regions and results that the Lipschitz engine works with."""
+"""The regions in which functions are bounded, and the certificate that is the result."""
 
 from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cached_property
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxact.lipschitz._norms import UNIT, dense_norm, real_array
-
-Bounds: TypeAlias = tuple[
-    Float[np.ndarray, " _size"], Float[np.ndarray, " _size"]
-]  # each variable has its own size
-Intervals: TypeAlias = Mapping[int, Bounds]  # variable -> (lower, upper), both [size]
-Values: TypeAlias = Mapping[int, Float[np.ndarray, " _size"]]  # variable -> [size]
-
-
-@jax.tree_util.register_pytree_node_class
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """The matrix [out, in], float64."""
-
-    matrix: Any
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.matrix.shape
-
-    def matmul(self, X: Any) -> Any:
-        """A X for X [in, k]."""
-        return self.matrix @ X
-
-    def dense(self) -> Float[np.ndarray, "out in"]:
-        """The matrix itself, on the host."""
-        return np.asarray(self.matrix)
-
-    def absolute(self) -> Float[np.ndarray, "out in"] | None:
-        """|A| entrywise, or None where that is not known."""
-        return np.abs(self.dense())
-
-    def norm(self) -> float:
-        """An upper bound on ||A||_2."""
-        return dense_norm(self.dense())
-
-    def tree_flatten(self):
-        return (self.matrix,), None
-
-    @classmethod
-    def tree_unflatten(cls, aux, children):
-        return cls(*children)
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Identity:
-    """The identity on `size` entries."""
-
-    size: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.size, self.size
-
-    def matmul(self, X: Any) -> Any:
-        """X, [size, k]."""
-        return X
-
-    def dense(self) -> Float[np.ndarray, "size size"]:
-        return np.eye(self.size)
-
-    def norm(self) -> float:
-        return 1.0
-
-
-@jax.tree_util.register_pytree_node_class
-@dataclass(frozen=True, eq=False)
-class Diagonal:
-    """The square matrix with diagonal `d` [size], float64."""
-
-    d: Any
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.d.shape[0], self.d.shape[0]
-
-    def matmul(self, X: Any) -> Any:
-        """diag(d) X for X [size, k]."""
-        return self.d[:, None] * X
-
-    def dense(self) -> Float[np.ndarray, "size size"]:
-        return np.diag(np.asarray(self.d))
-
-    def norm(self) -> float:
-        return float(np.max(np.abs(self.d), initial=0.0))
-
-    def tree_flatten(self):
-        return (self.d,), None
-
-    @classmethod
-    def tree_unflatten(cls, aux, children):
-        return cls(*children)
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """A linear map known by its products.
-
-    Attributes:
-        fn: v [in] -> A v [out]; JAX code that is traced under vmap, in float64.
-        transpose: u [out] -> A^T u [in], likewise.
-        shape: (out, in).
-        norm_bound: an upper bound on ||A||_2, or a function of no arguments that finds one when it is asked for.
-        absolute_fn: v [in] -> |A| v [out] for v >= 0 (|A| entrywise), if known: a convolution with |kernel|. Without
-            it intervals go through the matrix if that is small, else through the norm.
-    """
-
-    fn: Callable[[Array], Array]
-    transpose: Callable[[Array], Array]
-    shape: tuple[int, int]
-    norm_bound: float | Callable[[], float]
-    absolute_fn: Callable[[Array], Array] | None = None
-
-    def matmul(self, X: Any) -> Any:
-        """A X for X [in, k]."""
-        return jax.vmap(self.fn, in_axes=1, out_axes=1)(X)
-
-    def dense(self) -> Float[np.ndarray, "out in"]:
-        """The matrix, by one product for each column."""
-        with jax.enable_x64(True):
-            return np.asarray(jax.jit(self.matmul)(jnp.eye(self.shape[1], dtype=jnp.float64)))
-
-    def norm(self) -> float:
-        return self._norm
-
-    @cached_property
-    def _norm(self) -> float:
-        return float(self.norm_bound() if callable(self.norm_bound) else self.norm_bound)
-
-
-Operator: TypeAlias = Dense | Identity | Diagonal | Linear
-
-
-@dataclass(frozen=True, eq=False)
-class Affine:
-    """v_out = sum_k A_k v_k + offset.
-
-    Attributes:
-        out: the variable that it defines.
-        terms: pairs (source variable, operator); a source may occur more than once.
-        size: of v_out.
-        offset: [size], or None for 0. No bound for all inputs depends on it; `evaluate` and regions do.
-        label: what to call it in reports.
-    """
-
-    out: int
-    terms: tuple[tuple[int, Operator], ...]
-    size: int
-    offset: Any = None
-    label: str = ""
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """The variables that it reads."""
-        return tuple(dict.fromkeys(source for source, _ in self.terms))
-
-
-@dataclass(frozen=True, eq=False)
-class Elementwise:
-    """v_out = f(v_source) entrywise, known by the range of its slopes.
-
-    For any two inputs the differences satisfy dv_out[i] = c_i dv_source[i] with some alpha_i <= c_i <= beta_i.
-
-    A product z = x * y becomes two of these and a sum: x' y' - x y = y' (x' - x) + x (y' - y), so p has the source x
-    with slopes in the interval of y, q the source y with slopes in the interval of x, and z = p + q is affine. There p
-    is not a function of x, only its differences mean anything: set `is_function=False`, let p's `value` and `range` be
-    those of x * y and q's be 0, so that z has the right value and interval.
-
-    Attributes:
-        out: the variable that it defines.
-        source: the variable that it reads.
-        size: of both.
-        slopes: intervals -> (alpha, beta), each [size] or a scalar, on the host in float64: sound bounds on the slope
-            while every variable v stays within intervals[v] = (lower, upper), which are infinite for a bound over all
-            inputs. An infinite slope is refused by the engine. Holds the intervals of the variables defined so far.
-        value: values -> v_out [size], from values[v] [size] of the variables defined so far. Needed for regions and
-            `evaluate`.
-        range: intervals -> (lower, upper) of v_out. If None it follows from `value` and `slopes` (needs is_function).
-        is_function: v_out is a function of v_source alone, so that |v_out - v_out(x0)| follows from the slopes.
-        label: what to call it in reports.
-        reads: further variables whose intervals or values are used.
-    """
-
-    out: int
-    source: int
-    slopes: Callable[[Intervals], tuple[Any, Any]]
-    size: int
-    value: Callable[[Values], Any] | None = None
-    range: Callable[[Intervals], tuple[Any, Any]] | None = None
-    is_function: bool = True
-    label: str = ""
-    reads: tuple[int, ...] = ()
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """The variable that it reads and carries on: not `reads`, whose intervals are kept apart."""
-        return (self.source,)
-
-
-@dataclass(frozen=True, eq=False)
-class Contraction:
-    """v_out = f(v_source), known by how much it stretches at most: |dv_out| <= constant |dv_source|.
-
-    Attributes:
-        out: the variable that it defines.
-        source: the variable that it reads.
-        size: of v_out.
-        constant: intervals -> the number, sound while every variable stays within its interval; see `Elementwise`.
-        value: values -> v_out [size].
-        range: intervals -> (lower, upper) of v_out.
-        label: what to call it in reports.
-    """
-
-    out: int
-    source: int
-    size: int
-    constant: Callable[[Intervals], float]
-    value: Callable[[Values], Any]
-    range: Callable[[Intervals], tuple[Any, Any]]
-    label: str = ""
-    is_function: ClassVar[bool] = True
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """The variable that it reads."""
-        return (self.source,)
-
-
-Step: TypeAlias = Affine | Elementwise | Contraction
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """A straight line of steps over numbered flat vectors; variable 0, of `input_size` entries, is the input.
-
-    Raises:
-        ValueError: a variable is read before it is defined or defined twice, or sizes do not fit.
-    """
-
-    input_size: int
-    steps: tuple[Step, ...]
-    output: int
-    sizes: Mapping[int, int] = field(init=False)
-
-    def __post_init__(self):
-        object.__setattr__(self, "steps", tuple(self.steps))
-        sizes = {0: self.input_size}
-        for index, step in enumerate(self.steps):
-            for source in step.sources:
-                if source not in sizes:
-                    raise ValueError(f"`steps[{index}]` reads variable {source} before any step defines it.")
-            if step.out in sizes:
-                raise ValueError(
-                    f"`steps[{index}]` defines variable {step.out} again: number each result anew."
-                )
-            if isinstance(step, Affine):
-                if not step.terms:
-                    raise ValueError(f"`steps[{index}]` has no terms: a constant is not a variable.")
-                for source, operator in step.terms:
-                    if tuple(operator.shape) != (step.size, sizes[source]):
-                        raise ValueError(
-                            f"`steps[{index}]` must map {sizes[source]} entries to {step.size}, got an operator of "
-                            f"shape {tuple(operator.shape)}. Operators are [out, in]: transpose Flax kernels."
-                        )
-            elif isinstance(step, Elementwise) and step.size != sizes[step.source]:
-                raise ValueError(
-                    f"`steps[{index}]` must keep the size {sizes[step.source]}, got {step.size}."
-                )
-            sizes[step.out] = step.size
-        if self.output not in sizes:
-            raise ValueError(f"`output` must be a variable of the program, got {self.output}.")
-        object.__setattr__(self, "sizes", sizes)
-
-    def live(self) -> tuple[tuple[int, ...], ...]:
-        """For each step the variables that are needed after it, in the order of their definition."""
-        needed = {self.output}
-        after: list[tuple[int, ...]] = []
-        for step in reversed(self.steps):
-            after.append(tuple(sorted(needed, key=self.order.__getitem__)))
-            if step.out in needed:
-                needed = (needed - {step.out}) | set(step.sources)
-        return tuple(reversed(after))
-
-    @cached_property
-    def order(self) -> Mapping[int, int]:
-        """The place of each variable in the order of definition."""
-        return {0: -1} | {step.out: index for index, step in enumerate(self.steps)}
-
-
-def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
-    """Run a program on one flat input [n], on the host in float64.
-
-    Args:
-        program: every elementwise step must have a `value`.
-        x: [n].
-        output_only: return v_output [m]; otherwise every variable by its number.
-
-    Raises:
-        ValueError: an elementwise step has no `value`, or `x` is of the wrong size.
-    """
-    x = np.asarray(x, np.float64).reshape(-1)
-    if x.size != program.input_size:
-        raise ValueError(f"`x` must have {program.input_size} entries, got {x.size}.")
-    values = {0: x}
-    for step in program.steps:
-        if isinstance(step, Affine):
-            result = np.zeros(step.size) if step.offset is None else np.array(step.offset, np.float64)
-            for source, operator in step.terms:
-                result = result + matvec(operator, values[source])
-        elif step.value is None:
-            raise ValueError(
-                f"Step {step.label or step.out} has no `value`: the program can only be bounded globally."
-            )
-        else:
-            with jax.enable_x64(True):
-                result = np.asarray(step.value(values), np.float64)
-            result = np.broadcast_to(result, (step.size,))
-        values[step.out] = result
-    return values[program.output] if output_only else values
-
-
-def matvec(operator: Operator, v: np.ndarray) -> np.ndarray:
-    """A v for v [in], in float64 whatever jax is set to."""
-    if isinstance(operator, Linear):
-        with jax.enable_x64(True):
-            return np.asarray(operator.fn(jnp.asarray(v)), np.float64)
-    return np.asarray(operator.matmul(v[:, None]))[:, 0]
+from jaxact.lipschitz._norms import real_array
+from jaxact.lipschitz._rounding import UNIT
+from jaxact.trace import StepRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -448,10 +121,9 @@ class Certificate:
         certified: whether it is proved, rounding included, under `assumptions`; False marks a bound up to its own
             rounding, or an estimate: `assumptions` say which.
         assumptions: what the bound takes for granted, in words.
-        factors: (label, natural logarithm of the growth of the bound in this step), in order: where the bound is lost.
-            Their sum is that of `value`. Labels say the step's sizes and, from a function, the line that it is on.
-            Empty for methods without steps.
-        sizes: entries (in, out) of each of these steps.
+        factors: (step, natural logarithm of the growth of the bound in this step), in order: where the bound is lost.
+            Their sum is that of `value`. A step's record says its kind, its sizes and, from a function, the line that
+            it is on. Empty for methods without steps.
         by_norms_beyond: so many entries were held jointly, and beyond them norms of operators alone were used; None
             where all were.
         is_global: whether it is the bound over all inputs, which may be the better one within a region too.
@@ -470,10 +142,9 @@ class Certificate:
     region: Region | None = None
     certified: bool = True
     assumptions: tuple[str, ...] = ()
-    factors: tuple[tuple[str, float], ...] = ()
+    factors: tuple[tuple[StepRecord, float], ...] = ()
     seconds: float = 0.0
     history: tuple[float, ...] = ()
-    sizes: tuple[tuple[int, int], ...] = ()
     by_norms_beyond: int | None = None
     is_global: bool = False
     parts: int = 1

@@ -15,14 +15,14 @@ from jaxtyping import ArrayLike, Float
 
 from jaxact.errors import ArgumentError, ArgumentTypeError
 from jaxact.lipschitz._certify import checked, translated
-from jaxact.lipschitz._ellipsoid import bound
 from jaxact.lipschitz._enclosure import Engine
 from jaxact.lipschitz._execution import ASSUMPTIONS, execution_error
 from jaxact.lipschitz._execution_rules import UncoveredError
 from jaxact.lipschitz._mixed import equivalence
-from jaxact.lipschitz._program import Affine, Ball, Box, Dense, Program
-from jaxact.lipschitz._wide import forget
+from jaxact.lipschitz._program import Ball, Box
+from jaxact.lipschitz.ellipsoid import bound
 from jaxact.numerics import full_precision
+from jaxact.trace import Affine, Dense, Program, forget
 
 _FARTHEST = 2.0**20  # times the size of the input: where the search for a radius ends
 

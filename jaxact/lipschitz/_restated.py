@@ -12,9 +12,10 @@ from jaxtyping import Float
 from jaxact.errors import ArgumentError
 from jaxact.lipschitz._enclosure import Engine
 from jaxact.lipschitz._interval import rounding
-from jaxact.lipschitz._layout import absolute_product
 from jaxact.lipschitz._mixed import Order, equivalence, largest
-from jaxact.lipschitz._program import Affine, Certificate, Elementwise, Program, Region
+from jaxact.lipschitz._program import Certificate, Region
+from jaxact.lipschitz.ellipsoid.maps import magnitude
+from jaxact.trace import Affine, Elementwise, Program, StepRecord
 
 
 def restated(program: Program, region: Region | None, found: Certificate, p: Order, q: Order) -> Certificate:
@@ -36,13 +37,14 @@ def restated(program: Program, region: Region | None, found: Certificate, p: Ord
     value = float(np.nextafter(float(found.value) * factor, np.inf)) if factor > 1 else float(found.value)
     best = replace(found, norm=norm)
     if factor > 1:
+        m = program.sizes[program.output]
+        record = StepRecord("norm equivalence", program.output, (m, m))
         best = replace(
             best,
             value=value,
             log=float(found.log) + math.log(factor),
             method=f"{found.method}, norm equivalence",
-            factors=(*found.factors, ("norm equivalence", math.log(factor))) if found.factors else (),
-            sizes=(*found.sizes, found.sizes[-1][1:] * 2) if found.sizes else (),
+            factors=(*found.factors, (record, math.log(factor))) if found.factors else (),
         )
     name, enclosed = _enclosed(program, region, p, q)
     if not enclosed < value:
@@ -54,7 +56,6 @@ def restated(program: Program, region: Region | None, found: Certificate, p: Ord
         method=name,
         assumptions=(),
         factors=(),
-        sizes=(),
         by_norms_beyond=None,
         is_global=region is None,
         certified=True,
@@ -81,8 +82,8 @@ def _row_sums(program: Program) -> Float[np.ndarray, " out"]:
         if isinstance(step, Affine):
             total, n = np.zeros(step.size), len(step.terms)
             for source, operator in step.terms:
-                carried = absolute_product(operator, known[source][:, None])
-                total = total + (np.inf if carried is None else carried[:, 0])
+                carried = magnitude(operator, known[source][:, None])
+                total = total + carried[:, 0]
                 n += program.sizes[source]
             known[step.out] = total * (1 + 2 * rounding(n))
         elif isinstance(step, Elementwise):

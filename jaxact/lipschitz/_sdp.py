@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxact.lipschitz._norms import UNIT, dense_norm, is_positive
+from jaxact.lipschitz._norms import dense_norm, is_positive
 from jaxact.lipschitz._program import Certificate
+from jaxact.lipschitz._rounding import UNIT
 
 _VARIANTS = ("neuron", "layer")
 SOLVERS = ("CLARABEL", "SCS")

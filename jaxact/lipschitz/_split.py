@@ -23,7 +23,8 @@ from jaxact.lipschitz._interval import centered, ends
 from jaxact.lipschitz._mixed import Order, largest, least
 from jaxact.lipschitz._norms import one_thread
 from jaxact.lipschitz._pieces import ONE_NUMBER
-from jaxact.lipschitz._program import Affine, Ball, Contraction, Elementwise, Program, Region
+from jaxact.lipschitz._program import Ball, Region
+from jaxact.trace import Affine, Contraction, Elementwise, Program
 
 MOST_INPUTS = 8  # beyond, boxes are too many
 MOST_OPEN, EXTRA = 8, 2  # slopes whose ends are all tried: of so many, and so many more than inputs

@@ -1,8 +1,10 @@
 """The running ellipsoid through one layer or residual block, traced: what a bound of every depth is made of."""
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float
+
+from jaxact.lipschitz.ellipsoid.multipliers import inverse, meeting
+from jaxact.lipschitz.ellipsoid.step import inflation
 
 _LEAST = 1e-4  # of t / r in V = s (1 + t / r): keeps V - D Q D^T positive beyond the rounding of float32
 
@@ -47,16 +49,16 @@ def ellipsoid_block(
     s = largest_eigenvalue(DQ @ inner.T)
     carried = largest_eigenvalue(A @ (Q / _or_one(s)) @ A.T)  # ||A Q^1/2||^2 / s
     noise = largest_eigenvalue(outer @ (outer.T / _or_one(carried)))
-    moves = (s > 0) & (noise > 0)
-    t = jnp.where(carried > 0, lax.rsqrt(_or_one(noise)), 0)
-    V_over_s = 1 + jnp.maximum(t / jnp.where(r > 0, r, 1), _LEAST)
-    share = jnp.where(moves & (r > 0), 1 / (V_over_s * _or_one(s)), 0)  # 1 / V
-    if not skip:  # with m = 0 nothing but the noise is left, whose V may be s itself
-        V_over_s, share = jnp.where(m == 0, 1, V_over_s), jnp.where(m == 0, 0, share)
-    factor = jnp.linalg.cholesky(jnp.eye(DQ.shape[0], dtype=Q.dtype) - share * (DQ @ inner.T))
-    half = lax.linalg.triangular_solve(factor, DQ, left_side=True, lower=True)
-    inflated = Q + share * (half.T @ half)
-    after = A @ inflated @ A.T + r**2 * V_over_s * s * (outer @ outer.T)
+    moves = (s > 0) & (noise > 0) & (r > 0)
+    t = jnp.where(carried > 0, meeting(1, _or_one(noise), 1, jnp), 0)
+    t = jnp.maximum(t, _LEAST * jnp.where(r > 0, r, 1))
+    T = jnp.where(moves, inverse(_or_one(s), t, jnp.where(r > 0, r, 1)), 0)
+    # Without a skip and with m = 0 nothing but the noise is left, whose V may be s itself.
+    is_noise = (m == 0) & (not skip)
+    shares = jnp.full(len(DQ), jnp.where(is_noise, 0, T), Q.dtype)
+    inflated = Q + inflation(DQ @ inner.T, DQ, shares, jnp).added()
+    V = jnp.where(is_noise, s, jnp.where(moves, 1 / jnp.where(moves, T, 1), 0))
+    after = A @ inflated @ A.T + r**2 * V * (outer @ outer.T)
     return normalized((after + after.T) / 2, log_square)
 
 

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxact import activations, nn
 from jaxact.lipschitz import Ball, Box, certify
-from jaxact.lipschitz._walk import lower
+from jaxact.trace import lower
 
 _RNG = np.random.default_rng(0)
 W = [_RNG.normal(size=(6, 6)) / 6**0.5 for _ in range(4)]
@@ -376,7 +376,7 @@ def test_factors_name_sizes_and_the_lines_of_the_model():
 
     first = fn.__code__.co_firstlineno
     loop, last = f"(test_certify.py:{first + 2})", f"(test_certify.py:{first + 3})"
-    assert [label for label, _ in certify(fn, jnp.zeros(6)).factors] == [
+    assert [str(step) for step, _ in certify(fn, jnp.zeros(6)).factors] == [
         f"affine 1: 6 -> 6 {loop}",
         f"relu 2: 6 {loop}",
         f"affine 3: 6 -> 6 {loop}",
@@ -390,7 +390,7 @@ def test_factors_name_sizes_and_the_lines_of_the_model():
 def test_a_function_traced_before_is_named_where_it_is_called_now():
     earlier = certify(lambda x: jax.nn.silu(x), jnp.zeros(5)).factors
     later = certify(lambda x: jax.nn.silu(x), jnp.zeros(5)).factors
-    lines = [int(factors[0][0].rstrip(")").split(":")[-1]) for factors in (earlier, later)]
+    lines = [int(factors[0][0].place.split(":")[-1]) for factors in (earlier, later)]
     assert lines[1] == lines[0] + 1
 
 

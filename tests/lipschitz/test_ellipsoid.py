@@ -1,5 +1,6 @@
 """The engine against closed forms, samples, Jacobians and the limits of floating point."""
 
+import importlib
 import math
 from fractions import Fraction
 from itertools import pairwise
@@ -9,19 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxact.lipschitz._ellipsoid import bound
-from jaxact.lipschitz._program import (
-    Affine,
-    Ball,
-    Box,
-    Dense,
-    Diagonal,
-    Elementwise,
-    Identity,
-    Linear,
-    Program,
-    evaluate,
-)
+from jaxact.lipschitz._program import Ball, Box
+from jaxact.lipschitz.ellipsoid import bound
+from jaxact.trace import Affine, Dense, Diagonal, Elementwise, Identity, Linear, Program, evaluate
 
 
 def relu_slopes(source):
@@ -50,7 +41,7 @@ FUNCTIONS = {
 
 def elementwise(out, source, size, name):
     slopes, value = FUNCTIONS[name]
-    return Elementwise(out, source, slopes(source), size, value=lambda v: value(v[source]), label=name)
+    return Elementwise(out, source, slopes(source), size, value=lambda v: value(v[source]), kind=name)
 
 
 def chain(widths, name="relu", seed=0):
@@ -58,7 +49,7 @@ def chain(widths, name="relu", seed=0):
     steps, v = [], 0
     for i, (n, k) in enumerate(pairwise(widths)):
         W = rng.normal(size=(k, n)) * np.sqrt(2 / n)
-        steps.append(Affine(v + 1, ((v, Dense(W)),), k, offset=0.1 * rng.normal(size=k), label=f"W{i}"))
+        steps.append(Affine(v + 1, ((v, Dense(W)),), k, offset=0.1 * rng.normal(size=k), kind=f"W{i}"))
         v += 1
         if i < len(widths) - 2:
             steps.append(elementwise(v + 1, v, k, name))
@@ -265,7 +256,7 @@ def product_program():
             ),
             is_function=False,
             reads=(2,),
-            label="mul",
+            kind="mul",
         ),
         Elementwise(
             4,
@@ -342,12 +333,12 @@ def test_bad_input_is_refused_with_a_remedy():
     with pytest.raises(ValueError, match="lower <= upper"):
         Box(np.ones(4), np.zeros(4))
     with pytest.raises(ValueError, match="Step W0 must have finite weights"):
-        bound(Program(1, (Affine(1, ((0, Dense(np.array([[np.nan]]))),), 1, label="W0"),), 1))
+        bound(Program(1, (Affine(1, ((0, Dense(np.array([[np.nan]]))),), 1, kind="W0"),), 1))
     with pytest.raises(ValueError, match=r"Operators are \[out, in\]"):
         Program(4, (Affine(1, ((0, Dense(np.zeros((4, 3)))),), 3),), 1)
     with pytest.raises(ValueError, match="before any step defines it"):
         Program(4, (Affine(2, ((1, Identity(4)),), 4),), 2)
-    unbounded = Elementwise(1, 0, lambda i: (0.0, np.inf), 4, label="square")
+    unbounded = Elementwise(1, 0, lambda i: (0.0, np.inf), 4, kind="square")
     with pytest.raises(ValueError, match="Step square must have bounded slopes"):
         bound(Program(4, (unbounded,), 1))
 
@@ -377,7 +368,7 @@ def test_norms_alone_are_sound_on_residual_blocks_and_say_so():
 
 
 def test_intervals_through_products_alone_keep_float64(monkeypatch):
-    monkeypatch.setattr("jaxact.lipschitz._layout._MATERIALIZE", 0)
+    monkeypatch.setattr("jaxact.lipschitz.ellipsoid.maps._MATERIALIZE", 0)
     rng = np.random.default_rng(4)
     weights = [rng.normal(size=(4, 4)) for _ in range(2)]
     center = 1e3 * rng.normal(size=4)
@@ -404,8 +395,9 @@ def test_intervals_through_products_alone_keep_float64(monkeypatch):
 
 
 def test_the_search_descends_along_its_gradient():
-    from jaxact.lipschitz import _ellipsoid, _search
-    from jaxact.lipschitz._layout import prepare
+    from jaxact.lipschitz.ellipsoid.layout import prepare
+    from jaxact.lipschitz.ellipsoid.proof import prove
+    from jaxact.lipschitz.ellipsoid.search import Search
 
     rng = np.random.default_rng(7)
     # What a step reads stays in use beside what it makes; and norms alone in between.
@@ -422,28 +414,27 @@ def test_the_search_descends_along_its_gradient():
     for limit, first_to_last in ((100, 8), (9, 8), (9, 5)):
         program = Program(4, steps[:first_to_last], first_to_last)
         prepared = prepare(program, limit)
-        search = _search._Search(prepared, None)
-        start = search.parameters(_ellipsoid._verify(prepared, None, None).multipliers)
+        search = Search(prepared, None, prove(prepared, None).multipliers)
+        start = search.parameters
         search.forward(start, 2.0)
         point = start + 0.1 * rng.normal(size=start.size)
-        gradient = search.backward(search.forward(point, 1e5))
+        gradient = search.backward(search.forward(point, 1e5)[1])
         for along in rng.normal(size=(3, start.size)):
-            ends = [search.forward(point + step * along, 1e5).log for step in (1e-5, -1e-5)]
+            ends = [search.forward(point + step * along, 1e5)[0] for step in (1e-5, -1e-5)]
             np.testing.assert_allclose(gradient @ along, (ends[0] - ends[1]) / 2e-5, rtol=1e-5, atol=1e-8)
 
 
 def test_one_budget_of_time_covers_the_region_and_all_inputs(monkeypatch):
-    from jaxact.lipschitz import _ellipsoid
-
+    module = importlib.import_module("jaxact.lipschitz.ellipsoid.bound")
     program, center = chain((4, 8, 8, 8, 3), name="tanh"), np.full(4, 0.3)
     searches = []
-    refine = _ellipsoid.refine
+    refine = module.refine
 
     def noted(prepared, local, *others):
         searches.append((local is not None, others[2]))
         return refine(prepared, local, *others)
 
-    monkeypatch.setattr(_ellipsoid, "refine", noted)
+    monkeypatch.setattr(module, "refine", noted)
     near = bound(program, region=Ball(center, 0.1), num_steps=20, seconds=60)
     assert [here for here, _ in searches] == [True]  # all inputs are not searched in vain
     searches.clear()

@@ -53,7 +53,7 @@ def test_bounds_stand_on_both_sides_of_the_constant(rungs):
 
 def test_the_factors_of_the_layers_multiply_to_each_bound(rungs):
     found, _ = rungs
-    assert [layer.sizes for layer in found.layers] == [(2, 2), (2, 2)]
+    assert [layer.step.sizes for layer in found.layers] == [(2, 2), (2, 2)]
     for name, rung in {rung.name: rung for rung in reversed(found.rungs) if rung.certificate}.items():
         total = sum(layer.log10_factors[name] for layer in found.layers)
         assert total == pytest.approx(rung.log10, abs=1e-9)

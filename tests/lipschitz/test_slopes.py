@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from jaxact import activations
-from jaxact.lipschitz import _formula
-from jaxact.lipschitz._formula import UnsupportedError, evaluate, from_function
-from jaxact.lipschitz._slopes import slope_range, value_range
+from jaxact.trace import UnsupportedError, _expr, _formula, from_function, slope_range, value_range
+from jaxact.trace._expr import evaluate
 
 _ZOO = activations.names()
 _FAMILIES = ["leaky_relu(-0.5)", "elu(2)", "celu(0.3)", "swish(20)", "softplus(0.05)", "squareplus(0.01)"]
@@ -209,13 +208,13 @@ def test_no_difference_quotient_of_a_random_formula_exceeds_its_bounds(seed):
 
 def test_entries_with_constants_of_their_own_are_bounded_one_by_one():
     slopes, betas = np.array([0.25, -0.5, 0.25, 2.0]), np.array([1.0, 0.3, 1.0, 5.0])
-    x = _formula.variable()
-    scaled = _formula.apply("mul", [_formula.constant(slopes), x])
-    prelu = _formula.apply("select_n", [_formula.apply("gt", [x, _formula.constant(0.0)]), scaled, x])
+    x = _expr.variable()
+    scaled = _formula.apply("mul", [_expr.constant(slopes), x])
+    prelu = _formula.apply("select_n", [_formula.apply("gt", [x, _expr.constant(0.0)]), scaled, x])
     found = slope_range(prelu)
     np.testing.assert_allclose(found.lower, np.minimum(slopes, 1), atol=1e-6)
     np.testing.assert_allclose(found.upper, np.maximum(slopes, 1), atol=1e-6)
-    gate = _formula.apply("logistic", [_formula.apply("mul", [_formula.constant(betas), x])])
+    gate = _formula.apply("logistic", [_formula.apply("mul", [_expr.constant(betas), x])])
     swish = _formula.apply("mul", [x, gate])
     np.testing.assert_allclose(slope_range(swish).upper, activations.silu.lipschitz, rtol=1e-6)
     lower, upper = np.array([-1.0, 0.5, -2.0, -0.1]), np.array([0.5, 1.0, -1.0, 0.1])

@@ -14,8 +14,7 @@ from jaxact.lipschitz import Ball, Box, certify
 from jaxact.lipschitz._enclosure import Engine
 from jaxact.lipschitz._mixed import spectral
 from jaxact.lipschitz._pieces import pieces_of
-from jaxact.lipschitz._program import Affine, Dense, Program
-from jaxact.lipschitz._walk import lower
+from jaxact.trace import Affine, Dense, Program, lower
 
 SQUARE = Box(-5 * np.ones(2), 5 * np.ones(2))
 

@@ -9,8 +9,7 @@ from jax import lax
 
 from jaxact import activations
 from jaxact.lipschitz import Ball, certify
-from jaxact.lipschitz._program import Affine, Dense, Diagonal, Elementwise, Identity, Linear, evaluate
-from jaxact.lipschitz._walk import lower
+from jaxact.trace import Affine, Dense, Diagonal, Elementwise, Identity, Linear, evaluate, lower
 
 _RNG = np.random.default_rng(0)
 W = [_RNG.normal(size=(6, 6)) / 3 for _ in range(4)]

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+_JAX = str(Path(jax.__file__).parent)
 _LIBRARIES = tuple(
     {sysconfig.get_paths()[name] for name in ("purelib", "platlib", "stdlib")}
-    | {str(Path(jax.__file__).parent), str(Path(__file__).parents[1])}
+    | {_JAX, str(Path(__file__).parents[1])}
 )
-_ENGINE = str(Path(__file__).parent)
+_ENGINE = tuple(str(Path(__file__).parents[1] / name) for name in ("trace", "lipschitz"))
 _ACTIVATIONS = str(Path(__file__).parents[1] / "activations")
 _NAMED = os.path.join("jax", "_src", "nn", "functions.py")  # jax.nn: gelu is no call of its own in a jaxpr
 
@@ -63,6 +64,13 @@ def called(eqn: Any, body: Any, call: Place | None = None) -> Place:
     if not (name and file and _in_library(file)):
         return here._replace(name="")
     return here._replace(name="activation" if file.startswith(_ACTIVATIONS) else name.lstrip("_"))
+
+
+def library_name(body: Any) -> str:
+    """The name of the function of JAX that a jaxpr is the body of, or ""."""
+    info = getattr(body, "debug_info", None)
+    file, name = getattr(info, "func_filename", None), getattr(info, "func_name", None)
+    return name if name and file and file.startswith(_JAX) else ""
 
 
 def _in_library(file: str) -> bool:

@@ -1,4 +1,7 @@
-"""Elementwise functions of one variable, with what intervals need to know of them and of their derivatives."""
+"""Elementwise functions of one variable, with what intervals need to know of them and of their derivatives.
+
+To add one is an entry of `UNARY`: f, f', f'' and the points between which each is monotone.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ class Curve(NamedTuple):
     slope_turns: tuple[float, ...] = ()
     bend_turns: tuple[float, ...] = ()
     least: float = -math.inf  # of the domain
+    most: float = math.inf  # likewise
+    reach: float = math.inf  # from where on |f|, |f'| and |f''| are at most 1.05 / |x|
 
 
 def _logistic_slope(x):
@@ -47,7 +52,115 @@ def _gumbel_bend(x):
     return np.where(x < -700, 0.0, _gumbel_slope(x) * np.expm1(-np.maximum(x, -700.0)))
 
 
+def _i1e_by(x):
+    return scipy.special.i1e(x) / np.where(x == 0, 1.0, x)
+
+
+def _sech(x):
+    e = np.exp(-np.abs(x))
+    return 2 * e / (1 + e * e)
+
+
+def _sinc(x, order=0):
+    """The derivative of sin(x) / x of an order up to 3: int_0^1 cos(x s) ds differentiated."""
+    x = np.asarray(x, np.float64)
+    safe = np.where(np.abs(x) < 0.3, 1.0, x)
+    found = [np.sin(safe) / safe]
+    for n in range(1, order + 1):  # x f^(n) + n f^(n - 1) = sin^(n)(x)
+        found.append((np.sin(safe + n * math.pi / 2) - n * found[-1]) / safe)
+    terms = np.arange(12)
+    powers = 2 * terms - order
+    factors = np.array(
+        [
+            0.0 if p < 0 else (-1.0) ** k / math.factorial(2 * k + 1) * math.perm(2 * k, order)
+            for k, p in zip(terms, powers, strict=True)
+        ]
+    )
+    near = np.where(np.abs(x) < 0.3, x, 0.0)
+    series = (factors * near[..., None] ** np.maximum(powers, 0)).sum(-1)
+    return np.where(np.abs(x) < 0.3, series, found[order])
+
+
+def _zeros_of_sinc(order):
+    """Where a derivative of sin(x) / x vanishes within +-64, by bisection."""
+    grid = np.linspace(0.31, 64.0, 4096)
+    values = _sinc(grid, order)
+    (at,) = np.nonzero(values[:-1] * values[1:] < 0)
+    low, high = grid[at], grid[at + 1]
+    for _ in range(60):
+        middle = (low + high) / 2
+        left = _sinc(low, order) * _sinc(middle, order) <= 0
+        low, high = np.where(left, low, middle), np.where(left, middle, high)
+    return (*(-high[::-1]), *((0.0,) if order % 2 else ()), *high)
+
+
 UNARY: dict[str, Curve] = {
+    "acosh": Curve(
+        np.arccosh,
+        lambda x: 1 / np.sqrt((x - 1) * (x + 1)),
+        lambda x: -x / ((x - 1) * (x + 1)) ** 1.5,
+        least=1.0,
+    ),
+    "asin": Curve(
+        np.arcsin,
+        lambda x: 1 / np.sqrt((1 - x) * (1 + x)),
+        lambda x: x / ((1 - x) * (1 + x)) ** 1.5,
+        slope_turns=(0.0,),
+        least=-1.0,
+        most=1.0,
+    ),
+    "atanh": Curve(
+        np.arctanh,
+        lambda x: 1 / ((1 - x) * (1 + x)),
+        lambda x: 2 * x / ((1 - x) * (1 + x)) ** 2,
+        slope_turns=(0.0,),
+        least=-1.0,
+        most=1.0,
+    ),
+    "bessel_i0e": Curve(  # of |x|, all of whose derivatives are monotone
+        scipy.special.i0e,
+        lambda x: scipy.special.i1e(x) - scipy.special.i0e(x),
+        lambda x: 2 * (scipy.special.i0e(x) - scipy.special.i1e(x)) - np.where(x == 0, 0.5, _i1e_by(x)),
+        least=0.0,
+    ),
+    "digamma": Curve(
+        scipy.special.digamma,
+        lambda x: scipy.special.polygamma(1, x),
+        lambda x: scipy.special.polygamma(2, x),
+        least=0.0,
+    ),
+    "erf_inv": Curve(
+        scipy.special.erfinv,
+        lambda x: math.sqrt(math.pi) / 2 * np.exp(np.square(scipy.special.erfinv(x))),
+        lambda x: math.pi / 2 * scipy.special.erfinv(x) * np.exp(2 * np.square(scipy.special.erfinv(x))),
+        slope_turns=(0.0,),
+        least=-1.0,
+        most=1.0,
+    ),
+    "lgamma": Curve(
+        scipy.special.gammaln,
+        scipy.special.digamma,
+        lambda x: scipy.special.polygamma(1, x),
+        turns=(1.4616321449683623,),
+        least=0.0,
+    ),
+    "sech": Curve(
+        _sech,
+        lambda x: -_sech(x) * np.tanh(x),
+        lambda x: _sech(x) * (1 - 2 * _sech(x) ** 2),
+        turns=(0.0,),
+        slope_turns=(-math.asinh(1.0), math.asinh(1.0)),
+        bend_turns=(-math.atanh(math.sqrt(5 / 6)), 0.0, math.atanh(math.sqrt(5 / 6))),
+    ),
+    "sinc": Curve(  # sin(x) / x
+        _sinc,
+        lambda x: _sinc(x, 1),
+        lambda x: _sinc(x, 2),
+        turns=_zeros_of_sinc(1),
+        slope_turns=_zeros_of_sinc(2),
+        bend_turns=_zeros_of_sinc(3),
+        reach=64.0,
+    ),
     "exp": Curve(np.exp, np.exp, np.exp),
     "log": Curve(np.log, lambda x: 1 / x, lambda x: -1 / x / x, least=0.0),
     "log1p": Curve(np.log1p, lambda x: 1 / (1 + x), lambda x: -1 / (1 + x) / (1 + x), least=-1.0),
@@ -137,6 +250,7 @@ SPECIAL: dict[str, Callable[[Any], Any]] = {
     "sin": np.sin,
     "cos": np.cos,
     "floor": np.floor,
+    "fraction": lambda x: x - np.floor(x),
     "ceil": np.ceil,
     "round": np.rint,
 }
@@ -154,3 +268,5 @@ LOGIC: dict[str, Callable[..., Any]] = {
     "xor": np.logical_xor,
     "not": np.logical_not,
 }
+#: of `UNARY`, what formulas are rewritten to
+NOT_OF_JAX = ("hypot1", "softplus", "gumbel", "sech", "sinc", "fraction", "bessel_i0e")

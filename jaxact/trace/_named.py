@@ -1,0 +1,80 @@
+"""Functions of JAX itself that are known by name: by what they compute their bodies would not show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxact.trace import _radial, _softmax
+from jaxact.trace._expr import Expr, constant, unary
+from jaxact.trace._formula import apply
+from jaxact.trace._graph import Failed, Graph, Special, forced, is_constant
+from jaxact.trace._nodes import Value
+from jaxact.trace._source import library_name
+
+
+def _formula(graph: Graph, value: Value, expr: Expr, shape: tuple[int, ...]) -> Value:
+    return Value(value.node, expr, shape, graph.noted(expr))
+
+
+def _pair(of: Callable[..., Value]) -> Callable[..., Sequence[Any] | None]:
+    """A function of two values that are no formulas of one."""
+
+    def rule(graph: Graph, eqn: Any, operands: list[Any]) -> Sequence[Any] | None:
+        shape = tuple(eqn.outvars[0].aval.shape)
+        if any(map(is_constant, operands)):
+            return None
+        values = [graph.spread(each, shape) for each in operands]
+        return None if graph.common(values) is not None else [of(graph, *values, shape)]
+
+    return rule
+
+
+def _sinc(graph: Graph, eqn: Any, operands: list[Any]) -> list[Any] | None:
+    (value,) = operands
+    if value.expr.is_bool:
+        return None
+    return [_formula(graph, value, unary("sinc", np.pi * value.expr), value.shape)]
+
+
+def _remainder(graph: Graph, eqn: Any, operands: list[Any]) -> list[Any] | None:
+    """X mod c = c (x / c - floor(x / c))."""
+    value, period = operands
+    if is_constant(value) or not is_constant(period) or np.size(period) != 1 or not np.asarray(period) > 0:
+        return None
+    c = float(np.asarray(period).reshape(()))
+    return [_formula(graph, value, c * unary("fraction", (1.0 / c) * value.expr), value.shape)]
+
+
+def _interpolated(graph: Graph, eqn: Any, operands: list[Any]) -> list[Any] | None:
+    """Straight lines between the knots, the ends' values beyond: f_0 + sum_i (s_i - s_{i-1}) relu(x - x_i)."""
+    value, knots, heights = operands
+    if is_constant(value) or not (is_constant(knots) and is_constant(heights)):
+        return None
+    x, y = (np.asarray(each, np.float64) for each in (knots, heights))
+    slopes = np.concatenate([[0.0], np.diff(y) / np.diff(x), [0.0]])
+    result = constant(y[0])
+    for knot, turn in zip(x, np.diff(slopes), strict=True):
+        result = result + float(turn) * apply("max", [value.expr - float(knot), constant(0.0)])
+    return [_formula(graph, value, result, value.shape)]
+
+
+#: function of JAX -> (graph, equation, operands) -> results, None where its body shows more
+_NAMED: dict[str, Callable[..., Sequence[Any] | None]] = {
+    "hypot": _pair(_radial.pair),
+    "logaddexp": _pair(_softmax.pair),
+    "sinc": _sinc,
+    "remainder": _remainder,
+    "_interp": _interpolated,
+}
+
+
+def named(graph: Graph, eqn: Any, body: Any, operands: list[Any]) -> Sequence[Any] | None:
+    """The results of a call of a function of JAX that is known by its name; None if it is none of those."""
+    rule = None if all(map(is_constant, operands)) else _NAMED.get(library_name(body))
+    operands = list(map(forced, operands)) if rule is not None else []
+    if rule is None or any(isinstance(each, Failed | Special) for each in operands):
+        return None
+    return rule(graph, eqn, operands)

@@ -1,0 +1,160 @@
+"""Norms, and what is a function of the length of a vector: normalisations, clipping, bumps.
+
+Of f(|x|) the gradient is f'(t) x / t, t = |x|: no longer than |f'(t)|. Of x g(|x|) the Jacobian
+g(t) I + t g'(t) x x^T / t^2 has the norm max(|g(t)|, |(t g(t))'|): one step whose constant is that of one variable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxact.trace import _stretch
+from jaxact.trace._compose import has_no_mean, ratio
+from jaxact.trace._expr import Expr, constant, num_entries, variable
+from jaxact.trace._formula import apply, compose
+from jaxact.trace._graph import Graph
+from jaxact.trace._leaps import Formula, Known
+from jaxact.trace._nodes import Gathered, Node, Scaled, Total, Value, whole
+
+
+@dataclass(frozen=True)
+class Radial:
+    """An array whose entries are f(|x|) of groups of entries of x.
+
+    Attributes:
+        x: the vectors.
+        positions: [group, entry], the entries of x in each group.
+        expr: f, a formula of the length.
+    """
+
+    x: Node
+    positions: np.ndarray
+    expr: Expr
+
+
+def length(graph: Graph, value: Value) -> Radial | None:
+    """What a value is of the lengths of vectors; None if that is not seen."""
+    if num_entries(value.expr) is not None:
+        return None
+    if isinstance(value.node, Known) and isinstance(value.node.known.radial, Radial):
+        found = value.node.known.radial
+        return Radial(found.x, found.positions, compose(value.expr, found.expr))
+    found = _squares(graph, value.node)
+    if found is not None:
+        return Radial(*found, compose(value.expr, variable() ** 2))
+    if value.node.origin is None:
+        return None
+    origin, inner = value.node.origin
+    return length(graph, Value(origin, compose(value.expr, inner), value.shape))
+
+
+def _squares(graph: Graph, node: Node) -> tuple[Node, np.ndarray] | None:
+    """X and the positions [sum, term] of a sum of x_j^2."""
+    terms = node.parents[0] if isinstance(node, Total) else None
+    if not isinstance(terms, Formula) or terms.expr.op != "integer_pow" or terms.expr.param != 2:
+        return None
+    (inner,) = terms.expr.args
+    if inner.affine is None:
+        return None
+    return graph.node(Value(terms.parents[0], inner, terms.shape)), node.positions
+
+
+def shortcut(graph: Graph, value: Value) -> Node | None:
+    """A formula of a sum of squares as one step, known by the most that it stretches x; None if it is no such."""
+    found = length(graph, value) if isinstance(value.node, Total | Known) else None
+    if found is None:
+        return None
+    graph.has_choice = True
+    if not graph.contract:
+        return None
+    found.x.cut()
+    return Known(value.node.shape, found.x, _stretch.of_length(found))
+
+
+def scaled_by_length(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -> Value | None:
+    """X g(|x|), u being c x and v the factor, with gains for the entries or without; None if they are no such."""
+    spread, gains = v, constant(1.0)
+    if isinstance(v.node, Scaled) and v.is_plain and not np.any(v.node.origin[1].affine[1]):
+        spread, gains = whole(v.node.parents[0]), constant(v.node.origin[1].affine[0])
+    node = spread.node
+    if not (isinstance(node, Gathered) and node.constants is None and len(node.parents) == 1):
+        return None
+    inner = node.parents[0]
+    found = length(graph, Value(inner, spread.expr, inner.shape))
+    if found is None or not _is_spread(node.index, found.positions):
+        return None
+    given = graph.node(u)
+    along = given.known.along if isinstance(given, Known) else None
+    if along is not None and along.x is found.x and np.array_equal(along.positions, found.positions):
+        found, factor = Radial(found.x, found.positions, along.expr * found.expr), 1.0
+    else:
+        factor = ratio(given, found.x)
+    if factor is None:
+        return None
+    graph.has_choice = True
+    if not graph.contract:
+        return None
+    is_centred = found.positions.shape[1] > 1 and has_no_mean(found.x, found.positions)
+    result = graph.known(whole(found.x), shape, _stretch.along(found))
+    if is_centred:  # the same array, whose slopes have no mean either
+        result = _centred(graph, result, found.positions)
+    scale = constant(factor) * gains
+    return result if scale is constant(1.0) else graph.scaled("mul", result, scale, shape)
+
+
+def _is_spread(index: np.ndarray, positions: np.ndarray) -> bool:
+    """Whether each entry takes what belongs to its own group."""
+    flat = index.reshape(-1)
+    covers = flat.size == positions.size
+    return covers and bool((flat[positions] == np.arange(len(positions))[:, None]).all())
+
+
+def _centred(graph: Graph, value: Value, positions: np.ndarray) -> Value:
+    """Without the mean of each group."""
+    group = np.empty(value.size, int)
+    group[positions] = np.arange(len(positions))[:, None]
+    total = graph.add(Total(graph.taken(graph.node(value), positions), positions.shape, (1,)))
+    mean = graph.scaled("mul", whole(total), constant(1.0 / positions.shape[1]), total.shape)
+    return graph.sum(value, graph.entries(mean, group.reshape(value.shape)), -1.0, value.shape)
+
+
+def variance(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -> Value | None:
+    """A sum_j x_j^2 - (c sum_j x_j)^2 = a sum_j (x_j - mean)^2 where c^2 = a / n: what E x^2 - (E x)^2 is meant to be.
+
+    None if u - v is no such difference.
+    """
+    squares, total = _squares(graph, u.node), v.node
+    if squares is None or not isinstance(total, Total) or v.expr.op != "integer_pow" or v.expr.param != 2:
+        return None
+    (x, positions), (inner,) = squares, v.expr.args
+    if u.expr.affine is None or inner.affine is None or num_entries(u.expr) or num_entries(inner):
+        return None
+    (a, b), (c, d) = u.expr.affine, inner.affine
+    is_mean = d == 0 and abs(c * c * positions.shape[1] - a) <= 1e-15 * a
+    if not is_mean or total.parents[0] is not x or not np.array_equal(total.positions, positions):
+        return None
+    centred = _centred(graph, whole(x), positions)
+    square = graph.node(Value(centred.node, variable() ** 2, x.shape))
+    again = graph.add(Total(square, u.node.grid, u.node.axes))
+    return Value(again, constant(a) * variable() + b, shape)
+
+
+def is_nonnegative(graph: Graph, value: Value) -> bool:
+    """Whether it is a sum of squares with a positive factor, and more."""
+    a, b = value.expr.affine or (-1.0, -1.0)
+    return (
+        bool(np.all(np.asarray(a) > 0) and np.all(np.asarray(b) >= 0))
+        and _squares(graph, value.node) is not None
+    )
+
+
+def pair(graph: Graph, u: Any, v: Any, shape: tuple[int, ...]) -> Value:
+    """hypot(u, v), entry by entry, as the length of the pair."""
+    joined = graph.chained([u, v], (2, *shape))
+    square = graph.node(Value(graph.node(joined), apply("square", [variable()]), joined.shape))
+    total = graph.add(Total(square, joined.shape, (0,)))
+    expr = apply("sqrt", [variable()])
+    return Value(total, expr, shape, graph.noted(expr))

@@ -76,7 +76,8 @@ def _bind(eqn: Any, *operands: Numbers) -> Numbers:
     if name in ("reshape", "squeeze"):
         return np.reshape(operands[0], eqn.outvars[0].aval.shape)
     if name == "dot_general" and eqn.params["dimension_numbers"][1] == ((), ()):
-        return np.tensordot(*operands, axes=eqn.params["dimension_numbers"][0])
+        left, right = map(np.asarray, operands)
+        return np.tensordot(left, right, axes=eqn.params["dimension_numbers"][0])
     result = eqn.primitive.bind(*map(jnp.asarray, operands), **_wide(eqn.params))
     return np.asarray(result[0] if eqn.primitive.multiple_results else result, np.float64)
 

@@ -16,17 +16,27 @@ def exact_lipschitz(matrices, offsets, slopes, *, size=1e3):
         slopes: (slope for z < 0, slope for z > 0) of phi, which has its only kink at 0.
         size: half the side of the square.
     """
+    return max(np.linalg.norm(J, 2) for J in jacobians(matrices, offsets, slopes, size=size))
+
+
+def jacobians(matrices, offsets, slopes, *, size=1e3):
+    """The Jacobians [out, 2] of all pieces that meet the square; the arguments are those of `exact_lipschitz`."""
+    return [J for _, J, _ in pieces(matrices, offsets, slopes, size=size)]
+
+
+def pieces(matrices, offsets, slopes, *, size=1e3):
+    """(polygon [corner, 2], J [out, 2], c [out]) of all pieces: the network is J x + c within; arguments as above."""
     square = np.array([[-size, -size], [size, -size], [size, size], [-size, size]])
-    pieces = [(square, np.eye(2), np.zeros(2))]
+    found = [(square, np.eye(2), np.zeros(2))]
     for W, b in zip(matrices[:-1], offsets, strict=True):
         following = []
-        for polygon, A, c in pieces:
+        for polygon, A, c in found:
             normals, shifts = W @ A, W @ c + b
             for part, signs in _cut(polygon, normals, shifts):
                 slope = np.where(signs > 0, slopes[1], slopes[0])
                 following.append((part, slope[:, None] * normals, slope * shifts))
-        pieces = following
-    return max(np.linalg.norm(matrices[-1] @ A, 2) for _, A, _ in pieces)
+        found = following
+    return [(polygon, matrices[-1] @ A, matrices[-1] @ c) for polygon, A, c in found]
 
 
 def _cut(polygon, normals, shifts):

@@ -116,7 +116,7 @@ class Certificate:
             of `certify`, a scalar in the dtype of the weights of `upper_bound`.
         log: its natural logarithm, also where `value` is inf; -inf for 0.
         method: how it was found.
-        norm: 2, of inputs and outputs.
+        norm: 1, 2 or inf, of inputs and outputs, or a pair (of inputs, of outputs).
         region: the `Ball` or `Box` that it holds in, or None for all inputs.
         certified: whether it is proved, rounding included, under `assumptions`; False marks a bound up to its own
             rounding, or an estimate: `assumptions` say which.
@@ -128,6 +128,9 @@ class Certificate:
             where all were.
         is_global: whether it is the bound over all inputs, which may be the better one within a region too.
         seconds: wall clock, compilation included; 0 if it was traced.
+        parts: so many parts of the region were bounded each alone, and `value` is the largest of their bounds.
+        attained: the norm of a Jacobian that was seen while the region was cut, rounded down; None where none was.
+        is_exact: whether `value` is within 1e-9 of `attained`: it is the constant.
         history: the bound's natural logarithm at the start and after each refinement step, not proved; within a region
             with slopes extrapolated in most.
     """
@@ -135,7 +138,7 @@ class Certificate:
     value: Scalar
     log: Scalar
     method: str
-    norm: int = 2
+    norm: float | tuple[float, float] = 2
     region: Region | None = None
     certified: bool = True
     assumptions: tuple[str, ...] = ()
@@ -144,6 +147,9 @@ class Certificate:
     history: tuple[float, ...] = ()
     by_norms_beyond: int | None = None
     is_global: bool = False
+    parts: int = 1
+    attained: float | None = None
+    is_exact: bool = False
 
     @property
     def log10(self) -> Scalar:

@@ -263,7 +263,7 @@ def test_refinement_lowers_the_bound():
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
-        (ValueError, "norm", {"norm": 1}),
+        (ValueError, "norm", {"norm": 3}),
         (ValueError, "region", {"region": 0.1}),
         (ValueError, "shape", {"region": Ball(np.zeros(3), 0.1)}),
         (TypeError, "float", {"example": jnp.zeros(6, int)}),

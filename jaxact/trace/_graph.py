@@ -191,8 +191,9 @@ class Graph:
 
     # --- Entries ------------------------------------------------------------------------------------------------------
 
-    def taken(self, node: Node, index: np.ndarray) -> Node:
+    def taken(self, node: Node, index: np.ndarray | np.integer) -> Node:
         """The entries `index` of the flattened node."""
+        index = np.asarray(index)
         if index.size == node.size and (index.reshape(-1) == np.arange(node.size)).all():
             return node
         key = (node, index.shape, index.tobytes())
@@ -200,7 +201,7 @@ class Graph:
             self._taken[key] = self.add(Gathered((node,), index))
         return self._taken[key]
 
-    def entries(self, value: Value, index: np.ndarray) -> Value:
+    def entries(self, value: Value, index: np.ndarray | np.integer) -> Value:
         """The entries `index` of the flattened value; a predicate stays one."""
         if value.expr.is_bool:
             flat = index.reshape(-1)

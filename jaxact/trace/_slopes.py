@@ -151,7 +151,7 @@ def _in_period(period: _Period, lower: np.ndarray, upper: np.ndarray) -> Interva
         start = np.floor(low - slack)
         inside = high + slack <= start + 1
         low, high = np.where(inside, low - slack - start, 0.0), np.where(inside, high + slack - start, 1.0)
-    return np.clip(low, 0, 1), np.clip(high, 0, 1)
+    return np.asarray(np.clip(low, 0, 1)), np.asarray(np.clip(high, 0, 1))
 
 
 def _periodic_slopes(period: _Period, lower: Any, upper: Any, tolerance: float | None) -> SlopeRange:

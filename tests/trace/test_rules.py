@@ -7,7 +7,7 @@ import pytest
 import scipy.fft
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import primitives
+from jax.extend.core import jaxprs_in_params, primitives
 
 from jaxact.lipschitz import Ball, Box, certify
 from jaxact.trace import evaluate, lower
@@ -36,18 +36,20 @@ def window(op, start):
 SAMPLES = {
     "acos": lambda x: lax.acos(x / 4),
     "acosh": lambda x: lax.acosh(x + 2),
+    "add": lambda x: x + 2 * x[::-1],
     "add_any": lambda x: jax.vjp(lambda y: (jnp.sin(y), y * W[0]), x)[1]((x, x))[0],
     "and": lambda x: jnp.where((x > 0.2) & (x < 0.5), (x - 0.2) * (0.5 - x), 0.0),
     "asin": lambda x: lax.asin(x / 4),
     "atan2": lambda x: lax.atan2(x, jnp.full(6, 1.5)),
     "atanh": lambda x: lax.atanh(x / 4),
+    "broadcast_in_dim": lambda x: jnp.broadcast_to(x, (2, 6)),
     "ceil": lambda x: x * lax.ceil(x),
     "clamp": lambda x: lax.clamp(0.0, x, 0.8),
     "concatenate": lambda x: jnp.concatenate([x[2:] * 2, x[:3]]),
     "conv_general_dilated": lambda x: lax.conv_general_dilated(
         x.reshape(1, 6, 1), KERNEL, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
     ),
-    "convert_element_type": lambda x: x.astype(jnp.float32).astype(jnp.float64),
+    "convert_element_type": lambda x: 2 * lax.convert_element_type(x, jnp.float32),
     "copy": lambda x: jnp.array(x, copy=True) * 2,
     "digamma": lambda x: lax.digamma(x + 2),
     "div": lambda x: x / (2 + x[::-1]),
@@ -86,7 +88,7 @@ SAMPLES = {
     "reduce_window_sum": window(lax.add, 0.0),
     "reshape": lambda x: x.reshape(3, 2) * 2,
     "rev": lambda x: x[::-1],
-    "round": lambda x: x * lax.round(x),
+    "round": lambda x: x * lax.round(x + 0.2),
     "rsqrt": lambda x: lax.rsqrt(x + 2),
     "scatter": scatter(lax.scatter, lambda x: x),
     "scatter-add": scatter(lax.scatter_add, lambda x: x),
@@ -121,7 +123,7 @@ def sample(name):
 def met(jaxpr):
     for eqn in jaxpr.eqns:
         yield eqn.primitive.name
-        for inner in jax.core.jaxprs_in_params(eqn.params):
+        for inner in jaxprs_in_params(eqn.params):
             yield from met(inner)
 
 

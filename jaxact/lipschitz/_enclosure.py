@@ -241,7 +241,9 @@ class Engine:
             return Quotients(product, spread * (1 + 8 * UNIT))
         if isinstance(step, Contraction):
             most = found.quotients[step.source].most()
-            constant = self._by_box(step.constant, found.intervals, most.shape[1])
+            constant = self._by_box(
+                lambda intervals: step.constant(intervals, None), found.intervals, most.shape[1]
+            )
             columns = np.sqrt(np.square(most).sum(0)) * (constant[:, None] * (1 + (len(most) + 8) * UNIT))
             zero = np.zeros((step.size, *columns.shape))
             return Quotients(zero, np.broadcast_to(columns, zero.shape))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,14 @@ class Which(Special):
     """The index of the first predicate of a list that holds: (predicate, index) in that order; else 0."""
 
     order: tuple[tuple[Any, int], ...]
+
+
+@dataclass(frozen=True)
+class Places(Special):
+    """Where entries of an array come in its order, or its largest is: what is read there is known."""
+
+    array: Value
+    read: Any
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,8 @@ def _sliced(eqn: Any, operands: list[Any], select: Any) -> Any:
 
 def _chosen(eqn: Any, operands: list[Any], select: Callable[[Any, Any, Any], Any]) -> Any:
     which, *cases = operands
+    if any(isinstance(case, Places) for case in cases):
+        return _passed(eqn, operands, select)
     if isinstance(which, Unread):
         if all(_is_same(case, cases[0]) for case in cases):
             return cases[0]
@@ -96,6 +107,23 @@ def _is_same(one: Any, other: Any) -> bool:
     return is_constant(one) and is_constant(other) and np.array_equal(one, other)
 
 
+def _read(eqn: Any, operands: list[Any], select: Any) -> Any:
+    array, *places = operands
+    found = next((each for each in places if isinstance(each, Places)), None)
+    if found is None or not isinstance(array, Value) or not _is_same(array, found.array):
+        raise UnsupportedError("entries at places that depend on the input are not known")
+    shape = tuple(eqn.outvars[0].aval.shape)
+    if math.prod(shape) != found.read.size:
+        raise UnsupportedError("some of the entries in an order that depends on the input are not known")
+    return found.read.reshaped(shape)
+
+
+def _passed(eqn: Any, operands: list[Any], select: Any) -> Any:
+    """Places as they are: what the compiler adds makes negative ones positive."""
+    found = next((each for each in operands if isinstance(each, Places)), None)
+    return Unread() if found is None else found
+
+
 def _same(eqn: Any, operands: list[Any], select: Any) -> Any:
     return next(operand for operand in operands if isinstance(operand, Special))
 
@@ -106,7 +134,9 @@ CASES: dict[str, Callable[..., Any]] = {
     "cumsum": _counted,
     "slice": _sliced,
     "select_n": _chosen,
-    "eq": lambda eqn, operands, select: Unread(),
+    **dict.fromkeys(("eq", "lt", "ge"), lambda eqn, operands, select: Unread()),
+    **dict.fromkeys(("add", "broadcast_in_dim", "reshape", "squeeze", "concatenate"), _passed),
+    **dict.fromkeys(("gather", "dynamic_slice"), _read),
     **dict.fromkeys(("convert_element_type", "clamp", "stop_gradient", "copy"), _same),
 }
 

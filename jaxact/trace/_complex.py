@@ -60,7 +60,7 @@ def resolve(graph: Graph, eqn: Any, operands: Sequence[Any], real: Real) -> Sequ
     if name in ("complex", "real", "imag", "conj", "convert_element_type", "fft", "abs"):
         return [_ALONE[name](graph, eqn, operands, real)]
     if name in ("mul", "dot_general"):
-        return [_product(name, *operands, real)]
+        return [_product(name, operands[0], operands[1], real)]
     if name == "div" and is_constant(operands[1]):
         return [_product("mul", operands[0], 1 / np.asarray(operands[1]), real)]
     if name in (*_LINEAR, *_MOVES):

@@ -219,7 +219,7 @@ def _diagonal(order: Order, source: Node) -> Any:
 def _pushed(order: Order, source: Node, v: Any, mode: Mode) -> Any:
     """The map of k vectors [k, in] at once, [k, out], by NumPy or JAX."""
     xp = np if isinstance(v, np.ndarray) else jnp
-    found: dict[Node, Any] = {source: v.reshape(-1, *source.shape)}
+    found: dict[Node, Any] = {source: v.reshape(len(v), *source.shape)}
     for node in order.maps:
         if node is source or not any(parent in found for parent in node.parents):
             continue
@@ -227,7 +227,7 @@ def _pushed(order: Order, source: Node, v: Any, mode: Mode) -> Any:
             found[parent] if parent in found else xp.zeros((len(v), *parent.shape)) for parent in node.parents
         )
         found[node] = node.apply(mode, *arrays)
-    return found[order[-1]].reshape(len(v), -1)
+    return found[order[-1]].reshape(len(v), order[-1].size)
 
 
 def _columns(order: Order, source: Node) -> Float[np.ndarray, "in out"]:

@@ -17,9 +17,11 @@ from jaxact.trace._expr import (
     Expr,
     UnsupportedError,
     constant,
+    evaluate,
     line,
     made,
     nodes,
+    num_entries,
     unary,
     variable,
 )
@@ -189,7 +191,37 @@ def _select(which: Expr, *cases: Expr) -> Expr:
         return cases[bool(which.param)]
     if cases[0].is_bool:
         raise UnsupportedError("`select_n` among predicates is not known")
-    return made("select_n", (which, *cases), None)
+    no, yes = (_in_branch(case, which, k) for k, case in enumerate(cases))
+    if which.op in ("eq", "ne"):
+        rest, at = (no, yes) if which.op == "eq" else (yes, no)
+        if _is_filled_in(which, rest, at):
+            return rest
+    return no if no is yes else made("select_n", (which, no, yes), None)
+
+
+def _in_branch(expr: Expr, which: Expr, k: int) -> Expr:
+    """A formula where a predicate is known: choices by it are made."""
+    chosen = {
+        id(node): node.args[1 + k] for node in nodes(expr) if node.op == "select_n" and node.args[0] is which
+    }
+    return _rebuilt(expr, lambda node: node, chosen) if chosen else expr
+
+
+def _is_filled_in(which: Expr, rest: Expr, at: Expr) -> bool:
+    """Whether a formula gives itself what is filled in at one point: where(x == 0, 1, sin(x) / x)."""
+    given, c = which.args
+    if given.affine is None or not c.is_constant:
+        return False
+    (a, b), c = given.affine, c.value
+    if (
+        not all(isinstance(each, float) for each in (a, b, c))
+        or a == 0
+        or num_entries(rest)
+        or num_entries(at)
+    ):
+        return False
+    point = np.full(1, (c - b) / a)
+    return bool(a * point[0] + b == c and np.array_equal(evaluate(rest, point), evaluate(at, point)))
 
 
 def _convert(params: Any, u: Expr) -> Expr:

@@ -124,9 +124,9 @@ class Graph:
             if value.expr.is_bool:
                 raise UnsupportedError("a predicate that depends on the input is used as an array")
             self._kept.append(value.expr)
-            if value.expr.affine is not None:
-                made = Scaled(value.node, value.expr)
-            elif (made := self.shortcut(self, value)) is None:
+            is_affine = value.expr.affine is not None
+            made = Scaled(value.node, value.expr) if is_affine else self.shortcut(self, value)
+            if made is None:
                 value.node.cut()
                 made = Formula(value.node, value.expr)
             if value.place is not None:

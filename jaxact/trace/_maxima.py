@@ -13,10 +13,12 @@ import numpy as np
 from jax import lax
 
 from jaxact.trace import _stretch
+from jaxact.trace._cases import Places
 from jaxact.trace._compose import below, dense_operator, leaves_of, offset_of, ratio
 from jaxact.trace._expr import UnsupportedError, constant, evaluate
 from jaxact.trace._formula import apply
-from jaxact.trace._graph import Graph, is_constant
+from jaxact.trace._graph import Graph, constant_expr, is_constant
+from jaxact.trace._host import computed
 from jaxact.trace._nodes import Gathered, Node, Sum, Value, positions, whole
 from jaxact.trace._pieces import chosen
 
@@ -96,8 +98,9 @@ def joined_by_choice(graph: Graph, values: list[Any], shape: tuple[int, ...]) ->
 
 def _by_pieces(graph: Graph, which: Value, no: Node, yes: Node, shape: tuple[int, ...]) -> Value | None:
     node = which.node
-    is_spread = isinstance(node, Gathered) and len(node.parents) == 1 and node.constants is None
-    groups = node.index.reshape(-1) if is_spread else np.arange(node.size)
+    groups = np.arange(node.size)  # each by its own predicate
+    if isinstance(node, Gathered) and node.is_plain:
+        groups = node.index.reshape(-1)
     leaves = leaves_of(no) | leaves_of(yes) | leaves_of(node)
     if len(leaves) != 1:
         return None
@@ -119,6 +122,14 @@ def reduced(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...])
     kept = [d for d in range(len(value.shape)) if d not in axes]
     index = positions(value).transpose(*axes, *kept).reshape(-1, *shape)
     return [_tournament(graph, value, index, _direction(eqn), shape)]
+
+
+def place(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -> list[Any]:
+    """Where the largest is: what is read there is the maximum."""
+    value, axes = operands[0], eqn.params["axes"]
+    kept = [d for d in range(len(value.shape)) if d not in axes]
+    index = positions(value).transpose(*axes, *kept).reshape(-1, *shape)
+    return [Places(value, _tournament(graph, value, index, _direction(eqn), shape))]
 
 
 def pooled(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -> list[Any]:
@@ -143,7 +154,7 @@ def pooled(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) 
 
 
 def _direction(eqn: Any) -> str:
-    return "max" if eqn.primitive.name.endswith("max") else "min"
+    return "max" if eqn.primitive.name.endswith("max") else "min"  # argmin too
 
 
 def _tournament(graph: Graph, value: Value, index: np.ndarray, name: str, shape: tuple[int, ...]) -> Value:
@@ -165,8 +176,8 @@ def _tournament(graph: Graph, value: Value, index: np.ndarray, name: str, shape:
     while current.shape[0] > 1:
         half, rest = divmod(current.shape[0], 2)
         order = positions(current)
-        pair = [graph.entries(current, part) for part in (order[:half], order[half : 2 * half])]
-        best = larger(graph, *pair, name, (half, *current.shape[1:]))
+        u, v = (graph.entries(current, part) for part in (order[:half], order[half : 2 * half]))
+        best = larger(graph, u, v, name, (half, *current.shape[1:]))
         if rest:
             best = graph.chained(
                 [best, graph.entries(current, order[2 * half :])], (half + 1, *current.shape[1:])
@@ -214,7 +225,7 @@ def ordered(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...])
         raise UnsupportedError("a `sort` of several operands is not known")
     axis = eqn.params["dimension"]
     result = _ordered(graph, value, value.shape, "sort", 1.0, lambda v: np.sort(v, axis))
-    return [result, *[graph.failed("the order of entries has no slope")] * len(others)]
+    return [result, *[Places(value, result)] * len(others)]
 
 
 def largest_few(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -> list[Any]:
@@ -224,7 +235,7 @@ def largest_few(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, .
         return np.flip(np.sort(v, axis), axis).take(range(count), axis)
 
     result = _ordered(graph, operands[0], shape, "top_k", 1.0, largest)
-    return [result, graph.failed("the order of entries has no slope")]
+    return [result, Places(operands[0], result)]
 
 
 def running(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -> list[Any]:
@@ -244,6 +255,11 @@ def running(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...])
 def scattered(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -> list[Any]:
     """The largest of what is put at each place of a constant array, as `segment_max` has it."""
     start, places, value = operands
+    if is_constant(places) and is_constant(value) and not is_constant(start):
+        least = np.full(shape, -np.inf if _direction(eqn) == "max" else np.inf)
+        (others,) = computed(eqn, [least, places, np.asarray(value, np.float64)])
+        spread = constant_expr(others, shape)
+        return [graph.applied(_direction(eqn), start.node, [start.expr, spread], shape)]
     if not is_constant(start) or not is_constant(places) or is_constant(value):
         raise UnsupportedError(f"`{eqn.primitive.name}` onto an array that depends on the input is not known")
     added = partial(

@@ -82,9 +82,14 @@ class Gathered(Map):
         self.index = index
         self.constants = None if constants is None or constants.size == 0 else constants
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether they are entries of one parent alone."""
+        return self.constants is None and len(self.parents) == 1
+
     def apply(self, mode: Mode, *arrays: Any) -> Any:
         xp, k = namespace(arrays), len(arrays[0])
-        parts = [array.reshape(k, -1) for array in arrays]
+        parts = [array.reshape(k, math.prod(array.shape[1:])) for array in arrays]
         if self.constants is not None:
             constants = self.constants if mode == "affine" else np.zeros_like(self.constants)
             parts.append(xp.broadcast_to(constants, (k, constants.size)))
@@ -99,7 +104,8 @@ class Scaled(Map):
         self.scale, self.shift = (
             c.reshape(self.shape) if isinstance(c, np.ndarray) and c.ndim else c for c in expr.affine
         )
-        self.coefficients = (expr.affine[0],)
+        self.factor = expr.affine[0]  # a number, or flattened
+        self.coefficients = (self.factor,)
 
     def apply(self, mode: Mode, *arrays: Any) -> Any:
         (v,) = arrays
@@ -117,7 +123,7 @@ class Sum(Map):
         self.coefficients = (1.0, sign)
 
     def apply(self, mode: Mode, *arrays: Any) -> Any:
-        s, t = (array.reshape(-1, *self.shape) for array in arrays)
+        s, t = (array.reshape(len(array), *self.shape) for array in arrays)
         return s + t if mode == "absolute" or self.sign == 1 else s - t
 
 
@@ -129,7 +135,7 @@ class Total(Map):
         self.grid, self.axes = tuple(grid), tuple(axes)
 
     def apply(self, mode: Mode, *arrays: Any) -> Any:
-        return arrays[0].reshape(-1, *self.grid).sum(tuple(axis + 1 for axis in self.axes))
+        return arrays[0].reshape(len(arrays[0]), *self.grid).sum(tuple(axis + 1 for axis in self.axes))
 
     @property
     def positions(self) -> np.ndarray:

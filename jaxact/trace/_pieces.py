@@ -18,10 +18,12 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from jaxact.trace._compose import below, dense_operator, leaves_of, offset_of
+from jaxact.trace._expr import variable
 from jaxact.trace._graph import Graph
-from jaxact.trace._leaps import Known
+from jaxact.trace._leaps import Formula, Known
 from jaxact.trace._nodes import Gathered, Node
-from jaxact.trace._stretch import Stretched
+from jaxact.trace._radial import Radial
+from jaxact.trace._stretch import Stretched, of_length
 
 _MOST_PIECES = 4096  # of one group of entries that depend on each other
 _MOST_WORK = 1e8  # entries of all pieces together, times their smaller side
@@ -70,8 +72,8 @@ def _largest_of_part(
         J = part.copy()
         for group, choice in zip(groups, chosen, strict=True):
             J[place[group.rows]] += choice[:, columns]
-        largest = max(largest, np.linalg.norm(J, 2) if J.size else 0.0)
-    return float(largest) * (1 + 1e-13 * (1 + max(part.shape)))
+        largest = max(largest, float(np.linalg.norm(J, 2)) if J.size else 0.0)
+    return largest * (1 + 1e-13 * (1 + max(part.shape)))
 
 
 def shortcuts(graph: Graph, result: Node) -> Callable[[Node], Node]:
@@ -79,10 +81,16 @@ def shortcuts(graph: Graph, result: Node) -> Callable[[Node], Node]:
     ends = {parent for node in graph.nodes if not node.is_affine for parent in node.parents} | {result}
 
     def instead(node: Node) -> Node:
-        if not graph.contract or not node.is_affine or node not in ends:
+        if not node.is_affine or node not in ends:
             return node
         leaves = {each for each in below(node, deep=True) if not each.is_affine}
-        means = {each: mean for each in leaves if (mean := _mean(each)) is not None}
+        if len(leaves) == 1 and (square := _of_squares(graph, node, *leaves)) is not None:
+            return square if graph.contract else node
+        if not graph.contract:
+            return node
+        means = {
+            each: mean for each in leaves if isinstance(each, Known) and (mean := _mean(each)) is not None
+        }
         sources = {x for x, _ in means.values()} | (leaves - set(means))
         if not means or len(sources) != 1:
             return node
@@ -91,13 +99,29 @@ def shortcuts(graph: Graph, result: Node) -> Callable[[Node], Node]:
     return instead
 
 
-def _mean(node: Node) -> tuple[Node, np.ndarray] | None:
-    """X and the entries [out, entry] of it that each output is a mean of in its slopes; None if it is no such."""
-    if not isinstance(node, Known) or node.known.mean_of is None:
+def _of_squares(graph: Graph, node: Node, squares: Node) -> Known | None:
+    """One sum a sum_j x_j^2 + c, as a function of a length."""
+    if node.size != 1 or not isinstance(squares, Formula) or squares.expr.op != "integer_pow":
+        return None
+    order, (inner,) = below(node, deep=True), squares.expr.args
+    if squares.expr.param != 2 or inner.op != "var" or squares.size > 2**16:
+        return None
+    (row,) = dense_operator(order, squares)
+    (places,) = np.nonzero(row)
+    if places.size == 0 or np.ptp(row[places]) > 1e-15 * abs(row[places[0]]):
+        return None
+    graph.has_choice = True
+    length = float(row[places[0]]) * variable() ** 2 + float(offset_of(order)[0])
+    return Known(node.shape, squares.parents[0], of_length(Radial(squares.parents[0], places[None], length)))
+
+
+def _mean(node: Known) -> tuple[Node, np.ndarray] | None:
+    """What each output is a mean of in its slopes: the array and the entries [out, entry] of it; None if of nothing."""
+    if node.known.mean_of is None:
         return None
     x, entries = node.parents[0], node.known.mean_of
-    while isinstance(x, Gathered) and len(x.parents) == 1 and x.constants is None:
-        x, entries = x.parents[0], x.index.reshape(-1)[entries]
+    while isinstance(x, Gathered) and x.is_plain:
+        entries, x = x.index.reshape(-1)[entries], x.parents[0]
     return x, entries
 
 

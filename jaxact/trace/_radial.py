@@ -42,9 +42,9 @@ def length(graph: Graph, value: Value) -> Radial | None:
     if isinstance(value.node, Known) and isinstance(value.node.known.radial, Radial):
         found = value.node.known.radial
         return Radial(found.x, found.positions, compose(value.expr, found.expr))
-    found = _squares(graph, value.node)
-    if found is not None:
-        return Radial(*found, compose(value.expr, variable() ** 2))
+    squares = _squares(graph, value.node)
+    if squares is not None:
+        return Radial(*squares, compose(value.expr, variable() ** 2))
     if value.node.origin is None:
         return None
     origin, inner = value.node.origin
@@ -52,9 +52,14 @@ def length(graph: Graph, value: Value) -> Radial | None:
 
 
 def _squares(graph: Graph, node: Node) -> tuple[Node, np.ndarray] | None:
-    """X and the positions [sum, term] of a sum of x_j^2."""
+    """Of a sum of squares what is squared, and the positions [sum, term]."""
     terms = node.parents[0] if isinstance(node, Total) else None
-    if not isinstance(terms, Formula) or terms.expr.op != "integer_pow" or terms.expr.param != 2:
+    if (
+        not isinstance(node, Total)
+        or not isinstance(terms, Formula)
+        or terms.expr.op != "integer_pow"
+        or terms.expr.param != 2
+    ):
         return None
     (inner,) = terms.expr.args
     if inner.affine is None:
@@ -64,7 +69,10 @@ def _squares(graph: Graph, node: Node) -> tuple[Node, np.ndarray] | None:
 
 def shortcut(graph: Graph, value: Value) -> Node | None:
     """A formula of a sum of squares as one step, known by the most that it stretches x; None if it is no such."""
-    found = length(graph, value) if isinstance(value.node, Total | Known) else None
+    root: Node | None = value.node
+    while isinstance(root, Scaled):
+        root = root.parents[0]
+    found = length(graph, value) if isinstance(root, Total | Known) else None
     if found is None:
         return None
     graph.has_choice = True
@@ -75,19 +83,13 @@ def shortcut(graph: Graph, value: Value) -> Node | None:
 
 
 def scaled_by_length(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -> Value | None:
-    """X g(|x|), u being c x and v the factor, with gains for the entries or without; None if they are no such."""
-    spread, gains = v, constant(1.0)
-    if isinstance(v.node, Scaled) and v.is_plain and not np.any(v.node.origin[1].affine[1]):
-        spread, gains = whole(v.node.parents[0]), constant(v.node.origin[1].affine[0])
-    node = spread.node
-    if not (isinstance(node, Gathered) and node.constants is None and len(node.parents) == 1):
+    """The product x g(|x|), u being c x and v the factor, with gains or without; None if they are no such."""
+    spread = _of_entries(graph, v)
+    if spread is None:
         return None
-    inner = node.parents[0]
-    found = length(graph, Value(inner, spread.expr, inner.shape))
-    given = graph.node(u) if found is not None else None
-    if found is None or given is None:
-        return None
-    if not _is_spread(node.index, found.positions):
+    found, index, gains = spread
+    given = graph.node(u)
+    if not _is_spread(index, found.positions):
         return _mapped(graph, given, found, shape, gains)
     along = given.known.along if isinstance(given, Known) else None
     if along is not None and along.x is found.x and np.array_equal(along.positions, found.positions):
@@ -105,6 +107,29 @@ def scaled_by_length(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -
         result = _centred(graph, result, found.positions)
     scale = constant(factor) * gains
     return result if scale is constant(1.0) else graph.scaled("mul", result, scale, shape)
+
+
+def _of_entries(graph: Graph, value: Value) -> tuple[Radial, np.ndarray, Expr] | None:
+    """The lengths that entries are functions of, which of them each takes, and what it is multiplied by besides."""
+    node, expr = value.node, value.expr
+    index, gains, is_spread = np.arange(value.size), np.ones(value.size), False
+    while True:
+        if isinstance(node, Gathered) and node.is_plain:
+            index, node, is_spread = node.index.reshape(-1)[index], node.parents[0], True
+        elif (
+            isinstance(node, Scaled) and expr.op == "var" and not np.any(node.shift) and np.ndim(node.factor)
+        ):
+            gains, node = gains * np.asarray(node.factor)[index], node.parents[0]
+        elif (
+            isinstance(node, Formula | Scaled)
+            and node.origin is not None
+            and num_entries(node.origin[1]) is None
+        ):
+            expr, node = compose(expr, node.origin[1]), node.origin[0]
+        else:
+            break
+    found = length(graph, Value(node, expr, node.shape)) if is_spread else None
+    return None if found is None else (found, index, constant(gains))
 
 
 def _mapped(graph: Graph, given: Node, found: Radial, shape: tuple[int, ...], gains: Expr) -> Value | None:
@@ -137,7 +162,7 @@ def _centred(graph: Graph, value: Value, positions: np.ndarray) -> Value:
 
 
 def variance(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -> Value | None:
-    """A sum_j x_j^2 - (c sum_j x_j)^2 = a sum_j (x_j - mean)^2 where c^2 = a / n: what E x^2 - (E x)^2 is meant to be.
+    """A variance by E x^2 - (E x)^2: a sum_j x_j^2 - (c sum_j x_j)^2 = a sum_j (x_j - mean)^2, c^2 = a / n.
 
     None if u - v is no such difference.
     """
@@ -149,7 +174,12 @@ def variance(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -> Value 
         return None
     (a, b), (c, d) = u.expr.affine, inner.affine
     is_mean = d == 0 and abs(c * c * positions.shape[1] - a) <= 1e-15 * a
-    if not is_mean or total.parents[0] is not x or not np.array_equal(total.positions, positions):
+    if (
+        not is_mean
+        or not isinstance(u.node, Total)
+        or total.parents[0] is not x
+        or not np.array_equal(total.positions, positions)
+    ):
         return None
     centred = _centred(graph, whole(x), positions)
     square = graph.node(Value(centred.node, variable() ** 2, x.shape))

@@ -6,9 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 
-import numpy as np
-
-from jaxact.trace._expr import Expr, constant, evaluate, unary
+from jaxact.trace._expr import Expr, constant, unary
 
 #: primitive -> what its operands may show it to be instead
 _REWRITES: dict[str, list[Callable[..., Expr | None]]] = {}
@@ -75,19 +73,26 @@ def _as_shares(u: Expr, v: Expr) -> Expr | None:
 
 @_rewrites("div")
 def _as_logistic(u: Expr, v: Expr) -> Expr | None:
-    """The quotient r n / (n + c) = r logistic(log(n / c)) of sums of exponentials n > 0, c > 0 a number."""
+    """The quotient r m / (m + n) = r logistic(log m - log n) of sums of one or two exponentials m, n > 0."""
     plain, terms = _split_factors(u)
     below, above = _exponentials(v), {id(t): k for k, t in terms}
-    if not terms or below is None or len(terms) != 2 or min(k for k, _ in terms) <= 0:
+    if below is None or len(below) != 3 or min(k for k, _ in below) <= 0:
         return None
-    scales = {k / above[id(t)] for k, t in below if id(t) in above}
-    rest = [(k, t) for k, t in below if id(t) not in above]
-    if len(scales) != 1 or len(rest) != 1 or not rest[0][1].is_constant or not min(*scales, rest[0][0]) > 0:
+    parts = [[(k, t) for k, t in below if (id(t) in above) == inside] for inside in (True, False)]
+    scales = [above[id(t)] / k for k, t in parts[0]]
+    if len(parts[0]) != len(terms) or not all(parts) or max(scales) - min(scales) > 1e-15 * abs(scales[0]):
         return None
-    (scale,), (c, _) = scales, rest[0]
-    (k, s), (other, t) = terms
-    log = t + math.log(other) + unary("softplus", s - t + (math.log(k) - math.log(other)))
-    return 1.0 / scale * (plain * unary("logistic", log + math.log(scale / c)))
+    m, n = (_log_of_sum(part) for part in parts)
+    return scales[0] * (plain * unary("logistic", m - n))
+
+
+def _log_of_sum(terms: list[tuple[float, Expr]]) -> Expr:
+    """The log of k exp(s), or of k exp(s) + l exp(t), all factors positive."""
+    (k, s), *rest = terms
+    if not rest:
+        return s + math.log(k)
+    ((other, t),) = rest
+    return t + math.log(other) + unary("softplus", s - t + (math.log(k) - math.log(other)))
 
 
 @_rewrites("div")
@@ -110,33 +115,6 @@ def _as_sinc(u: Expr, v: Expr) -> Expr | None:
         if wave.op == "sin" and (is_inverse or other is v) and wave.args[0] is t:
             return k * unary("sinc", t) if is_inverse else unary("sinc", t)
     return None
-
-
-@_rewrites("select_n")
-def _filled_in(which: Expr, no: Expr, yes: Expr) -> Expr | None:
-    """A formula whose value at one point is given by itself: where(x == 0, 1, sin(x) / x)."""
-    if which.op == "ne":
-        no, yes = yes, no
-    if which.op not in ("eq", "ne") or not which.args[1].is_constant or which.args[0].affine is None:
-        return None
-    rest = _without(no, which)
-    (a, b), c = which.args[0].affine, which.args[1].value
-    if rest is None or not all(isinstance(each, float) for each in (a, b, c)) or a == 0:
-        return None
-    point = np.full(1, (c - b) / a)
-    same = np.array_equal(evaluate(rest, point), evaluate(yes, point))
-    return rest if same and a * point[0] + b == c else None
-
-
-def _without(expr: Expr, which: Expr) -> Expr | None:
-    """A formula where a predicate fails, chosen to differ from its complement by `ne` alone."""
-    if expr.op == "sinc" and expr.args[0].op == "select_n" and expr.args[0].args[0] is which:
-        at = expr.args[0].args[1 if which.op == "eq" else 2]
-        return unary("sinc", at)
-    if expr.op == "mul":
-        parts = [_without(arg, which) for arg in expr.args]
-        return None if None in parts else parts[0] * parts[1]
-    return expr if expr.op in ("sinc", "const") or expr.affine is not None else None
 
 
 @_rewrites("mul")

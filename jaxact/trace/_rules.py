@@ -370,6 +370,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("reduce_max", "reduce_min"), _maxima.reduced),
     **dict.fromkeys(("reduce_window_max", "reduce_window_min"), _maxima.pooled),
     **dict.fromkeys(("cummax", "cummin"), _maxima.running),
+    **dict.fromkeys(("argmax", "argmin"), _maxima.place),
     "sort": _maxima.ordered,
     "top_k": _maxima.largest_few,
 }

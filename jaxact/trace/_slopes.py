@@ -134,12 +134,14 @@ def _period(key: Key) -> _Period | None:
     """A formula that reads x by its fractional part alone, or None."""
     found = [node for node in nodes(key.expr) if node.op == "fraction"]
     rest = outer(key.expr, found[0]) if found else None
-    affine = found[0].args[0].affine if found else None
-    if rest is None or affine is None or not all(isinstance(each, float) for each in affine):
+    scale, shift = (found[0].args[0].affine if found else None) or (None, None)
+    if rest is None or not (isinstance(scale, float) and isinstance(shift, float)):
         return None
     first, last = evaluate(rest, np.array([0.0, 1.0]))
     steepest = np.abs(slope_range(rest, np.zeros(1), np.ones(1))).max()
-    return _Period(rest, *affine, bool(abs(last - first) <= 64 * EPS * (abs(first) + abs(last) + steepest)))
+    return _Period(
+        rest, scale, shift, bool(abs(last - first) <= 64 * EPS * (abs(first) + abs(last) + steepest))
+    )
 
 
 def _in_period(period: _Period, lower: np.ndarray, upper: np.ndarray) -> Interval:

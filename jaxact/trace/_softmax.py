@@ -82,12 +82,13 @@ def exponential(graph: Graph, value: Value, shape: tuple[int, ...]) -> Value | N
     leaves = {each for each in order if not each.is_affine and dense_operator(order, each).any()}
     for lse in leaves:
         if isinstance(lse, Weights):
-            positions, x = lse.positions, lse.parents[0]
-        elif isinstance(lse, Known) and lse.known.name == "logsumexp":
-            positions, x = lse.known.mean_of, lse.parents[0]
+            positions = lse.positions
+        elif isinstance(lse, Known) and lse.known.name == "logsumexp" and lse.known.mean_of is not None:
+            positions = lse.known.mean_of
         else:
             continue
-        if leaves != {lse, x} or positions is None or not _is_shifted(order, x, lse, positions):
+        x = lse.parents[0]
+        if leaves != {lse, x} or not _is_shifted(order, x, lse, positions):
             continue
         if graph.contract:
             return graph.known(whole(x), shape, _stretch.softmax(positions))
@@ -123,7 +124,7 @@ def _exponentials(graph: Graph, total: Node) -> tuple[Node, Node, Node | None, n
     r = graph.node(Value(terms.parents[0], terms.expr.args[0], terms.shape))
     if isinstance(r, Sum) and r.sign == -1:
         x, c = r.parents
-        if isinstance(c, Gathered) and c.constants is None and len(c.parents) == 1:
+        if isinstance(c, Gathered) and c.is_plain:
             index = c.index.reshape(-1)[positions]
             if (index == index[:, :1]).all():  # log sum exp(x - c) = log sum exp(x) - c
                 return r, x, graph.taken(c.parents[0], index[:, 0].reshape(total.shape)), positions

@@ -714,7 +714,7 @@ def test_a_variance_by_the_difference_of_squares_keeps_what_it_cancels_from_as_i
         x = offset + 1e-3 * np.random.default_rng(seed).normal(size=8)
         wide = x.astype(np.longdouble)
         away = wide - wide.mean()
-        variance = (away**2).mean() + np.longdouble(np.float32(1e-6))
+        variance = (away**2).mean() + np.longdouble(1e-6)  # as it is traced in float64
         jacobian = (np.eye(8) - 1 / 8 - np.outer(away, away) / (8 * variance)) / np.sqrt(variance)
         steepest = np.linalg.norm(jacobian.astype(float), 2)
         certificate = certify(norm, jnp.ones(8), region=Ball(x, 1e-13))

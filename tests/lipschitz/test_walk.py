@@ -234,7 +234,7 @@ def test_maps_too_large_to_write_down_stay_products():
     # by Fourier transform: of the circular convolution, which the zero-padded one is a part of
     spectrum = np.fft.fft2(kernel[..., 0, :], (64, 64), axes=(0, 1))
     lowest = np.linalg.norm(spectrum, axis=-1).max() * 0.95
-    assert lowest <= operator.norm() <= np.abs(kernel).sum((0, 1)).max() * 2
+    assert lowest <= operator.norm <= np.abs(kernel).sum((0, 1)).max() * 2
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_maps_too_large_to_write_down_stay_products():
         (lambda x: lax.while_loop(lambda h: h.sum() > 1, lambda h: h / 2, x), "while"),
         (lambda x: lax.cond(x.sum() > 0, jnp.sin, jnp.cos, x), "cond"),
         (lambda x: jnp.convolve(x, x), "conv_general_dilated"),
-        (lambda x: jax.scipy.special.erfinv(x), "erf_inv"),
+        (lambda x: lax.igamma(2.0 + 0 * x, x), "igamma"),
         (lambda x: x.astype(jnp.int32) * 1.0, "convert_element_type"),
         (lambda x: jnp.where((x > 5).astype(jnp.uint8) - jnp.uint8(2) > 5, 100 * x - 500, 0.0), "sub"),
         (lambda x: jnp.where(lax.div((x > 5).astype(jnp.int32), jnp.int32(2)) > 0, x, 0.0), "div"),

@@ -144,6 +144,8 @@ CASES: dict[str, Callable[..., Any]] = {
 def resolve(graph: Graph, eqn: Any, operands: list[Any], select: Callable[..., Any]) -> Sequence[Any]:
     """The results of a primitive of conditions and indices; `select`: (predicate, no, yes) -> value."""
     rule = CASES.get(eqn.primitive.name)
+    if rule is None and any(isinstance(each, Places) for each in operands):
+        raise UnsupportedError("the order of entries has no slope")
     if rule is None:
         raise UnsupportedError(f"`{eqn.primitive.name}` of predicates that depend on the input is not known")
     return [rule(eqn, operands, select)]

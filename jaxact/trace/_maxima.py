@@ -27,7 +27,7 @@ def larger(graph: Graph, u: Value, v: Value, name: str, shape: tuple[int, ...]) 
     """max(u, v) = v + relu(u - v), min(u, v) = v - relu(v - u); or the second and the first of the sorted pair."""
     graph.has_choice = True
     if graph.contract:
-        return whole(graph.taken(_sorted_pair(graph, u, v, shape), _half(shape, name == "max")))
+        return whole(graph.taken(_sorted_pair(graph, u, v, shape), _half(shape, name == "max")), shape)
     sign = 1.0 if name == "max" else -1.0
     difference = graph.sum(u, v, -1.0, shape) if name == "max" else graph.sum(v, u, -1.0, shape)
     expr = apply("max", [difference.expr, constant(0.0)])

@@ -243,7 +243,7 @@ def _check_translation(
 
 
 def _own_rounding(run: Callable[[Any], Any], lowered: Lowered, x: Array, theirs: Any) -> float:
-    """How far outputs move when the last bits of the input do: E x^2 - (E x)^2 of a large x loses most of its digits."""
+    """How far outputs move with the last bits of the input: E x^2 - (E x)^2 of a large x loses most of its digits."""
     eps = float(jnp.finfo(x.dtype).eps)
     found = 0.0
     for k in range(4):

@@ -54,6 +54,7 @@ class Graph:
         calls: that the walk is inside of.
         eqn: that the walk is at.
         pairs: sorted pairs, by what they are made of.
+        products: with constants, by what they are made of, and those.
         shifts: what was subtracted before an exponential, and is added back after the logarithm.
     """
 
@@ -67,6 +68,7 @@ class Graph:
     eqn: Any = None
     pairs: dict[Any, Node] = field(default_factory=dict)
     _means: dict[Any, Node] = field(default_factory=dict)
+    products: dict[Any, tuple[Node, Any]] = field(default_factory=dict)
     shifts: set[Node] = field(default_factory=set)
     _node_of: dict[tuple[int, int], Node] = field(default_factory=dict)
     _taken: dict[Any, Node] = field(default_factory=dict)

@@ -23,7 +23,8 @@ from jaxact.trace._graph import Graph
 from jaxact.trace._leaps import Formula, Known
 from jaxact.trace._nodes import Gathered, Node
 from jaxact.trace._radial import Radial
-from jaxact.trace._stretch import Stretched, of_length
+from jaxact.trace._side_by_side import side_by_side
+from jaxact.trace._stretch import Stretched, of_length, times_interval
 
 _MOST_PIECES = 4096  # of one group of entries that depend on each other
 _MOST_WORK = 1e8  # entries of all pieces together, times their smaller side
@@ -86,6 +87,8 @@ def shortcuts(graph: Graph, result: Node) -> Callable[[Node], Node]:
         leaves = {each for each in below(node, deep=True) if not each.is_affine}
         if len(leaves) == 1 and (square := _of_squares(graph, node, *leaves)) is not None:
             return square if graph.contract else node
+        if (joint := side_by_side(graph, node, sorted(leaves, key=graph.nodes.index))) is not None:
+            return joint
         if not graph.contract:
             return node
         means = {
@@ -154,9 +157,9 @@ def _of_means(node: Node, x: Node, means: Mapping[Known, np.ndarray]) -> Known |
         return A @ v + sum(c @ known.value(v[entries]) for c, known, entries in parts) + offset
 
     def ends(lower: Any, upper: Any) -> tuple[Any, Any]:
-        low, high = _times(A, lower, upper)
+        low, high = times_interval(A, lower, upper)
         for c, known, entries in parts:
-            first, second = _times(c, *known.range(lower[entries], upper[entries]))
+            first, second = times_interval(c, *known.range(lower[entries], upper[entries]))
             low, high = low + first, high + second
         slack = 1e-14 * (x.size + 8) * (np.abs(low) + np.abs(high) + np.abs(offset))
         return low + offset - slack, high + offset + slack
@@ -171,14 +174,6 @@ def _entries(node: Known, x: Node) -> np.ndarray:
         assert isinstance(parent, Gathered)
         entries, parent = parent.index.reshape(-1)[entries], parent.parents[0]
     return entries
-
-
-def _times(A: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of A v."""
-    positive, negative = np.maximum(A, 0), np.minimum(A, 0)
-    with np.errstate(invalid="ignore"):
-        low, high = positive @ lower + negative @ upper, positive @ upper + negative @ lower
-    return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
 
 
 def chosen(no: Node, yes: Node, groups: np.ndarray, value: Callable[[Any], Any]) -> Stretched | None:
@@ -200,7 +195,7 @@ def chosen(no: Node, yes: Node, groups: np.ndarray, value: Callable[[Any], Any])
         return None
 
     def ends(lower: Any, upper: Any) -> tuple[Any, Any]:
-        first, second = (_times(M, lower, upper) for M in (A, B))
+        first, second = (times_interval(M, lower, upper) for M in (A, B))
         shift = [offset_of(order) for order in orders]
         low = np.minimum(first[0] + shift[0], second[0] + shift[1])
         high = np.maximum(first[1] + shift[0], second[1] + shift[1])

@@ -83,9 +83,14 @@ def _linear(graph: Graph, eqn: Any, operands: list[Any], shape: Shape, *, places
         )
         constants.append(None if i in dependent else np.asarray(operand, np.float64) if floating else operand)
     params = in_float64(eqn.params)
+    parents = [graph.node(operands[i]) for i in dependent]
+    others = [operand for operand in operands if is_constant(operand)]
+    key = (eqn.primitive, *parents, *map(id, others), str(eqn.params))
+    if key in graph.products:  # the same product, written twice
+        return [whole(graph.products[key][0], shape)]
     made = Bound(
         shape,
-        [graph.node(operands[i]) for i in dependent],
+        parents,
         lambda *filled: eqn.primitive.bind(*filled, **params),
         dependent,
         [operands[i].shape for i in dependent],
@@ -94,7 +99,8 @@ def _linear(graph: Graph, eqn: Any, operands: list[Any], shape: Shape, *, places
         is_product=is_product,
         host=partial(batched_dot, params) if eqn.primitive.name == "dot_general" else None,
     )
-    return [whole(graph.add(made), shape)]
+    graph.products[key] = (graph.add(made), others)
+    return [whole(made, shape)]
 
 
 def _dot(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:

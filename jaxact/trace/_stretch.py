@@ -170,3 +170,11 @@ def softmax_range(
             most[positions[:, i]] = np.where(is_masked, 0.0, (1 + slack + size) / (1 + least_others))
     least = np.where(np.isnan(least), 0.0, np.clip(least, 0, 1))
     return least, np.where(np.isnan(most), 1.0, np.clip(most, least, 1))
+
+
+def times_interval(A: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of A v."""
+    positive, negative = np.maximum(A, 0), np.minimum(A, 0)
+    with np.errstate(invalid="ignore"):
+        low, high = positive @ lower + negative @ upper, positive @ upper + negative @ lower
+    return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)

@@ -159,8 +159,8 @@ class Graph:
 
     def scaled(self, name: str, value: Value, c: Expr, shape: tuple[int, ...]) -> Value:
         """A sum x + c or product c x with an array c: a new affine map, that remembers what it is a formula of."""
-        made = Scaled(self.node(value), apply(name, [variable(), c]))
-        return whole(self.add(made), shape)
+        made = Value(self.node(value), apply(name, [variable(), c]), shape)
+        return whole(self.node(made), shape)
 
     def sum(self, u: Value, v: Value, sign: float, shape: tuple[int, ...]) -> Value:
         """The sum u + sign v."""

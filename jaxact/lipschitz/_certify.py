@@ -45,16 +45,17 @@ def certify(
     operations are composed into one operator, and every elementwise subgraph of one variable, such as
     x * sigmoid(x), becomes one function, whose slopes are bounded from its formula alone, over the whole line or over
     the values that the region allows. The ellipsoid engine then carries a bound through the resulting program; see
-    `jaxact.lipschitz._ellipsoid.bound`. A certified upper bound under the certificate's `assumptions`: it is
+    `jaxact.lipschitz.ellipsoid.bound`. A certified upper bound under the certificate's `assumptions`: it is
     computed in float64 with rounding accounted for, and is about `fn` in exact arithmetic, not about the rounding that
     `fn` itself does when it runs.
 
-    Understood are: dense layers, convolutions, anything that adds, moves or repeats entries, norms at inference,
-    means and maxima, pooling, sorting, scan, and loops whose trip count does not depend on the input, jit, remat,
-    custom derivatives; softmax, Euclidean norms, and RMS and layer norms that square what is centred, each by the
-    most that it can stretch anything. Within a region also products of variables, and with them attention and layer
-    norms of any kind. Over all inputs a function with a maximum, softmax, norm or normalisation is bounded both by its
-    slopes and by such numbers, and the smaller bound is given.
+    Understood are: dense layers, convolutions, anything that adds, moves or repeats entries, Fourier transforms, linear
+    systems with a constant matrix, batch norm at inference, means and maxima, pooling, sorting, `where`, `select` and
+    `piecewise` without jumps, scan, loops whose trip count does not depend on the input, jit, remat, custom
+    derivatives. Softmax, log-sum-exp, sorting, Euclidean norms, whatever scales x by a function of its length (RMS,
+    layer and group norms, clipping), continuous choices between affine maps, and functions of one variable side by side
+    are each also a step with its own constant; a function with one of them is bounded both ways, and the smaller bound
+    is given. Within a region also products of variables, and with them attention.
 
     Args:
         fn: JAX function of ONE input, closed over its parameters (`lambda x: model(x)`, or

@@ -81,7 +81,8 @@ def bound(
 
     Example:
         >>> import numpy as np
-        >>>         >>>         >>> relu = Elementwise(out=2, source=1, slopes=lambda intervals: (0.0, 1.0), size=2)
+        >>> from jaxact.trace import Affine, Dense, Elementwise, Program
+        >>> relu = Elementwise(out=2, source=1, slopes=lambda intervals: (0.0, 1.0), size=2)
         >>> layers = [Affine(1, ((0, Dense(np.diag([3.0, 1.0]))),), 2), relu]
         >>> layers.append(Affine(3, ((2, Dense(np.array([[0.0, 1.0]]))),), 1))
         >>> certificate = bound(Program(2, tuple(layers), 3), num_steps=100)

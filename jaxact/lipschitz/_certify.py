@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +20,9 @@ from jaxact.lipschitz._anytime import check_time, cut
 from jaxact.lipschitz._mixed import orders
 from jaxact.lipschitz._program import Ball, Box, Certificate, Region
 from jaxact.lipschitz._restated import restated
-from jaxact.lipschitz.ellipsoid import bound
+from jaxact.lipschitz.ellipsoid import bound_below
 from jaxact.numerics import FunctionError, full_precision, native, untraceable
-from jaxact.trace import Affine, Lowered, evaluate, forget, lower, run_again
+from jaxact.trace import Affine, Lowered, evaluate, forget, lower_both, run_again
 
 
 @full_precision
@@ -106,9 +107,9 @@ def certify(
     wide: list[Any] = []
     failure: BaseException | None = None
     try:
-        bounded = partial(bound, num_steps=num_steps, tolerance=tolerance, memory_limit=memory_limit)
+        below = partial(bound_below, num_steps=num_steps, tolerance=tolerance, memory_limit=memory_limit)
         readings = translated(fn, example, region, wide)
-        lowered, found = _least(readings, bounded, seconds)
+        lowered, found = _least(readings, below, seconds)
         p, q = orders(norm)
         if (p, q) != (2, 2):
             found = min(
@@ -153,7 +154,7 @@ class _Reading(NamedTuple):
 
 
 def _least(
-    readings: Sequence[_Reading], bounded: Callable[..., Certificate], seconds: float | None
+    readings: Sequence[_Reading], below: Callable[..., Certificate | None], seconds: float | None
 ) -> tuple[Lowered, Certificate]:
     """The program with the least bound, and that."""
     found: list[tuple[Lowered, Certificate]] = []
@@ -162,7 +163,10 @@ def _least(
         left = None if seconds is None else max(seconds - (time.perf_counter() - started), 0.0)
         try:
             with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):
-                found.append((lowered, bounded(lowered.program, region=region, seconds=left)))
+                limit = min((float(each.log) for _, each in found), default=math.inf)
+                certificate = below(limit, lowered.program, region=region, seconds=left)
+            if certificate is not None:
+                found.append((lowered, certificate))
         except (ArithmeticError, ValueError) as error:
             refusal = refusal or error
     if not found:
@@ -172,23 +176,16 @@ def _least(
 
 
 def translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) -> list[_Reading]:
-    """The function as a program that gives the same outputs, or as two where a step may be known by one number.
-
-    What such a number bounds it bounds everywhere, so that no region is needed with it.
-    """
+    """The function as a program that gives the same outputs, or as two where a step may be known by one number."""
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
         try:
-            first = lower(fn, example, wide)
-            readings = [_Reading(first, region)]
-            if first.has_choice:
-                readings.append(_Reading(lower(fn, example, wide, contract=True), region))
-            usable = [each for each in readings if each.region is not None or each.lowered.restricted is None]
+            readings = lower_both(fn, example, wide)
+            usable = [each for each in readings if region is not None or each.restricted is None]
             if not usable:
-                assert first.restricted is not None
-                raise first.restricted
-            for each in usable:
-                _check_translation(fn, each.lowered, example, region, wide)
-            return usable
+                assert readings[0].restricted is not None
+                raise readings[0].restricted
+            _check_translations(fn, usable, example, region, wide)
+            return [_Reading(each, region) for each in usable]
         except Exception as error:
             reason = untraceable(error)
             if reason is None or isinstance(error, FunctionError):
@@ -196,16 +193,20 @@ def translated(fn: Any, example: Any, region: Region | None, wide: list[Any]) ->
             raise FunctionError("`fn`", reason) from error
 
 
-def _check_translation(
-    fn: Callable[[Any], Any], lowered: Lowered, example: Any, region: Region | None, wide: list[Any]
+def _check_translations(
+    fn: Callable[[Any], Any],
+    readings: Sequence[Lowered],
+    example: Any,
+    region: Region | None,
+    wide: list[Any],
 ) -> None:
-    """Run the program beside the function: a slip of the walk must not become a certificate."""
+    """Run the programs beside the function: a slip of the walk must not become a certificate."""
+    lowered = readings[0]
     # A program is compiled anew at every call, an operation once for its shapes, a loop for every point: one after
     # the other is quicker where they are few, and for a long chain of layers.
     is_short = lowered.num_operations <= 12 and not lowered.has_loops
     one_by_one = lowered.num_equations > 60 or is_short
     run = fn if one_by_one else jax.jit(lambda x: fn(x))
-    offsets = [step.offset for step in lowered.program.steps if isinstance(step, Affine)]
     compared = []
     for point in _points(np.size(example), region):
         with jax.enable_x64(True):
@@ -214,39 +215,46 @@ def _check_translation(
             theirs = _outputs(run_again(partial(run, x)), lowered)
         if theirs.size == 0:
             return
-        values = evaluate(lowered.program, x, output_only=False)
-        ours = values[lowered.program.output]
-        scale = np.max(np.abs(theirs))
-        # Where outputs vanish they are the rounding of what cancels.
-        parts = [
-            np.max(np.abs(part), initial=0.0) for part in (*values.values(), *offsets) if part is not None
-        ]
-        allowed = (1e-6 * scale + 1e-12 * max(parts)) if lowered.exact else (1e-2 * scale + 1e-5 * max(parts))
-        if lowered.narrowest is not None:
-            allowed = max(allowed, 8 * float(jnp.finfo(lowered.narrowest).eps) * (scale + max(parts)))
-        difference = np.max(np.abs(theirs - ours))
-        if np.isfinite(scale) and not difference <= allowed:
-            with jax.enable_x64(True):
-                allowed = max(allowed, 64 * _own_rounding(run, lowered, x, theirs))
-        if np.isfinite(scale) and not difference <= allowed:
-            raise ArgumentError(
-                "could not be translated: what was made of its jaxpr gives other outputs than fn itself, by "
-                f"{difference:g} where the largest is {scale:g}.",
-                "Does it depend on a state or on chance, or magnify its own rounding (then try it in float64)? "
-                "If not, please report it.",
-                argument="fn",
-            )
-        compared.append((np.reshape(point, np.shape(example)), ours, max(parts)))
+        for each in readings[::-1]:  # the first is compared last, and in float32 too
+            ours, largest = _check_outputs(run, each, x, theirs)
+        compared.append((np.reshape(point, np.shape(example)), ours, largest))
     if not _has_float64():
         forget(wide)
         for point, ours, largest in compared:
             _check_float32(run, lowered, jnp.asarray(point, jnp.result_type(example)), ours, largest)
 
 
+def _check_outputs(run: Callable[[Any], Any], lowered: Lowered, x: Array, theirs: Any) -> tuple[Any, float]:
+    """Compare outputs at one input; those of the program, and the largest of all its values."""
+    values = evaluate(lowered.program, x, output_only=False)
+    offsets = [step.offset for step in lowered.program.steps if isinstance(step, Affine)]
+    ours, scale = values[lowered.program.output], np.max(np.abs(theirs))
+    # Where outputs vanish they are the rounding of what cancels.
+    parts = [np.max(np.abs(part), initial=0.0) for part in (*values.values(), *offsets) if part is not None]
+    allowed = (1e-6 * scale + 1e-12 * max(parts)) if lowered.exact else (1e-2 * scale + 1e-5 * max(parts))
+    if lowered.narrowest is not None:
+        allowed = max(allowed, 8 * float(jnp.finfo(lowered.narrowest).eps) * (scale + max(parts)))
+    difference = np.max(np.abs(theirs - ours))
+    if np.isfinite(scale) and not difference <= allowed:
+        with jax.enable_x64(True):
+            allowed = max(allowed, 64 * _own_rounding(run, lowered, x, theirs))
+    if np.isfinite(scale) and not difference <= allowed:
+        raise ArgumentError(
+            "could not be translated: what was made of its jaxpr gives other outputs than fn itself, by "
+            f"{difference:g} where the largest is {scale:g}.",
+            "Does it depend on a state or on chance, or magnify its own rounding (then try it in float64)? "
+            "If not, please report it.",
+            argument="fn",
+        )
+    return ours, max(parts)
+
+
 def _own_rounding(run: Callable[[Any], Any], lowered: Lowered, x: Array, theirs: Any) -> float:
     """How far outputs move with the last bits of the input: E x^2 - (E x)^2 of a large x loses most of its digits."""
     eps = float(jnp.finfo(x.dtype).eps)
     found = 0.0
+    if not np.array_equal(_outputs(run_again(partial(run, x)), lowered), theirs):
+        return found  # it is chance
     for k in range(4):
         direction = np.cos((5 + k) * np.arange(x.size) + 2).reshape(x.shape)
         moved = jnp.asarray(np.asarray(x) * (1 + 4 * eps * direction), x.dtype)

@@ -34,7 +34,7 @@ from jaxact.trace._program import (
     evaluate,
 )
 from jaxact.trace._slopes import LARGEST, SlopeRange, find_jumps, slope_range, value_range
-from jaxact.trace._walk import Lowered, from_function, lower
+from jaxact.trace._walk import Lowered, from_function, lower, lower_both
 from jaxact.trace._wide import forget, run_again
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "forget",
     "from_function",
     "lower",
+    "lower_both",
     "matvec",
     "nodes",
     "run_again",

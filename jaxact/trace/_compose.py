@@ -111,6 +111,20 @@ def has_no_mean(node: Node, positions: np.ndarray) -> bool:
     return bool((np.abs(rows.sum(-1)) <= _ROUNDING * np.abs(rows).sum(-1).max(initial=0.0)).all())
 
 
+def roots_of(node: Node, most: int) -> set[Node] | None:
+    """What an affine map is made of that is none, past the variables where paths meet; None if there are many."""
+    found, seen, stack = set(), {node}, [node]
+    while stack:
+        for parent in stack.pop().parents:
+            if parent in seen:
+                continue
+            seen.add(parent)
+            (stack.append if parent.is_affine else found.add)(parent)
+            if len(found) > most:
+                return None
+    return found
+
+
 def leaves_of(node: Node) -> set[Node]:
     """The variables that a node is an affine map of; itself if it is one that is none."""
     return {each for each in below(node)[:-1] if each.is_leaf} if node.is_affine else {node}

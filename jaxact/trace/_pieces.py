@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from jaxact.trace._compose import below, dense_operator, leaves_of, offset_of
+from jaxact.trace._compose import below, dense_operator, leaves_of, offset_of, roots_of
 from jaxact.trace._expr import variable
 from jaxact.trace._graph import Graph
 from jaxact.trace._leaps import Formula, Known
@@ -27,6 +27,7 @@ from jaxact.trace._side_by_side import side_by_side
 from jaxact.trace._stretch import Stretched, of_length, times_interval
 
 _MOST_PIECES = 4096  # of one group of entries that depend on each other
+_MOST_ROOTS = 16  # of a map that is looked at
 _MOST_WORK = 1e8  # entries of all pieces together, times their smaller side
 
 
@@ -84,7 +85,9 @@ def shortcuts(graph: Graph, result: Node) -> Callable[[Node], Node]:
     def instead(node: Node) -> Node:
         if not node.is_affine or node not in ends:
             return node
-        leaves = {each for each in below(node, deep=True) if not each.is_affine}
+        leaves = roots_of(node, _MOST_ROOTS)
+        if leaves is None:
+            return node
         if len(leaves) == 1 and (square := _of_squares(graph, node, *leaves)) is not None:
             return square if graph.contract else node
         if (joint := side_by_side(graph, node, sorted(leaves, key=graph.nodes.index))) is not None:

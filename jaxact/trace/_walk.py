@@ -94,6 +94,18 @@ def lower(
         FunctionError: it normalises by the statistics of its batch, which is that input alone.
         ValueError: the function uses a primitive that cannot be bounded; names it and its line.
     """
+    return _lowered(*_read(fn, example, wide), example, contract)
+
+
+def lower_both(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None) -> list[Lowered]:
+    """Both translations of `lower`, one where they are the same."""
+    closed, exact = _read(fn, example, wide)
+    first = _lowered(closed, exact, example, contract=False)
+    return [first, _lowered(closed, exact, example, contract=True)] if first.has_choice else [first]
+
+
+def _read(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None) -> tuple[Any, bool]:
+    """The jaxpr of a function, and whether it is that of float64."""
     with jax.enable_x64(True):
         closed, exact = run_again(lambda: _traced(fn, example))
         if wide is not None:
@@ -106,6 +118,11 @@ def lower(
                 argument="fn",
             )
         check_inference(closed)
+    return closed, exact
+
+
+def _lowered(closed: Any, exact: bool, example: Any, contract: bool) -> Lowered:
+    with jax.enable_x64(True):
         graph = Graph(contract=contract, shortcut=shortcut)
         source = graph.input(np.shape(example))
         outputs = walk(graph, closed.jaxpr, [_owned(c) for c in closed.consts], [whole(source)])

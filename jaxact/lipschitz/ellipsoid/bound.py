@@ -89,15 +89,40 @@ def bound(
         >>> 1 <= certificate.value < 1.01  # the product of norms is 3
         True
     """
+    words = {"region": region, "num_steps": num_steps, "seconds": seconds, "tolerance": tolerance}
+    found = bound_below(math.inf, program, memory_limit=memory_limit, learning_rate=learning_rate, **words)
+    assert found is not None
+    return found
+
+
+def bound_below(
+    limit: float,
+    program: Program,
+    *,
+    region: Region | None = None,
+    num_steps: int = 0,
+    seconds: float | None = None,
+    tolerance: float | None = None,
+    memory_limit: int = 2048,
+    learning_rate: float = 0.15,
+) -> Certificate | None:
+    """The same, but None where nothing is refined and the closed form of log K, before it is proved, is not below."""
     started = time.perf_counter()
     _check_options(num_steps, seconds, tolerance, memory_limit, learning_rate)
     prepared = prepare(program, memory_limit)
     with one_thread(max((sum(layout.sizes) for layout in prepared.layouts), default=0)):
-        return _bound(prepared, region, num_steps, seconds, tolerance, memory_limit, learning_rate, started)
+        local = None if region is None else _locate(prepared, region)
+        if limit < math.inf and num_steps == 0 and estimate(prepared, local) >= limit:
+            everywhere = math.inf if local is None else _estimate_everywhere(prepared)
+            if everywhere >= limit:
+                return None
+        return _bound(
+            prepared, region, local, num_steps, seconds, tolerance, memory_limit, learning_rate, started
+        )
 
 
 def _bound(
-    prepared, region, num_steps, seconds, tolerance, memory_limit, learning_rate, started
+    prepared, region, local, num_steps, seconds, tolerance, memory_limit, learning_rate, started
 ) -> Certificate:
     deadline = math.inf if seconds is None else started + seconds
     search = functools.partial(
@@ -108,7 +133,6 @@ def _bound(
         tolerance=tolerance,
         learning_rate=learning_rate,
     )
-    local = None if region is None else _locate(prepared, region)
     is_global = region is None
     checked, history, method = search(local, prove(prepared, local))
     assumptions = ["the slope ranges of the elementwise steps hold"]
@@ -212,10 +236,15 @@ def _locate(prepared: Prepared, region: Region) -> Local:
 
 def _global(prepared: Prepared, log: float) -> Proved | None:
     """The closed form over all inputs where it is below `log`, which is found before anything is proved."""
-    try:
-        if estimate(prepared) >= log:
-            return None
-        found = prove(prepared, None)
-    except ValueError:
-        return None  # bounded in the region only
+    if _estimate_everywhere(prepared) >= log:
+        return None
+    found = prove(prepared, None)
     return found if found.log < log else None
+
+
+def _estimate_everywhere(prepared: Prepared) -> float:
+    """Log K of the closed form over all inputs, not proved; infinite where it is bounded in a region only."""
+    try:
+        return estimate(prepared, None)
+    except ValueError:
+        return math.inf

@@ -62,9 +62,9 @@ def prove(
     return Proved(value, log, tuple(factors), proof.intervals, proof.used, free)
 
 
-def estimate(prepared: Prepared) -> float:
-    """Log K of the closed form over all inputs, quickly and not proved."""
-    proof = _Proof(prepared, None, {}, proved=False)
+def estimate(prepared: Prepared, local: Local | None) -> float:
+    """Log K of the closed form, quickly and not proved."""
+    proof = _Proof(prepared, local, {}, proved=False)
     state = proof.run(None)
     return proof.log(state, None)
 

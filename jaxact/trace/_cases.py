@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,15 @@ import numpy as np
 
 from jaxact.trace._expr import UnsupportedError
 from jaxact.trace._graph import Graph, Special, is_constant
+from jaxact.trace._host import bound, computed
 from jaxact.trace._nodes import Value
+
+_LARGEST_TRIED = 256
+#: what moves places about, or counts from the end what is negative
+_MOVING = frozenset(
+    {"add", "broadcast_in_dim", "concatenate", "convert_element_type", "lt", "reshape", "rev", "select_n"}
+    | {"slice", "squeeze", "stop_gradient", "sub", "transpose"}
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +42,21 @@ class Which(Special):
 
 @dataclass(frozen=True)
 class Places(Special):
-    """Where entries of an array come in its order, or its largest is: what is read there is known."""
+    """Numbers that say where entries of an array come in its order, or where its largest is.
+
+    Attributes:
+        array: the array.
+        read: it at these places.
+        shape: of the numbers.
+        of: a constant array -> the numbers.
+        read_of: a constant array -> what it is at the places, as `read` has it.
+    """
 
     array: Value
     read: Any
+    shape: tuple[int, ...]
+    of: Callable[[np.ndarray], np.ndarray]
+    read_of: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -75,20 +94,20 @@ def _argmax(eqn: Any, operands: list[Any], select: Any) -> Any:
 
 
 def _counted(eqn: Any, operands: list[Any], select: Any) -> Any:
-    if eqn.params["axis"] != 0 or eqn.params["reverse"]:
+    if eqn.params["axis"] != 0 or eqn.params["reverse"] or not isinstance(operands[0], Conditions):
         raise UnsupportedError("a count of predicates is not known")
     return replace(operands[0], counted=True)
 
 
 def _sliced(eqn: Any, operands: list[Any], select: Any) -> Any:
+    if not isinstance(operands[0], Conditions):
+        raise UnsupportedError("an index that depends on the input is not known")
     start, stop = eqn.params["start_indices"][0], eqn.params["limit_indices"][0]
     return Conditions(operands[0].rows[start:stop])
 
 
 def _chosen(eqn: Any, operands: list[Any], select: Callable[[Any, Any, Any], Any]) -> Any:
     which, *cases = operands
-    if any(isinstance(case, Places) for case in cases):
-        return _passed(eqn, operands, select)
     if isinstance(which, Unread):
         if all(_is_same(case, cases[0]) for case in cases):
             return cases[0]
@@ -107,21 +126,51 @@ def _is_same(one: Any, other: Any) -> bool:
     return is_constant(one) and is_constant(other) and np.array_equal(one, other)
 
 
-def _read(eqn: Any, operands: list[Any], select: Any) -> Any:
-    array, *places = operands
-    found = next((each for each in places if isinstance(each, Places)), None)
+def _read(graph: Graph, eqn: Any, operands: list[Any]) -> Any:
+    """Entries at places: those of the array in its order, if they are for arrays of any order."""
+    array, *rest = operands
+    found = next((each for each in rest if isinstance(each, Places)), None)
     if found is None or not isinstance(array, Value) or not _is_same(array, found.array):
         raise UnsupportedError("entries at places that depend on the input are not known")
-    shape = tuple(eqn.outvars[0].aval.shape)
-    if math.prod(shape) != found.read.size:
-        raise UnsupportedError("some of the entries in an order that depends on the input are not known")
-    return found.read.reshaped(shape)
+    entries: np.ndarray | None = None
+    for trial in _orders(array.shape):
+        given = [each.of(trial) if isinstance(each, Places) else each for each in rest]
+        result, read = (
+            np.asarray(bound(eqn, [trial, *given], eqn.params)[0]),
+            found.read_of(trial).reshape(-1),
+        )
+        if entries is None:
+            entries = (result.reshape(-1, 1) == read).argmax(1)
+        if not np.array_equal(result.reshape(-1), read[entries]):
+            raise UnsupportedError("entries at places that depend on the input are not known")
+    assert entries is not None
+    return graph.entries(found.read, entries.reshape(tuple(eqn.outvars[0].aval.shape)))
 
 
-def _passed(eqn: Any, operands: list[Any], select: Any) -> Any:
-    """Places as they are: what the compiler adds makes negative ones positive."""
-    found = next((each for each in operands if isinstance(each, Places)), None)
-    return Unread() if found is None else found
+def _orders(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Arrays of unlike entries in many orders: each entry is each of them once."""
+    size = math.prod(shape)
+    if size > _LARGEST_TRIED:
+        raise UnsupportedError(f"places in an order of more than {_LARGEST_TRIED} entries are not known")
+    rng = np.random.default_rng(0)
+    first = rng.permutation(size).astype(np.float64)
+    for k in range(size):
+        yield np.roll(first, k).reshape(shape)
+        yield rng.permutation(size).astype(np.float64).reshape(shape)
+
+
+def _moved(eqn: Any, operands: list[Any]) -> Places:
+    """Places moved about, or counted from the end: other numbers, found by the primitive itself."""
+    others = [each for each in operands if isinstance(each, Places)]
+    known = all(isinstance(each, Places) or is_constant(each) for each in operands)
+    if not known or any(not _is_same(each.array, others[0].array) for each in others):
+        raise UnsupportedError("the order of entries has no slope")
+
+    def of(array: np.ndarray) -> np.ndarray:
+        given = [each.of(array) if isinstance(each, Places) else each for each in operands]
+        return np.asarray(computed(eqn, given)[0])
+
+    return replace(others[0], shape=tuple(eqn.outvars[0].aval.shape), of=of)
 
 
 def _same(eqn: Any, operands: list[Any], select: Any) -> Any:
@@ -134,18 +183,21 @@ CASES: dict[str, Callable[..., Any]] = {
     "cumsum": _counted,
     "slice": _sliced,
     "select_n": _chosen,
-    **dict.fromkeys(("eq", "lt", "ge"), lambda eqn, operands, select: Unread()),
-    **dict.fromkeys(("add", "broadcast_in_dim", "reshape", "squeeze", "concatenate"), _passed),
-    **dict.fromkeys(("gather", "dynamic_slice"), _read),
+    "eq": lambda eqn, operands, select: Unread(),
     **dict.fromkeys(("convert_element_type", "clamp", "stop_gradient", "copy"), _same),
 }
 
 
 def resolve(graph: Graph, eqn: Any, operands: list[Any], select: Callable[..., Any]) -> Sequence[Any]:
     """The results of a primitive of conditions and indices; `select`: (predicate, no, yes) -> value."""
-    rule = CASES.get(eqn.primitive.name)
-    if rule is None and any(isinstance(each, Places) for each in operands):
+    name = eqn.primitive.name
+    if any(isinstance(each, Places) for each in operands):
+        if name in ("gather", "dynamic_slice"):
+            return [_read(graph, eqn, operands)]
+        if name in _MOVING:
+            return [_moved(eqn, operands)]
         raise UnsupportedError("the order of entries has no slope")
+    rule = CASES.get(name)
     if rule is None:
         raise UnsupportedError(f"`{eqn.primitive.name}` of predicates that depend on the input is not known")
     return [rule(eqn, operands, select)]

@@ -92,9 +92,11 @@ def ratio(one: Node, other: Node) -> Any:
     largest = np.abs(b).argmax(0), np.arange(one.size)
     with np.errstate(divide="ignore", invalid="ignore"):
         c = a[largest] / b[largest]
-    if not (
-        np.isfinite(c).all() and np.abs(a - c * b).max(initial=0.0) <= _LEAST * np.abs(a).max(initial=0.0)
-    ):
+    # Entry by entry, and offsets apart from the rest: what is little beside another entry may be a jump.
+    off, size = np.abs(a - c * b), np.abs(a)
+    if not (np.isfinite(c).all() and (off[1:] <= _LEAST * size[1:].max(0, initial=0.0)).all()):
+        return None
+    if not (off[0] <= _LEAST * size[0]).all():
         return None
     return float(c[0]) if c.size and np.ptp(c) <= _LEAST * abs(c[0]) else c
 
@@ -108,12 +110,13 @@ def has_no_mean(node: Node, positions: np.ndarray) -> bool:
     if any(node.size * leaf.size > _WRITTEN // 4 for leaf in leaves):
         return False
     rows = np.concatenate([offset_of(order)[None], *(_columns(order, leaf) for leaf in leaves)])[:, positions]
-    return bool((np.abs(rows.sum(-1)) <= _ROUNDING * np.abs(rows).sum(-1).max(initial=0.0)).all())
+    return bool((np.abs(rows.sum(-1)) <= _ROUNDING * np.abs(rows).sum(-1)).all())
 
 
 def roots_of(node: Node, most: int) -> set[Node] | None:
     """What an affine map is made of that is none, past the variables where paths meet; None if there are many."""
-    found, seen, stack = set(), {node}, [node]
+    found: set[Node] = set()
+    seen, stack = {node}, [node]
     while stack:
         for parent in stack.pop().parents:
             if parent in seen:

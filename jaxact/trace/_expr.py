@@ -234,6 +234,8 @@ def _add(u: Expr, v: Expr) -> Expr:
         return v
     if _is(v, 0):
         return u
+    if u is v:
+        return 2.0 * u
     for s, t in ((u, v), (v, u)):  # u + (-1) u, which interval arithmetic would not see to be 0
         if t.op == "mul" and _is(t.args[0], -1) and t.args[1] is s:
             return constant(0.0)

@@ -186,7 +186,7 @@ class Graph:
         node.cut()
         if known.mean_of is None:
             return whole(self.add(Known(shape, node, known)), shape)
-        key = (node, known.name, known.mean_of.tobytes())
+        key = (node, known.name, known.mean_of.shape, known.mean_of.tobytes())
         if key not in self._means:  # a maximum that is taken twice is one
             self._means[key] = self.add(Known(shape, node, known))
         return whole(self._means[key], shape)

@@ -15,10 +15,10 @@ from jax import lax
 from jaxact.trace import _stretch
 from jaxact.trace._cases import Places
 from jaxact.trace._compose import below, dense_operator, leaves_of, offset_of, ratio
-from jaxact.trace._expr import UnsupportedError, constant, evaluate
+from jaxact.trace._expr import UnsupportedError, constant, evaluate, num_entries
 from jaxact.trace._formula import apply
 from jaxact.trace._graph import Graph, constant_expr, is_constant
-from jaxact.trace._host import computed
+from jaxact.trace._host import bound, computed
 from jaxact.trace._nodes import Gathered, Node, Sum, Value, positions, whole
 from jaxact.trace._pieces import chosen
 
@@ -99,7 +99,7 @@ def joined_by_choice(graph: Graph, values: list[Any], shape: tuple[int, ...]) ->
 def _by_pieces(graph: Graph, which: Value, no: Node, yes: Node, shape: tuple[int, ...]) -> Value | None:
     node = which.node
     groups = np.arange(node.size)  # each by its own predicate
-    if isinstance(node, Gathered) and node.is_plain:
+    if isinstance(node, Gathered) and node.is_plain and num_entries(which.expr) is None:
         groups = node.index.reshape(-1)
     leaves = leaves_of(no) | leaves_of(yes) | leaves_of(node)
     if len(leaves) != 1:
@@ -129,7 +129,13 @@ def place(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -
     value, axes = operands[0], eqn.params["axes"]
     kept = [d for d in range(len(value.shape)) if d not in axes]
     index = positions(value).transpose(*axes, *kept).reshape(-1, *shape)
-    return [Places(value, _tournament(graph, value, index, _direction(eqn), shape))]
+    largest = np.max if _direction(eqn) == "max" else np.min
+
+    def of(array: np.ndarray) -> np.ndarray:
+        return np.asarray(bound(eqn, [array], eqn.params)[0])
+
+    read = _tournament(graph, value, index, _direction(eqn), shape)
+    return [Places(value, read, shape, of, lambda array: np.asarray(largest(array, axes)))]
 
 
 def pooled(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -> list[Any]:
@@ -225,7 +231,14 @@ def ordered(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...])
         raise UnsupportedError("a `sort` of several operands is not known")
     axis = eqn.params["dimension"]
     result = _ordered(graph, value, value.shape, "sort", 1.0, lambda v: np.sort(v, axis))
-    return [result, *[Places(value, result)] * len(others)]
+
+    def of(k: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda array: np.asarray(bound(eqn, [array, *others], eqn.params)[k + 1])
+
+    return [
+        result,
+        *(Places(value, result, shape, of(k), lambda v: np.sort(v, axis)) for k in range(len(others))),
+    ]
 
 
 def largest_few(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -> list[Any]:
@@ -235,7 +248,11 @@ def largest_few(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, .
         return np.flip(np.sort(v, axis), axis).take(range(count), axis)
 
     result = _ordered(graph, operands[0], shape, "top_k", 1.0, largest)
-    return [result, Places(operands[0], result)]
+
+    def of(array: np.ndarray) -> np.ndarray:
+        return np.asarray(bound(eqn, [array], eqn.params)[1])
+
+    return [result, Places(operands[0], result, shape, of, largest)]
 
 
 def running(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -> list[Any]:

@@ -11,6 +11,7 @@ from jaxact.trace import _radial, _softmax
 from jaxact.trace._expr import Expr, constant, unary
 from jaxact.trace._formula import apply
 from jaxact.trace._graph import Failed, Graph, Special, forced, is_constant
+from jaxact.trace._host import bound
 from jaxact.trace._nodes import Value
 from jaxact.trace._source import library_name
 
@@ -26,10 +27,22 @@ def _pair(of: Callable[..., Value]) -> Callable[..., Sequence[Any] | None]:
         shape = tuple(eqn.outvars[0].aval.shape)
         if any(map(is_constant, operands)):
             return None
-        values = [graph.spread(each, shape) for each in operands]
-        return None if graph.common(values) is not None else [of(graph, *values, shape)]
+        u, v = (graph.spread(each, shape) for each in operands)
+        return None if graph.common([u, v]) is not None else [of(graph, u, v, shape)]
 
     return rule
+
+
+def _hypot(graph: Graph, eqn: Any, operands: list[Any]) -> Sequence[Any] | None:
+    """The length of a pair, by a formula where both are formulas of one node."""
+    shape = tuple(eqn.outvars[0].aval.shape)
+    values = [graph.spread(each, shape) for each in operands if not is_constant(each)]
+    common = graph.common(values) if len(values) == 2 else None
+    if common is None:
+        return _pair(_radial.pair)(graph, eqn, operands)
+    u, v = common[1]
+    expr = apply("sqrt", [u**2 + v**2])
+    return [Value(common[0], expr, shape, graph.noted(expr))]
 
 
 def _logaddexp(graph: Graph, eqn: Any, operands: list[Any]) -> Sequence[Any] | None:
@@ -66,10 +79,17 @@ def _remainder(graph: Graph, eqn: Any, operands: list[Any]) -> list[Any] | None:
 
 def _interpolated(graph: Graph, eqn: Any, operands: list[Any]) -> list[Any] | None:
     """Straight lines between the knots, the ends' values beyond: f_0 + sum_i (s_i - s_{i-1}) relu(x - x_i)."""
-    value, knots, heights = operands
-    if is_constant(value) or not (is_constant(knots) and is_constant(heights)):
+    value, *table = operands
+    if is_constant(value) or len(table) != 2 or not all(map(is_constant, table)):
         return None
-    x, y = (np.asarray(each, np.float64) for each in (knots, heights))
+    x, y = (np.asarray(each, np.float64) for each in table)
+    if (
+        x.ndim != 1
+        or y.shape != x.shape
+        or not (np.diff(x) > 0).all()
+        or not _ends_level(eqn, value, table, x, y)
+    ):
+        return None
     slopes = np.concatenate([[0.0], np.diff(y) / np.diff(x), [0.0]])
     result = constant(y[0])
     for knot, turn in zip(x, np.diff(slopes), strict=True):
@@ -77,9 +97,18 @@ def _interpolated(graph: Graph, eqn: Any, operands: list[Any]) -> list[Any] | No
     return [_formula(graph, value, result, value.shape)]
 
 
+def _ends_level(eqn: Any, value: Value, table: list[Any], x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether the first and the last height go on beyond the knots, as they do without `left`, `right`, `period`."""
+    for point, height in ((x[0] - 1, y[0]), (x[0] - 100, y[0]), (x[-1] + 1, y[-1]), (x[-1] + 100, y[-1])):
+        (found,) = bound(eqn, [np.full(value.shape, point), *table], eqn.params)
+        if not (np.asarray(found) == height).all():
+            return False
+    return True
+
+
 #: function of JAX -> (graph, equation, operands) -> results, None where its body shows more
 _NAMED: dict[str, Callable[..., Sequence[Any] | None]] = {
-    "hypot": _pair(_radial.pair),
+    "hypot": _hypot,
     "logaddexp": _logaddexp,
     "sinc": _sinc,
     "remainder": _remainder,

@@ -24,6 +24,7 @@ from jaxact.trace._slopes import LARGEST, slope_range, value_range
 from jaxact.trace._stretch import Stretched, times_interval
 
 _MOST = 4  # functions side by side
+_MOST_UNLIKE = 32  # Gram matrices
 _ROUNDS, _SPLIT = 12, 64  # of refinement, and panels that are cut in each
 _PIECES = 16  # that an interval is cut into
 
@@ -41,7 +42,8 @@ def side_by_side(graph: Graph, node: Node, leaves: Sequence[Node]) -> Known | No
     order = below(node, deep=True)
     C = [dense_operator(order, leaf) for leaf in leaves]
     grams = _grams(C)
-    if grams is None:
+    unlike = () if grams is None else np.unique(grams, axis=0)
+    if grams is None or len(unlike) > _MOST_UNLIKE:
         return None
     graph.has_choice = True
     if not graph.contract:
@@ -65,7 +67,7 @@ def side_by_side(graph: Graph, node: Node, leaves: Sequence[Node]) -> Known | No
         cuts[-1] = upper
         return _largest(exprs, grams, cuts[:-1], cuts[1:]).max(initial=0.0)
 
-    constant = max((_everywhere(exprs, gram) for gram in np.unique(grams.round(12), axis=0)), default=0.0)
+    constant = max((_everywhere(exprs, gram) for gram in unlike), default=0.0)
     return Known(node.shape, x, Stretched("side by side", constant * (1 + 1e-11), value, ends, within))
 
 
@@ -81,7 +83,7 @@ def _grams(C: Sequence[np.ndarray]) -> np.ndarray | None:
 
 def _largest(exprs: Sequence[Expr], grams: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """Of each panel the root of the largest s^T G s: convex in s, it is largest at a corner of the slopes' ranges."""
-    ranges = [slope_range(expr, lower, upper) for expr in exprs]
+    ranges = [slope_range(expr, lower, upper, tolerance=1e-7) for expr in exprs]
     largest = np.zeros(lower.shape)
     with np.errstate(invalid="ignore"):
         for corner in itertools.product((0, 1), repeat=len(exprs)):

@@ -240,3 +240,51 @@ def test_a_formula_that_reads_a_remainder_is_bounded_by_one_period():
     assert 1 <= certify(lambda x: x % 1, CENTER, region=box).value <= 1 + 1e-6
     with pytest.raises(ValueError, match="over all inputs"):  # it jumps
         certify(lambda x: x % 1, CENTER)
+
+
+#: functions that look like one of the above and are another: with two inputs between which they jump, or a true slope
+LOOK_ALIKES = {
+    "tiny waves": (lambda x: 1e-7 * jnp.concatenate([jnp.sin(x), jnp.cos(x)]), 1e-7, 1),
+    "rows that switch apart": (
+        lambda x: jnp.where(
+            x[0] > np.array([0.0, 1.0]), jnp.stack([x[0], 0 * x[0] - 1]), jnp.stack([0 * x[0], -x[0]])
+        ),
+        2**0.5,
+        2,
+    ),
+    "knots that do not increase": (
+        lambda x: jnp.interp(x, np.array([0.0, 2, 1]), np.array([0.0, 1, 5])),
+        np.inf,
+        3,
+    ),
+    "heights beyond the knots": (
+        lambda x: jnp.interp(x, np.array([0.0, 1, 3]), np.array([0.0, 1, 5]), left=-3.0),
+        np.inf,
+        3,
+    ),
+    "another place": (lambda x: x[jnp.where(jnp.argmax(x) == 63, 0, jnp.argmax(x))], np.inf, 64),
+    "places that are cut off": (lambda x: x[lax.clamp(0, jnp.argmax(x), 62)], np.inf, 64),
+    "a jump beside a large number": (
+        lambda x: jnp.where(x > np.array([1e10, 0.0]), 2 * x - np.array([1e10, -1e-6]), x),
+        np.inf,
+        2,
+    ),
+    "two groupings": (
+        lambda x: jnp.concatenate(
+            [jax.nn.logsumexp(x.reshape(2, 3), 1), jax.nn.logsumexp(x.reshape(3, 2), 1)]
+        ),
+        2**0.5,
+        6,
+    ),
+    "a norm over other entries": (lambda x: x[:3] / jnp.sqrt(jnp.mean(x**2) + 0.01), 10.0, 6),
+}
+
+
+@pytest.mark.parametrize("name", LOOK_ALIKES)
+def test_what_looks_like_another_function_is_bounded_as_itself_or_refused(name):
+    fn, slope, size = LOOK_ALIKES[name]
+    if np.isinf(slope):
+        with pytest.raises(ValueError, match="cannot be bounded|could not be translated"):
+            certify(fn, jnp.zeros(size))
+    else:
+        assert slope * (1 - 1e-9) <= certify(fn, jnp.zeros(size)).value <= slope * 1.001

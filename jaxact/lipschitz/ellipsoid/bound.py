@@ -89,8 +89,16 @@ def bound(
         >>> 1 <= certificate.value < 1.01  # the product of norms is 3
         True
     """
-    words = {"region": region, "num_steps": num_steps, "seconds": seconds, "tolerance": tolerance}
-    found = bound_below(math.inf, program, memory_limit=memory_limit, learning_rate=learning_rate, **words)
+    found = bound_below(
+        math.inf,
+        program,
+        region=region,
+        num_steps=num_steps,
+        seconds=seconds,
+        tolerance=tolerance,
+        memory_limit=memory_limit,
+        learning_rate=learning_rate,
+    )
     assert found is not None
     return found
 

@@ -253,6 +253,11 @@ class Graph:
         nodes = [self.node(value) for value in values]
         return whole(self.add(Gathered(nodes, moved, np.concatenate(constants) if constants else None)))
 
+    def add_constant(self, values: np.ndarray, beside: Node) -> Value:
+        """A constant array as an affine map of a node."""
+        index = beside.size + np.arange(values.size).reshape(values.shape)
+        return whole(self.add(Gathered((beside,), index, values.reshape(-1))))
+
     def chained(self, parts: Sequence[Any], shape: tuple[int, ...]) -> Any:
         """The entries of one after those of the other."""
         return self.gathered(parts, np.arange(math.prod(shape)).reshape(shape))

@@ -79,9 +79,7 @@ def joined_by_choice(graph: Graph, values: list[Any], shape: tuple[int, ...]) ->
     given, c = which.expr.args
     if given.affine is None or not c.is_constant:
         return None
-    no, yes = (whole(graph.node(case)) if not is_constant(case) else case for case in cases)
-    if is_constant(no) or is_constant(yes):
-        return None
+    no, yes = (whole(graph.node(_as_value(graph, case, which, shape)), shape) for case in cases)
     moved = graph.sum(yes, no, -1.0, shape)
     moved.node.uncut()
     distance = given - c
@@ -94,6 +92,14 @@ def joined_by_choice(graph: Graph, values: list[Any], shape: tuple[int, ...]) ->
     bent = apply("select_n", [which.expr, constant(0.0), distance])
     part = graph.scaled("mul", Value(which.node, bent, shape, graph.noted(bent)), constant(factor), shape)
     return graph.sum(no, part, 1.0, shape)
+
+
+def _as_value(graph: Graph, case: Any, which: Value, shape: tuple[int, ...]) -> Value:
+    """A case of a choice; a constant as an affine map with no slope."""
+    if not is_constant(case):
+        return case
+    spread = np.broadcast_to(np.asarray(case, np.float64), shape)
+    return graph.add_constant(spread, which.node)
 
 
 def _by_pieces(graph: Graph, which: Value, no: Node, yes: Node, shape: tuple[int, ...]) -> Value | None:

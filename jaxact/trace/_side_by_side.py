@@ -25,7 +25,7 @@ from jaxact.trace._stretch import Stretched, times_interval
 
 _MOST = 4  # functions side by side
 _MOST_UNLIKE = 32  # Gram matrices
-_ROUNDS, _SPLIT = 12, 64  # of refinement, and panels that are cut in each
+_ROUNDS, _SPLIT = 12, 256  # of refinement, and panels that are cut in each
 _PIECES = 16  # that an interval is cut into
 
 
@@ -83,7 +83,7 @@ def _grams(C: Sequence[np.ndarray]) -> np.ndarray | None:
 
 def _largest(exprs: Sequence[Expr], grams: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """Of each panel the root of the largest s^T G s: convex in s, it is largest at a corner of the slopes' ranges."""
-    ranges = [slope_range(expr, lower, upper, tolerance=1e-7) for expr in exprs]
+    ranges = [slope_range(expr, lower, upper, tolerance=1e-6) for expr in exprs]
     largest = np.zeros(lower.shape)
     with np.errstate(invalid="ignore"):
         for corner in itertools.product((0, 1), repeat=len(exprs)):
@@ -115,7 +115,7 @@ def _edges(exprs: Sequence[Expr]) -> np.ndarray:
     """Panels of the whole line, or of one period."""
     period = _period(exprs)
     if period is not None:
-        return np.linspace(0, period * (1 + 1e-12), 257)
+        return np.linspace(0, period * (1 + 1e-12), 2**14 + 1)
     octaves = 2.0 ** np.arange(3, 129)
     near = np.linspace(-8, 8, 513)
     return np.concatenate([[-np.inf, -LARGEST], -octaves[-2:0:-1], near, octaves[1:-1], [LARGEST, np.inf]])

@@ -113,16 +113,16 @@ def has_no_mean(node: Node, positions: np.ndarray) -> bool:
     return bool((np.abs(rows.sum(-1)) <= _ROUNDING * np.abs(rows).sum(-1)).all())
 
 
-def roots_of(node: Node, most: int) -> set[Node] | None:
+def roots_of(node: Node, most: int) -> list[Node] | None:
     """What an affine map is made of that is none, past the variables where paths meet; None if there are many."""
-    found: set[Node] = set()
+    found: list[Node] = []
     seen, stack = {node}, [node]
     while stack:
         for parent in stack.pop().parents:
             if parent in seen:
                 continue
             seen.add(parent)
-            (stack.append if parent.is_affine else found.add)(parent)
+            (stack if parent.is_affine else found).append(parent)
             if len(found) > most:
                 return None
     return found

@@ -83,21 +83,23 @@ def shortcuts(graph: Graph, result: Node) -> Callable[[Node], Node]:
     ends = {parent for node in graph.nodes if not node.is_affine for parent in node.parents} | {result}
 
     def instead(node: Node) -> Node:
+        if isinstance(node, Formula):
+            return side_by_side(graph, node, [node]) or node
         if not node.is_affine or node not in ends:
             return node
         leaves = roots_of(node, _MOST_ROOTS)
         if leaves is None:
             return node
-        if len(leaves) == 1 and (square := _of_squares(graph, node, *leaves)) is not None:
+        if len(leaves) == 1 and (square := _of_squares(graph, node, leaves[0])) is not None:
             return square if graph.contract else node
-        if (joint := side_by_side(graph, node, sorted(leaves, key=graph.nodes.index))) is not None:
+        if (joint := side_by_side(graph, node, leaves)) is not None:
             return joint
         if not graph.contract:
             return node
         means = {
             each: mean for each in leaves if isinstance(each, Known) and (mean := _mean(each)) is not None
         }
-        sources = {x for x, _ in means.values()} | (leaves - set(means))
+        sources = {x for x, _ in means.values()} | (set(leaves) - set(means))
         if not means or len(sources) != 1:
             return node
         return _of_means(node, sources.pop(), {each: entries for each, (_, entries) in means.items()}) or node

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxact.trace._compose import below, dense_operator, offset_of
-from jaxact.trace._expr import Expr, evaluate, nodes, num_entries, variable
+from jaxact.trace._compose import below, dense_operator, offset_of, roots_of
+from jaxact.trace._expr import Expr, evaluate, line, nodes, num_entries, variable
+from jaxact.trace._formula import compose
 from jaxact.trace._graph import Graph
 from jaxact.trace._leaps import Formula, Known
 from jaxact.trace._nodes import Node
@@ -31,16 +32,11 @@ _PIECES = 16  # that an interval is cut into
 
 def side_by_side(graph: Graph, node: Node, leaves: Sequence[Node]) -> Known | None:
     """An affine map of functions of one node, entry by entry, and of that itself; None if it is none of those."""
-    formulas = [leaf for leaf in leaves if isinstance(leaf, Formula)]
-    sources = {leaf.parents[0] for leaf in formulas} | {leaf for leaf in leaves if leaf not in formulas}
-    if len(leaves) < 2 or len(leaves) > _MOST or len(sources) != 1 or not formulas:
+    found = _strands(node, leaves)
+    if found is None:
         return None
-    (x,) = sources
-    exprs = [leaf.expr if isinstance(leaf, Formula) else variable() for leaf in leaves]
-    if node.size * x.size > 2**18 or any(num_entries(expr) is not None for expr in exprs):
-        return None
-    order = below(node, deep=True)
-    C = [dense_operator(order, leaf) for leaf in leaves]
+    x, exprs, C = found
+    offset = offset_of(below(node, deep=True)) if node.is_affine else np.zeros(node.size)
     grams = _grams(C)
     unlike = () if grams is None else np.unique(grams, axis=0)
     if grams is None or len(unlike) > _MOST_UNLIKE:
@@ -48,7 +44,6 @@ def side_by_side(graph: Graph, node: Node, leaves: Sequence[Node]) -> Known | No
     graph.has_choice = True
     if not graph.contract:
         return None
-    offset = offset_of(order)
 
     def value(v: Any) -> Any:
         return sum(c @ evaluate(expr, v) for c, expr in zip(C, exprs, strict=True)) + offset
@@ -69,6 +64,42 @@ def side_by_side(graph: Graph, node: Node, leaves: Sequence[Node]) -> Known | No
 
     constant = max((_everywhere(exprs, gram) for gram in unlike), default=0.0)
     return Known(node.shape, x, Stretched("side by side", constant * (1 + 1e-11), value, ends, within))
+
+
+def _strands(node: Node, leaves: Sequence[Node]) -> tuple[Node, list[Expr], list[np.ndarray]] | None:
+    """The node x, functions of it, and what each is multiplied by [out, entry]."""
+    formulas = [leaf for leaf in leaves if isinstance(leaf, Formula)]
+    sources = {leaf.parents[0] for leaf in formulas} | {leaf for leaf in leaves if leaf not in formulas}
+    exprs = [leaf.expr if isinstance(leaf, Formula) else variable() for leaf in leaves]
+    is_wide = node.size * max(leaf.size for leaf in leaves) > 2**18 or len(leaves) > _MOST
+    if not formulas or len(sources) != 1 or is_wide or any(num_entries(expr) is not None for expr in exprs):
+        return None
+    if node is leaves[0]:
+        return _of_copies(formulas[0], np.eye(node.size))
+    order = below(node, deep=True)
+    C = [dense_operator(order, leaf) for leaf in leaves]
+    return (sources.pop(), exprs, C) if len(leaves) > 1 else _of_copies(formulas[0], C[0])
+
+
+def _of_copies(leaf: Formula, C: np.ndarray) -> tuple[Node, list[Expr], list[np.ndarray]] | None:
+    """Of f(P x), each row of P taking one entry of x as a x + b, the functions f(a x + b) of each entry."""
+    P = leaf.parents[0]
+    roots = roots_of(P, 1) if P.is_affine else None
+    if not roots or P.size * (x := next(iter(roots))).size > 2**18:
+        return None
+    order = below(P, deep=True)
+    A, b = dense_operator(order, x), offset_of(order)
+    if (np.count_nonzero(A, 1) != 1).any() or P.size % x.size or P.size == x.size:
+        return None
+    entry = A.argmax(1) + (A.max(1) <= 0) * (np.abs(A).argmax(1) - A.argmax(1))
+    scale = A[np.arange(P.size), entry]
+    rows = np.lexsort((b, scale, entry)).reshape(x.size, -1)  # [entry, copy]
+    if not (entry[rows] == np.arange(x.size)[:, None]).all() or rows.shape[1] > _MOST:
+        return None
+    if np.ptp(scale[rows], 0).any() or np.ptp(b[rows], 0).any():
+        return None
+    inner = [line(float(s), float(t)) for s, t in zip(scale[rows[0]], b[rows[0]], strict=True)]
+    return x, [compose(leaf.expr, each) for each in inner], [C[:, column] for column in rows.T]
 
 
 def _grams(C: Sequence[np.ndarray]) -> np.ndarray | None:

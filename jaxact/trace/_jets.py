@@ -32,6 +32,8 @@ from jaxact.trace._intervals import (
     wave_range,
 )
 
+_MOST_BRANCHES = 5  # kinks within kinks that are solved for: each doubles their number
+
 
 class Jet(NamedTuple):
     """Enclosures of value, slope, second derivative: rows are the panel, its left end, its right end, its middle.
@@ -387,35 +389,35 @@ def _root(a: Any, b: Any, value: Any) -> list[Any]:
     return [np.where(np.isfinite(t), t, np.nan)]
 
 
-def _solve(node: Expr, value: Any) -> list[Any] | None:
+def _solve(node: Expr, value: Any, branches: int = _MOST_BRANCHES) -> list[Any] | None:
     """Every x where node(x) crosses `value`, NaN for none; None if that is not known."""
     value = np.asarray(value, np.float64)
     if node.affine is not None:
         return _root(node.affine[0], node.affine[1], value)
     if node.op == "abs":
         positive = np.where(value >= 0, value, np.nan)
-        return _both(_solve(node.args[0], positive), _solve(node.args[0], -positive))
+        return _both(branches, (node.args[0], positive), (node.args[0], -positive))
     if node.op in ("maximum", "minimum") and node.args[1].is_constant:
         bound = np.asarray(node.args[1].value)
         beyond = value >= bound if node.op == "maximum" else value <= bound
-        return _solve(node.args[0], np.where(beyond, value, np.nan))
+        return _solve(node.args[0], np.where(beyond, value, np.nan), branches)
     if node.op == "mul" and node.args[0].is_constant:
         with np.errstate(all="ignore"):
-            return _solve(node.args[1], value / np.asarray(node.args[0].value))
+            return _solve(node.args[1], value / np.asarray(node.args[0].value), branches)
     if node.op == "add" and node.args[1].is_constant:
-        return _solve(node.args[0], value - node.args[1].value)
+        return _solve(node.args[0], value - node.args[1].value, branches)
     if node.op == "add" and node.args[0].is_constant:
-        return _solve(node.args[1], value - node.args[0].value)
+        return _solve(node.args[1], value - node.args[0].value, branches)
     if node.op == "mul" and (value == 0).all():
-        return _both(*(_solve(arg, 0.0) for arg in node.args))
+        return _both(branches, *((arg, 0.0) for arg in node.args))
     if node.op == "integer_pow" and node.param == 2:
         with np.errstate(invalid="ignore"):
             root = np.sqrt(value)  # NaN where there is none
-        return _both(_solve(node.args[0], root), _solve(node.args[0], -root))
+        return _both(branches, (node.args[0], root), (node.args[0], -root))
     if node.op == "integer_pow" and node.param == 3:
-        return _solve(node.args[0], np.cbrt(value))
+        return _solve(node.args[0], np.cbrt(value), branches)
     if node.op in _EXACT and (value == _EXACT[node.op][1]).all():
-        return _solve(node.args[0], _EXACT[node.op][0])
+        return _solve(node.args[0], _EXACT[node.op][0], branches)
     return None  # an inverse such as atanh would lose digits
 
 
@@ -429,8 +431,10 @@ _EXACT = {
 }
 
 
-def _both(s: list[Any] | None, t: list[Any] | None) -> list[Any] | None:
-    return None if s is None or t is None else s + t
+def _both(branches: int, *parts: tuple[Expr, Any]) -> list[Any] | None:
+    """Of two equations all solutions; None if one is not solved, or kinks lie too deep within kinks."""
+    found = [_solve(node, value, branches - 1) for node, value in parts] if branches else [None]
+    return None if None in found else [point for part in found for point in part or ()]
 
 
 def cut_panels(a: np.ndarray, b: np.ndarray, index: np.ndarray, pieces: int):

@@ -176,7 +176,8 @@ def _tournament(graph: Graph, value: Value, index: np.ndarray, name: str, shape:
         index = index[:1]
     if index.shape[0] > 1:
         graph.has_choice = True
-        if graph.contract and index.shape[0] > 2:  # an entry moves no more maxima than it is in
+        is_pair = index.shape[0] == 2 and np.unique(index).size == index.size  # then both share a step
+        if graph.contract and not is_pair:  # an entry moves no more maxima than it is in
             entries = index.reshape(len(index), -1).T
             windows = np.unique(entries + value.size * np.arange(len(entries))[:, None]) % value.size
             constant = math.sqrt(np.bincount(windows).max(initial=1)) * (1 + 1e-15)

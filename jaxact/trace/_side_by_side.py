@@ -25,7 +25,7 @@ from jaxact.trace._slopes import LARGEST, slope_range, value_range
 from jaxact.trace._stretch import Stretched, times_interval
 
 _MOST = 4  # functions side by side
-_MOST_UNLIKE = 32  # Gram matrices
+_MOST_UNLIKE = 4  # Gram matrices
 _ROUNDS, _SPLIT = 12, 256  # of refinement, and panels that are cut in each
 _PIECES = 16  # that an interval is cut into
 

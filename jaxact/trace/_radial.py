@@ -112,7 +112,7 @@ def scaled_by_length(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -
 def _of_entries(graph: Graph, value: Value) -> tuple[Radial, np.ndarray, Expr] | None:
     """The lengths that entries are functions of, which of them each takes, and what it is multiplied by besides."""
     node, expr = value.node, value.expr
-    index, gains, is_spread = np.arange(value.size), np.ones(value.size), False
+    index, gains, is_spread = np.arange(value.size), np.ones(value.size), value.size == 1
     while True:
         if isinstance(node, Gathered) and node.is_plain:
             index, node, is_spread = node.index.reshape(-1)[index], node.parents[0], True

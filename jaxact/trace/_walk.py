@@ -6,7 +6,6 @@ primitive (`_rules`), and what the output needs of it is written out as steps (`
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -172,19 +171,10 @@ def _traced(fn: Callable[[Any], Any], example: Any) -> tuple[Any, bool]:
         return fn(x)
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # of float64 stored in float32: it was not asked for
-            return jax.make_jaxpr(once)(jax.ShapeDtypeStruct(np.shape(example), np.float64)), True
-    except (TypeError, ValueError) as error:
-        # Loops that insist on float32 carries, for one.
-        try:
-            return jax.make_jaxpr(once)(
-                jax.ShapeDtypeStruct(np.shape(example), jnp.result_type(example))
-            ), False
-        except Exception:
-            raise error from None
+        return jax.make_jaxpr(once)(jax.ShapeDtypeStruct(np.shape(example), np.float64)), True
+    except (TypeError, ValueError):  # loops that insist on float32 carries, for one
+        own = jax.ShapeDtypeStruct(np.shape(example), jnp.result_type(example))
+    return jax.make_jaxpr(once)(own), False  # what it raises now is what its user knows
 
 
 # --- The walk ---------------------------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import gc
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -20,6 +22,14 @@ from jaxact.numerics import inner_jaxprs
 
 _MISMATCHES = ("RuntimeProgramInputMismatch", "verifier errors", "to have the same dtypes")
 T = TypeVar("T")
+
+
+@contextmanager
+def _unasked() -> Iterator[None]:
+    """Without the warning that float64 is stored in float32: nobody but a certificate asked for float64."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "scatter inputs have incompatible types", FutureWarning)
+        yield
 
 
 def run_again(call: Callable[[], T]) -> T:
@@ -38,12 +48,14 @@ def run_again(call: Callable[[], T]) -> T:
         3
     """
     try:
-        return call()
+        with _unasked():
+            return call()
     except (jax.errors.JaxRuntimeError, TypeError, ValueError) as error:
         if not any(sign in str(error) for sign in _MISMATCHES):
             raise
     jax.clear_caches()
-    return call()
+    with _unasked():
+        return call()
 
 
 def wide_constants(closed: Any) -> list[weakref.ref]:

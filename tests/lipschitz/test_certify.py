@@ -1,3 +1,4 @@
+import warnings
 from functools import partial
 
 import flax.linen as linen
@@ -853,3 +854,21 @@ def test_steps_known_by_one_number_go_together_with_the_others(fn, radius, num_s
     assert attacker(fn, (6,))(*(() if radius is None else (center, radius))) <= found
     if num_steps:
         assert found <= certify(fn, jnp.zeros(6), region=region).value * (1 + 1e-9)
+
+
+def test_a_model_that_stores_in_float32_is_certified_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert certify(
+            lambda x: jnp.zeros(4, jnp.float32).at[0].set(x[0]), jnp.zeros(3)
+        ).value == pytest.approx(1)
+
+
+def test_what_a_model_raises_is_what_its_user_hears():
+    def model(x):
+        if x.dtype == jnp.float64:
+            return x + jnp.zeros(5)  # of another shape: not the fault that its user knows
+        raise TypeError("my own words")
+
+    with pytest.raises(TypeError, match="my own words"):
+        certify(model, jnp.zeros(3))

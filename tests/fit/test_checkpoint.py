@@ -1,6 +1,7 @@
 """A restored state goes on as if it had never been written."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -302,3 +303,25 @@ def test_a_save_that_fails_says_so_leaves_nothing_and_lets_the_process_end(what,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_killed_save_left_goes_with_the_next_and_what_another_writes_stays(tmp_path):
+    code = (
+        "import os, pathlib, sys; from jaxact import fit\n"
+        "pathlib.Path.rename = lambda *_: os.kill(os.getpid(), 9)\n"
+        "fit.save(sys.argv[1], 1)"
+    )
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    for name in ("x", "y"):  # the second finds what the first left
+        killed = subprocess.run([sys.executable, "-c", code, tmp_path / name], env=env, check=False)
+        assert killed.returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1
+    others = [tmp_path / ".z.0123456789abcdef.saving", tmp_path / ".my.saving"]
+    for other in others:
+        other.mkdir()
+    handle = os.open(others[0], os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    fit.save(tmp_path / "x", 1)
+    os.close(handle)
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "x"])

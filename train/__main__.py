@@ -168,7 +168,13 @@ def _report(arguments: Sequence[str]) -> int:
         arguments,
         ("run", dataclasses.MISSING, {"metavar": "RUN", "help": "its folder or its name"}),
         request.OUTPUT,
-        ("trust", False, {"help": "run the code in the run folder if its study is not an installed one"}),
+        (
+            "trust",
+            False,
+            {
+                "help": "run the code in the run folder if its study is not an installed one, and follow links in it"
+            },
+        ),
         prog="python -m train report",
         description="Draw figures and report of a finished run again, from its stored result alone.",
     )
@@ -176,6 +182,8 @@ def _report(arguments: Sequence[str]) -> int:
 
     from train import runner
 
+    if not given.trust:
+        runner.check_own_folders(directory)
     again = runner.resume_command(directory)
     if not (directory / "result.nc").exists():
         return _fail(

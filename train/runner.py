@@ -285,6 +285,20 @@ def provenance(record: Record) -> dict[str, str]:
     }
 
 
+def check_own_folders(directory: Path) -> None:
+    """Check that what a run writes stays in its folder, as it need not in one from elsewhere.
+
+    Raises:
+        ConfigError: if a folder in it is a link.
+    """
+    for path in (directory / "cells", directory / "figures"):
+        if path.is_symlink():
+            raise ConfigError(
+                f"{path} is a link to {os.readlink(path)}: files there would be written and removed. "
+                "If the run is yours, add --trust."
+            )
+
+
 def peak_memory(num_workers: int) -> float:
     """Return the most memory this process and its workers have held so far, in GiB.
 

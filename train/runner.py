@@ -274,6 +274,8 @@ def at_work(directory: Path, console: Console) -> Iterator[Callable[[], None]]:
 def provenance(record: Record) -> dict[str, str]:
     """Collect where a run's result comes from, as the text attributes that `results.check` asks for."""
     known = {name: getattr(record, name) for name in ("study", "experiment", "run_id", "command", "started")}
+    # A file's name need not be text, and is then Python's stand-in for it, which no file holds.
+    known = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in known.items()}
     return known | {
         "format": results.FORMAT,
         "config": json.dumps(record.config, sort_keys=True),

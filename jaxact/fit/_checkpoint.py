@@ -124,7 +124,10 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     problems = _differences({name: _leaf(name, leaf) for name, leaf in wanted.items()}, stored)
     if problems:
         raise ValueError(f"The checkpoint {target} does not fit `like`: " + "; ".join(problems) + ".")
+    present = _files(target)  # whatever the manifest names: no file elsewhere is read, and no pipe waited for
     for name, digest in content["files"].items():
+        if name not in present:
+            raise _damaged(target / name, "it is no file there")
         if _digest(target / name) != digest:
             raise _damaged(target / name, "it is not the file that was saved")
     templates = {entries[name][0]: _template(leaf) for name, leaf in wanted.items() if _has_data(leaf)}
@@ -166,9 +169,8 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def _leaf(name: str, leaf: Any) -> Leaf:
-    kind = f"Python {type(leaf).__name__}"
-    if kind in _NUMBERS:
-        return Leaf(kind, ())
+    if type(leaf) in (bool, int, float, complex):  # NumPy calls a class of its own "bool" as well
+        return Leaf(f"Python {type(leaf).__name__}", ())
     dtype = getattr(leaf, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return Leaf(str(dtype), tuple(leaf.shape))
@@ -355,12 +357,18 @@ def _manifest(target: Path) -> dict[str, Any]:
         )
     try:
         outer = json.loads(file.read_bytes())
-        is_whole = outer["sha256"] == _digest_of(outer["content"])
+        is_whole = outer["sha256"] == _digest_of(outer["content"]) and _is_content(outer["content"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(file, error) from error
     if not is_whole:
         raise _damaged(file, "it is not the file that was saved")
     return outer["content"]
+
+
+def _is_content(content: dict[str, Any]) -> bool:
+    """Whether it is what `save` notes, or what a later one does."""
+    is_entry = ({"name", "dtype", "shape"} <= {*entry} for entry in content["leaves"])
+    return all(is_entry) and isinstance(content["files"], dict) and "step" in content
 
 
 def _differences(expected: dict[str, Leaf], stored: dict[str, Leaf]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import subprocess
@@ -88,7 +89,7 @@ TREES = {
     "no leaf": {"a": {}, "b": [None, ()]},
     "a leaf": jnp.float32(3),
     "numbers": [True, False, -3, 10**5000, 0.1, float("nan"), -0.0, float("-inf"), 1 - 0.1j],
-    "numpy": [np.linspace(0, 1, 5), np.float64(0.1), np.int64(2**40), np.zeros((), bool), np.ones((2, 3)).T],
+    "numpy": [np.linspace(0, 1, 5), np.float64(0.1), np.int64(2**40), np.True_, np.zeros((), bool), np.ones((2, 3)).T],
     "other byte order": np.arange(3, dtype=">i4"),
     "keys": KEYS,
     "dtypes": [
@@ -210,10 +211,27 @@ def test_a_damaged_manifest_is_named(damage, tmp_path):
             read(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    "change", [{"files": 3}, {"leaves": 3}, {"leaves": [{"name": ""}]}, {"files": {"../other": "0"}}]
+)
+def test_a_manifest_with_a_digest_that_fits_is_not_taken_at_its_word(change, tmp_path):
+    fit.save(tmp_path / "x", jnp.ones(3))
+    (tmp_path / "other").write_text("not its own")
+    file = tmp_path / "x" / "manifest.json"
+    content = json.loads(file.read_text())["content"] | change
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps({"sha256": digest, "content": content}))
+    with pytest.raises(ValueError, match=f"{tmp_path}.* is damaged or missing: .*Restore another checkpoint"):
+        fit.restore(tmp_path / "x", jnp.ones(3))
+
+
 def test_a_file_that_is_gone_or_no_file_is_named(tmp_path):
     fit.save(tmp_path / "x", jnp.ones(3))
     file = tmp_path / "x" / "arrays" / "state" / "_METADATA"
     file.unlink()
+    with pytest.raises(ValueError, match=r"_METADATA is damaged or missing"):
+        fit.restore(tmp_path / "x", jnp.ones(3))
+    os.mkfifo(file)
     with pytest.raises(ValueError, match=r"_METADATA is damaged or missing"):
         fit.restore(tmp_path / "x", jnp.ones(3))
     (tmp_path / "x" / "manifest.json").unlink()

@@ -89,7 +89,14 @@ TREES = {
     "no leaf": {"a": {}, "b": [None, ()]},
     "a leaf": jnp.float32(3),
     "numbers": [True, False, -3, 10**5000, 0.1, float("nan"), -0.0, float("-inf"), 1 - 0.1j],
-    "numpy": [np.linspace(0, 1, 5), np.float64(0.1), np.int64(2**40), np.True_, np.zeros((), bool), np.ones((2, 3)).T],
+    "numpy": [
+        np.linspace(0, 1, 5),
+        np.float64(0.1),
+        np.int64(2**40),
+        np.True_,
+        np.zeros((), bool),
+        np.ones((2, 3)).T,
+    ],
     "other byte order": np.arange(3, dtype=">i4"),
     "keys": KEYS,
     "dtypes": [

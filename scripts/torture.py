@@ -354,7 +354,7 @@ def _run(words: Sequence[str], folder: Path, at: int, act: Act, for_good: bool, 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # what this process had buffered is its own
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGTERM, signal.SIGHUP):  # nohup, for one, has us ignore them
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     count = watch_files(str(folder), at, act, for_good)

@@ -38,8 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, StorageError) as error:
         return _fail(error)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
         return 1
+    except OSError as error:
+        from train import causes
+
+        if (cause := causes.outside(error)) is None:
+            raise
+        _leave_stdout()  # which may be what is full
+        return _fail(cause)
+
+
+def _leave_stdout() -> None:
+    """Let what is not yet printed go nowhere: it would fail again as the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _called(words: Sequence[str]) -> int:
@@ -168,7 +180,13 @@ def _report(arguments: Sequence[str]) -> int:
         arguments,
         ("run", dataclasses.MISSING, {"metavar": "RUN", "help": "its folder or its name"}),
         request.OUTPUT,
-        ("trust", False, {"help": "run the code in the run folder if its study is not an installed one"}),
+        (
+            "trust",
+            False,
+            {
+                "help": "run the code in the run folder if its study is not an installed one, and follow links in it"
+            },
+        ),
         prog="python -m train report",
         description="Draw figures and report of a finished run again, from its stored result alone.",
     )
@@ -176,6 +194,8 @@ def _report(arguments: Sequence[str]) -> int:
 
     from train import runner
 
+    if not given.trust:
+        runner.check_own_folders(directory)
     again = runner.resume_command(directory)
     if not (directory / "result.nc").exists():
         return _fail(
@@ -224,8 +244,9 @@ def _list(arguments: Sequence[str]) -> int:
         console.width = 200  # a name cut to 80 columns is of no use to a program that reads this
     none = "No studies: configs/ holds no config file."
     console.print(_table("studies", ("study", "what it asks"), studies) or none)
-    columns, none = ("run", "study", "cells", "state", "started"), f"No runs in {given.output} yet."
-    console.print(_table(f"runs in {given.output}", columns, runs) or ("" if bad else none))
+    output = _escaped(str(given.output))
+    columns, none = ("run", "study", "cells", "state", "started"), f"No runs in {output} yet."
+    console.print(_table(f"runs in {output}", columns, runs) or ("" if bad else none))
     for line in bad:
         console.print(line, soft_wrap=True)
     return 0

@@ -25,13 +25,15 @@ class Agreement:
     def __init__(self) -> None:
         self._forms: dict[str, _Form] = {}
         self._shared: dict[tuple[Any, ...], xr.Dataset] = {}
+        self._givers: dict[frozenset[str], str] = {}  # cells by what they give, one for each kind
+        self._large: dict[str, str] = {}  # which cell gives integers that floating numbers round
 
     def admit(self, cell: Cell, dataset: xr.Dataset) -> None:
         """Take a cell's Dataset among those that agree.
 
         It must keep the schema; carry the labels of `cell.coords` and no others; give every variable the dimensions,
-        the units and the kind (text or numbers) that it has elsewhere; and where it gives a place that another cell
-        gives too, the same values.
+        the units and the kind (text or numbers) that it has elsewhere; where it gives a place that another cell gives
+        too, the same values; and no integer that would be rounded because another cell does not give one.
 
         Raises:
             TypeError: if it is no Dataset.
@@ -45,12 +47,16 @@ class Agreement:
         forms = {str(name): _form(cell, variable) for name, variable in dataset.variables.items()}
         failures = _label_failures(labels, dataset)
         failures += [fault for name, form in forms.items() if (fault := self._form_failure(name, form))]
+        givers = self._givers | {frozenset(forms): cell.name}
+        large = self._large | dict.fromkeys(_large_integers(labels, dataset), cell.name)
+        failures += _gap_failures(large, givers)
         shared = {} if failures else self._joined(labels, dataset, failures)
         if failures:
             listed = "\n".join(f"  - {failure}" for failure in failures)
             raise ValueError(f"cell {cell.name} cannot be stored: its data do not fit in.\n{listed}")
         self._forms = forms | self._forms
         self._shared |= shared
+        self._givers, self._large = givers, large
 
     def _form_failure(self, name: str, form: _Form) -> str:
         first = self._forms.get(name, form)
@@ -74,6 +80,27 @@ class Agreement:
             except ValueError as error:
                 failures.append(str(error).rstrip("."))
         return joined
+
+
+def _large_integers(labels: dict[str, Any], dataset: xr.Dataset) -> list[str]:
+    """The variables at places of a cell's own with integers that floating numbers, which hold gaps, would round."""
+    # Of variables, as to make a DataArray of each takes longer than all the rest.
+    own = {name: each for name, each in dataset.variables.items() if {*labels} & {*each.dims}}
+    return [
+        str(name)
+        for name, each in own.items()
+        if each.dtype.kind in "iu" and name not in dataset.dims and results.beyond_floats(each.to_numpy())
+    ]
+
+
+def _gap_failures(large: dict[str, str], givers: dict[frozenset[str], str]) -> list[str]:
+    return [
+        f"`{name}` holds integers beyond 2^53 in {cell}, which the gap that {other} leaves would have rounded. "
+        "Give it in every cell, or as text"
+        for name, cell in large.items()
+        for names, other in givers.items()
+        if name not in names
+    ]
 
 
 def _form(cell: Cell, variable: xr.Variable) -> _Form:

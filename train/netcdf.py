@@ -11,9 +11,11 @@ import numpy as np
 import xarray as xr
 
 _SCALE_ATTRIBUTES = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST")  # how HDF5 stores dimensions
+_WRITER = "_NCProperties"  # by which netCDF says who wrote a file
 # What netCDF and xarray keep for themselves: as an attribute of the user's it would change what is read.
 _RESERVED = (
     *_SCALE_ATTRIBUTES,
+    _WRITER,
     "coordinates",
     "dtype",
     "_FillValue",
@@ -177,7 +179,7 @@ def _attributes(stored: h5py.HLObject, room: int) -> tuple[dict[str, Any], int]:
     """Attributes, and how much room is left of what all of them may take."""
     found = {}
     for name in stored.attrs:
-        if name in (*_SCALE_ATTRIBUTES, "_NCProperties"):  # how netCDF says who wrote a file
+        if name in (*_SCALE_ATTRIBUTES, _WRITER):
             continue
         header = stored.attrs.get_id(name)
         size = math.prod(header.shape)

@@ -66,6 +66,8 @@ def _json(path: Path) -> Any:
 
 
 def _plain_file(path: Path) -> bytes:
+    if path.is_symlink():
+        raise ValueError(f"it is a link to {os.readlink(path)}: a run's own files are in its folder")
     # Opening a pipe waits for its other end, unless told not to.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
     try:
@@ -75,7 +77,7 @@ def _plain_file(path: Path) -> bytes:
         if status.st_size > _MOST_BYTES:
             raise ValueError(f"it is too large: {status.st_size} bytes, at most {_MOST_BYTES}")
         with open(handle, "rb", closefd=False) as file:
-            return file.read(_MOST_BYTES)
+            return file.read(_MOST_BYTES) or b""  # None where the system, as of /proc/kmsg, has nothing yet
     finally:
         os.close(handle)
 

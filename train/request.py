@@ -109,7 +109,7 @@ def parse(arguments: Sequence[str]) -> Request:
         description=(type(experiment).__doc__ or "").split("\n")[0],
     )
     resume = find_run(given.resume, given.output) if given.resume else None
-    command = shlex.join([*_CALL, str(path), *_repeating(words)])
+    command = shlex.join([*_CALL, _word(path), *_repeating(words)])
     workers = _num_workers(given.workers)
     return Request(
         given.experiment, path, given.output, resume, workers, given.smoke, command, given.allow_changed_code
@@ -190,7 +190,12 @@ def _begun(run: Path) -> list[str]:
             f"{run} does not say how it was begun: its config.json cannot be read ({records.reason(error)}). "
             f"Give its config file and options: `run CONFIG ... --resume {run}`."
         ) from error
-    return [str(path if path and path.is_file() else run / "config.py"), *others]
+    return [_word(path if path and path.is_file() else run / "config.py"), *others]
+
+
+def _word(path: Path) -> str:
+    """A path as a word that is no option, though its name begins as one."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def _loaded(path: Path, *, smoke: bool) -> Experiment:

@@ -217,8 +217,10 @@ def _structure_failures(dataset: xr.Dataset) -> list[str]:
     for dim in dataset.dims:
         if str(dim).startswith("dim_"):
             failures.append(f"dimension `{dim}` has no name of its own: name it after what it counts")
-        if dim not in dataset.coords:
+        if dim not in indexes:
             failures.append(f"dimension `{dim}` has no coordinate: give one, for example its number")
+        elif isinstance(indexes[dim], pd.MultiIndex):
+            failures.append(f"coordinate `{dim}` is a MultiIndex, which no file holds: unstack it")
         elif not indexes[dim].is_unique:
             failures.append(f"coordinate `{dim}` repeats values: {_plain(indexes[dim]).tolist()}")
         elif indexes[dim].hasnans:
@@ -289,13 +291,19 @@ def _joined(name: str, cells: Sequence[xr.Dataset], index: Mapping[Any, pd.Index
     return xr.Variable(dims, out, parts[0].variables[name].attrs)
 
 
+def beyond_floats(values: np.ndarray) -> list[int]:
+    """The integers that float64 would round."""
+    if values.dtype.kind not in "iu":
+        return []
+    large = values[(values > 2**53) | (values < -(2**53))].tolist()
+    return [each for each in large if int(float(each)) != each]
+
+
 def _exact(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The values as `dtype`, or an error where that would round an integer."""
-    if values.dtype.kind in "iu" and dtype.kind == "f":
-        large = values[(values > 2**53) | (values < -(2**53))].tolist()
-        if rounded := [each for each in large if int(float(each)) != each]:
-            raise ValueError(
-                f"`{name}` holds {rounded[0]}, which {dtype} rounds, the dtype for what not every cell gives as an "
-                "integer. Give such integers in every cell, or as text."
-            )
+    if dtype.kind == "f" and (rounded := beyond_floats(values)):
+        raise ValueError(
+            f"`{name}` holds {rounded[0]}, which {dtype} rounds, the dtype for what not every cell gives as an "
+            "integer. Give such integers in every cell, or as text."
+        )
     return values.astype(dtype, copy=False)

@@ -274,6 +274,8 @@ def at_work(directory: Path, console: Console) -> Iterator[Callable[[], None]]:
 def provenance(record: Record) -> dict[str, str]:
     """Collect where a run's result comes from, as the text attributes that `results.check` asks for."""
     known = {name: getattr(record, name) for name in ("study", "experiment", "run_id", "command", "started")}
+    # A file's name need not be text, and is then Python's stand-in for it, which no file holds.
+    known = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in known.items()}
     return known | {
         "format": results.FORMAT,
         "config": json.dumps(record.config, sort_keys=True),
@@ -283,6 +285,20 @@ def provenance(record: Record) -> dict[str, str]:
         "smoke": json.dumps(record.smoke),
         "code": fingerprint.short(record.code) if record.code else "unknown",
     }
+
+
+def check_own_folders(directory: Path) -> None:
+    """Check that what a run writes stays in its folder, as it need not in one from elsewhere.
+
+    Raises:
+        ConfigError: if a folder in it is a link.
+    """
+    for path in (directory / "cells", directory / "figures"):
+        if path.is_symlink():
+            raise ConfigError(
+                f"{path} is a link to {os.readlink(path)}: files there would be written and removed. "
+                "If the run is yours, add --trust."
+            )
 
 
 def peak_memory(num_workers: int) -> float:

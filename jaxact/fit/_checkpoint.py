@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import re
 import secrets
 import shutil
 from collections import Counter
@@ -63,8 +65,8 @@ def save(path: str | os.PathLike[str], state: PyTree) -> None:
     """Write a pytree to a new folder: arrays of JAX and NumPy, PRNG keys and Python numbers.
 
     All is written beside the target and renamed at the end, so that a killed save leaves no folder that looks whole,
-    and of two saves at once one wins. The folder holds a manifest with every leaf's path, dtype and shape and a SHA-256
-    of every file of Orbax's, which `restore` checks.
+    and of two saves at once one wins; what a killed one left beside it goes with the next save there. The folder holds
+    a manifest with every leaf's path, dtype and shape and a SHA-256 of every file of Orbax's, which `restore` checks.
 
     Args:
         path: folder to make; must not exist. Folders above it are made.
@@ -122,7 +124,10 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     problems = _differences({name: _leaf(name, leaf) for name, leaf in wanted.items()}, stored)
     if problems:
         raise ValueError(f"The checkpoint {target} does not fit `like`: " + "; ".join(problems) + ".")
+    present = _files(target)  # whatever the manifest names: no file elsewhere is read, and no pipe waited for
     for name, digest in content["files"].items():
+        if name not in present:
+            raise _damaged(target / name, "it is no file there")
         if _digest(target / name) != digest:
             raise _damaged(target / name, "it is not the file that was saved")
     templates = {entries[name][0]: _template(leaf) for name, leaf in wanted.items() if _has_data(leaf)}
@@ -164,9 +169,8 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def _leaf(name: str, leaf: Any) -> Leaf:
-    kind = f"Python {type(leaf).__name__}"
-    if kind in _NUMBERS:
-        return Leaf(kind, ())
+    if type(leaf) in (bool, int, float, complex):  # NumPy calls a class of its own "bool" as well
+        return Leaf(f"Python {type(leaf).__name__}", ())
     dtype = getattr(leaf, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return Leaf(str(dtype), tuple(leaf.shape))
@@ -217,12 +221,13 @@ def _entry(name: str, dtype: str, shape: tuple[int, ...], leaf: Any) -> dict[str
 
 @contextlib.contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
-    """A new folder that becomes `target` at the end, or vanishes."""
+    """A new folder that becomes `target` at the end, or vanishes; those of killed saves beside it vanish too."""
     folder = target.with_name(f".{target.name}.{secrets.token_hex(8)}.saving")
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        folder.rename(target)
+        with _locked(folder):
+            _sweep(folder.parent)
+            yield folder
+            folder.rename(target)
     except OSError as error:
         if target.exists():
             raise FileExistsError(
@@ -236,13 +241,75 @@ def _folder_beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make a folder and lock it, which tells others that its process lives: the system unlocks what a dead one held."""
+    while True:
+        folder.mkdir(parents=True)
+        handle = _lock(folder, is_waiting=True)
+        if folder.exists():  # else a sweep came between the two
+            break
+        _unlock(handle)
+    try:
+        yield
+    finally:
+        _unlock(handle)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what killed saves left in a folder: what nobody has locked."""
+    for path in parent.glob(".*.saving"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{16}\.saving", path.name, re.DOTALL) and not path.is_symlink():
+            handle = _lock(path, is_waiting=False)
+            if handle is not None:
+                shutil.rmtree(path, ignore_errors=True)
+            _unlock(handle)
+
+
+def _lock(folder: Path, *, is_waiting: bool) -> int | None:
+    """The system's lock of a folder; None where another has it, or there are no locks: Windows, some networks."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _orbax_silent() -> Iterator[None]:
+    """Keep Orbax from logging tracebacks of what it also raises."""
+
+    def is_of_another(record: logging.LogRecord) -> bool:
+        return "orbax" not in Path(record.pathname).parts
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(is_of_another)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_of_another)
+
+
 def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
     from orbax.checkpoint import v1 as ocp
 
     if not arrays:
         return
     try:
-        ocp.save(folder, arrays)
+        with _orbax_silent():
+            ocp.save(folder, arrays)
     except Exception as error:  # a full disk is a ValueError of Orbax's
         raise OSError(error) from error
 
@@ -253,7 +320,8 @@ def _read_arrays(folder: Path, templates: dict[str, Any]) -> dict[str, Any]:
     if not templates:
         return {}
     try:
-        return ocp.load(folder, templates)
+        with _orbax_silent():
+            return ocp.load(folder, templates)
     except Exception as error:  # Orbax has no one type for what it cannot read
         raise ValueError(f"Orbax cannot read {folder}: {error}. Use the version that saved it.") from error
 
@@ -289,12 +357,18 @@ def _manifest(target: Path) -> dict[str, Any]:
         )
     try:
         outer = json.loads(file.read_bytes())
-        is_whole = outer["sha256"] == _digest_of(outer["content"])
+        is_whole = outer["sha256"] == _digest_of(outer["content"]) and _is_content(outer["content"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(file, error) from error
     if not is_whole:
         raise _damaged(file, "it is not the file that was saved")
     return outer["content"]
+
+
+def _is_content(content: dict[str, Any]) -> bool:
+    """Whether it is what `save` notes, or what a later one does."""
+    is_entry = ({"name", "dtype", "shape"} <= {*entry} for entry in content["leaves"])
+    return all(is_entry) and isinstance(content["files"], dict) and "step" in content
 
 
 def _differences(expected: dict[str, Leaf], stored: dict[str, Leaf]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -160,9 +161,9 @@ def fit(
                 # Line searches refuse an argument that this does not take, and `obj_fn` is what sophia calls it by.
                 return loss(params, state.variables, batch, state.hparams)[0]
 
-            updates, opt_state = optax.with_extra_args_support(_resolve(optimizer, state.hparams)).update(
-                gradient, opt_state, params, value=value, grad=gradient, value_fn=value_fn, obj_fn=value_fn
-            )
+            update = optax.with_extra_args_support(_resolve(optimizer, state.hparams)).update
+            extra = {"value": value, "grad": gradient, "value_fn": value_fn, "obj_fn": value_fn}
+            updates, opt_state = update(gradient, opt_state, params, **_taken(update, extra))
             return optax.apply_updates(params, updates), opt_state
 
         before = state.params, state.opt_state
@@ -238,6 +239,13 @@ def traced(name: str, value: ArrayLike | Sequence[ArrayLike]) -> Array:
 def _resolve(optimizer: Optimizer, hparams: Mapping[str, Array]) -> optax.GradientTransformation:
     # A GradientTransformation is a pair of functions and not itself callable.
     return optimizer(hparams) if callable(optimizer) else optimizer
+
+
+def _taken(update: Callable[..., Any], extra: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments that a function takes: `contrib.sam` says that it takes any, and does not (optax 0.2.8)."""
+    parameters = inspect.signature(update).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return {name: value for name, value in extra.items() if takes_any or name in parameters}
 
 
 def _first(diverged_step: Int[Array, ""], step: Int[Array, ""], finite: Bool[Array, ""]) -> Int[Array, ""]:

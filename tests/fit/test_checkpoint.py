@@ -1,6 +1,8 @@
 """A restored state goes on as if it had never been written."""
 
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import subprocess
@@ -87,7 +89,14 @@ TREES = {
     "no leaf": {"a": {}, "b": [None, ()]},
     "a leaf": jnp.float32(3),
     "numbers": [True, False, -3, 10**5000, 0.1, float("nan"), -0.0, float("-inf"), 1 - 0.1j],
-    "numpy": [np.linspace(0, 1, 5), np.float64(0.1), np.int64(2**40), np.zeros((), bool), np.ones((2, 3)).T],
+    "numpy": [
+        np.linspace(0, 1, 5),
+        np.float64(0.1),
+        np.int64(2**40),
+        np.True_,
+        np.zeros((), bool),
+        np.ones((2, 3)).T,
+    ],
     "other byte order": np.arange(3, dtype=">i4"),
     "keys": KEYS,
     "dtypes": [
@@ -209,10 +218,27 @@ def test_a_damaged_manifest_is_named(damage, tmp_path):
             read(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    "change", [{"files": 3}, {"leaves": 3}, {"leaves": [{"name": ""}]}, {"files": {"../other": "0"}}]
+)
+def test_a_manifest_with_a_digest_that_fits_is_not_taken_at_its_word(change, tmp_path):
+    fit.save(tmp_path / "x", jnp.ones(3))
+    (tmp_path / "other").write_text("not its own")
+    file = tmp_path / "x" / "manifest.json"
+    content = json.loads(file.read_text())["content"] | change
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps({"sha256": digest, "content": content}))
+    with pytest.raises(ValueError, match=f"{tmp_path}.* is damaged or missing: .*Restore another checkpoint"):
+        fit.restore(tmp_path / "x", jnp.ones(3))
+
+
 def test_a_file_that_is_gone_or_no_file_is_named(tmp_path):
     fit.save(tmp_path / "x", jnp.ones(3))
     file = tmp_path / "x" / "arrays" / "state" / "_METADATA"
     file.unlink()
+    with pytest.raises(ValueError, match=r"_METADATA is damaged or missing"):
+        fit.restore(tmp_path / "x", jnp.ones(3))
+    os.mkfifo(file)
     with pytest.raises(ValueError, match=r"_METADATA is damaged or missing"):
         fit.restore(tmp_path / "x", jnp.ones(3))
     (tmp_path / "x" / "manifest.json").unlink()
@@ -302,3 +328,25 @@ def test_a_save_that_fails_says_so_leaves_nothing_and_lets_the_process_end(what,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_killed_save_left_goes_with_the_next_and_what_another_writes_stays(tmp_path):
+    code = (
+        "import os, pathlib, sys; from jaxact import fit\n"
+        "pathlib.Path.rename = lambda *_: os.kill(os.getpid(), 9)\n"
+        "fit.save(sys.argv[1], 1)"
+    )
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    for name in ("x", "y"):  # the second finds what the first left
+        killed = subprocess.run([sys.executable, "-c", code, tmp_path / name], env=env, check=False)
+        assert killed.returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1
+    others = [tmp_path / ".z.0123456789abcdef.saving", tmp_path / ".my.saving"]
+    for other in others:
+        other.mkdir()
+    handle = os.open(others[0], os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    fit.save(tmp_path / "x", 1)
+    os.close(handle)
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "x"])

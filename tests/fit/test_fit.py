@@ -207,6 +207,7 @@ def test_training_can_be_differentiated_with_respect_to_a_hyperparameter():
     "optimizer",
     [
         optax.polyak_sgd(),
+        optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01), sync_period=2),
         optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1)),
         optax.lbfgs(),
         optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=8)),
@@ -214,7 +215,7 @@ def test_training_can_be_differentiated_with_respect_to_a_hyperparameter():
         optax.contrib.sophia(learning_rate=0.1),
         lambda hparams: optax.polyak_sgd(),
     ],
-    ids=["polyak_sgd", "reduce_on_plateau", "lbfgs", "backtracking", "momo", "sophia", "of hparams"],
+    ids=["polyak_sgd", "sam", "reduce_on_plateau", "lbfgs", "backtracking", "momo", "sophia", "of hparams"],
 )
 def test_an_optimiser_that_asks_for_more_than_gradients_gets_it(optimizer):
     bowl = lambda p, v, b, h: (jnp.sum((p - 3) ** 2 * jnp.asarray([1.0, 0.5])), (v, ()))  # noqa: E731

@@ -266,6 +266,22 @@ def test_a_run_folders_code_runs_only_if_it_is_trusted(call, tmp_path, monkeypat
     assert (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("name", ["figures", "cells"])
+def test_a_run_folder_whose_folders_are_links_is_left_alone_unless_it_is_trusted(call, tmp_path, name):
+    assert call("run", FAKE)[0] == 0
+    directory, elsewhere = only_run(tmp_path), tmp_path / "elsewhere"
+    (directory / name).rename(elsewhere)
+    (directory / name).symlink_to(elsewhere)
+    (elsewhere / ".mine.tmp").touch()
+    before = sorted(elsewhere.iterdir())
+    status, out, err = call("report", directory)
+    assert (status, out) == (2, "")
+    assert f"{directory / name} is a link to {elsewhere}" in err
+    assert "add --trust" in err
+    assert sorted(elsewhere.iterdir()) == before
+    assert call("report", directory, "--trust")[0] == 0
+
+
 def test_a_result_that_its_study_cannot_draw_is_said_to_be_one(call, tmp_path):
     assert call("run", FAKE)[0] == 0
     directory = only_run(tmp_path)

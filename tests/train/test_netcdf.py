@@ -189,6 +189,14 @@ UNSTORABLE = {
         cell(x=((), 1.0, {**SAID, "scale_factor": 2.0})),
         "`scale_factor` of `x` is one that",
     ),
+    "attribute of netCDF": (
+        cell().assign_attrs(_NCProperties="x"),
+        "`_NCProperties` of the Dataset is one that",
+    ),
+    "labels in pairs": (
+        cell(x=("layer", [1, 2, 3], SAID)).drop_dims("block", errors="ignore").stack(pair=["layer"]),
+        "coordinate `pair` is a MultiIndex, which no file holds: unstack it",
+    ),
     "attribute of ours": (cell(x=((), 1.0, {**SAID, "dtype": "bool"})), "`dtype` of `x` is one that"),
     "global attribute": (cell().assign_attrs({"a/b": 1}), "the name 'a/b' of an attribute of the Dataset"),
     "NUL in text": (cell(x=("block", ["a\0b"], SAID)), r"`x` holds 'a\\x00b'"),

@@ -76,7 +76,7 @@ def only_run(tmp_path, output="runs"):
 
 def with_field(name, value):
     def spoil(path):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": "", name: value}))
 
     return spoil
 
@@ -108,7 +108,8 @@ DAMAGE = {
     "huge": (lambda path: os.truncate(path, 2**40), "it is too large"),
     "folder": (replaced_by(Path.mkdir), "it is a folder, not a plain file"),
     "pipe": (replaced_by(os.mkfifo), "it is a named pipe, not a plain file"),
-    "loop": (replaced_by(lambda path: path.symlink_to(path)), "Too many levels of symbolic links"),
+    "loop": (replaced_by(lambda path: path.symlink_to(path)), "it is a link to "),
+    "link": (replaced_by(lambda path: path.symlink_to("/proc/kmsg")), "it is a link to /proc/kmsg"),
     "escapes": (with_field("started", "\x1b]0;owned\x07\nx"), r"\x1b]0;owned\x07\nx"),
 }
 
@@ -260,9 +261,12 @@ def test_a_run_is_resumed_with_the_words_that_began_it(call, tmp_path, words, is
     status, _, err = call(*words, directory, "--rate", "3")
     assert status == 2
     assert "`rate` is 0.5 in the run and 3.0 now" in err
-    assert call(*words, directory, "--workers", "0")[0] == 0
+    status, _, err = call(*words, directory, "--workers", "0")
+    assert status == 2
+    assert "`config.py` has changed" in err
+    assert call(*words, directory, "--workers", "0", "--allow-changed-code")[0] == 0
     assert len(list((directory / "cells").iterdir())) == 2
-    status, _, err = call("report", directory)
+    status, _, err = call("report", directory, "--trust")
     assert status == 0
     assert [path.name for path in (tmp_path / "my runs").iterdir()] == [directory.name]
 
@@ -290,6 +294,22 @@ def test_the_printed_command_names_the_folder_whatever_its_name(tmp_path, name):
     assert os.fsdecode(shown.stdout) == str(directory)
 
 
+@pytest.mark.parametrize("name", [b"st\xff", b"-x", "\u00fc\u2028\x1b[2J".encode()])
+def test_a_study_of_any_name_runs_is_listed_and_resumed(call, tmp_path, name):
+    study = os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".py")
+    Path(study).write_text(FAKE.read_text())
+    output = os.fsdecode(name)
+    assert call("run", f"./{Path(study).name}", f"--output=./{output}")[0] == 0
+    (tmp_path / output / "bad").mkdir()
+    (directory,) = (path.parent for path in (tmp_path / output).glob("*/config.json"))
+    (directory / "result.nc").unlink()
+    assert call("resume", directory)[0] == 0
+    status, out, err = call("list", f"--output=./{output}")
+    assert (status, err) == (0, "")
+    assert "finished" in out
+    assert not set(out) & {"\u2028", "\x1b", "\udcff"}
+
+
 def test_what_killed_processes_left_is_removed_by_the_next_command(call, tmp_path):
     call("run", FAKE, "--smoke")
     directory, runs = only_run(tmp_path), tmp_path / "runs"
@@ -303,7 +323,7 @@ def test_what_killed_processes_left_is_removed_by_the_next_command(call, tmp_pat
     for command in (
         ["list"],
         ["run", FAKE, "--smoke", "--output", "runs"],
-        ["report", directory],
+        ["report", directory, "--trust"],
         ["resume", directory],
     ):
         for path in (dead, alive, old, foreign):
@@ -400,7 +420,7 @@ def test_deleted_cells_are_named_and_measured_again(call, tmp_path):
     assert "Make the folder writable" not in err
     troubled(tmp_path, "pass")
     directory = only_run(tmp_path)
-    assert call("resume", directory)[0] == 0
+    assert call("resume", directory, "--allow-changed-code")[0] == 0
     assert len(list((directory / "cells").iterdir())) == 2
 
 
@@ -420,6 +440,15 @@ def test_errors_of_the_study_are_not_blamed_on_the_machine():
     assert "ended by signal 77. " in causes.of_end(-77)
 
 
+def test_a_stdout_that_is_full_is_said_without_a_traceback(start):
+    for words in (["list"], ["run", FAKE, "--smoke", "--workers", "0"]):
+        status, _, err = ended(start(*words, before="exec >/dev/full"))
+        assert status == 2
+        assert err.startswith("error: the system refused (OSError: [Errno 28] No space left on device")
+        assert "Traceback" not in err
+        assert "Exception ignored" not in err
+
+
 def test_names_that_stdout_cannot_write_end_no_command(start, tmp_path):
     (tmp_path / "configs").mkdir()
     text = QUICK.replace("TROUBLE", "print('\\u03c3')").replace('Cell("b"', 'Cell("\\u03c3"')
@@ -434,7 +463,7 @@ def test_names_that_stdout_cannot_write_end_no_command(start, tmp_path):
             "- ? is done.",
         ),
         ("train", ["list", "--output", output], "cp1252", "l?/gr??-2"),
-        ("train", ["report", "RUN", "--output", output], "cp1252", "/l?/gr??-2"),
+        ("train", ["report", "RUN", "--trust", "--output", output], "cp1252", "/l?/gr??-2"),
         ("jaxact", ["describe", "gelu", "--plot", "g\u03c3.svg"], "ascii", "g?.svg"),
     ):
         words = [only_run(tmp_path, output) if word == "RUN" else word for word in words]

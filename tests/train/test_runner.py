@@ -331,6 +331,10 @@ UNFIT = {  # what the third cell, relu/depth=4, returns, and what it is told
     ),
     "other values": (lambda part: with_shared(part, 2.0), "two cells give different values of `shared`"),
     "name with /": (lambda part: part.rename(censored="not/trained"), "'not/trained' cannot be stored"),
+    "integers that a gap rounds": (
+        lambda part: part.assign(count=part.num_parameters + 2**53 + 1),
+        r"`count` holds integers beyond 2\^53 in relu/depth=4, which the gap that tanh/depth=. leaves",
+    ),
     "attribute None": (
         lambda part: with_attribute(part, None),
         "attribute `note` of `second_moment` is None",

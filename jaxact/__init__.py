@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         streams,
         theme,
         theory,
+        trace,
     )
 
     __version__: str
@@ -39,6 +40,7 @@ __all__ = [
     "streams",
     "theme",
     "theory",
+    "trace",
 ]
 
 

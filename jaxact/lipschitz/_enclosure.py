@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -241,7 +242,7 @@ class Engine:
             return Quotients(product, spread * (1 + 8 * UNIT))
         if isinstance(step, Contraction):
             most = found.quotients[step.source].most()
-            constant = self._by_box(
+            constant = _by_box(
                 lambda intervals: step.constant(intervals, None), found.intervals, most.shape[1]
             )
             columns = np.sqrt(np.square(most).sum(0)) * (constant[:, None] * (1 + (len(most) + 8) * UNIT))
@@ -256,7 +257,9 @@ class Engine:
             g = rounding(J.middle.shape[0] + len(step.terms))
             center = center + product_with(A, J.middle)
             radius = radius + product_with(absolute(A), J.radius * (1 + 2 * g) + g * np.abs(J.middle))
-        return Quotients(np.asarray(center), np.asarray(radius) * (1 + 2 * rounding(self._inner(step))))
+        return Quotients(
+            np.asarray(center), np.asarray(radius) * (1 + 2 * rounding(_inner(self.program, step)))
+        )
 
     def slopes(self, index: int, intervals: Mapping[int, Pair]) -> Pair:
         """(alpha, beta) of an elementwise step, each [size, box].
@@ -269,13 +272,7 @@ class Engine:
         if index in self._pieces:
             return self._pieces[index].slope_range(*intervals[step.source])
         alpha, beta = self._asked_of(index, "slopes", step.slopes, intervals)
-        if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
-            raise ArgumentError(
-                f"Step {self.program.record(index)} must have bounded slopes, got [{alpha.min()}, {beta.max()}].",
-                "No bound holds for all these inputs: pass `region=`, or a smaller one.",
-                give="region",
-            )
-        return alpha, beta
+        return _finite(alpha, beta, self.program.record(index))
 
     def _range(self, index: int, intervals: Mapping[int, Pair]) -> Pair:
         step = self.program.steps[index]
@@ -296,11 +293,10 @@ class Engine:
             A, g = self._matrices[index, term], rounding(len(lower) + len(step.terms) + 1)
             center = center + product_with(A, middle)
             width = width + product_with(absolute(A), half * (1 + 2 * g) + g * np.abs(middle))
-        width = width * (1 + 2 * rounding(self._inner(step))) + 4 * len(step.terms) * UNIT * np.abs(center)
+        width = width * (1 + 2 * rounding(_inner(self.program, step))) + 4 * len(step.terms) * UNIT * np.abs(
+            center
+        )
         return outward(center - width, center + width)
-
-    def _inner(self, step: Affine) -> int:
-        return sum(self.program.sizes[source] for source, _ in step.terms) + 2 * len(step.terms)
 
     def _asked_of(
         self, index: int, what: str, of: Callable[[Any], Any], intervals: Mapping[int, Pair]
@@ -312,20 +308,11 @@ class Engine:
         boxes = intervals[step.sources[0]][0].shape[1]
         given = {v: (intervals[v][0].T, intervals[v][1].T) for v in reads}
 
-        def each(rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-            answers = [of({v: (low[row], high[row]) for v, (low, high) in given.items()}) for row in rows]
-            low, high = (
-                np.stack(
-                    [np.broadcast_to(np.asarray(answer[end], np.float64), (step.size,)) for answer in answers]
-                )
-                for end in (0, 1)
-            )
-            return low, high
-
+        each = partial(_one_by_one, of, given, step.size)
         if boxes == 1:
             answer = each([0])
         elif self._asked.get((index, what), True):
-            answer = self._at_once(of, given, (boxes, step.size))
+            answer = _at_once(of, given, (boxes, step.size))
             if (index, what) not in self._asked:
                 sample = [0, boxes // 2, boxes - 1]
                 self._asked[index, what] = answer is not None and all(
@@ -339,20 +326,43 @@ class Engine:
         assert answer is not None
         return answer[0].T, answer[1].T
 
-    @staticmethod
-    def _at_once(of: Callable[[Any], Any], given: Any, shape: tuple[int, int]) -> Any:
-        try:
-            return tuple(np.broadcast_to(np.asarray(end, np.float64), shape) for end in of(given))
-        except (IndexError, TypeError, ValueError):  # of constants for each entry, or of positions
-            return None
 
-    @staticmethod
-    def _by_box(of: Callable[[Any], float], intervals: Mapping[int, Pair], boxes: int) -> np.ndarray:
-        rows = [
-            of({v: (low[:, box], high[:, box]) for v, (low, high) in intervals.items()})
-            for box in range(boxes)
-        ]
-        return np.asarray(rows, np.float64)
+def _finite(alpha: np.ndarray, beta: np.ndarray, record: Any) -> Pair:
+    if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
+        raise ArgumentError(
+            f"Step {record} must have bounded slopes, got [{alpha.min()}, {beta.max()}].",
+            "No bound holds for all these inputs: pass `region=`, or a smaller one.",
+            give="region",
+        )
+    return alpha, beta
+
+
+def _inner(program: Program, step: Affine) -> int:
+    """The terms of the longest sum in an affine step."""
+    return sum(program.sizes[source] for source, _ in step.terms) + 2 * len(step.terms)
+
+
+def _one_by_one(of: Callable[[Any], Any], given: Any, size: int, rows: Sequence[int]) -> Any:
+    """The answers [row, size] of a step to boxes that it is asked of one after the other."""
+    answers = [of({v: (low[row], high[row]) for v, (low, high) in given.items()}) for row in rows]
+    ends = (
+        [np.broadcast_to(np.asarray(answer[k], np.float64), (size,)) for answer in answers] for k in (0, 1)
+    )
+    return tuple(map(np.stack, ends))
+
+
+def _at_once(of: Callable[[Any], Any], given: Any, shape: tuple[int, int]) -> Any:
+    try:
+        return tuple(np.broadcast_to(np.asarray(end, np.float64), shape) for end in of(given))
+    except (IndexError, TypeError, ValueError):  # of constants for each entry, or of positions
+        return None
+
+
+def _by_box(of: Callable[[Any], float], intervals: Mapping[int, Pair], boxes: int) -> np.ndarray:
+    rows = [
+        of({v: (low[:, box], high[:, box]) for v, (low, high) in intervals.items()}) for box in range(boxes)
+    ]
+    return np.asarray(rows, np.float64)
 
 
 def _moved(J: Quotients, half: np.ndarray, radius: float | None) -> np.ndarray:

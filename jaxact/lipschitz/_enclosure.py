@@ -283,20 +283,8 @@ class Engine:
             if step.range is None:
                 raise ValueError(f"Step {self.program.record(index)} must have a `range` to be enclosed.")
             return self._asked_of(index, "range", step.range, intervals)
-        offset = (
-            np.zeros(step.size) if step.offset is None else np.asarray(step.offset, np.float64).reshape(-1)
-        )
-        center, width = offset[:, None], np.abs(offset)[:, None] * (4 * UNIT)
-        for term, (source, _) in enumerate(step.terms):
-            lower, upper = intervals[source]
-            middle, half = centered(lower, upper)
-            A, g = self._matrices[index, term], rounding(len(lower) + len(step.terms) + 1)
-            center = center + product_with(A, middle)
-            width = width + product_with(absolute(A), half * (1 + 2 * g) + g * np.abs(middle))
-        width = width * (1 + 2 * rounding(_inner(self.program, step))) + 4 * len(step.terms) * UNIT * np.abs(
-            center
-        )
-        return outward(center - width, center + width)
+        matrices = [self._matrices[index, term] for term in range(len(step.terms))]
+        return _range_of_sum(self.program, step, matrices, intervals)
 
     def _asked_of(
         self, index: int, what: str, of: Callable[[Any], Any], intervals: Mapping[int, Pair]
@@ -325,6 +313,22 @@ class Engine:
             answer = each(range(boxes))
         assert answer is not None
         return answer[0].T, answer[1].T
+
+
+def _range_of_sum(
+    program: Program, step: Affine, matrices: Sequence[Any], intervals: Mapping[int, Pair]
+) -> Pair:
+    """The interval of an affine step, in each box."""
+    offset = np.zeros(step.size) if step.offset is None else np.asarray(step.offset, np.float64).reshape(-1)
+    center, width = offset[:, None], np.abs(offset)[:, None] * (4 * UNIT)
+    for A, (source, _) in zip(matrices, step.terms, strict=True):
+        lower, upper = intervals[source]
+        middle, half = centered(lower, upper)
+        g = rounding(len(lower) + len(step.terms) + 1)
+        center = center + product_with(A, middle)
+        width = width + product_with(absolute(A), half * (1 + 2 * g) + g * np.abs(middle))
+    width = width * (1 + 2 * rounding(_inner(program, step))) + 4 * len(step.terms) * UNIT * np.abs(center)
+    return outward(center - width, center + width)
 
 
 def _finite(alpha: np.ndarray, beta: np.ndarray, record: Any) -> Pair:

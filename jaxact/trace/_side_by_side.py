@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxact.trace._compose import below, dense_operator, offset_of, roots_of
 from jaxact.trace._expr import Expr, evaluate, line, nodes, num_entries, variable
 from jaxact.trace._formula import compose
 from jaxact.trace._graph import Graph
+from jaxact.trace._jets import Key, key_of
 from jaxact.trace._leaps import Formula, Known
 from jaxact.trace._nodes import Node
 from jaxact.trace._program import Reach
@@ -62,7 +64,8 @@ def side_by_side(graph: Graph, node: Node, leaves: Sequence[Node]) -> Known | No
         cuts[-1] = upper
         return _largest(exprs, grams, cuts[:-1], cuts[1:]).max(initial=0.0)
 
-    constant = max((_everywhere(exprs, gram) for gram in unlike), default=0.0)
+    keys = tuple(map(key_of, exprs))
+    constant = max((_everywhere(keys, tuple(gram.ravel())) for gram in unlike), default=0.0)
     return Known(node.shape, x, Stretched("side by side", constant * (1 + 1e-11), value, ends, within))
 
 
@@ -124,7 +127,9 @@ def _largest(exprs: Sequence[Expr], grams: np.ndarray, lower: np.ndarray, upper:
     return np.sqrt(largest) * (1 + 1e-12)
 
 
-def _everywhere(exprs: Sequence[Expr], gram: np.ndarray) -> float:
+@lru_cache(maxsize=256)
+def _everywhere(keys: tuple[Key, ...], entries: tuple[float, ...]) -> float:
+    exprs, gram = [key.expr for key in keys], np.reshape(entries, (len(keys), len(keys)))
     edges = _edges(exprs)
     lower, upper = edges[:-1], edges[1:]
     found = _largest(exprs, gram, lower, upper)

@@ -88,7 +88,7 @@ def _of_copies(leaf: Formula, C: np.ndarray) -> tuple[Node, list[Expr], list[np.
     """Of f(P x), each row of P taking one entry of x as a x + b, the functions f(a x + b) of each entry."""
     P = leaf.parents[0]
     roots = roots_of(P, 1) if P.is_affine else None
-    if not roots or P.size * (x := next(iter(roots))).size > 2**18:
+    if not roots or not P.size or P.size * (x := next(iter(roots))).size > 2**18:
         return None
     order = below(P, deep=True)
     A, b = dense_operator(order, x), offset_of(order)

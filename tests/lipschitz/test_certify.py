@@ -427,7 +427,7 @@ def test_a_reduced_precision_of_float32_is_named():
 @pytest.mark.parametrize("region", [None, Ball(jnp.zeros(3), 3.0), Box(jnp.full(3, -2.0), jnp.full(3, 2.0))])
 def test_a_slip_away_from_the_middle_is_seen(monkeypatch, region):
     other = lower(lambda x: jnp.where(x > 1.5, 2 * x - 1.5, x), jnp.zeros(3))
-    monkeypatch.setattr("jaxact.lipschitz._certify.lower", lambda *_: other)
+    monkeypatch.setattr("jaxact.lipschitz._certify.lower_both", lambda *_: [other])
     with pytest.raises(ValueError, match="could not be translated"):
         certify(lambda x: 1.0 * x, jnp.zeros(3), region=region)
 

@@ -72,7 +72,7 @@ class Sparsity(Claim, TrainingStudy):
             "leaky": Number("P(leaky_relu(z) = 0)", 0.0, 0.0, tolerance=1e-6),
             "network": Number("zeros in the first layer of fresh networks", 0.5, 0.5, tolerance=wide),
             "dead": Number("dead relu units: largest learning rate less smallest", 0.0, None, "at_least"),
-            "leaky_dead": Number("dead leaky relu units, any learning rate", 0.0, 0.0, tolerance=0.001),
+            "leaky_dead": Number("dead leaky relu units, any learning rate that stays finite", 0.0, 0.0, tolerance=0.001),
             **forced,
         }
 
@@ -85,7 +85,7 @@ class Sparsity(Claim, TrainingStudy):
         for way, (accuracy, zeros) in zip(_WAYS, forced - plain, strict=True):
             named = zip(self.learning_rates, accuracy, strict=False)
             gains |= {f"{way}_{rate:g}": each for rate, each in named} | {f"{way}_zeros": zeros[0]}
-        died = {"dead": dead[0, -1] - dead[0, 0], "leaky_dead": dead[1].max(0), "dead_units": dead}
+        died = {"dead": dead[0, -1] - dead[0, 0], "leaky_dead": np.fmax.reduce(dead[1]), "dead_units": dead}
         labels = {"activation": [f.name for f in self.activations], "learning_rate": self.learning_rates}
         return samples | gains | died | labels | {"network": network}
 

@@ -72,7 +72,7 @@ class Sparsity(Claim, TrainingStudy):
             "leaky": Number("P(leaky_relu(z) = 0)", 0.0, 0.0, tolerance=1e-6),
             "network": Number("zeros in the first layer of fresh networks", 0.5, 0.5, tolerance=wide),
             "dead": Number("dead relu units: largest learning rate less smallest", 0.0, None, "at_least"),
-            "leaky_dead": Number("dead leaky relu units, any learning rate that stays finite", 0.0, 0.0, tolerance=0.001),
+            "leaky_dead": Number("dead leaky relu units, any finite training", 0.0, 0.0, tolerance=0.001),
             **forced,
         }
 

@@ -20,7 +20,7 @@ from jaxact.lipschitz._anytime import check_time, cut
 from jaxact.lipschitz._mixed import orders
 from jaxact.lipschitz._program import Ball, Box, Certificate, Region
 from jaxact.lipschitz._restated import restated
-from jaxact.lipschitz.ellipsoid import bound_below
+from jaxact.lipschitz.ellipsoid import bound
 from jaxact.numerics import FunctionError, full_precision, native, untraceable
 from jaxact.trace import Affine, Lowered, evaluate, forget, lower_both, run_again
 
@@ -107,9 +107,9 @@ def certify(
     wide: list[Any] = []
     failure: BaseException | None = None
     try:
-        below = partial(bound_below, num_steps=num_steps, tolerance=tolerance, memory_limit=memory_limit)
+        bounded = partial(bound, num_steps=num_steps, tolerance=tolerance, memory_limit=memory_limit)
         readings = translated(fn, example, region, wide)
-        lowered, found = _least(readings, below, seconds)
+        lowered, found = _least(readings, bounded, seconds)
         p, q = orders(norm)
         if (p, q) != (2, 2):
             found = min(
@@ -154,7 +154,7 @@ class _Reading(NamedTuple):
 
 
 def _least(
-    readings: Sequence[_Reading], below: Callable[..., Certificate | None], seconds: float | None
+    readings: Sequence[_Reading], bounded: Callable[..., Certificate], seconds: float | None
 ) -> tuple[Lowered, Certificate]:
     """The program with the least bound, and that."""
     found: list[tuple[Lowered, Certificate]] = []
@@ -164,9 +164,7 @@ def _least(
         try:
             with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):
                 limit = min((float(each.log) for _, each in found), default=math.inf)
-                certificate = below(limit, lowered.program, region=region, seconds=left)
-            if certificate is not None:
-                found.append((lowered, certificate))
+                found.append((lowered, bounded(lowered.program, region=region, seconds=left, limit=limit)))
         except (ArithmeticError, ValueError) as error:
             refusal = refusal or error
     if not found:

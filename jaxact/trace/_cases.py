@@ -47,14 +47,12 @@ class Places(Special):
     Attributes:
         array: the array.
         read: it at these places.
-        shape: of the numbers.
         of: a constant array -> the numbers.
         read_of: a constant array -> what it is at the places, as `read` has it.
     """
 
     array: Value
     read: Any
-    shape: tuple[int, ...]
     of: Callable[[np.ndarray], np.ndarray]
     read_of: Callable[[np.ndarray], np.ndarray]
 
@@ -170,7 +168,7 @@ def _moved(eqn: Any, operands: list[Any]) -> Places:
         given = [each.of(array) if isinstance(each, Places) else each for each in operands]
         return np.asarray(computed(eqn, given)[0])
 
-    return replace(others[0], shape=tuple(eqn.outvars[0].aval.shape), of=of)
+    return replace(others[0], of=of)
 
 
 def _same(eqn: Any, operands: list[Any], select: Any) -> Any:

@@ -13,7 +13,7 @@ from jax import lax
 from jaxact.trace import _radial
 from jaxact.trace._expr import UnsupportedError
 from jaxact.trace._graph import Graph, Special, is_constant
-from jaxact.trace._nodes import Bound, whole
+from jaxact.trace._nodes import Bound, Value, whole
 
 #: (primitive, operands) -> result, by the rules for real arrays
 Real = Callable[[str, Sequence[Any]], Any]
@@ -76,10 +76,15 @@ def _part(operand: Any, k: int) -> Any:
     """The real part, or the imaginary one; indices and predicates are both."""
     if isinstance(operand, Complex):
         return operand.im if k else operand.re
-    if not is_constant(operand) or np.asarray(operand).dtype.kind != "c":
-        is_number = not is_constant(operand) or np.asarray(operand).dtype.kind == "f"
-        return np.zeros(operand.shape) if k and is_number else operand
-    return np.asarray(operand).imag if k else np.asarray(operand).real
+    if is_constant(operand) and np.asarray(operand).dtype.kind == "c":
+        return np.asarray(operand).imag if k else np.asarray(operand).real
+    is_number = np.asarray(operand).dtype.kind == "f" if is_constant(operand) else _is_number(operand)
+    return np.zeros(operand.shape) if k and is_number else operand
+
+
+def _is_number(operand: Any) -> bool:
+    """Whether what depends on the input is an array of numbers, not a predicate or an index."""
+    return isinstance(operand, Value) and not operand.expr.is_bool
 
 
 def _product(name: str, u: Any, v: Any, real: Real) -> Complex:

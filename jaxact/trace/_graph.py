@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxact.errors import ArgumentError
-from jaxact.trace._compose import below, selection
+from jaxact.trace._compose import below, leaves_of, selection
 from jaxact.trace._expr import Expr, UnsupportedError, constant, variable
 from jaxact.trace._formula import apply, compose, reindex
 from jaxact.trace._leaps import Formula, Known, Product
@@ -140,12 +140,6 @@ class Graph:
         """The node that the value has become already, if it has."""
         return self._node_of.get((id(value.node), id(value.expr)))
 
-    def origin_of(self, node: Node) -> Value:
-        """A node as a formula of what it was made of, if it is one, else as itself."""
-        if not isinstance(node, Formula | Scaled) or node.origin is None:
-            return whole(node)
-        return Value(node.origin[0], node.origin[1], node.shape)
-
     def applied(
         self, name: str, root: Node, arguments: Sequence[Expr], shape: tuple[int, ...], params=None
     ) -> Any:
@@ -165,9 +159,9 @@ class Graph:
     def sum(self, u: Value, v: Value, sign: float, shape: tuple[int, ...]) -> Value:
         """The sum u + sign v."""
         made = self.add(Sum(shape, self.node(u), self.node(v), sign))
-        if self.shifts and made.is_leaf and (found := selection(made)) is not None:
-            return self.entries(whole(found[0]), found[1].reshape(shape))  # a shift is taken back
-        return whole(made)
+        may_cancel = made.is_leaf and any(shift.leaves <= leaves_of(made) for shift in self.shifts)
+        found = selection(made) if may_cancel else None
+        return whole(made) if found is None else self.entries(whole(found[0]), found[1].reshape(shape))
 
     def product(self, u: Value, v: Value, shape: tuple[int, ...]) -> Value:
         """The product, by u' v' - u v = v' (u' - u) + u (v' - v): bounded where u and v are."""

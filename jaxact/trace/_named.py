@@ -69,7 +69,7 @@ def _sinc(graph: Graph, eqn: Any, operands: list[Any]) -> list[Any] | None:
 
 
 def _remainder(graph: Graph, eqn: Any, operands: list[Any]) -> list[Any] | None:
-    """X mod c = c (x / c - floor(x / c))."""
+    """The remainder x mod c = c (x / c - floor(x / c))."""
     value, period = operands
     if is_constant(value) or not is_constant(period) or np.size(period) != 1 or not np.asarray(period) > 0:
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from jaxact.trace._compose import below, dense_operator, leaves_of, offset_of, r
 from jaxact.trace._expr import variable
 from jaxact.trace._graph import Graph
 from jaxact.trace._leaps import Formula, Known
-from jaxact.trace._nodes import Gathered, Node
+from jaxact.trace._nodes import Node
 from jaxact.trace._radial import Radial
 from jaxact.trace._side_by_side import side_by_side
 from jaxact.trace._stretch import Stretched, of_length, times_interval
@@ -96,13 +96,7 @@ def shortcuts(graph: Graph, result: Node) -> Callable[[Node], Node]:
             return joint
         if not graph.contract:
             return node
-        means = {
-            each: mean for each in leaves if isinstance(each, Known) and (mean := _mean(each)) is not None
-        }
-        sources = {x for x, _ in means.values()} | (set(leaves) - set(means))
-        if not means or len(sources) != 1:
-            return node
-        return _of_means(node, sources.pop(), {each: entries for each, (_, entries) in means.items()}) or node
+        return _of_means(node, leaves) or node
 
     return instead
 
@@ -123,62 +117,70 @@ def _of_squares(graph: Graph, node: Node, squares: Node) -> Known | None:
     return Known(node.shape, squares.parents[0], of_length(Radial(squares.parents[0], places[None], length)))
 
 
-def _mean(node: Known) -> tuple[Node, np.ndarray] | None:
-    """What each output is a mean of in its slopes: the array and the entries [out, entry] of it; None if of nothing."""
-    if node.known.mean_of is None:
-        return None
-    x, entries = node.parents[0], node.known.mean_of
-    while isinstance(x, Gathered) and x.is_plain:
-        entries, x = x.index.reshape(-1)[entries], x.parents[0]
-    return x, entries
+@dataclass(frozen=True)
+class _Mean:
+    """Outputs, each a mean of entries of R x + b in its slopes, and what they are multiplied by [out, output]."""
 
+    known: Stretched
+    entries: np.ndarray  # [output, entry]
+    R: np.ndarray
+    b: np.ndarray
+    C: np.ndarray
 
-def _of_means(node: Node, x: Node, means: Mapping[Known, np.ndarray]) -> Known | None:
-    order = below(node, deep=True)
-    if node.size * max(each.size for each in (x, *means)) > 2**20:
-        return None
-    A = dense_operator(order, x) if x in order else np.zeros((node.size, x.size))
-    C = [dense_operator(order, each) for each in means]
-    groups = []
-    for coefficients, each in zip(C, means, strict=True):
-        for column, positions in zip(coefficients.T, means[each], strict=True):
+    def read(self, v: Any) -> Any:
+        return self.R @ v + self.b
+
+    def interval(self, lower: Any, upper: Any) -> tuple[Any, Any]:
+        low, high = times_interval(self.R, lower, upper)
+        slack = 1e-14 * (self.R.shape[1] + 8) * (np.abs(low) + np.abs(high) + np.abs(self.b))
+        return self.known.range(low + self.b - slack, high + self.b + slack)
+
+    def groups(self) -> Iterator[Group]:
+        for column, entries in zip(self.C.T, self.entries, strict=True):
             rows = np.flatnonzero(column)
-            if rows.size == 0:
-                continue
-            choices = np.zeros((len(positions), rows.size, x.size))
-            choices[np.arange(len(positions)), :, positions] = column[rows]
-            groups.append(Group(rows, choices))
-            if choices.size > 2**22:
-                return None
-    constant = largest_norm(A, groups)
+            if rows.size:
+                yield Group(rows, column[rows][:, None] * self.R[entries][:, None])
+
+
+def _of_means(node: Node, leaves: Sequence[Node]) -> Known | None:
+    """An affine map of one variable and of means of affine maps of that; None if it is more than that."""
+    found = [each for each in leaves if isinstance(each, Known) and each.known.mean_of is not None]
+    roots: set[Node] = set(leaves) - set(found)
+    for parent in (each.parents[0] for each in found):
+        below_it = roots_of(parent, 1) if parent.is_affine else [parent]
+        if not below_it:  # several, or none
+            return None
+        roots |= set(below_it)
+    if not found or len(roots) != 1:
+        return None
+    (x,) = roots
+    widest = max(node.size, x.size, *(each.known.mean_of.size for each in found))
+    if widest * x.size > 2**20:
+        return None
+    order = below(node, deep=True)
+    A = dense_operator(order, x) if x in order else np.zeros((node.size, x.size))
+    means = []
+    for each in found:
+        inner = below(each.parents[0], deep=True)
+        R = np.eye(x.size) if inner[-1] is x else dense_operator(inner, x)
+        means.append(_Mean(each.known, each.known.mean_of, R, offset_of(inner), dense_operator(order, each)))
+    constant = largest_norm(A, [group for mean in means for group in mean.groups()])
     if constant is None:
         return None
-    offset, parts = (
-        offset_of(order),
-        [(c, each.known, _entries(each, x)) for c, each in zip(C, means, strict=True)],
-    )
+    offset = offset_of(order)
 
     def value(v: Any) -> Any:
-        return A @ v + sum(c @ known.value(v[entries]) for c, known, entries in parts) + offset
+        return A @ v + sum(mean.C @ mean.known.value(mean.read(v)) for mean in means) + offset
 
     def ends(lower: Any, upper: Any) -> tuple[Any, Any]:
         low, high = times_interval(A, lower, upper)
-        for c, known, entries in parts:
-            first, second = times_interval(c, *known.range(lower[entries], upper[entries]))
+        for mean in means:
+            first, second = times_interval(mean.C, *mean.interval(lower, upper))
             low, high = low + first, high + second
         slack = 1e-14 * (x.size + 8) * (np.abs(low) + np.abs(high) + np.abs(offset))
         return low + offset - slack, high + offset + slack
 
-    return Known(node.shape, x, Stretched(next(iter(means)).known.name, constant, value, ends))
-
-
-def _entries(node: Known, x: Node) -> np.ndarray:
-    """The entries of x that a step reads."""
-    entries, parent = np.arange(node.parents[0].size), node.parents[0]
-    while parent is not x:
-        assert isinstance(parent, Gathered)
-        entries, parent = parent.index.reshape(-1)[entries], parent.parents[0]
-    return entries
+    return Known(node.shape, x, Stretched(found[0].known.name, constant, value, ends))
 
 
 def chosen(no: Node, yes: Node, groups: np.ndarray, value: Callable[[Any], Any]) -> Stretched | None:

@@ -133,7 +133,7 @@ def _of_entries(graph: Graph, value: Value) -> tuple[Radial, np.ndarray, Expr] |
 
 
 def _mapped(graph: Graph, given: Node, found: Radial, shape: tuple[int, ...], gains: Expr) -> Value | None:
-    """M x g(|x|) = M (x g(|x|)) for one length and any matrix M; None if there are several or u is no such map."""
+    """The product M x g(|x|) as M (x g(|x|)), for one length and any matrix M; None if u is no such map."""
     is_map = given.is_affine and leaves_of(given) == {found.x} and not offset_of(below(given)).any()
     if len(found.positions) != 1 or not is_map:
         return None

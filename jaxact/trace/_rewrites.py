@@ -141,7 +141,7 @@ def _as_double_angle(u: Expr, v: Expr) -> Expr | None:
 
 @_rewrites("add", "sub")
 def _as_one_wave(u: Expr, v: Expr) -> Expr | None:
-    """A sin(t) + b cos(t) = hypot(a, b) sin(t + atan2(b, a)); the primitive of a difference is asked with -v."""
+    """The wave a sin(t) + b cos(t) = hypot(a, b) sin(t + atan2(b, a)); a difference is asked with -v."""
     (a, first), (b, second) = _factored(u), _factored(v)
     if {first.op, second.op} != {"sin", "cos"} or first.args[0] is not second.args[0]:
         return None

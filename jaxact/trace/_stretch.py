@@ -94,7 +94,7 @@ def of_length(radial: Any) -> Stretched:
 
 
 def along(radial: Any) -> Stretched:
-    """X g(|x|) of each group: stretched by max(|g(t)|, |h'(t)|), h(t) = t g(t), over the lengths t at most."""
+    """The product x g(|x|) of each group: stretched by max(|g|, |h'|), h(t) = t g(t), over the lengths t at most."""
     factor, positions = radial.expr, radial.positions
     whole = variable() * factor
     with np.errstate(all="ignore"):

@@ -192,6 +192,11 @@ CONSTANTS = {
     "exp of log_softmax": (lambda x: jnp.exp(jax.nn.log_softmax(x)), 0.5),
     "range": (jnp.ptp, 2**0.5),
     "margin": (lambda x: x[0] - jnp.max(x[1:]), 2**0.5),
+    "margin of a linear map": (
+        lambda x: (W @ x)[0] - jnp.max((W @ x)[1:]),
+        max(np.linalg.norm(W[0] - row) for row in W[1:]),
+    ),
+    "maximum of some scaled entries": (lambda x: 3 * jnp.max((2 * x + jnp.arange(6.0))[1:]) + 1, 6.0),
     "shifted logsumexp": (lambda x: x.max() + jnp.log(jnp.exp(x - x.max()).sum()), 1.0),
     "norm": (lambda x: jnp.sqrt(x @ x), 1.0),
     "clipped to a ball": (lambda x: x * jnp.minimum(1, 1 / jnp.linalg.norm(x)), 1.0),

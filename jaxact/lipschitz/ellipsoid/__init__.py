@@ -4,6 +4,6 @@
 them, `proof` the pass that proves a bound, `search` the one that lowers it, `intervals` what a region allows.
 """
 
-from jaxact.lipschitz.ellipsoid.bound import bound, bound_below
+from jaxact.lipschitz.ellipsoid.bound import bound
 
-__all__ = ["bound", "bound_below"]
+__all__ = ["bound"]

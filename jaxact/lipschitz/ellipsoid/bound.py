@@ -20,6 +20,10 @@ from jaxact.trace import Elementwise, Program, evaluate
 _LITTLE = 0.1  # of log K
 
 
+class NotBelowError(ArithmeticError):
+    """A bound is not below the limit that it was asked to be below."""
+
+
 def bound(
     program: Program,
     *,
@@ -29,6 +33,7 @@ def bound(
     tolerance: float | None = None,
     memory_limit: int = 2048,
     learning_rate: float = 0.15,
+    limit: float = math.inf,
 ) -> Certificate:
     """Bound the Lipschitz constant of a program from above, in the Euclidean norm.
 
@@ -71,11 +76,13 @@ def bound(
         tolerance: stop refining once 20 steps have lowered log K by less.
         memory_limit: the largest number of rows of Q.
         learning_rate: of Adam at the first step; falls to 0 along a cosine.
+        limit: of log K, which the closed form is to be below where nothing is refined.
 
     Returns:
         A `Certificate`; `factors` name every step.
 
     Raises:
+        NotBelowError: the closed form, before it is proved, is not below `limit`.
         ValueError: a step has no finite slope bounds, a number is not finite, the region's shape is not the input's, or
             an option is out of its range.
 
@@ -89,32 +96,6 @@ def bound(
         >>> 1 <= certificate.value < 1.01  # the product of norms is 3
         True
     """
-    found = bound_below(
-        math.inf,
-        program,
-        region=region,
-        num_steps=num_steps,
-        seconds=seconds,
-        tolerance=tolerance,
-        memory_limit=memory_limit,
-        learning_rate=learning_rate,
-    )
-    assert found is not None
-    return found
-
-
-def bound_below(
-    limit: float,
-    program: Program,
-    *,
-    region: Region | None = None,
-    num_steps: int = 0,
-    seconds: float | None = None,
-    tolerance: float | None = None,
-    memory_limit: int = 2048,
-    learning_rate: float = 0.15,
-) -> Certificate | None:
-    """The same, but None where nothing is refined and the closed form of log K, before it is proved, is not below."""
     started = time.perf_counter()
     _check_options(num_steps, seconds, tolerance, memory_limit, learning_rate)
     prepared = prepare(program, memory_limit)
@@ -123,7 +104,7 @@ def bound_below(
         if limit < math.inf and num_steps == 0 and estimate(prepared, local) >= limit:
             everywhere = math.inf if local is None else _estimate_everywhere(prepared)
             if everywhere >= limit:
-                return None
+                raise NotBelowError
         return _bound(
             prepared, region, local, num_steps, seconds, tolerance, memory_limit, learning_rate, started
         )

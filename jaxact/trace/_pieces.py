@@ -144,9 +144,13 @@ class _Mean:
 
 def _of_means(node: Node, leaves: Sequence[Node]) -> Known | None:
     """An affine map of one variable and of means of affine maps of that; None if it is more than that."""
-    found = [each for each in leaves if isinstance(each, Known) and each.known.mean_of is not None]
-    roots: set[Node] = set(leaves) - set(found)
-    for parent in (each.parents[0] for each in found):
+    found = [
+        (each, each.known.mean_of)
+        for each in leaves
+        if isinstance(each, Known) and each.known.mean_of is not None
+    ]
+    roots: set[Node] = set(leaves) - {each for each, _ in found}
+    for parent in (each.parents[0] for each, _ in found):
         below_it = roots_of(parent, 1) if parent.is_affine else [parent]
         if not below_it:  # several, or none
             return None
@@ -154,16 +158,15 @@ def _of_means(node: Node, leaves: Sequence[Node]) -> Known | None:
     if not found or len(roots) != 1:
         return None
     (x,) = roots
-    widest = max(node.size, x.size, *(each.known.mean_of.size for each in found))
-    if widest * x.size > 2**20:
+    if max(node.size, x.size, *(entries.size for _, entries in found)) * x.size > 2**20:
         return None
     order = below(node, deep=True)
     A = dense_operator(order, x) if x in order else np.zeros((node.size, x.size))
     means = []
-    for each in found:
+    for each, entries in found:
         inner = below(each.parents[0], deep=True)
         R = np.eye(x.size) if inner[-1] is x else dense_operator(inner, x)
-        means.append(_Mean(each.known, each.known.mean_of, R, offset_of(inner), dense_operator(order, each)))
+        means.append(_Mean(each.known, entries, R, offset_of(inner), dense_operator(order, each)))
     constant = largest_norm(A, [group for mean in means for group in mean.groups()])
     if constant is None:
         return None
@@ -180,7 +183,7 @@ def _of_means(node: Node, leaves: Sequence[Node]) -> Known | None:
         slack = 1e-14 * (x.size + 8) * (np.abs(low) + np.abs(high) + np.abs(offset))
         return low + offset - slack, high + offset + slack
 
-    return Known(node.shape, x, Stretched(found[0].known.name, constant, value, ends))
+    return Known(node.shape, x, Stretched(means[0].known.name, constant, value, ends))
 
 
 def chosen(no: Node, yes: Node, groups: np.ndarray, value: Callable[[Any], Any]) -> Stretched | None:

@@ -94,6 +94,12 @@ def flatten(x: Any) -> Any:
     return x.reshape(x.shape[0], -1)
 
 
+def pooled(pool: Callable[..., Any]) -> Any:
+    """A convolution, a pooling of 2 x 2 and a linear map."""
+    halved = lambda x: pool(x, (2, 2), (2, 2))  # noqa: E731
+    return sequential(conv((2, 3)), jax.nn.relu, halved, flatten, partial(nnx.Linear, 27, 3))
+
+
 def same(x: Any) -> Any:
     """What it is given."""
     return x
@@ -579,28 +585,8 @@ IMAGES = [
         sequential(partial(nnx.ConvTranspose, 2, 3, (2, 2), strides=(2, 2))),
     ),
     part("NNX 1-D Conv", (1, 8, 2), sequential(partial(nnx.Conv, 2, 3, (3,)), jax.nn.relu)),
-    part(
-        "CNN, avg pool",
-        IMAGE,
-        sequential(
-            conv((2, 3)),
-            jax.nn.relu,
-            lambda x: nnx.avg_pool(x, (2, 2), (2, 2)),
-            flatten,
-            partial(nnx.Linear, 27, 3),
-        ),
-    ),
-    part(
-        "CNN, max pool",
-        IMAGE,
-        sequential(
-            conv((2, 3)),
-            jax.nn.relu,
-            lambda x: nnx.max_pool(x, (2, 2), (2, 2)),
-            flatten,
-            partial(nnx.Linear, 27, 3),
-        ),
-    ),
+    part("CNN, avg pool", IMAGE, pooled(nnx.avg_pool)),
+    part("CNN, max pool", IMAGE, pooled(nnx.max_pool)),
     part(
         "CNN, overlapping max pool",
         IMAGE,

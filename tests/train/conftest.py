@@ -2,11 +2,17 @@
 advance."""
 
 import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 
+_ROOT = Path(__file__).parents[2]
 BLOCKS = ("plain", "pre_activation-bn", "post_activation-bn")
 ACTIVATIONS = ("relu", "leaky_relu(0.2)", "tanh", "sigmoid", "gelu", "silu", "selu")
 DEPTHS = (4, 8, 16, 32, 64)
@@ -181,3 +187,30 @@ def make_depth_sweep():
 def default_depth_sweep():
     """The default sweep: 105 cells of 9 members."""
     return depth_sweep()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a module's program in an empty folder; what still runs in the end is killed."""
+    started = []
+
+    def start(*words, module="train", before="true", **environment):
+        own = {"PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        program = shlex.join([sys.executable, "-m", module, *(str(word) for word in words)])
+        process = subprocess.Popen(
+            ["sh", "-c", f"{before}; exec {program}"],
+            cwd=tmp_path,
+            env={**os.environ, **own, **environment},
+            stdout=-1,
+            stderr=-1,
+            text=True,
+            errors="replace",
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

@@ -37,27 +37,6 @@ def call(capsys, monkeypatch, tmp_path):
     return call
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Start the program itself, in an empty folder."""
-    started = []
-
-    def start(*words, before="true"):
-        own = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        environment = {**os.environ, **own}
-        program = shlex.join([sys.executable, "-m", "train", *(str(word) for word in words)])
-        command = ["sh", "-c", f"{before}; exec {program}"]
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-
 def only_run(tmp_path):
     (directory,) = (tmp_path / "runs").iterdir()
     return directory

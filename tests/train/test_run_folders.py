@@ -4,11 +4,9 @@ import errno
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -38,35 +36,10 @@ def call(capsys, monkeypatch, tmp_path):
     return call
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Start a module's program in an empty folder; what still runs in the end is killed."""
-    started = []
-
-    def start(*words, module="train", before="true", **environment):
-        own = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        program = shlex.join([sys.executable, "-m", module, *(str(word) for word in words)])
-        process = subprocess.Popen(
-            ["sh", "-c", f"{before}; exec {program}"],
-            cwd=tmp_path,
-            env={**os.environ, **own, **environment},
-            stdout=-1,
-            stderr=-1,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
 def ended(process):
     """Exit status, stdout and stderr."""
     out, err = process.communicate(timeout=SECONDS)
-    return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
+    return process.returncode, out, err
 
 
 def only_run(tmp_path, output="runs"):

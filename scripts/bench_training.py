@@ -1,23 +1,31 @@
-"""Training throughput beside what a user would write instead: PyTorch eager, and a per-step `nnx.jit` loop.
+"""Training throughput beside what a user would write instead, and beside what the machine can do.
 
     pip install -e ".[bench]" && python scripts/bench_training.py
+    python scripts/bench_training.py --sweep --json rows.json    # over members, depths, widths, blocks, optimisers
 
 16 members of a plain tanh network, SGD with momentum, float32. All contenders train the same models on batches
 of the same shape in one process, in turns, so that a busy machine slows all of them; the best of the rounds
-counts. Times are per model and step. GFLOP/s counts the three matrix products a layer (forward, and two backward)
-and stands beside a bare product of the same shape, batched over members, on one device of all cores or one device a
-core, whichever is faster. jaxact spreads its members over one device a core, as `population(..., mesh=...)` does;
-the peers run as their tutorials write them, with all cores as threads, on the GPU if JAX has one. Compile time and
-memory are apart.
+counts. Times are per model and step. The contenders: what an expert in JAX writes for this one network (a `scan` over
+steps of a `scan` over layers, vmapped, on the same devices; nothing is guarded, counted or chosen at run time);
+PyTorch's `torch.func` vmap over the members; and per-step loops as the tutorials of flax and PyTorch have them.
+
+GFLOP/s counts the three matrix products a layer (h W forward, g W^T and h^T g backward). The limit is the time of
+these three products of the same shapes, batched over members, on one device a core. jaxact spreads its members
+over one device a core, as `population(..., mesh=...)` does; the loops run with all cores as threads, on the GPU if
+JAX has one. Compile time and memory are apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +38,7 @@ from rich.table import Table
 from jaxact import activations, fit, nn
 
 IN_FEATURES, CLASSES, ROWS = 64, 10, 1437
+OPTIMIZERS = {"sgd": partial(optax.sgd, momentum=0.9), "adam": optax.adam}
 
 
 def main() -> None:
@@ -45,44 +54,91 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--block", choices=("plain", "pre_activation", "post_activation"), default="plain")
-    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="sgd")
+    parser.add_argument("--no-loops", action="store_true", help="without torch and the per-step loops")
+    parser.add_argument(
+        "--sweep", action="store_true", help="many shapes, jaxact beside the expert and the limit"
+    )
+    parser.add_argument("--json", type=Path, default=None, help="write every row to this file")
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", num_cores())
+    shapes = list(sweep(options)) if options.sweep else [options]
+    rows = []
+    for shape in shapes:
+        rows += measured(shape)
+        if options.json is not None:
+            options.json.write_text(json.dumps(rows, indent=1))
+    show(rows, f"batches of {options.batch_size}; times per model and step")
+
+
+def sweep(options: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """Shapes around the default, one thing changed at a time; as few steps as keep a round below seconds."""
+    changes: list[dict[str, Any]] = [
+        *({"members": members} for members in (1, 4, 16, 64, 256)),
+        *({"depth": depth} for depth in (4, 64, 256, 1000)),
+        *({"width": width} for width in (32, 128, 256, 512, 1024)),
+        {"depth": 4, "max_depth": 64},
+        {"block": "pre_activation"},
+        {"block": "post_activation"},
+        {"optimizer": "adam"},
+    ]
+    for change in changes:
+        shape = argparse.Namespace(**{**vars(options), "no_loops": True, **change})
+        work = shape.members * shape.depth * shape.width**2 / (16 * 16 * 64**2)
+        shape.num_steps = max(2, round(options.num_steps / max(work, 1)))
+        yield shape
+
+
+def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time every contender on one shape, in turns; a row each."""
     rng = np.random.default_rng(0)
     data = (
         rng.standard_normal((ROWS, IN_FEATURES), dtype=np.float32),
         rng.integers(0, CLASSES, ROWS).astype(np.int32),
     )
+    count, few = options.num_steps * options.members, max(2, options.num_steps // 10)
     contenders: dict[str, tuple[Callable[[], None], int]] = {}
-    started = time.perf_counter()
-    contenders["jaxact fit + population"] = (jaxact_run(options, data), options.num_steps * options.members)
-    print(f"compile, jaxact: {time.perf_counter() - started:.2f} s")
-    few = max(2, options.num_steps // 10)
-    contenders["nnx.jit per-step loop"] = (nnx_run(options, data, few), few)
-    if not options.no_torch:
-        contenders["PyTorch eager loop"] = (torch_run(options, data, few), few)
-    contenders["bare products, one device"] = matmul_run(options, None)
-    contenders["bare products, a device a core"] = matmul_run(options, member_mesh())
-    best = dict.fromkeys(contenders, np.inf)
+    started = time.process_time()
+    contenders["jaxact"] = jaxact_run(options, data), count
+    between = time.process_time()
+    contenders["expert's scan of scans"] = expert_run(options, data), count
+    print(f"compile: jaxact {between - started:.2f}, expert {time.process_time() - between:.2f} s of CPU")
+    contenders["three products"] = products_run(options), count
+    if not options.no_loops:
+        contenders["nnx.jit per-step loop"] = nnx_run(options, data, few), few
+        contenders["PyTorch eager loop"] = torch_run(options, data, few), few
+        contenders["PyTorch torch.func vmap"] = torch_vmap_run(options, data, few), few * options.members
+    best = dict.fromkeys(contenders, math.inf)
     for _ in range(options.rounds):
-        for name, (run, count) in contenders.items():
+        for name, (run, steps) in contenders.items():
             started = time.perf_counter()
             run()
-            best[name] = min(best[name], (time.perf_counter() - started) / count)
-    products = 3 * options.depth * 2 * options.batch_size * options.width**2
-    table = Table(
-        title=f"{options.block}, depth {options.depth}, width {options.width}, {options.members} members"
-    )
-    for column in ("", "ms per model and step", "GFLOP/s in the layers' products", "times jaxact's"):
-        table.add_column(column, justify="left" if not column else "right")
-    ours = best["jaxact fit + population"]
-    for name, seconds in best.items():
-        table.add_row(
-            name, f"{seconds * 1e3:.3f}", f"{products / seconds / 1e9:.1f}", f"{seconds / ours:.2f}"
-        )
-    Console(width=110).print(table)
-    bare = min(seconds for name, seconds in best.items() if name.startswith("bare"))
-    print(f"share of the bare products' rate: {bare / ours:.0%}")
+            best[name] = min(best[name], (time.perf_counter() - started) / steps)
+    shape = {name: getattr(options, name) for name in ("members", "depth", "width", "block", "optimizer")}
+    flops = 3 * options.depth * 2 * options.batch_size * options.width**2
+    return [
+        {
+            **shape,
+            "max_depth": options.max_depth or options.depth,
+            "contender": name,
+            "ms": seconds * 1e3,
+            "gflops": flops / seconds / 1e9,
+            "times jaxact": seconds / best["jaxact"],
+        }
+        for name, seconds in best.items()
+    ]
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """Print the rows as a table."""
+    table = Table(title=title)
+    columns = ("block", "optimizer", "members", "depth", "max_depth", "width", "contender", "ms", "gflops")
+    for column in (*columns, "times jaxact"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        texts = [str(row[name]) for name in columns[:-2]]
+        table.add_row(*texts, f"{row['ms']:.3f}", f"{row['gflops']:.0f}", f"{row['times jaxact']:.2f}")
+    Console(width=130).print(table)
 
 
 def num_cores() -> int:
@@ -113,7 +169,7 @@ def jaxact_run(options: argparse.Namespace, data) -> Callable[[], None]:
     inputs, labels = jax.device_put(data)
 
     def optimizer(hparams):
-        return optax.sgd(hparams["learning_rate"], momentum=0.9)
+        return OPTIMIZERS[options.optimizer](hparams["learning_rate"])
 
     def sample(key):
         rows = jax.random.randint(key, (options.batch_size,), 0, ROWS)
@@ -150,6 +206,70 @@ def jaxact_run(options: argparse.Namespace, data) -> Callable[[], None]:
         nonlocal states
         states, _ = jax.block_until_ready(compiled(states, depth))
 
+    return run
+
+
+def expert_run(options: argparse.Namespace, data) -> Callable[[], None]:
+    """All members, all steps, one call, by hand: stacked weights, a static scan over layers, no guard."""
+    has_norm, width = options.block != "plain", options.width
+    optimizer, (inputs, labels) = OPTIMIZERS[options.optimizer](1e-3), jax.device_put(data)
+
+    def init(key):
+        embed, hidden, head = jax.random.split(key, 3)
+        params = {
+            "embed": jax.random.normal(embed, (IN_FEATURES, width)) * IN_FEATURES**-0.5,
+            "w": jax.random.normal(hidden, (options.depth, width, width)) * width**-0.5,
+            "b": jnp.zeros((options.depth, width)),
+            "head": jax.random.normal(head, (width, CLASSES)) * width**-0.5,
+        }
+        if has_norm:
+            params |= {"scale": jnp.ones((options.depth, width)), "shift": jnp.zeros((options.depth, width))}
+        moments = {"mean": jnp.zeros((options.depth, width)), "var": jnp.ones((options.depth, width))}
+        return params, moments if has_norm else {}, optimizer.init(params)
+
+    def normed(h, layer, moments):
+        mean, var = h.mean(0), h.var(0)
+        moments = jax.tree.map(lambda old, new: 0.99 * old + 0.01 * new, moments, {"mean": mean, "var": var})
+        return (h - mean) * jax.lax.rsqrt(var + 1e-5) * layer["scale"] + layer["shift"], moments
+
+    def block(h, parts):
+        layer, moments = parts
+        if options.block == "plain":
+            return jnp.tanh(h) @ layer["w"] + layer["b"], moments
+        if options.block == "pre_activation":
+            z, moments = normed(h, layer, moments)
+            return h + jnp.tanh(z) @ layer["w"] + layer["b"], moments
+        z, moments = normed(h @ layer["w"] + layer["b"], layer, moments)
+        return jnp.tanh(h + z), moments
+
+    def loss(params, moments, batch):
+        layers = {name: leaf for name, leaf in params.items() if name not in ("embed", "head")}
+        h, moments = jax.lax.scan(block, batch[0] @ params["embed"], (layers, moments))
+        h = h if options.block == "post_activation" else jnp.tanh(h)
+        return _cross_entropy(h @ params["head"], batch[1]), moments
+
+    def train(carry, key):
+        def step(carry, number):
+            params, moments, state = carry
+            rows = jax.random.randint(jax.random.fold_in(key, number), (options.batch_size,), 0, ROWS)
+            batch = inputs[rows], labels[rows]
+            (value, moments), gradient = jax.value_and_grad(loss, has_aux=True)(params, moments, batch)
+            updates, state = optimizer.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), moments, state), value
+
+        return jax.lax.scan(step, carry, jnp.arange(options.num_steps))
+
+    rows, mesh = jax.sharding.PartitionSpec("members"), member_mesh()
+    spread = jax.shard_map(jax.vmap(train), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    many = jax.jit(spread if options.members % mesh.size == 0 else jax.vmap(train), donate_argnums=0)
+    keys = jax.random.split(jax.random.key(0), options.members)
+    carry = jax.jit(jax.vmap(init))(keys)
+
+    def run() -> None:
+        nonlocal carry
+        carry, _ = jax.block_until_ready(many(carry, keys))
+
+    run()
     return run
 
 
@@ -247,18 +367,70 @@ def torch_run(options: argparse.Namespace, data, steps: int) -> Callable[[], Non
     return run
 
 
-def matmul_run(options: argparse.Namespace, mesh: jax.sharding.Mesh | None) -> tuple[Callable[[], None], int]:
-    """The layers' products alone: as many of [batch, width] x [width, width], one chain a member."""
-    steps = max(2, options.num_steps // 4)
-    h = jnp.ones((options.members, options.batch_size, options.width))
-    w = jnp.broadcast_to(jnp.eye(options.width), (options.members, options.width, options.width))
+def torch_vmap_run(options: argparse.Namespace, data, steps: int) -> Callable[[], None]:
+    """All members by `torch.func`: vmap of the gradient of a function of stacked parameters, SGD with momentum."""
+    import torch
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    inputs, labels = torch.from_numpy(data[0]).to(device), torch.from_numpy(data[1]).long().to(device)
+    shapes = {"embed": (IN_FEATURES, options.width), "head": (options.width, CLASSES)}
+    shapes |= {str(number): (options.width, options.width) for number in range(options.depth)}
+    params = {
+        name: torch.randn(options.members, *shape, device=device) * shape[0] ** -0.5
+        for name, shape in shapes.items()
+    }
+    traces = {name: torch.zeros_like(each) for name, each in params.items()}
+
+    def normed(h):
+        return (h - h.mean(0)) * torch.rsqrt(h.var(0, unbiased=False) + 1e-5)
+
+    def loss(params, x, y):
+        h = x @ params["embed"]
+        for number in range(options.depth):
+            w = params[str(number)]
+            if options.block == "plain":
+                h = torch.tanh(h) @ w
+            elif options.block == "pre_activation":
+                h = h + torch.tanh(normed(h)) @ w
+            else:
+                h = torch.tanh(h + normed(h @ w))
+        h = h if options.block == "post_activation" else torch.tanh(h)
+        return torch.nn.functional.cross_entropy(h @ params["head"], y)
+
+    gradients = torch.func.vmap(torch.func.grad(loss))
+
+    def run() -> None:
+        for _ in range(steps):
+            rows = torch.randint(0, ROWS, (options.members, options.batch_size))
+            found = gradients(params, inputs[rows], labels[rows])
+            for name, each in found.items():
+                traces[name].mul_(0.9).add_(each)
+                params[name].sub_(traces[name], alpha=1e-3)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    run()
+    return run
+
+
+def products_run(options: argparse.Namespace) -> Callable[[], None]:
+    """The products of a step alone: h W, g W^T and h^T g of every layer, of every member, on a device a core."""
+
+    def step(carry, _):
+        h, w = carry
+        forward = h @ w
+        backward = forward @ w.T
+        return (backward, h.T @ backward * 1e-6), None
 
     def chain(pair):
-        return jax.lax.fori_loop(0, 3 * options.depth * steps, lambda _, h: h @ pair[1], pair[0])
+        return jax.lax.scan(step, pair, None, length=options.depth * options.num_steps)[0]
 
+    h = jnp.ones((options.members, options.batch_size, options.width))
+    w = jnp.broadcast_to(jnp.eye(options.width), (options.members, options.width, options.width))
+    mesh = member_mesh() if options.members % len(jax.devices()) == 0 else None
     products = jax.jit(lambda pairs: fit.population(chain, pairs, mesh=mesh))
     jax.block_until_ready(products((h, w)))
-    return lambda: jax.block_until_ready(products((h, w))), steps * options.members
+    return lambda: jax.block_until_ready(products((h, w)))
 
 
 def _cross_entropy(logits, labels):

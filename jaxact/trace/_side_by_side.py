@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +30,7 @@ from jaxact.trace._stretch import Stretched, times_interval
 _MOST = 4  # functions side by side
 _MOST_UNLIKE = 4  # Gram matrices
 _ROUNDS, _SPLIT = 12, 256  # of refinement, and panels that are cut in each
+_SHARED = 8  # periods of the slowest wave within which all others repeat
 _PIECES = 16  # that an interval is cut into
 
 
@@ -115,9 +117,11 @@ def _grams(C: Sequence[np.ndarray]) -> np.ndarray | None:
     return None if products.any() else found
 
 
-def _largest(exprs: Sequence[Expr], grams: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+def _largest(
+    exprs: Sequence[Expr], grams: np.ndarray, lower: np.ndarray, upper: np.ndarray, tolerance: float = 1e-6
+) -> np.ndarray:
     """Of each panel the root of the largest s^T G s: convex in s, it is largest at a corner of the slopes' ranges."""
-    ranges = [slope_range(expr, lower, upper, tolerance=1e-6) for expr in exprs]
+    ranges = [slope_range(expr, lower, upper, tolerance=tolerance) for expr in exprs]
     largest = np.zeros(lower.shape)
     with np.errstate(invalid="ignore"):
         for corner in itertools.product((0, 1), repeat=len(exprs)):
@@ -132,8 +136,11 @@ def _everywhere(keys: tuple[Key, ...], entries: tuple[float, ...]) -> float:
     exprs, gram = [key.expr for key in keys], np.reshape(entries, (len(keys), len(keys)))
     edges = _edges(exprs)
     lower, upper = edges[:-1], edges[1:]
-    found = _largest(exprs, gram, lower, upper)
-    for _ in range(_ROUNDS):
+    is_period = np.isfinite(edges).all()
+    # Of a long line only the worst panels matter, at the end.
+    tolerances = np.full(_ROUNDS + 1, 1e-6) if is_period else np.repeat([1e-2, 1e-6], [_ROUNDS - 3, 4])
+    found = _largest(exprs, gram, lower, upper, tolerances[0])
+    for tolerance in tolerances[1:]:
         worst = np.argsort(-found)[:_SPLIT]
         middle = lower[worst] / 2 + upper[worst] / 2
         can = np.isfinite(middle) & (middle > lower[worst]) & (middle < upper[worst])
@@ -143,7 +150,7 @@ def _everywhere(keys: tuple[Key, ...], entries: tuple[float, ...]) -> float:
         lower, upper = (
             np.concatenate([end[kept], part]) for end, part in zip((lower, upper), parts, strict=True)
         )
-        found = np.concatenate([found[kept], _largest(exprs, gram, *parts)])
+        found = np.concatenate([found[kept], _largest(exprs, gram, *parts, tolerance)])
     return float(found.max(initial=0.0))
 
 
@@ -158,7 +165,7 @@ def _edges(exprs: Sequence[Expr]) -> np.ndarray:
 
 
 def _period(exprs: Sequence[Expr]) -> float | None:
-    """Of formulas that read x by sines and cosines of one frequency alone."""
+    """Of formulas that read x by sines and cosines alone, of frequencies in the ratio of small integers."""
     scales = set()
     for expr in exprs:
         waves = {
@@ -173,4 +180,8 @@ def _period(exprs: Sequence[Expr]) -> float | None:
             if not node.args:
                 return None
             stack += node.args
-    return 2 * math.pi / scales.pop() if len(scales) == 1 else None
+    if not scales or not min(scales) > 0:
+        return None
+    ratios = [Fraction(scale) / Fraction(min(scales)) for scale in scales]  # exact, as floats are
+    shared = math.lcm(*(ratio.denominator for ratio in ratios))
+    return 2 * math.pi / min(scales) * shared if shared <= _SHARED else None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxact.trace._expr import Expr, evaluate, evaluate_node, nodes
+from jaxact.trace._expr import Expr, evaluate, evaluate_node, nodes, num_entries
 from jaxact.trace._formula import outer, reindex
 from jaxact.trace._intervals import EPS, Interval, outward
 from jaxact.trace._jets import Compiled, Jet, Key, compile_formula, compiled_key, cut_panels, key_of
@@ -82,18 +82,18 @@ def slope_range(
     with np.errstate(all="ignore"):
         found = _search(compiled, low, high, 1e-3 if tolerance is None else tolerance, rounds=8)
         if beyond.any():  # there slopes must have settled before
+            far = beyond if num_entries(expr) is None else np.ones_like(beyond)
             tails = _search(
                 compiled,
-                low,
-                high,
+                low[far],
+                high[far],
                 tolerance or 1e-3,
                 rounds=60 if tolerance else 20,
                 edges=_OCTAVES,
                 tails=True,
             )
-            found = SlopeRange(
-                np.where(beyond, tails.lower, found.lower), np.where(beyond, tails.upper, found.upper)
-            )
+            for ends, tail in zip(found, tails, strict=True):
+                ends[beyond] = tail[beyond[far]]
     return SlopeRange(found.lower.reshape(shape), found.upper.reshape(shape))
 
 

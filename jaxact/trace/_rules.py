@@ -85,7 +85,8 @@ def _linear(graph: Graph, eqn: Any, operands: list[Any], shape: Shape, *, places
     params = in_float64(eqn.params)
     parents = [graph.node(operands[i]) for i in dependent]
     others = [operand for operand in operands if is_constant(operand)]
-    key = (eqn.primitive, *parents, *map(id, others), str(eqn.params))
+    # x A and A x have the same operands: what tells them apart is which of them depends on the input.
+    key = (eqn.primitive, *dependent, *parents, *map(id, others), str(eqn.params))
     if key in graph.products:  # the same product, written twice
         return [whole(graph.products[key][0], shape)]
     made = Bound(

@@ -247,6 +247,18 @@ def test_a_formula_that_reads_a_remainder_is_bounded_by_one_period():
         certify(lambda x: x % 1, CENTER)
 
 
+def _less_far(first, second):
+    return jnp.where(first - second < -62, second, first)
+
+
+def _own(t):
+    return t
+
+
+def _twice(t):
+    return 2 * t
+
+
 #: functions that look like one of the above and are another: with two inputs between which they jump, or a true slope
 LOOK_ALIKES = {
     "tiny waves": (lambda x: 1e-7 * jnp.concatenate([jnp.sin(x), jnp.cos(x)]), 1e-7, 1),
@@ -281,8 +293,34 @@ LOOK_ALIKES = {
         2**0.5,
         6,
     ),
+    "a place by two places": (lambda x: x[_less_far(*lax.top_k(x, 2)[1])], np.inf, 64),
+    "products from both sides": (
+        lambda x: (X := x.reshape(2, 2)) @ np.diag([1.0, 3.0]) - np.diag([1.0, 3.0]) @ X,
+        2.0,
+        4,
+    ),
+    "a switch by an index beyond": (
+        lambda x: jax.vmap(
+            lambda t: lax.switch(jnp.argmax(jnp.stack([t < 0, t >= 0, t > 1])), [_own, _twice], t)
+        )(x),
+        2.0,
+        6,
+    ),
+    "every other predicate": (
+        lambda x: lax.select_n(jnp.argmax(jnp.stack([x < 0, x < 1, x >= 0, x < 2])[::2], 0), x, 2 * x),
+        2.0,
+        6,
+    ),
     "a norm over other entries": (lambda x: x[:3] / jnp.sqrt(jnp.mean(x**2) + 0.01), 10.0, 6),
 }
+
+
+def test_a_wave_times_its_argument_is_no_sinc():
+    box = Box(np.full(6, 1.0), np.full(6, 3.0))
+    for fn in (lambda x: jnp.sin(x) * x, lambda x: x * jnp.sin(x), lambda x: jnp.sin(x) / (1 / x)):
+        assert (
+            attained(fn, box) <= certify(fn, CENTER, region=box).value <= 1.001 * (np.sin(3) - 3 * np.cos(3))
+        )
 
 
 @pytest.mark.parametrize("name", LOOK_ALIKES)

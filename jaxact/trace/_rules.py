@@ -267,6 +267,14 @@ def _multiplied_up(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) ->
     return [graph.entries(stacked, np.moveaxis(positions(stacked), 0, axis))]
 
 
+def _put(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
+    """Entries put at constant places, as `x.at[i].set` has it; `x.at[i].apply` computes them on the way."""
+    update = eqn.params.get("update_jaxpr")
+    if update is not None and (update.eqns or update.outvars[0] is not update.invars[1]):
+        raise UnsupportedError("a `scatter` that applies a function to entries is not known")
+    return _moves(graph, eqn, operands, shape, places=(0, 2))
+
+
 def _multiplied(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
     """Entries multiplied at constant places."""
     _check_places(eqn, operands, (0,))
@@ -366,7 +374,7 @@ RULES: dict[str, Rule] = {
         partial(_moves, places=(0,)),
     ),
     **dict.fromkeys(("dynamic_update_slice", "pad"), partial(_moves, places=(0, 1))),
-    "scatter": partial(_moves, places=(0, 2)),
+    "scatter": _put,
     "reduce_sum": _sums,
     **dict.fromkeys(("cumsum", "reduce_window_sum"), partial(_linear, places=(0,))),
     **dict.fromkeys(("scatter-add", "scatter_add"), partial(_linear, places=(0, 2))),

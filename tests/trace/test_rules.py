@@ -190,6 +190,11 @@ CONSTANTS = {
     "log_softmax": (jax.nn.log_softmax, 6**0.5),
     "cross entropy": (lambda x: -jax.nn.log_softmax(x)[2], 2**0.5),
     "exp of log_softmax": (lambda x: jnp.exp(jax.nn.log_softmax(x)), 0.5),
+    "softmax written out twice": (lambda x: jnp.exp(x - x.max()) / jnp.exp(x - x.max()).sum(), 0.5),
+    "clipped to a ball by where": (
+        lambda x: x * jnp.where(jnp.linalg.norm(x) > 1, 1 / jnp.linalg.norm(x), 1.0),
+        1.0,
+    ),
     "range": (jnp.ptp, 2**0.5),
     "margin": (lambda x: x[0] - jnp.max(x[1:]), 2**0.5),
     "margin of a linear map": (
@@ -291,6 +296,11 @@ LOOK_ALIKES = {
             [jax.nn.logsumexp(x.reshape(2, 3), 1), jax.nn.logsumexp(x.reshape(3, 2), 1)]
         ),
         2**0.5,
+        6,
+    ),
+    "a function of entries at places": (
+        lambda x: x.at[np.array([0, 2])].apply(lambda t: jnp.where(t > -9, t, 5 * t + 36)),
+        np.inf,
         6,
     ),
     "a place by two places": (lambda x: x[_less_far(*lax.top_k(x, 2)[1])], np.inf, 64),

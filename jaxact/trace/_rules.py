@@ -233,6 +233,15 @@ def _at_least(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list
     return _elementwise(graph, eqn, operands, shape)
 
 
+def _clamped(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
+    """The entries min(max(u, low), high)."""
+    low, value, high = operands
+    if is_constant(low) and is_constant(high):
+        return _elementwise(graph, eqn, operands, shape)
+    raised = applied(graph, RealEquation(eqn, "max"), [value, low])
+    return list(applied(graph, RealEquation(eqn, "min"), [*raised, high]))
+
+
 def _log(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
     found = _softmax.logsumexp(graph, operands[0], shape)
     return _elementwise(graph, eqn, operands, shape) if found is None else [found]
@@ -357,6 +366,7 @@ def applied(graph: Graph, eqn: Any, operands: list[Any]) -> Sequence[Any]:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "max": _at_least,
+    "clamp": _clamped,
     "log": _log,
     "exp": _exp,
     **dict.fromkeys(("scatter-max", "scatter_max", "scatter-min", "scatter_min"), _maxima.scattered),

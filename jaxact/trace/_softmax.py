@@ -9,6 +9,7 @@ import scipy.special
 
 from jaxact.trace import _stretch
 from jaxact.trace._compose import Order, below, dense_operator, offset_of
+from jaxact.trace._expr import constant
 from jaxact.trace._graph import Graph, is_constant
 from jaxact.trace._leaps import Formula, Known, Softmax, Weights
 from jaxact.trace._nodes import Gathered, Node, Sum, Total, Value, whole
@@ -17,13 +18,17 @@ _LARGE = 2048  # entries up to which a difference is looked at
 
 
 def logsumexp(graph: Graph, value: Value, shape: tuple[int, ...]) -> Value | None:
-    """The log of a sum of exponentials; None if the value is no such sum."""
+    """The log of k times a sum of exponentials, such as their mean; None if the value is no such product."""
     inner = value.expr.args[0] if value.expr.op == "abs" else value.expr  # the sum is positive
-    found = _exponentials(graph, value.node) if inner.op == "var" else None
+    k, rest = inner.affine or (0.0, 0.0)
+    is_product = np.ndim(k) == np.ndim(rest) == 0 and 0 < k < np.inf and rest == 0
+    found = _exponentials(graph, value.node) if is_product else None
     if found is None:
         return None
     _, x, c, positions = found
     lse = _log_of_sum(graph, x, positions, shape)
+    if k != 1:
+        lse = graph.applied("add", lse.node, [lse.expr, constant(np.log(k))], shape)
     if c is None:
         return lse
     result = graph.sum(lse, whole(c, shape), -1.0, shape)

@@ -202,6 +202,8 @@ CONSTANTS = {
         max(np.linalg.norm(W[0] - row) for row in W[1:]),
     ),
     "maximum of some scaled entries": (lambda x: 3 * jnp.max((2 * x + jnp.arange(6.0))[1:]) + 1, 6.0),
+    "log of a mean of exponentials": (lambda x: jnp.log(jnp.exp(3 * x).mean()), 3.0),
+    "clamped from below by entries": (lambda x: lax.clamp(x[:3], x[3:], jnp.full(3, jnp.inf)), 1.0),
     "shifted logsumexp": (lambda x: x.max() + jnp.log(jnp.exp(x - x.max()).sum()), 1.0),
     "norm": (lambda x: jnp.sqrt(x @ x), 1.0),
     "clipped to a ball": (lambda x: x * jnp.minimum(1, 1 / jnp.linalg.norm(x)), 1.0),

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
+from jaxact.fit._persist import watched
 from jaxact.numerics import check_count
 
 Loss: TypeAlias = Callable[
@@ -109,7 +110,8 @@ def fit(
     Batch t is sample(fold_in(key, t)): the data depend on the step alone, so that two runs of n steps, one after
     the other, equal one of 2n bit for bit. A step is taken if its loss, every entry of its gradient and what it
     makes of params, variables and the optimiser's state are finite (entries that were not before, such as a best
-    loss that starts at infinity, may stay so). A run is frozen before its first step that is not, the step is
+    loss that starts at infinity, may stay so). What stays infinite or NaN once it is so, as in SGD and Adam, is looked
+    for at the end alone and costs a run nothing; what came of it is then made again up to the step before. A run is frozen before its first step that is not, the step is
     recorded, and nothing else vmapped beside it is touched.
 
     Args:
@@ -127,7 +129,7 @@ def fit(
             the last `measure_every`, as numpy arrays, with a leading axis of members where the run is vmapped. On a
             mesh each device calls it for its own members, perhaps two at once. The device waits for it: let what is
             slow only put into a queue. `jax.effects_barrier()` waits for the last call, and raises what it raised.
-            Steps are told a second time if their results turn out not to be finite and are made again.
+            Each step is told once, before it is known whether what comes of it stays finite.
 
     Returns:
         `run(state) -> (state, history)`, to be jitted, vmapped (see `population`) and composed by the caller.
@@ -150,7 +152,7 @@ def fit(
     tell = None if report is None else _on_host(report)
 
     def step(carry: tuple[State, Array], _: None) -> tuple[tuple, tuple]:
-        state, is_strict = carry
+        state, stop = carry
         batch = sample(jax.random.fold_in(state.key, state.step))
         (value, (variables, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.params, state.variables, batch, state.hparams
@@ -167,13 +169,13 @@ def fit(
             return optax.apply_updates(params, updates), opt_state
 
         before = state.params, state.opt_state
-        finite = jnp.isfinite(value) & _are_finite(gradient) & _stay_finite(variables, state.variables)
-        # The branch makes the result itself: an operand would be written to memory at every step.
-        finite &= jax.lax.cond(
-            is_strict, lambda: _stay_finite(updated(gradient, *before), before), lambda: jnp.asarray(True)
-        )
+        results = updated(gradient, *before)
+        hidden = watched(updated, gradient, *before)
+        finite = (state.step < stop) & jnp.isfinite(value) & _stay_finite(variables, state.variables)
+        finite &= _are_finite(_leaves(gradient, hidden.gradients))
+        finite &= _stay_finite(_leaves(results, hidden.results), _leaves(before, hidden.results))
         alive = (state.diverged_step < 0) & finite
-        new, old = (*updated(gradient, *before), variables), (*before, state.variables)
+        new, old = (*results, variables), (*before, state.variables)
         params, opt_state, variables = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old)
         after = State(
             step=state.step + 1,
@@ -184,45 +186,89 @@ def fit(
             opt_state=opt_state,
             diverged_step=_first(state.diverged_step, state.step, finite),
         )
-        return (after, is_strict), (jnp.where(alive, value, jnp.nan), metrics)
+        return (after, stop), (jnp.where(alive, value, jnp.nan), metrics)
 
-    def block(carry: tuple[State, Array], _: None) -> tuple[tuple, History]:
-        (state, is_strict), (loss_, metrics) = jax.lax.scan(step, carry, None, length=measure_every)
-        recorded = History(loss_, metrics, None if measure is None else measure(state))
-        if tell is not None:
-            tell(state.step, recorded)
-        return (state, is_strict), recorded
+    def attempt(state: State, stop: Array, is_first: Array) -> tuple[State, History]:
+        def block(carry: tuple[State, Array], _: None) -> tuple[tuple, History]:
+            (state, stop), (loss_, metrics) = jax.lax.scan(step, carry, None, length=measure_every)
+            recorded = History(loss_, metrics, None if measure is None else measure(state))
+            if tell is not None:
+                jax.lax.cond(is_first, tell, lambda *_: None, state.step, recorded)
+            return (state, stop), recorded
 
-    def attempt(state: State, is_strict: Array) -> tuple[State, History]:
-        carry, recorded = jax.lax.scan(block, (state, is_strict), None, length=num_steps // measure_every)
+        carry, recorded = jax.lax.scan(block, (state, stop), None, length=num_steps // measure_every)
         flat = lambda tree: jax.tree.map(lambda a: a.reshape(num_steps, *a.shape[2:]), tree)  # noqa: E731
         return carry[0], History(flat(recorded.loss), flat(recorded.metrics), recorded.measurements)
 
-    return lambda state: _strict_if_need_be(
-        jax.jit(attempt), state
-    )  # jit: traced once for all that is made of it
+    return lambda state: _last_finite(attempt, state, num_steps)
 
 
-def _strict_if_need_be(attempt: Callable[[State, Array], tuple[State, History]], state: State) -> Any:
-    """What `attempt` makes of a state, made again with every step's result checked if what came out is not finite.
+class _Search(NamedTuple):
+    """How far a run gets.
 
-    So the checks, which take a pass over params and the optimiser's state, cost nothing in a run that needs none. What
-    is infinite or NaN there stays so to the end; what a loss makes of its variables need not, and is always checked.
+    Attributes:
+        good: after so many steps the state is finite.
+        bad: after so many it is not; one more than there are where none is known.
+        is_done: whether that one was the farthest.
+        num_tried: attempts so far.
+        last: what the one before gave.
     """
 
-    def one(carry: tuple[State, History, Array], is_strict: Array) -> tuple[tuple, None]:
-        *last, is_needed = carry
-        # A scan of a branch, since two attempts one after the other would be compiled twice.
-        after, history = jax.lax.cond(is_needed, attempt, lambda *_: tuple(last), state, is_strict)
-        before = state.params, state.opt_state
-        return (after, history, _any_member(~_stay_finite((after.params, after.opt_state), before))), None
+    good: Int[Array, ""]
+    bad: Int[Array, ""]
+    is_done: Bool[Array, ""]
+    num_tried: Int[Array, ""]
+    last: tuple[State, History]
 
-    shapes = jax.eval_shape(attempt, state, jnp.asarray(False))
-    nothing = jax.tree.map(lambda leaf: jax.lax.full(leaf.shape, 0, leaf.dtype), shapes[1])
-    (after, history, _), _ = jax.lax.scan(
-        one, (state, nothing, jnp.asarray(True)), jnp.asarray([False, True])
-    )
-    return after, history
+
+def _last_finite(attempt: Callable[..., tuple[State, History]], state: State, num_steps: int) -> Any:
+    """What `attempt(state, stop, is_first)` gives with the farthest stop after which state is finite.
+
+    One attempt is all that a run takes whose state is finite at its end, for what is infinite or NaN in between stays
+    so, or is watched at every step. Where it is not, the step that made it so is halved in on, by the same program.
+    """
+    pure, closed_over = jax.closure_convert(attempt, state, jnp.int32(0), jnp.asarray(True))
+
+    @jax.custom_jvp
+    def run(state: State, *closed_over: Array) -> tuple[State, History, Array]:
+        shapes = jax.eval_shape(pure, state, jnp.int32(0), jnp.asarray(True), *closed_over)
+        zero = jnp.int32(0)
+
+        def once(search: _Search) -> _Search:
+            halfway = (search.good + search.bad) // 2
+            # What is not finite has most often just become so.
+            stop = jnp.where(search.num_tried == 1, search.bad - 1, halfway)
+            stop = jnp.where(search.num_tried == 0, num_steps, jnp.where(search.is_done, search.good, stop))
+            after, history = pure(state, state.step + stop, search.num_tried == 0, *closed_over)
+            num_taken = jnp.maximum(after.diverged_step - state.step, 0)
+            num_taken = jnp.where(after.diverged_step < 0, num_steps, num_taken)
+            is_good = _stay_finite((after.params, after.opt_state), (state.params, state.opt_state))
+            good = jnp.where(is_good, num_taken, search.good)
+            bad = jnp.where(is_good, search.bad, num_taken)
+            is_done = search.is_done | (is_good & ((num_taken < stop) | (stop >= bad - 1)))
+            return _Search(good, bad, is_done, search.num_tried + 1, (after, history))
+
+        nothing = jax.tree.map(lambda leaf: jax.lax.full(leaf.shape, 0, leaf.dtype), shapes)
+        begun = _Search(zero, zero + num_steps + 1, jnp.asarray(False), zero, nothing)
+        found = jax.lax.while_loop(lambda search: _any_member(~search.is_done), once, begun)
+        return *found.last, found.good
+
+    @run.defjvp
+    def along(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+        after, history, good = run(*primals)
+        stop = primals[0].step + good
+
+        def again(state: State, *closed_over: Array) -> tuple[State, History]:
+            return pure(state, stop, jnp.asarray(False), *closed_over)
+
+        _, moved = jax.jvp(again, primals, tangents)
+        return (after, history, good), (*moved, np.zeros(good.shape, jax.dtypes.float0))
+
+    return run(state, *closed_over)[:2]
+
+
+def _leaves(tree: PyTree, which: frozenset[int]) -> list[Array]:
+    return [leaf for number, leaf in enumerate(jax.tree.leaves(tree)) if number in which]
 
 
 def traced(name: str, value: ArrayLike | Sequence[ArrayLike]) -> Array:

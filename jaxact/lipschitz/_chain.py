@@ -20,7 +20,7 @@ from jaxact.lipschitz._panels import SAME, SlopeTable
 from jaxact.lipschitz._program import Ball, Region
 from jaxact.lipschitz._rounding import LAPACK, UNIT, VALUE_ULPS, up
 from jaxact.lipschitz.ellipsoid.multipliers import balance, inverse
-from jaxact.lipschitz.ellipsoid.step import inflation, sloped
+from jaxact.lipschitz.ellipsoid.step import half_inflation, inflation, sloped
 from jaxact.trace import centered
 
 _LEAST = 1e-6  # t: below, V - M would be all but singular
@@ -58,7 +58,7 @@ def everywhere(kernels: Kernels, squares: Sequence[float], ranges: Sequence[tupl
         T = inverse(s, abs(m), r)
         if abs(m) <= 2 * r:
             # Without Q = (m V)^2 (V - M)^{-1} - alpha beta V I, and in units of (m V)^2.
-            G, M = inflation(M, W, np.full(len(M), T)).half, None
+            G, M = half_inflation(M, W, 1 / T), None
             if alpha * beta != 0:
                 M = G.T @ G - (alpha * beta * T / m**2) * (W.T @ W)
             log += math.log(abs(m) / T)

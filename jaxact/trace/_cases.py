@@ -15,9 +15,10 @@ import numpy as np
 from jaxact.trace._expr import UnsupportedError
 from jaxact.trace._graph import Graph, Special, is_constant
 from jaxact.trace._host import bound, computed
-from jaxact.trace._nodes import Value
+from jaxact.trace._nodes import Gathered, Scaled, Value, whole
 
 _LARGEST_TRIED = 256
+_FARTHEST = 4  # changes of order back through which an array is looked for
 #: what moves places about
 _MOVING = frozenset(
     {"broadcast_in_dim", "concatenate", "convert_element_type", "reshape", "rev", "slice", "squeeze"}
@@ -140,21 +141,45 @@ def _read(graph: Graph, eqn: Any, operands: list[Any]) -> Any:
     """Entries at places: those of the array in its order, if they are for arrays of any order."""
     array, *rest = operands
     found = next((each for each in rest if isinstance(each, Places)), None)
-    if found is None or not isinstance(array, Value) or not _is_same(array, found.array):
+    same = _as_array(graph, array, found) if found is not None and isinstance(array, Value) else None
+    if found is None or same is None:
         raise UnsupportedError("entries at places that depend on the input are not known")
+    sign, order = same
     entries: np.ndarray | None = None
     for trial in _orders(array.shape):
-        given = [each.of(trial) if isinstance(each, Places) else each for each in rest]
-        result, read = (
-            np.asarray(bound(eqn, [trial, *given], eqn.params)[0]),
-            found.read_of(trial).reshape(-1),
-        )
+        other = (sign * trial.reshape(-1)[order]).reshape(found.array.shape)
+        given = [each.of(other) if isinstance(each, Places) else each for each in rest]
+        result = np.asarray(bound(eqn, [trial, *given], eqn.params)[0]).reshape(-1)
+        read = sign * found.read_of(other).reshape(-1)
         if entries is None:
-            entries = (result.reshape(-1, 1) == read).argmax(1)
-        if not np.array_equal(result.reshape(-1), read[entries]):
+            entries = (result[:, None] == read).argmax(1)
+        if not np.array_equal(result, read[entries]):
             raise UnsupportedError("entries at places that depend on the input are not known")
     assert entries is not None
-    return graph.entries(found.read, entries.reshape(tuple(eqn.outvars[0].aval.shape)))
+    taken = graph.entries(found.read, entries.reshape(tuple(eqn.outvars[0].aval.shape)))
+    return taken if sign == 1 else graph.applied("neg", taken.node, [taken.expr], taken.shape)
+
+
+def _as_array(graph: Graph, array: Value, found: Places) -> tuple[float, np.ndarray] | None:
+    """(s, p) where the places are of the array s array[p], flattened: of it negated, or in another order."""
+    other, order = found.array, np.arange(found.array.size)
+    if other.size != array.size:
+        return None
+    for _ in range(_FARTHEST):
+        for sign, expr in ((1.0, array.expr), (-1.0, -array.expr)):
+            if other.node is array.node and other.expr is expr:
+                return sign, order
+        node = graph.node(other)
+        if node is graph.node(array):
+            return 1.0, order
+        if isinstance(node, Scaled) and other.is_plain:
+            other = Value(node.parents[0], node.expr, other.shape)
+            continue
+        if not (isinstance(node, Gathered) and node.is_plain and node.parents[0].size == array.size):
+            return None
+        order = node.index.reshape(-1)[order]
+        other = whole(node.parents[0])
+    return None
 
 
 def _orders(shape: tuple[int, ...]) -> Iterator[np.ndarray]:

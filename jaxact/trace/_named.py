@@ -69,9 +69,9 @@ def _sinc(graph: Graph, eqn: Any, operands: list[Any]) -> list[Any] | None:
 
 
 def _remainder(graph: Graph, eqn: Any, operands: list[Any]) -> list[Any] | None:
-    """The remainder x mod c = c (x / c - floor(x / c))."""
+    """The remainder x mod c = c (x / c - floor(x / c)), whatever the sign of c."""
     value, period = operands
-    if is_constant(value) or not is_constant(period) or np.size(period) != 1 or not np.asarray(period) > 0:
+    if is_constant(value) or not is_constant(period) or np.size(period) != 1 or not np.asarray(period):
         return None
     c = float(np.asarray(period).reshape(()))
     return [_formula(graph, value, c * unary("fraction", (1.0 / c) * value.expr), value.shape)]

@@ -101,6 +101,7 @@ class Scaled(Map):
 
     def __init__(self, parent: Node, expr: Expr):
         super().__init__(parent.shape, (parent,), (parent, expr))
+        self.expr = expr
         self.scale, self.shift = (
             c.reshape(self.shape) if isinstance(c, np.ndarray) and c.ndim else c for c in expr.affine
         )

@@ -161,6 +161,39 @@ def _centred(graph: Graph, value: Value, positions: np.ndarray) -> Value:
     return graph.sum(value, graph.entries(mean, group.reshape(value.shape)), -1.0, value.shape)
 
 
+def by_choice(graph: Graph, values: list[Any], shape: tuple[int, ...]) -> Value | None:
+    """where(p(|x|), x g(|x|), x h(|x|)) = x k(|x|), k = where(p, g, h); None if it is no such choice."""
+    spread, parts = _of_entries(graph, values[0]), [_along(graph, case) for case in values[1:]]
+    x = next((part.x for part in parts if isinstance(part, Radial)), None)
+    if spread is None or x is None or len(parts) != 2:
+        return None
+    length_, index, _ = spread
+    factors = [part.expr if isinstance(part, Radial) else constant(1.0) for part in parts]
+    is_same = all(part.x is x if isinstance(part, Radial) else part is x for part in parts)
+    groups = [length_, *(part for part in parts if isinstance(part, Radial))]
+    is_one = all(np.array_equal(each.positions, length_.positions) for each in groups)
+    if not (is_same and is_one and length_.x is x and _is_spread(index, length_.positions)):
+        return None
+    graph.has_choice = True
+    if not graph.contract:
+        return None
+    expr = apply("select_n", [length_.expr, *factors])
+    return graph.known(whole(x), shape, _stretch.along(Radial(x, length_.positions, expr)))
+
+
+def _along(graph: Graph, case: Any) -> Radial | Node | None:
+    """What x g(|x|) is, or the array itself, whose g is 1."""
+    if not isinstance(case, Value):
+        return None
+    node = graph.node(case)
+    base, expr = node, variable()
+    if isinstance(node, Scaled) and num_entries(node.expr) is None:
+        base, expr = node.parents[0], node.expr
+    along = base.known.along if isinstance(base, Known) else None
+    is_multiple = expr.affine[1] == 0
+    return Radial(along.x, along.positions, expr.affine[0] * along.expr) if along and is_multiple else node
+
+
 def variance(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -> Value | None:
     """A variance by E x^2 - (E x)^2: a sum_j x_j^2 - (c sum_j x_j)^2 = a sum_j (x_j - mean)^2, c^2 = a / n.
 
@@ -185,15 +218,6 @@ def variance(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -> Value 
     square = graph.node(Value(centred.node, variable() ** 2, x.shape))
     again = graph.add(Total(square, u.node.grid, u.node.axes))
     return Value(again, constant(a) * variable() + b, shape)
-
-
-def is_nonnegative(graph: Graph, value: Value) -> bool:
-    """Whether it is a sum of squares with a positive factor, and more."""
-    a, b = value.expr.affine or (-1.0, -1.0)
-    return (
-        bool(np.all(np.asarray(a) > 0) and np.all(np.asarray(b) >= 0))
-        and _squares(graph, value.node) is not None
-    )
 
 
 def pair(graph: Graph, u: Any, v: Any, shape: tuple[int, ...]) -> Value:

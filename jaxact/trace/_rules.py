@@ -23,6 +23,7 @@ from jaxact.trace._formula import ELEMENTWISE, apply, refuse_integers
 from jaxact.trace._graph import Graph, Special, constant_expr, is_constant
 from jaxact.trace._host import batched_dot, bound, computed, in_float64, moved
 from jaxact.trace._nodes import Bound, Total, Value, positions, whole
+from jaxact.trace._signs import is_nonnegative
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 Shape: TypeAlias = tuple[int, ...]
@@ -198,10 +199,9 @@ def _joined(graph: Graph, eqn: Any, values: list[Any], shape: Shape) -> Any:
     if name == "select_n" and is_constant(values[0]):
         return _chosen(graph, eqn, values, shape)[0]
     if name == "select_n":
-        chosen = _maxima.larger_by_choice(graph, values, shape)
-        chosen = _maxima.joined_by_choice(graph, values, shape) if chosen is None else chosen
-        if chosen is not None:
-            return chosen
+        for rule in (_maxima.larger_by_choice, _radial.by_choice, _maxima.joined_by_choice):
+            if (chosen := rule(graph, values, shape)) is not None:
+                return chosen
     if name in ("lt", "le", "gt", "ge", "eq", "ne"):
         difference = graph.sum(values[0], values[1], -1.0, shape)
         return graph.applied(name, difference.node, [difference.expr, constant(0.0)], shape)
@@ -225,10 +225,10 @@ def _inverse(graph: Graph, value: Value, shape: Shape) -> Value:
 
 
 def _at_least(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
-    """max(u, v); of a sum of squares and what is not positive the former."""
+    """max(u, v); of what is never negative and what is never positive the former."""
     for value, other in (operands, operands[::-1]):
         is_floor = is_constant(other) and not is_constant(value) and np.all(np.asarray(other) <= 0)
-        if is_floor and value.size == math.prod(shape) and _radial.is_nonnegative(graph, value):
+        if is_floor and value.size == math.prod(shape) and is_nonnegative(value):
             return [value.reshaped(shape)]
     return _elementwise(graph, eqn, operands, shape)
 
@@ -242,8 +242,17 @@ def _clamped(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[
     return list(applied(graph, RealEquation(eqn, "min"), [*raised, high]))
 
 
+def _compared(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
+    """U < v or u >= v; decided where v is 0 and u never negative."""
+    u, v = operands
+    if is_constant(v) and not np.any(np.asarray(v)) and not u.expr.is_bool and is_nonnegative(u):
+        return [np.full(shape, eqn.primitive.name == "ge")]
+    return _elementwise(graph, eqn, operands, shape)
+
+
 def _log(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
-    found = _softmax.logsumexp(graph, operands[0], shape)
+    """log(u) and log1p(u)."""
+    found = _softmax.logsumexp(graph, operands[0], shape, float(eqn.primitive.name == "log1p"))
     return _elementwise(graph, eqn, operands, shape) if found is None else [found]
 
 
@@ -367,7 +376,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "max": _at_least,
     "clamp": _clamped,
-    "log": _log,
+    **dict.fromkeys(("lt", "ge"), _compared),
+    **dict.fromkeys(("log", "log1p"), _log),
     "exp": _exp,
     **dict.fromkeys(("scatter-max", "scatter_max", "scatter-min", "scatter_min"), _maxima.scattered),
     "reduce_prod": _multiplied_out,

@@ -2,39 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.special
 
 from jaxact.trace import _stretch
 from jaxact.trace._compose import Order, below, dense_operator, offset_of
-from jaxact.trace._expr import constant
+from jaxact.trace._expr import Expr, constant
 from jaxact.trace._graph import Graph, is_constant
 from jaxact.trace._leaps import Formula, Known, Softmax, Weights
-from jaxact.trace._nodes import Gathered, Node, Sum, Total, Value, whole
+from jaxact.trace._nodes import Gathered, Node, Scaled, Sum, Total, Value, whole
 
 _LARGE = 2048  # entries up to which a difference is looked at
 
 
-def logsumexp(graph: Graph, value: Value, shape: tuple[int, ...]) -> Value | None:
-    """The log of k times a sum of exponentials, such as their mean; None if the value is no such product."""
+class Exponentials(NamedTuple):
+    """A sum of exp(r_j): what r is, if c is equal within each sum the difference x - c.
+
+    Attributes:
+        of: what exp(r) is a formula of, and that formula.
+        x: what is left of r without c.
+        c: what was subtracted, one entry a sum; or None.
+        entries: [sum, term], those of x in each sum.
+        weights: [sum, term], >= 0, what each is multiplied by; 0 where a mask leaves it out.
+    """
+
+    of: tuple[Node, Expr]
+    x: Node
+    c: Node | None
+    entries: np.ndarray
+    weights: np.ndarray
+
+
+def logsumexp(graph: Graph, value: Value, shape: tuple[int, ...], more: float = 0.0) -> Value | None:
+    """The log of a sum a_j exp(x_j) + b of exponentials, a_j > 0, b >= 0; None if the value is no such sum.
+
+    `more` is added to the value.
+    """
     inner = value.expr.args[0] if value.expr.op == "abs" else value.expr  # the sum is positive
-    k, rest = inner.affine or (0.0, 0.0)
-    is_product = np.ndim(k) == np.ndim(rest) == 0 and 0 < k < np.inf and rest == 0
-    found = _exponentials(graph, value.node) if is_product else None
+    if inner.affine is None:
+        return None
+    found = _exponentials(graph, value.node)
     if found is None:
         return None
-    _, x, c, positions = found
-    lse = _log_of_sum(graph, x, positions, shape)
-    if k != 1:
-        lse = graph.applied("add", lse.node, [lse.expr, constant(np.log(k))], shape)
-    if c is None:
+    factor, added = (np.broadcast_to(each, (value.size,)) for each in inner.affine)
+    added = added + more
+    if not ((factor > 0).all() and (added >= 0).all() and np.isfinite(factor * added).all()):
+        return None
+    weights = found.weights * factor[:, None]
+    if (added > 0).any() and found.c is not None:
+        return None
+    joined = _with_logs(graph, found.x, found.entries, weights, added)
+    if joined is None:
+        return None
+    lse = _log_of_sum(graph, *joined, shape)
+    if found.c is None:
         return lse
-    result = graph.sum(lse, whole(c, shape), -1.0, shape)
-    graph.shifts.add(c)
+    result = graph.sum(lse, whole(found.c, shape), -1.0, shape)
+    graph.shifts.add(found.c)
     result.node.uncut()  # c is added back soon: as long as this is no variable of its own, it cancels
     return result
+
+
+def _with_logs(
+    graph: Graph, x: Node, index: np.ndarray, weights: np.ndarray, added: np.ndarray
+) -> tuple[Node, np.ndarray] | None:
+    """What a weighted sum of exponentials is the plain sum of, and its terms [sum, term]; None for an empty sum.
+
+    Of x_j + log a_j, and log b. Sums with fewer terms than others have their first several times, each of that share.
+    """
+    if (weights == 1).all() and not added.any():
+        return x, index
+    is_in = weights > 0
+    counts = is_in.sum(1, keepdims=True)
+    if not counts.all():
+        return None
+    slots = np.arange(counts.max())
+    where = np.argsort(~is_in, axis=1, kind="stable")[:, : slots.size]
+    where = np.where(slots < counts, where, where[:, :1])
+    shares = np.where(where == where[:, :1], 1 + slots.size - counts, 1)
+    logs = np.log(np.take_along_axis(weights, where, 1) / shares)
+    x, index = _unmasked(x, np.take_along_axis(index, where, 1))
+    terms = whole(graph.taken(x, index), where.shape)
+    if logs.any():
+        terms = graph.scaled("add", terms, constant(logs.reshape(-1)), where.shape)
+    order = np.arange(where.size).reshape(where.shape)
+    if added.any():
+        if not (added > 0).all():
+            return None
+        order = np.concatenate([order, where.size + np.arange(len(order))[:, None]], 1)
+        terms = graph.gathered([terms, np.log(added)], order)
+    return graph.node(terms), np.arange(order.size).reshape(order.shape)
 
 
 def pair(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -> Value:
@@ -61,13 +120,12 @@ def softmax(graph: Graph, u: Any, v: Any, shape: tuple[int, ...]) -> Value | Non
     """exp(x_i) / sum_j exp(x_j) = exp(x_i - lse(x)); None if u / v is no such quotient."""
     if is_constant(u) or is_constant(v) or not v.is_plain or not isinstance(v.node, Gathered):
         return None
-    total = v.node.parents[0]
-    found = _exponentials(graph, total)
-    if found is None or graph.has_node(u) is not total.parents[0]:
+    found = _exponentials(graph, v.node.parents[0])
+    if found is None or _formula(u) != found.of:
         return None
-    _, x, _, positions = found
+    x, positions = found.x, _all_terms(found)
     index = v.node.index.reshape(-1)
-    if not (index[positions] == np.arange(total.size)[:, None]).all():
+    if positions is None or not (index[positions] == np.arange(len(positions))[:, None]).all():
         return None
     graph.has_choice = True
     if graph.contract:
@@ -119,21 +177,99 @@ def _is_shifted(order: Order, x: Node, lse: Node, positions: np.ndarray) -> bool
     )
 
 
-def _exponentials(graph: Graph, total: Node) -> tuple[Node, Node, Node | None, np.ndarray] | None:
-    """Of a sum of exp(r): r, x, c and the positions [sum, term], where r = x - c if c is equal within each sum."""
-    if not isinstance(total, Total) or not isinstance(terms := total.parents[0], Formula):
+def _exponentials(graph: Graph, total: Node) -> Exponentials | None:
+    """What a node is the sums of exponentials of; None if it is none."""
+    if not isinstance(total, Total):
         return None
-    if terms.expr.op != "exp" or terms.expr.args[0].affine is None:
+    found = _terms(total)
+    if found is None:
         return None
-    positions = total.positions
-    r = graph.node(Value(terms.parents[0], terms.expr.args[0], terms.shape))
+    (node, expr), index, weights = found
+    if expr.op != "exp" or expr.args[0].affine is None:
+        return None
+    r = graph.node(Value(node, expr.args[0], node.shape))
     if isinstance(r, Sum) and r.sign == -1:
         x, c = r.parents
         if isinstance(c, Gathered) and c.is_plain:
-            index = c.index.reshape(-1)[positions]
-            if (index == index[:, :1]).all():  # log sum exp(x - c) = log sum exp(x) - c
-                return r, x, graph.taken(c.parents[0], index[:, 0].reshape(total.shape)), positions
-    return r, r, None, positions
+            shifts = c.index.reshape(-1)[index]
+            if (shifts == shifts[:, :1]).all():  # log sum exp(x - c) = log sum exp(x) - c
+                taken = graph.taken(c.parents[0], shifts[:, 0].reshape(total.shape))
+                return Exponentials((node, expr), x, taken, index, weights)
+    return Exponentials((node, expr), r, None, index, weights)
+
+
+def _terms(total: Total) -> tuple[tuple[Node, Expr], np.ndarray, np.ndarray] | None:
+    """The formula whose entries are summed, which of them [sum, term], and times what."""
+    node, index = total.parents[0], total.positions
+    weights = np.ones(index.shape)
+    while not isinstance(node, Formula):
+        if not isinstance(node, Scaled | Gathered) or len(node.parents) != 1:
+            return None
+        (parent,) = node.parents
+        if isinstance(node, Scaled):
+            if np.any(node.shift):
+                return None
+            weights = weights * np.broadcast_to(node.factor, (node.size,))[index]
+        else:
+            places = node.index.reshape(-1)[index]
+            is_in = places < parent.size
+            if node.constants is not None and np.any(node.constants[places[~is_in] - parent.size]):
+                return None
+            # What a mask leaves out is the entry at the same place where there is one.
+            places = np.where(is_in, places, index if parent.size == node.size else 0)
+            index, weights = places, np.where(is_in, weights, 0.0)
+        node = parent
+    expr, factor = _factor(node.expr)
+    weights = weights * np.broadcast_to(factor, (node.size,))[index]
+    is_usual = bool((weights >= 0).all() and np.isfinite(weights).all())
+    return ((node.parents[0], expr), index, weights) if is_usual else None
+
+
+def _factor(expr: Expr) -> tuple[Expr, Any]:
+    """A formula as another times a number, or one for each entry: also where a mask puts zeros."""
+    if expr.op == "mul" and any(arg.is_constant for arg in expr.args):
+        factor, other = expr.args if expr.args[0].is_constant else expr.args[::-1]
+        return other, factor.value
+    if expr.op == "select_n" and expr.args[0].is_constant:
+        which, no, yes = expr.args
+        for case, other, mask in ((no, yes, np.asarray(which.value)), (yes, no, ~np.asarray(which.value))):
+            if case.is_constant and not np.any(case.value):
+                return other, mask.astype(float)
+    return expr, 1.0
+
+
+def _formula(value: Value) -> tuple[Node, Expr]:
+    """What a value is a formula of, and that formula."""
+    node = value.node
+    if value.is_plain and isinstance(node, Formula):
+        return node.parents[0], node.expr
+    return node, value.expr
+
+
+def _all_terms(found: Exponentials) -> np.ndarray | None:
+    """Every entry of x once, in its sum [sum, term], also those left out whose exponential is 0; None otherwise."""
+    if not np.array_equal(np.sort(found.entries, axis=None), np.arange(found.x.size)):
+        return None
+    left_out = found.entries[found.weights == 0]
+    if not np.isin(found.weights, (0.0, 1.0)).all() or not _is_masked(found.x)[left_out].all():
+        return None
+    return found.entries
+
+
+def _unmasked(x: Node, index: np.ndarray) -> tuple[Node, np.ndarray]:
+    """The same entries without the constants that stand among others."""
+    if not isinstance(x, Gathered) or x.constants is None or len(x.parents) > 1:
+        return x, index
+    places = x.index.reshape(-1)[index]
+    return (x.parents[0], places) if (places < x.parents[0].size).all() else (x, index)
+
+
+def _is_masked(x: Node) -> np.ndarray:
+    """Which entries are -inf, put there by a mask [size]."""
+    if not isinstance(x, Gathered) or x.constants is None:
+        return np.zeros(x.size, bool)
+    values = np.concatenate([np.zeros(sum(parent.size for parent in x.parents)), x.constants])
+    return np.isneginf(values[x.index.reshape(-1)])
 
 
 def _weighted(graph: Graph, x: Node, positions: np.ndarray) -> Node:

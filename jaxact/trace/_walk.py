@@ -6,6 +6,7 @@ primitive (`_rules`), and what the output needs of it is written out as steps (`
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -97,9 +98,14 @@ def lower(
 
 
 def lower_both(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None) -> list[Lowered]:
-    """Both translations of `lower`, one where they are the same."""
+    """Both translations of `lower`, one where they are the same or there is no other."""
     closed, exact = _read(fn, example, wide)
-    first = _lowered(closed, exact, example, contract=False)
+    try:
+        first = _lowered(closed, exact, example, contract=False)
+    except ArgumentError as refused:
+        with contextlib.suppress(ArgumentError):
+            return [_lowered(closed, exact, example, contract=True)]
+        raise refused
     return [first, _lowered(closed, exact, example, contract=True)] if first.has_choice else [first]
 
 

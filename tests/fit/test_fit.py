@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from jaxact import fit
+from jaxact.fit._persist import watched
 
 INPUTS = jax.random.normal(jax.random.key(0), (64, 5))
 TARGETS = jnp.sin(INPUTS @ jnp.arange(5.0))
@@ -163,6 +164,64 @@ def test_what_is_frozen_is_the_last_finite_state(name):
     updates, after = optimizer.update(gradient, before.opt_state, before.params)
     with pytest.raises(AssertionError):
         chex.assert_tree_all_finite((optax.apply_updates(before.params, updates), after))
+
+
+HIDING = {
+    "clipped": optax.chain(optax.clip(1.0), optax.sgd(0.1)),
+    "clipped by norm": optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9)),
+    "zeros for NaN": optax.chain(optax.zero_nans(), optax.sgd(0.1)),
+    "signs": optax.lion(0.1),
+    "one is frozen": optax.multi_transform(
+        {"on": optax.sgd(0.1), "off": optax.set_to_zero()}, {"a": "on", "b": "off"}
+    ),
+    "nothing is hidden": optax.adam(0.1),
+}
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_a_gradient_that_an_optimiser_makes_finite_counts_all_the_same(name):
+    """The slope by b is infinite in the third step alone, where b itself is told from any other by nothing."""
+
+    def loss(params, variables, batch, hparams):
+        blow = jnp.where(variables == 2, 0.0, 1.0)  # the root's slope at 0 is infinite, its value 0
+        return jnp.sum(params["a"] ** 2) + jnp.sqrt(params["b"] ** 2 * blow), (variables + 1, ())
+
+    params = {"a": jnp.ones(3), "b": jnp.float32(1.0)}
+    state, history = trained(loss, HIDING[name], params, num_steps=8, variables=jnp.int32(0))
+    assert int(state.diverged_step) == 2
+    assert np.isnan(history.loss).tolist() == [False, False] + 6 * [True]
+    chex.assert_tree_all_finite((state.params, state.opt_state))
+    stopped, _ = trained(loss, HIDING[name], params, num_steps=2, variables=jnp.int32(0))
+    chex.assert_trees_all_equal(state.params, stopped.params)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "is_watched"),
+    [(optax.sgd(0.1, momentum=0.9), False), (optax.adam(1e-3), False), (optax.adamw(1e-3), False),
+     (optax.chain(optax.clip(1.0), optax.sgd(0.1)), True), (optax.chain(optax.zero_nans(), optax.adam(0.1)), True)],
+)  # fmt: skip
+def test_what_stays_to_the_end_is_not_looked_for_in_every_step(optimizer, is_watched):
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+
+    def step(gradient, params, state):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    found = watched(step, params, params, optimizer.init(params))
+    assert bool(found.gradients) == is_watched
+    for bad in (
+        jnp.inf,
+        -jnp.inf,
+        jnp.nan,
+    ):  # every leaf that is not watched shows what is not finite, once and again
+        for number in {0, 1} - found.gradients:
+            leaves, tree = jax.tree.flatten(params)
+            leaves[number] = leaves[number].at[0].set(bad)
+            after = step(jax.tree.unflatten(tree, leaves), params, optimizer.init(params))
+            for _ in range(3):
+                with pytest.raises(AssertionError):
+                    chex.assert_tree_all_finite(after)
+                after = step(params, *after)
 
 
 def test_what_a_loss_makes_of_its_variables_is_checked_at_every_step():

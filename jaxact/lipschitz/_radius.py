@@ -167,7 +167,8 @@ class _Search:
     def found(self, num_bisections: int, deadline: float) -> CertifiedRadius:
         """Double the radius while it is proved, then bisect."""
         values = np.asarray(self.model(self.x), np.float64).reshape(-1)
-        margins = values[self.label] - values
+        with np.errstate(invalid="ignore"):  # of scores that overflow
+            margins = values[self.label] - values
         at_zero = self.proved(0.0)
         if at_zero.min() <= 0:
             return self._result(0.0, at_zero, margins, self._why_not(values))
@@ -223,8 +224,10 @@ class _Search:
             self.uncovered = str(reason)
             return np.zeros(self.classes)
         # The two scores are compared as they are, no difference is rounded; a quarter more makes up for the rounding in
-        # float64 of the last matrix's differences, whose unit is at most an eighth of what `error` rests on.
-        total = (error + error[self.label]) * 1.25
+        # float64 of the last matrix's differences, whose unit is at most an eighth of what `error` rests on. What is
+        # compared may be flushed to 0 first.
+        flushed = 2 * float(jnp.finfo(self.closed.out_avals[0].dtype).tiny)
+        total = (error + error[self.label]) * 1.25 + flushed
         total[self.label] = 0.0
         return total
 

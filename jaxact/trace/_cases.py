@@ -19,11 +19,13 @@ from jaxact.trace._nodes import Gathered, Scaled, Value, whole
 
 _LARGEST_TRIED = 256
 _FARTHEST = 4  # changes of order back through which an array is looked for
-#: what moves places about, or counts from the end what is negative
+#: what moves places about
 _MOVING = frozenset(
-    {"add", "broadcast_in_dim", "concatenate", "convert_element_type", "lt", "reshape", "rev", "select_n"}
-    | {"slice", "squeeze", "stop_gradient", "sub", "transpose"}
+    {"broadcast_in_dim", "concatenate", "convert_element_type", "reshape", "rev", "slice", "squeeze"}
+    | {"stop_gradient", "transpose"}
 )
+#: what counts from the end what is negative
+_COUNTING = frozenset({"add", "lt", "select_n", "sub"})
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,16 @@ class Places(Special):
         read: it at these places.
         of: a constant array -> the numbers.
         read_of: a constant array -> what it is at the places, as `read` has it.
+        origin: which place each number is made of alone, -1 for none; None while they are the places themselves.
+        maker: the equation that found the places.
     """
 
     array: Value
     read: Any
     of: Callable[[np.ndarray], np.ndarray]
     read_of: Callable[[np.ndarray], np.ndarray]
+    origin: np.ndarray | None = None
+    maker: Any = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,12 @@ def _counted(eqn: Any, operands: list[Any], select: Any) -> Any:
 def _sliced(eqn: Any, operands: list[Any], select: Any) -> Any:
     if not isinstance(operands[0], Conditions):
         raise UnsupportedError("an index that depends on the input is not known")
-    start, stop = eqn.params["start_indices"][0], eqn.params["limit_indices"][0]
-    return Conditions(operands[0].rows[start:stop])
+    (start, *starts), (stop, *_) = eqn.params["start_indices"], eqn.params["limit_indices"]
+    (step, *steps) = eqn.params["strides"] or (1,) * (1 + len(starts))
+    is_whole = eqn.invars[0].aval.shape[1:] == eqn.outvars[0].aval.shape[1:] and {*steps} <= {1}
+    if operands[0].counted or not is_whole:
+        raise UnsupportedError("a part of predicates that depend on the input is not known")
+    return Conditions(operands[0].rows[start:stop:step])
 
 
 def _chosen(eqn: Any, operands: list[Any], select: Callable[[Any, Any, Any], Any]) -> Any:
@@ -113,6 +123,8 @@ def _chosen(eqn: Any, operands: list[Any], select: Callable[[Any, Any, Any], Any
         raise UnsupportedError("a choice by an index that depends on the input is not known")
     if not isinstance(which, Which):
         raise UnsupportedError("a choice among indices that depend on the input is not known")
+    if any(k >= len(cases) for _, k in which.order):
+        raise UnsupportedError("a choice beyond the last case is not known")
     result = cases[0]
     for predicate, k in reversed(which.order):
         result = select(predicate, result, cases[k])
@@ -180,24 +192,66 @@ def _orders(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     for k in range(size):
         yield np.roll(first, k).reshape(shape)
         yield rng.permutation(size).astype(np.float64).reshape(shape)
+    for axis, length in enumerate(shape):  # in which each place of an axis is each of its numbers once
+        for k in range(length):
+            yield np.roll(first.reshape(shape), k, axis)
 
 
 def _moved(eqn: Any, operands: list[Any]) -> Places:
-    """Places moved about, or counted from the end: other numbers, found by the primitive itself."""
+    """Places moved about, or counted from the end: other numbers, found by the primitive itself.
+
+    Each number stays one of a single place: what becomes of it is seen where that place is each of its numbers once.
+    """
     others = [each for each in operands if isinstance(each, Places)]
     known = all(isinstance(each, Places) or is_constant(each) for each in operands)
-    if not known or any(not _is_same(each.array, others[0].array) for each in others):
+    is_one = all(_is_same(each.array, others[0].array) and each.maker is others[0].maker for each in others)
+    if not known or not is_one:
         raise UnsupportedError("the order of entries has no slope")
+    shape = tuple(eqn.outvars[0].aval.shape)
+    origins = [_origin_of(each, others[0].array.shape) for each in operands]
+    if eqn.primitive.name in _COUNTING:
+        spread = np.stack([np.broadcast_to(each, shape) for each in origins])
+        origin = np.asarray(spread.max(0))
+        if not ((spread == origin) | (spread < 0)).all():
+            raise UnsupportedError("a number made of several places is not known")
+    else:
+        origin = np.asarray(computed(eqn, origins)[0])
 
     def of(array: np.ndarray) -> np.ndarray:
         given = [each.of(array) if isinstance(each, Places) else each for each in operands]
         return np.asarray(computed(eqn, given)[0])
 
-    return replace(others[0], of=of)
+    return replace(others[0], of=of, origin=origin)
+
+
+def _origin_of(operand: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Which place of an array of this shape each entry is a number of; -1 of a constant."""
+    if not isinstance(operand, Places):
+        return np.full(np.shape(operand), -1)
+    if operand.origin is not None:
+        return operand.origin
+    found = operand.of(np.zeros(shape))
+    return np.arange(found.size).reshape(found.shape)
 
 
 def _same(eqn: Any, operands: list[Any], select: Any) -> Any:
     return next(operand for operand in operands if isinstance(operand, Special))
+
+
+def _clamped(eqn: Any, operands: list[Any], select: Any) -> Which:
+    """An index kept within bounds, as `lax.switch` does."""
+    least, which, most = operands
+    known = isinstance(which, Which) and is_constant(least) and is_constant(most)
+    if not known or np.size(least) != 1 or np.size(most) != 1 or np.max(least) > 0:
+        raise UnsupportedError("a number of predicates kept within bounds is not known")
+    return Which(tuple((predicate, int(min(k, np.min(most)))) for predicate, k in which.order))
+
+
+def _converted(eqn: Any, operands: list[Any], select: Any) -> Any:
+    """A count that is true from the first predicate on is no count any more."""
+    (given,) = operands
+    is_truth = isinstance(given, Conditions) and np.dtype(eqn.params["new_dtype"]) == bool
+    return replace(given, counted=False) if is_truth else given
 
 
 #: primitive -> (equation, operands, choice of two) -> result, where an operand is one of the above
@@ -207,7 +261,9 @@ CASES: dict[str, Callable[..., Any]] = {
     "slice": _sliced,
     "select_n": _chosen,
     "eq": lambda eqn, operands, select: Unread(),
-    **dict.fromkeys(("convert_element_type", "clamp", "stop_gradient", "copy"), _same),
+    "clamp": _clamped,
+    "convert_element_type": _converted,
+    **dict.fromkeys(("stop_gradient", "copy"), _same),
 }
 
 
@@ -217,7 +273,7 @@ def resolve(graph: Graph, eqn: Any, operands: list[Any], select: Callable[..., A
     if any(isinstance(each, Places) for each in operands):
         if name in ("gather", "dynamic_slice"):
             return [_read(graph, eqn, operands)]
-        if name in _MOVING:
+        if name in _MOVING | _COUNTING:
             return [_moved(eqn, operands)]
         raise UnsupportedError("the order of entries has no slope")
     rule = CASES.get(name)

@@ -141,7 +141,7 @@ def place(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -
         return np.asarray(bound(eqn, [array], eqn.params)[0])
 
     read = _tournament(graph, value, index, _direction(eqn), shape)
-    return [Places(value, read, of, lambda array: np.asarray(largest(array, axes)))]
+    return [Places(value, read, of, lambda array: np.asarray(largest(array, axes)), maker=eqn)]
 
 
 def pooled(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -> list[Any]:
@@ -244,7 +244,7 @@ def ordered(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...])
 
     return [
         result,
-        *(Places(value, result, of(k), lambda v: np.sort(v, axis)) for k in range(len(others))),
+        *(Places(value, result, of(k), lambda v: np.sort(v, axis), maker=eqn) for k in range(len(others))),
     ]
 
 
@@ -259,7 +259,7 @@ def largest_few(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, .
     def of(array: np.ndarray) -> np.ndarray:
         return np.asarray(bound(eqn, [array], eqn.params)[1])
 
-    return [result, Places(operands[0], result, of, largest)]
+    return [result, Places(operands[0], result, of, largest, maker=eqn)]
 
 
 def running(graph: Graph, eqn: Any, operands: list[Any], shape: tuple[int, ...]) -> list[Any]:

@@ -105,15 +105,20 @@ def _as_remainder(u: Expr, v: Expr) -> Expr | None:
     return None
 
 
-@_rewrites("div", "mul")
+@_rewrites("div")
 def _as_sinc(u: Expr, v: Expr) -> Expr | None:
     """sin(t) / t, which is smooth at 0."""
+    return unary("sinc", v) if u.op == "sin" and u.args[0] is v else None
+
+
+@_rewrites("mul")
+def _as_sinc_by_inverse(u: Expr, v: Expr) -> Expr | None:
+    """sin(t) (k / t), which is smooth at 0."""
     for wave, other in ((u, v), (v, u)):
         k, inner = _factored(other)
         is_inverse = inner.op == "integer_pow" and inner.param == -1
-        t = inner.args[0] if is_inverse else v
-        if wave.op == "sin" and (is_inverse or other is v) and wave.args[0] is t:
-            return k * unary("sinc", t) if is_inverse else unary("sinc", t)
+        if is_inverse and wave.op == "sin" and wave.args[0] is inner.args[0]:
+            return k * unary("sinc", wave.args[0])
     return None
 
 

@@ -86,7 +86,8 @@ def _linear(graph: Graph, eqn: Any, operands: list[Any], shape: Shape, *, places
     params = in_float64(eqn.params)
     parents = [graph.node(operands[i]) for i in dependent]
     others = [operand for operand in operands if is_constant(operand)]
-    key = (eqn.primitive, *parents, *map(id, others), str(eqn.params))
+    # x A and A x have the same operands: what tells them apart is which of them depends on the input.
+    key = (eqn.primitive, *dependent, *parents, *map(id, others), str(eqn.params))
     if key in graph.products:  # the same product, written twice
         return [whole(graph.products[key][0], shape)]
     made = Bound(
@@ -232,6 +233,15 @@ def _at_least(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list
     return _elementwise(graph, eqn, operands, shape)
 
 
+def _clamped(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
+    """The entries min(max(u, low), high)."""
+    low, value, high = operands
+    if is_constant(low) and is_constant(high):
+        return _elementwise(graph, eqn, operands, shape)
+    raised = applied(graph, RealEquation(eqn, "max"), [value, low])
+    return list(applied(graph, RealEquation(eqn, "min"), [*raised, high]))
+
+
 def _compared(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
     """U < v or u >= v; decided where v is 0 and u never negative."""
     u, v = operands
@@ -273,6 +283,14 @@ def _multiplied_up(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) ->
     parts = parts[::-1] if eqn.params["reverse"] else parts
     stacked = graph.chained(parts, (len(parts), *parts[0].shape))
     return [graph.entries(stacked, np.moveaxis(positions(stacked), 0, axis))]
+
+
+def _put(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
+    """Entries put at constant places, as `x.at[i].set` has it; `x.at[i].apply` computes them on the way."""
+    update = eqn.params.get("update_jaxpr")
+    if update is not None and (update.eqns or update.outvars[0] is not update.invars[1]):
+        raise UnsupportedError("a `scatter` that applies a function to entries is not known")
+    return _moves(graph, eqn, operands, shape, places=(0, 2))
 
 
 def _multiplied(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
@@ -357,6 +375,7 @@ def applied(graph: Graph, eqn: Any, operands: list[Any]) -> Sequence[Any]:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "max": _at_least,
+    "clamp": _clamped,
     **dict.fromkeys(("lt", "ge"), _compared),
     **dict.fromkeys(("log", "log1p"), _log),
     "exp": _exp,
@@ -375,7 +394,7 @@ RULES: dict[str, Rule] = {
         partial(_moves, places=(0,)),
     ),
     **dict.fromkeys(("dynamic_update_slice", "pad"), partial(_moves, places=(0, 1))),
-    "scatter": partial(_moves, places=(0, 2)),
+    "scatter": _put,
     "reduce_sum": _sums,
     **dict.fromkeys(("cumsum", "reduce_window_sum"), partial(_linear, places=(0,))),
     **dict.fromkeys(("scatter-add", "scatter_add"), partial(_linear, places=(0, 2))),

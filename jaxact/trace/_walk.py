@@ -201,13 +201,46 @@ def walk(graph: Graph, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -
         return value
 
     before = graph.eqn
+    same = _repeats(jaxpr)
     for eqn in jaxpr.eqns:
         graph.eqn = eqn
+        if eqn in same:  # written twice
+            env |= {var: env[first] for var, first in zip(eqn.outvars, same[eqn].outvars, strict=True)}
+            continue
         handing_on = eqn.primitive.name in LOOPS or _body(eqn) is not None
         operands = [(peek if handing_on else read)(atom) for atom in eqn.invars]
         env |= dict(zip(eqn.outvars, _step(graph, eqn, operands), strict=True))
     graph.eqn = before
     return [peek(atom) for atom in jaxpr.outvars]
+
+
+def _repeats(jaxpr: Any) -> dict[Any, Any]:
+    """Equations that compute what an earlier one does, such as the exponentials of exp(x) / exp(x).sum(), and those."""
+    first: dict[Any, Any] = {}
+    name: dict[Any, Any] = {}
+    found: dict[Any, Any] = {}
+    for eqn in jaxpr.eqns:
+        atoms = [
+            (atom.aval.dtype, atom.aval.shape, np.asarray(atom.val).tobytes())
+            if hasattr(atom, "val")
+            else name.get(atom, atom)
+            for atom in eqn.invars
+        ]
+        params = sorted(eqn.params.items(), key=lambda pair: pair[0])
+        key = (eqn.primitive, *atoms, *((k, _hashable(value)) for k, value in params))
+        if eqn.effects or not eqn.outvars or first.setdefault(key, eqn) is eqn:
+            continue
+        found[eqn] = first[key]
+        name |= dict(zip(eqn.outvars, first[key].outvars, strict=True))
+    return found
+
+
+def _hashable(value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value
 
 
 def _step(graph: Graph, eqn: Any, operands: list[Any]) -> Sequence[Any]:

@@ -221,3 +221,7 @@ def test_bad_input_is_refused(options, error, match):
     given = {"model": lambda x: jnp.stack([x[0], x[1], x[0] * x[1]]), "x": np.ones(2), "label": 0} | options
     with pytest.raises(error, match=match):
         certified_radius(given.pop("model"), given.pop("x"), given.pop("label"), **given)
+
+
+def test_scores_that_a_comparison_may_flush_to_0_prove_nothing():
+    assert certified_radius(lambda x: jnp.stack([x, -x]), np.float32(1e-40), 0).radius == 0

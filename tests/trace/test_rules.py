@@ -190,6 +190,11 @@ CONSTANTS = {
     "log_softmax": (jax.nn.log_softmax, 6**0.5),
     "cross entropy": (lambda x: -jax.nn.log_softmax(x)[2], 2**0.5),
     "exp of log_softmax": (lambda x: jnp.exp(jax.nn.log_softmax(x)), 0.5),
+    "softmax written out twice": (lambda x: jnp.exp(x - x.max()) / jnp.exp(x - x.max()).sum(), 0.5),
+    "clipped to a ball by where": (
+        lambda x: x * jnp.where(jnp.linalg.norm(x) > 1, 1 / jnp.linalg.norm(x), 1.0),
+        1.0,
+    ),
     "range": (jnp.ptp, 2**0.5),
     "margin": (lambda x: x[0] - jnp.max(x[1:]), 2**0.5),
     "margin of a linear map": (
@@ -197,6 +202,7 @@ CONSTANTS = {
         max(np.linalg.norm(W[0] - row) for row in W[1:]),
     ),
     "maximum of some scaled entries": (lambda x: 3 * jnp.max((2 * x + jnp.arange(6.0))[1:]) + 1, 6.0),
+    "clamped from below by entries": (lambda x: lax.clamp(x[:3], x[3:], jnp.full(3, jnp.inf)), 1.0),
     "shifted logsumexp": (lambda x: x.max() + jnp.log(jnp.exp(x - x.max()).sum()), 1.0),
     "logsumexp, weighted": (lambda x: jax.nn.logsumexp(x, b=np.array([1.0, 0, 2, 0.5, 1, 3])), 1.0),
     "logsumexp, masked": (lambda x: jax.nn.logsumexp(x, where=np.arange(6) != 2), 1.0),
@@ -262,6 +268,18 @@ def test_a_formula_that_reads_a_remainder_is_bounded_by_one_period():
         certify(lambda x: x % 1, CENTER)
 
 
+def _less_far(first, second):
+    return jnp.where(first - second < -62, second, first)
+
+
+def _own(t):
+    return t
+
+
+def _twice(t):
+    return 2 * t
+
+
 #: functions that look like one of the above and are another: with two inputs between which they jump, or a true slope
 LOOK_ALIKES = {
     "tiny waves": (lambda x: 1e-7 * jnp.concatenate([jnp.sin(x), jnp.cos(x)]), 1e-7, 1),
@@ -296,6 +314,29 @@ LOOK_ALIKES = {
         2**0.5,
         6,
     ),
+    "a function of entries at places": (
+        lambda x: x.at[np.array([0, 2])].apply(lambda t: jnp.where(t > -9, t, 5 * t + 36)),
+        np.inf,
+        6,
+    ),
+    "a place by two places": (lambda x: x[_less_far(*lax.top_k(x, 2)[1])], np.inf, 64),
+    "products from both sides": (
+        lambda x: (X := x.reshape(2, 2)) @ np.diag([1.0, 3.0]) - np.diag([1.0, 3.0]) @ X,
+        2.0,
+        4,
+    ),
+    "a switch by an index beyond": (
+        lambda x: jax.vmap(
+            lambda t: lax.switch(jnp.argmax(jnp.stack([t < 0, t >= 0, t > 1])), [_own, _twice], t)
+        )(x),
+        2.0,
+        6,
+    ),
+    "every other predicate": (
+        lambda x: lax.select_n(jnp.argmax(jnp.stack([x < 0, x < 1, x >= 0, x < 2])[::2], 0), x, 2 * x),
+        2.0,
+        6,
+    ),
     "a sum less one": (lambda x: jnp.log(jnp.exp(x).sum() - 0.5), np.inf, 3),
     "a softmax of what a mask leaves out": (
         lambda x: jnp.exp(x) / jnp.where(np.arange(3) != 1, jnp.exp(x), 0).sum(),
@@ -316,6 +357,14 @@ LOOK_ALIKES = {
     ),
     "a norm over other entries": (lambda x: x[:3] / jnp.sqrt(jnp.mean(x**2) + 0.01), 10.0, 6),
 }
+
+
+def test_a_wave_times_its_argument_is_no_sinc():
+    box = Box(np.full(6, 1.0), np.full(6, 3.0))
+    for fn in (lambda x: jnp.sin(x) * x, lambda x: x * jnp.sin(x), lambda x: jnp.sin(x) / (1 / x)):
+        assert (
+            attained(fn, box) <= certify(fn, CENTER, region=box).value <= 1.001 * (np.sin(3) - 3 * np.cos(3))
+        )
 
 
 @pytest.mark.parametrize("name", LOOK_ALIKES)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from train import config, options, records
+from train import config, limits, options, records
 from train.config import ConfigError
 from train.experiment import Experiment
 
@@ -47,6 +47,11 @@ _RUN_OPTIONS = (
     ),
     ("allow_changed_code", False, {"help": "continue it though the code is no longer the one that began it"}),
     ("workers", "auto", {"metavar": "N", "help": _WORKERS_HELP}),
+    (
+        "cell_timeout",
+        limits.NONE,
+        {"metavar": "SECONDS", "help": "end a cell that takes longer; 30m and 2h are understood, or none"},
+    ),
 )
 
 
@@ -74,6 +79,7 @@ class Request(NamedTuple):
     smoke: bool
     command: str
     allow_changed_code: bool = False
+    cell_timeout: float | None = None
 
 
 def completed(arguments: Sequence[str]) -> list[str]:
@@ -86,7 +92,7 @@ def completed(arguments: Sequence[str]) -> list[str]:
     if text is None or _names_config(arguments):
         return list(arguments)
     run = find_run(text, Path(_value(arguments, "--output") or "runs"))
-    return [*_begun(run), *_without(arguments, "--resume"), "--resume", str(run)]
+    return [*_begun(run), *without(arguments, "--resume"), "--resume", str(run)]
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -112,7 +118,15 @@ def parse(arguments: Sequence[str]) -> Request:
     command = shlex.join([*_CALL, _word(path), *_repeating(words)])
     workers = _num_workers(given.workers)
     return Request(
-        given.experiment, path, given.output, resume, workers, given.smoke, command, given.allow_changed_code
+        given.experiment,
+        path,
+        given.output,
+        resume,
+        workers,
+        given.smoke,
+        command,
+        given.allow_changed_code,
+        limits.seconds(given.cell_timeout),
     )
 
 
@@ -149,6 +163,14 @@ def answer(text: str) -> Path:
         what = "is not a Python file" if path.exists() else "does not exist"
         raise ConfigError(f"`check` must be the Python file of an answer; {text} {what}.")
     return path
+
+
+def without(words: Sequence[str], option: str) -> list[str]:
+    """The words without an option and its value."""
+    for position, word in enumerate(words):
+        if word == option or word.startswith(f"{option}="):
+            return [*words[:position], *words[position + (2 if word == option else 1) :]]
+    return list(words)
 
 
 def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -221,7 +243,7 @@ def _num_workers(text: str) -> int | None:
 def _repeating(words: Sequence[str]) -> list[str]:
     """The words without those that only matter to a run that is there."""
     allowing = ("--allow-changed-code", "--allow_changed_code")
-    return [word for word in _without(words, "--resume") if word not in allowing]
+    return [word for word in without(words, "--resume") if word not in allowing]
 
 
 def _value(words: Sequence[str], option: str) -> str | None:
@@ -232,10 +254,3 @@ def _value(words: Sequence[str], option: str) -> str | None:
         if word.startswith(f"{option}="):
             return word.removeprefix(f"{option}=")
     return None
-
-
-def _without(words: Sequence[str], option: str) -> list[str]:
-    for position, word in enumerate(words):
-        if word == option or word.startswith(f"{option}="):
-            return [*words[:position], *words[position + (2 if word == option else 1) :]]
-    return list(words)

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from train import config, limits, options, records
 from train.config import ConfigError
@@ -18,7 +18,7 @@ usage: python -m train COMMAND ...
 Run studies of activation functions and keep what they measure.
 
 commands:
-  run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--FIELD VALUE ...]
+  run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--executor ray] [--FIELD VALUE ...]
                  run the study of a config file; `run CONFIG --help` lists its fields
   resume RUN [--workers N] [--allow-changed-code]
                  continue a run that was interrupted, with the words that began it
@@ -48,6 +48,16 @@ _RUN_OPTIONS = (
     ("allow_changed_code", False, {"help": "continue it though the code is no longer the one that began it"}),
     ("workers", "auto", {"metavar": "N", "help": _WORKERS_HELP}),
     (
+        "executor",
+        "local",
+        {"metavar": "{local,ray}", "help": "whose processes: this machine's or a Ray cluster's"},
+    ),
+    (
+        "ray_address",
+        "",
+        {"metavar": "HOST:PORT", "help": "of the cluster; by default RAY_ADDRESS, or one is started here"},
+    ),
+    (
         "cell_timeout",
         limits.NONE,
         {"metavar": "SECONDS", "help": "end a cell that takes longer; 30m and 2h are understood, or none"},
@@ -55,6 +65,7 @@ _RUN_OPTIONS = (
 )
 
 
+_EXECUTORS = ("local", "ray")
 _CALL = ["python", "-m", "train", "run"]
 
 
@@ -79,6 +90,8 @@ class Request(NamedTuple):
     smoke: bool
     command: str
     allow_changed_code: bool = False
+    executor: str = "local"
+    ray_address: str = ""
     cell_timeout: float | None = None
 
 
@@ -117,6 +130,7 @@ def parse(arguments: Sequence[str]) -> Request:
     resume = find_run(given.resume, given.output) if given.resume else None
     command = shlex.join([*_CALL, _word(path), *_repeating(words)])
     workers = _num_workers(given.workers)
+    _check_executor(given, workers)
     return Request(
         given.experiment,
         path,
@@ -126,6 +140,8 @@ def parse(arguments: Sequence[str]) -> Request:
         given.smoke,
         command,
         given.allow_changed_code,
+        given.executor,
+        given.ray_address,
         limits.seconds(given.cell_timeout),
     )
 
@@ -238,6 +254,16 @@ def _num_workers(text: str) -> int | None:
             f"`workers` must be a number of processes, 0 for this one alone, or auto, got {text!r}."
         )
     return None if text == "auto" else int(text)
+
+
+def _check_executor(given: Any, workers: int | None) -> None:
+    if given.executor not in _EXECUTORS:
+        hint = config.hint(given.executor, _EXECUTORS)
+        raise ConfigError(f"`executor` must be {' or '.join(_EXECUTORS)}, got {given.executor!r}.{hint}")
+    if given.executor == "ray" and workers == 0:
+        raise ConfigError("a Ray cluster has workers of its own. Leave out --workers 0, or --executor ray.")
+    if given.executor != "ray" and given.ray_address and not given.resume:  # the run's first words may say it
+        raise ConfigError(f"`ray_address` {given.ray_address} is of no use here. Add --executor ray.")
 
 
 def _repeating(words: Sequence[str]) -> list[str]:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import functools
 import os
 import shutil
 import signal
@@ -27,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: the words after `python -m train`, by default those of this process.
 
     Returns:
-        The exit status: 0 if done; 1 if a study failed, which is a bug, or the answer to an exercise is wrong; 2 for
-        bad input or a disk that cannot be written, with one message on stderr.
+        The exit status: 0 if done; 1 if cells failed, or the report, which is a bug, or the answer to an exercise is
+        wrong; 2 for bad input or a disk that cannot be written, with one message on stderr.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM; a run has then said how to continue.
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (cause := causes.outside(error)) is None:
             raise
         _leave_stdout()  # which may be what is full
-        return _fail(cause)
+        return _fail(str(cause))
 
 
 def _leave_stdout() -> None:
@@ -81,10 +80,10 @@ def _run(arguments: Sequence[str]) -> int:
         devices.compile_fast()
     asked = request.parse(arguments)
 
-    from train import runner
+    from train import executors, runner
 
     console = _console()
-    num_workers, measure = _workers(asked, arguments)
+    num_workers, measure = executors.chosen(asked, arguments)
     directory = _folder(asked)
     console.print(visible(f"Run folder: {directory}"), soft_wrap=True)
     try:
@@ -98,18 +97,6 @@ def _run(arguments: Sequence[str]) -> int:
     elapsed = time.monotonic() - started
     print(f"elapsed {elapsed:.0f} s, peak memory at most {runner.peak_memory(num_workers):.2f} GiB")
     return 0
-
-
-def _workers(asked: request.Request, arguments: Sequence[str]) -> tuple[int, Any]:
-    """How many worker processes, and what measures the cells."""
-    from train import workers
-
-    number = asked.workers
-    if number is None:
-        number = workers.default_number(len(asked.experiment.cells()))
-    if number == 0:
-        return 0, workers.in_this_process
-    return number, functools.partial(workers.side_by_side, words=arguments, num_workers=number)
 
 
 def _folder(asked: request.Request) -> Path:
@@ -148,15 +135,16 @@ def _telling_if_interrupted(directory: Path, console: Any) -> Iterator[None]:
 
 def _failed(error: Exception, asked: request.Request, directory: Path) -> int:
     """Say what ended a run; give the exit status."""
-    from train import causes, runner, workers
-    from train.tasks import DataError
+    from train import causes, outcomes, runner
 
-    if isinstance(error, StorageError | workers.CellEndedError):
+    if isinstance(error, outcomes.CellsFailedError):
+        print(visible(f"{error}\n{_kept(directory)}"), file=sys.stderr)
+        return 1
+    if isinstance(error, StorageError | outcomes.CellEndedError):
         return _fail(f"{error}\n{_kept(directory)}")
     if cause := causes.outside(error):
         return _fail(f"{cause}\n{_kept(directory)}")
-    if isinstance(error, DataError) or (isinstance(error, FileNotFoundError) and error.errno is None):
-        # Raised by a task whose files are missing or damaged: it says where it looked and what to do.
+    if outcomes.is_of_all(error):  # raised by a task whose files are missing or damaged: it says what to do
         if asked.resume is None and not runner.finished_cells(directory):
             shutil.rmtree(directory)
         return _fail(error)

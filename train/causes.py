@@ -3,6 +3,7 @@
 import errno
 import signal
 import traceback
+from typing import NamedTuple
 
 _FEWER = "use fewer processes at once (--workers 1) or a smaller study"
 _MORE_FILES = "Let a process open more files (`ulimit -n 4096`)"
@@ -40,43 +41,57 @@ _SIGNALS = {
 }
 
 
+class Cause(NamedTuple):
+    """What ended a cell.
+
+    Attributes:
+        what: a clause without a full stop.
+        remedy: sentences.
+    """
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.remedy}"
+
+
 def of_file(error: OSError) -> str:
     """What helps where a file of a run could not be written: a clause without a full stop."""
     return _FILES.get(error.errno or 0, _ANY_FILE)
 
 
-def of_end(exit_code: int | None) -> str:
+def of_end(exit_code: int | None) -> Cause:
     """How a process ended, and what helps.
 
-    >>> of_end(3)
-    'ended with status 3. The study, or a library that it calls, ended the process: see above whether it says why.'
+    >>> print(of_end(3))
+    ended with status 3. The study, or a library that it calls, ended the process: see above whether it says why.
     """
     if exit_code is None:
-        return "closed its connection and hangs. End it and continue."
+        return Cause("closed its connection and hangs", "End it and continue.")
     if exit_code >= 0:
         why = "The study, or a library that it calls, ended the process: see above whether it says why."
-        return f"ended with status {exit_code}. {why}"
+        return Cause(f"ended with status {exit_code}", why)
     name = _signal_name(-exit_code)
-    return f"ended by {name}. {_SIGNALS.get(name, 'Somebody sent it. Continue.')}"
+    return Cause(f"ended by {name}", _SIGNALS.get(name, "Somebody sent it. Continue."))
 
 
-def outside(error: BaseException) -> str | None:
+def outside(error: BaseException) -> Cause | None:
     """What ran out, and what helps, where an error is the machine's rather than the study's; else None."""
     where = "".join(
         f" in {each.filename}:{each.lineno}" for each in traceback.extract_tb(error.__traceback__)[-1:]
     )
     said = f"{type(error).__name__}: {error}".removesuffix(": ").rstrip(".") + where
     if isinstance(error, MemoryError):
-        return f"memory ran out ({said}). {_FEWER.capitalize()}."
+        return Cause(f"memory ran out ({said})", f"{_FEWER.capitalize()}.")
     if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error):
-        return f"the device's memory ran out ({said}). {_FEWER.capitalize()}."
+        return Cause(f"the device's memory ran out ({said})", f"{_FEWER.capitalize()}.")
     if not isinstance(error, OSError) or error.errno not in _SYSTEM:
         return None
     if error.errno == errno.EAGAIN:
-        return (
-            f"no more processes or threads may be started ({said}). Lift the limit (`ulimit -u`) or {_FEWER}."
-        )
-    return f"the system refused ({said}). {of_file(error)}, then continue."
+        remedy = f"Lift the limit (`ulimit -u`) or {_FEWER}."
+        return Cause(f"no more processes or threads may be started ({said})", remedy)
+    return Cause(f"the system refused ({said})", f"{of_file(error)}, then continue.")
 
 
 def _signal_name(number: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from typing import Any
 
 import numpy as np
@@ -46,3 +47,13 @@ def compiler_options() -> dict[str, Any]:
 
     is_free = _LEVEL not in os.environ.get("XLA_FLAGS", "")
     return {_LEVEL: 2} if is_free and jax.default_backend() == "cpu" else {}
+
+
+def described() -> str:
+    """Say how many devices of what kind this process has."""
+    import jax
+
+    devices = jax.devices()
+    is_cpu = devices[0].platform == "cpu"
+    kind = f"{os.cpu_count()} cores, {platform.machine()}" if is_cpu else devices[0].device_kind
+    return f"{len(devices)} x {devices[0].platform} ({kind})"

@@ -99,6 +99,7 @@ class Display:
         self._waiting = Waiting(cells, self.forecast)
         self._num_cells = len(cells)
         self._num_skipped = 0
+        self._num_failed = 0
         self._running: dict[str, _Running] = {}
         self._last_line = time.monotonic()
         self._bars = Progress(
@@ -133,9 +134,13 @@ class Display:
         self._waiting.take(cell.name)
 
     def start(self, cell: Cell) -> Callable[..., None]:
-        """Show that `cell` runs now; several may. Returns its `Progress`."""
+        """Show that `cell` runs now, for the first time or again; several may. Returns its `Progress`."""
+        if (before := self._running.pop(cell.name, None)) is None:
+            self._waiting.take(cell.name)
+        else:
+            self._bars.remove_task(before.bar)
         bar = self._bars.add_task(visible(cell.name), total=1.0, count="", end=None)
-        self._running[cell.name] = _Running(self._waiting.take(cell.name), bar, time.monotonic())
+        self._running[cell.name] = _Running(cell, bar, time.monotonic())
         report = functools.partial(self._report, cell)
         report(0.0)
         return report
@@ -147,11 +152,21 @@ class Display:
         count, left = self._update_all()
         text = f"[{count}] {cell.name} done in {seconds:.1f} s"
         done = self._num_done()
-        is_last = done == self._num_cells
+        is_last = done + self._num_failed == self._num_cells
         self._line(text, None if is_last else left, always=is_last or done == self._num_skipped + 1)
 
+    def fail(self, name: str, cause: str, *, is_first: bool) -> None:
+        """Count a running cell as failed; `is_first` of those with this cause, which is then always said."""
+        self._bars.remove_task(self._running.pop(name).bar)
+        self._num_failed += 1
+        count, left = self._update_all()
+        if is_first:
+            self.notice(f"{name} failed: {cause}. The others go on.")
+        else:
+            self._line(f"[{count}] {name} failed as well", left)
+
     def _num_done(self) -> int:
-        return self._num_cells - len(self._waiting) - len(self._running)
+        return self._num_cells - len(self._waiting) - len(self._running) - self._num_failed
 
     def _report(self, cell: Cell, fraction: float, note: str = "") -> None:
         running = self._running[cell.name]
@@ -166,6 +181,7 @@ class Display:
         done, left = self._num_done(), self._seconds_left()
         completed = done + sum(running.fraction for running in self._running.values())
         count = f"{done}/{self._num_cells}"
+        count = f"{count}, {self._num_failed} failed" if self._num_failed else count
         self._update(self._all_bar, completed, count, left)
         return count, left
 

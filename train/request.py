@@ -6,9 +6,9 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from train import config, options, records
+from train import config, limits, options, records
 from train.config import ConfigError
 from train.experiment import Experiment
 
@@ -18,7 +18,7 @@ usage: python -m train COMMAND ...
 Run studies of activation functions and keep what they measure.
 
 commands:
-  run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--FIELD VALUE ...]
+  run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--executor ray] [--FIELD VALUE ...]
                  run the study of a config file; `run CONFIG --help` lists its fields
   resume RUN [--workers N] [--allow-changed-code]
                  continue a run that was interrupted, with the words that began it
@@ -47,9 +47,25 @@ _RUN_OPTIONS = (
     ),
     ("allow_changed_code", False, {"help": "continue it though the code is no longer the one that began it"}),
     ("workers", "auto", {"metavar": "N", "help": _WORKERS_HELP}),
+    (
+        "executor",
+        "local",
+        {"metavar": "{local,ray}", "help": "whose processes: this machine's or a Ray cluster's"},
+    ),
+    (
+        "ray_address",
+        "",
+        {"metavar": "HOST:PORT", "help": "of the cluster; by default RAY_ADDRESS, or one is started here"},
+    ),
+    (
+        "cell_timeout",
+        limits.NONE,
+        {"metavar": "SECONDS", "help": "end a cell that takes longer; 30m and 2h are understood, or none"},
+    ),
 )
 
 
+_EXECUTORS = ("local", "ray")
 _CALL = ["python", "-m", "train", "run"]
 
 
@@ -74,6 +90,9 @@ class Request(NamedTuple):
     smoke: bool
     command: str
     allow_changed_code: bool = False
+    executor: str = "local"
+    ray_address: str = ""
+    cell_timeout: float | None = None
 
 
 def completed(arguments: Sequence[str]) -> list[str]:
@@ -86,7 +105,7 @@ def completed(arguments: Sequence[str]) -> list[str]:
     if text is None or _names_config(arguments):
         return list(arguments)
     run = find_run(text, Path(_value(arguments, "--output") or "runs"))
-    return [*_begun(run), *_without(arguments, "--resume"), "--resume", str(run)]
+    return [*_begun(run), *without(arguments, "--resume"), "--resume", str(run)]
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -111,8 +130,19 @@ def parse(arguments: Sequence[str]) -> Request:
     resume = find_run(given.resume, given.output) if given.resume else None
     command = shlex.join([*_CALL, _word(path), *_repeating(words)])
     workers = _num_workers(given.workers)
+    _check_executor(given, workers)
     return Request(
-        given.experiment, path, given.output, resume, workers, given.smoke, command, given.allow_changed_code
+        given.experiment,
+        path,
+        given.output,
+        resume,
+        workers,
+        given.smoke,
+        command,
+        given.allow_changed_code,
+        given.executor,
+        given.ray_address,
+        limits.seconds(given.cell_timeout),
     )
 
 
@@ -149,6 +179,14 @@ def answer(text: str) -> Path:
         what = "is not a Python file" if path.exists() else "does not exist"
         raise ConfigError(f"`check` must be the Python file of an answer; {text} {what}.")
     return path
+
+
+def without(words: Sequence[str], option: str) -> list[str]:
+    """The words without an option and its value."""
+    for position, word in enumerate(words):
+        if word == option or word.startswith(f"{option}="):
+            return [*words[:position], *words[position + (2 if word == option else 1) :]]
+    return list(words)
 
 
 def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -218,10 +256,20 @@ def _num_workers(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
+def _check_executor(given: Any, workers: int | None) -> None:
+    if given.executor not in _EXECUTORS:
+        hint = config.hint(given.executor, _EXECUTORS)
+        raise ConfigError(f"`executor` must be {' or '.join(_EXECUTORS)}, got {given.executor!r}.{hint}")
+    if given.executor == "ray" and workers == 0:
+        raise ConfigError("a Ray cluster has workers of its own. Leave out --workers 0, or --executor ray.")
+    if given.executor != "ray" and given.ray_address and not given.resume:  # the run's first words may say it
+        raise ConfigError(f"`ray_address` {given.ray_address} is of no use here. Add --executor ray.")
+
+
 def _repeating(words: Sequence[str]) -> list[str]:
     """The words without those that only matter to a run that is there."""
     allowing = ("--allow-changed-code", "--allow_changed_code")
-    return [word for word in _without(words, "--resume") if word not in allowing]
+    return [word for word in without(words, "--resume") if word not in allowing]
 
 
 def _value(words: Sequence[str], option: str) -> str | None:
@@ -232,10 +280,3 @@ def _value(words: Sequence[str], option: str) -> str | None:
         if word.startswith(f"{option}="):
             return word.removeprefix(f"{option}=")
     return None
-
-
-def _without(words: Sequence[str], option: str) -> list[str]:
-    for position, word in enumerate(words):
-        if word == option or word.startswith(f"{option}="):
-            return [*words[:position], *words[position + (2 if word == option else 1) :]]
-    return list(words)

@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 import xarray as xr
 from rich.console import Console
 
-from train import causes, config, fingerprint, locks, records, results
+from train import causes, config, devices, fingerprint, locks, outcomes, records, results
 from train.agreement import Agreement
 from train.config import ConfigError, StorageError
 from train.experiment import Cell, Experiment
+from train.outcomes import CellsFailedError, Failure, Measurement
 from train.progress import Display
-from train.workers import Measurement, in_this_process
+from train.workers import in_this_process
 
 _MOST_NAMED = 10  # files in a message
 _PACKAGES = ("jaxact", "jax", "jaxlib", "flax", "optax", "numpy", "xarray", "h5netcdf")
@@ -180,23 +181,26 @@ def run(
     directory: Path,
     *,
     console: Console,
-    measure: Callable[[Experiment, Sequence[Cell], Display], Generator[Measurement]] = in_this_process,
+    measure: Callable[
+        [Experiment, Sequence[Cell], Display], Generator[Measurement | Failure]
+    ] = in_this_process,
 ) -> xr.Dataset:
     """Run the cells of a run folder that are not finished, then write the report and result.nc, which is returned.
 
     A cell is finished when its file can be loaded and is of this config, so this function may be killed at
-    any time and called again. A failing cell ends the run and leaves the finished ones.
+    any time and called again. A failing cell is told at the end, when all others are measured.
 
     Args:
         experiment: the one of this folder; `check_resumable` holds.
         directory: made by `create`.
         console: where progress is shown.
-        measure: one of `train.workers`.
+        measure: how, such as `train.workers.in_this_process` or `train.pool.side_by_side`.
 
     Raises:
         ConfigError: if another process runs in this folder.
         StorageError: if a file cannot be written.
-        Exception: whatever a cell or the report raised.
+        CellsFailedError: if cells failed; the others are stored, and there is no result.nc.
+        Exception: what any cell would meet, such as missing data, or whatever the report raised.
     """
     record = read(directory)
     with at_work(directory, console) as check_held:
@@ -216,13 +220,23 @@ def run(
             if codes - {attributes["code"]}:
                 display.notice("Cells measured by another version of the code are kept.")
             missing = [cell for cell in cells if parts[cell.name] is None]
-            with contextlib.closing(measure(experiment, missing, display)) as measurements:
-                for measurement in measurements:
-                    cell = measurement.cell
-                    agreement.admit(cell, measurement.dataset)
+            failures: list[Failure] = []
+            kinds: set[str] = set()
+            with contextlib.closing(measure(experiment, missing, display)) as ended:
+                for outcome in ended:
+                    if isinstance(outcome, Measurement):
+                        outcome = _admitted(outcome, agreement)
+                    if isinstance(outcome, Failure):
+                        failures.append(outcome)
+                        display.fail(outcome.cell, outcome.cause, is_first=outcome.kind not in kinds)
+                        kinds.add(outcome.kind)
+                        continue
+                    cell = outcome.cell
                     check_held()
-                    parts[cell.name] = _stored(measurement, files[cell.name], attributes)
-                    display.finish(cell, measurement.seconds)
+                    parts[cell.name] = _stored(outcome, files[cell.name], attributes)
+                    display.finish(cell, outcome.seconds)
+        if failures:
+            raise CellsFailedError(failures, len(cells))
         result = _combined([part for part in parts.values() if part is not None], attributes)
         with _writing(f"write result.nc in {directory}"):
             results.save(result, directory / "result.nc")
@@ -281,7 +295,7 @@ def provenance(record: Record) -> dict[str, str]:
         "config": json.dumps(record.config, sort_keys=True),
         "git_commit": _git_commit(),
         "versions": json.dumps(_versions()),
-        "device": _device(),
+        "device": devices.described(),
         "smoke": json.dumps(record.smoke),
         "code": fingerprint.short(record.code) if record.code else "unknown",
     }
@@ -427,9 +441,18 @@ def _set_aside(path: Path) -> Path:
     return aside
 
 
+def _admitted(measurement: Measurement, agreement: Agreement) -> Measurement | Failure:
+    try:
+        agreement.admit(measurement.cell, measurement.dataset)
+    except (TypeError, ValueError) as error:
+        return outcomes.misfit(measurement.cell, error)
+    return measurement
+
+
 def _stored(measurement: Measurement, path: Path, attributes: Mapping[str, str]) -> xr.Dataset:
-    cell, part, seconds = measurement
-    part = part.assign_attrs({**attributes, "cell": cell.name, "wall_seconds": seconds})
+    cell, part, seconds, device = measurement
+    own = {"cell": cell.name, "wall_seconds": seconds, "device": device or attributes["device"]}
+    part = part.assign_attrs({**attributes, **own})
     with _writing(f"write cell {cell.name} in {path.parent.parent}"):
         results.save(part, path)
     return part
@@ -496,15 +519,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
-
-
-def _device() -> str:
-    import jax
-
-    devices = jax.devices()
-    is_cpu = devices[0].platform == "cpu"
-    kind = f"{os.cpu_count()} cores, {platform.machine()}" if is_cpu else devices[0].device_kind
-    return f"{len(devices)} x {devices[0].platform} ({kind})"
 
 
 def _reason(error: BaseException) -> str:

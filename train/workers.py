@@ -1,96 +1,39 @@
-"""Where cells are measured: in this process, or side by side in worker processes, one a core."""
+"""Cells measured on this machine: in this process, or in worker processes, of which each has its share of the cores."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from jaxact.streams import print_any_text
-from train import causes, config, request
+from train import causes, config, devices, request
 from train.config import ConfigError
 from train.experiment import Cell, Experiment
-from train.progress import Display, Waiting
-
-if TYPE_CHECKING:
-    import xarray as xr
+from train.outcomes import Failure, Measurement, failure_of, left_with_status
+from train.pool import WorkerDiedError
+from train.progress import Display
 
 _WORKER_GIB = 1.5  # what a worker of the default study holds at most
 
 
-class CellEndedError(RuntimeError):
-    """Something other than the study ended a cell: the message names the cell, the cause and what helps."""
-
-
-class Measurement(NamedTuple):
-    """One measured cell: what `Experiment.run` returned, and the time it took."""
-
-    cell: Cell
-    dataset: xr.Dataset
-    seconds: float
-
-
 def in_this_process(
     experiment: Experiment, cells: Sequence[Cell], display: Display
-) -> Generator[Measurement]:
+) -> Generator[Measurement | Failure]:
     """Measure cells one after the other, each when the one before has been taken; `display` follows."""
     for cell in cells:
         yield _measured(experiment, cell, display.start(cell))
-
-
-def side_by_side(
-    experiment: Experiment, cells: Sequence[Cell], display: Display, *, words: Sequence[str], num_workers: int
-) -> Generator[Measurement]:
-    """Measure cells in several processes at once, with XLA's threads divided among them; yield them as they end.
-
-    Cells of one program are neighbours, so each worker begins with a stretch of its own and compiles few programs; one
-    that is done takes over from the end of the longest stretch left. Every core is busy all the time, whereas small
-    programs leave half of two cores idle when XLA splits single operations among them.
-
-    Args:
-        experiment: whose cells; each worker makes its own from `words`, since it may hold what cannot be sent.
-        cells: which of them, in order.
-        display: told of starts and progress.
-        words: those after `python -m train run` that describe the experiment.
-        num_workers: at most so many processes.
-
-    Raises:
-        CellEndedError: if a worker was killed, or the machine has too little for a cell.
-        Exception: whatever a cell raised.
-    """
-    if not cells:
-        return
-    num_workers = min(num_workers, len(cells))
-    ends = [index * len(cells) // num_workers for index in range(num_workers + 1)]
-    stretches = [Waiting(cells[start:end], display.forecast) for start, end in itertools.pairwise(ends)]
-    workers: list[_Worker] = []
-    try:
-        with _divided(num_workers):
-            for stretch in stretches:
-                workers.append(_Worker(stretch, words, config.resolved(experiment)))
-                workers[-1].assign(stretches)
-        while working := {worker.connection: worker for worker in workers if worker.cell}:
-            ready: list[Any] = multiprocessing.connection.wait([*working])
-            for connection in ready:
-                worker = working[connection]
-                cell = worker.cell
-                if measured := worker.next_word(display):
-                    worker.assign(stretches)
-                    yield Measurement(cell, *measured)
-    finally:
-        for worker in workers:
-            worker.end()
 
 
 def default_number(num_cells: int) -> int:
@@ -102,74 +45,85 @@ def default_number(num_cells: int) -> int:
 
     if jax.default_backend() != "cpu":
         return 0
-    return max(1, min(_num_cores(), num_cells, int(_available_gib() / _WORKER_GIB)))
+    return max(1, min(num_cores(), num_cells, int(_available_gib() / _WORKER_GIB)))
 
 
-class _Worker:
-    """A worker process and what the parent knows of it."""
+class Processes:
+    """Worker processes of this machine, among which XLA's threads are divided.
 
-    cell: Any = None  # what it measures; None once there is nothing left for it
-    report: Any = None
-    first_seconds = 0.0
+    Args:
+        words: those after `python -m train run` that describe the experiment.
+        fields: of the experiment, as `config.resolved` writes them.
+        share: the cores of each; by default an equal part of those that this process may use.
+    """
 
-    def __init__(self, stretch: Waiting, words: Sequence[str], fields: dict[str, Any]):
+    def __init__(self, words: Sequence[str], fields: dict[str, Any], *, share: int | None = None):
+        self.words, self.fields, self.share = list(words), fields, share
+        self.started: list[Process] = []
+
+    def start(self, num_workers: int) -> Process:
+        """Start one of so many."""
+        with _divided(self.share or num_cores() // num_workers):
+            self.started.append(Process(self.words, self.fields))
+        return self.started[-1]
+
+    @staticmethod
+    def wait(workers: Sequence[Process], seconds: float | None) -> list[Process]:
+        """Wait until one of them has something to say, at most so long."""
+        heard = multiprocessing.connection.wait([each.connection for each in workers], seconds)
+        return [each for each in workers if each.connection in heard]
+
+    def close(self) -> None:
+        """Wait until those that were let go have ended."""
+        for each in self.started:
+            each.process.join()
+
+
+class Process:
+    """A worker process and the connection to it; a `train.pool.Worker`."""
+
+    def __init__(self, words: Sequence[str], fields: dict[str, Any]):
         context = multiprocessing.get_context("spawn")
-        self.stretch = stretch
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, list(words), fields), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, list(words), fields), daemon=True)
         self.process.start()
         theirs.close()
 
-    def assign(self, stretches: Sequence[Waiting]) -> None:
-        """Send the next cell, or end the process if there is none worth taking.
-
-        Another's cell may be of a program that this worker has yet to compile, which may cost what its first cell did:
-        worth it only where the other has more than that before it.
-        """
-        self.cell = self.report = None
-        if self.stretch:
-            self.cell = self.stretch.first()
-        elif (longest := max(stretches, key=Waiting.seconds)).seconds() > self.first_seconds:
-            self.cell = longest.last()
-        else:
-            self.connection.close()
-            return
+    def send(self, name: str) -> None:
+        """Have the cell of this name measured."""
         with contextlib.suppress(OSError):  # it has died: reading says so, and what it said last
-            self.connection.send(self.cell.name)
+            self.connection.send(name)
 
-    def next_word(self, display: Display) -> tuple[xr.Dataset, float] | None:
-        """Hear how far the cell is, or what it gave and in how many seconds."""
-        kind, content = self._received()
-        if kind == "failed":
-            raise content
-        if self.report is None:  # the first word: it has imported what it needs
-            self.report = display.start(self.cell)
-        if kind == "progress":
-            self.report(*content)
-            return None
-        self.first_seconds = self.first_seconds or content[1]
-        return content
+    def receive(self) -> tuple[str, Any]:
+        """Return what it says next; see `serve`."""
+        return pickle.loads(self.received())
 
-    def _received(self) -> tuple[str, Any]:
+    def received(self) -> bytes:
+        """Return what it says next as it came.
+
+        Raises:
+            WorkerDiedError: if it has ended.
+        """
         try:
-            return self.connection.recv()
+            return self.connection.recv_bytes()
         except (EOFError, OSError):
             self.process.join(timeout=10)
-            how = causes.of_end(self.process.exitcode)
-            raise CellEndedError(f"the process that measured {self.cell.name} {how}") from None
+            raise WorkerDiedError(causes.of_end(self.process.exitcode)) from None
 
-    def end(self) -> None:
-        """Wait for the process to end; one that still measures is killed."""
-        if self.cell:
+    def end(self, *, at_once: bool) -> None:
+        """Let the process end, or kill it."""
+        if at_once:
             self.process.kill()
+            self.process.join()
         self.connection.close()
-        self.process.join()
 
 
-def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> None:
+def serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> None:
     """Measure the cells whose names come through the connection, in a process of its own.
 
-    Names, since what a cell holds, such as an activation of the config's own, need not survive being sent.
+    Names, since what a cell holds, such as an activation of the config's own, need not survive being sent. It says
+    "ready" once; of a cell "progress" (fraction and note), then "measured" (dataset, seconds, device) or "failed" (a
+    `Failure`); and "broken" with an exception that other cells would meet too, before it ends.
     """
     print_any_text()
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -182,6 +136,7 @@ def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> Non
         if different := config.differences(fields, config.resolved(experiment)):
             raise ConfigError("the config is another one in a worker process:\n  " + "\n  ".join(different))
         cells = {cell.name: cell for cell in experiment.cells()}
+        connection.send(("ready", None))
         while True:
             name = connection.recv()
             if name not in cells:
@@ -189,12 +144,13 @@ def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> Non
                     f"a worker process has no cell {name!r}. Let `cells()` follow from the fields alone, "
                     "or measure in one process: --workers 0."
                 )
-            _, *measured = _measured(experiment, cells[name], said)
-            connection.send(("measured", measured))
+            outcome = _measured(experiment, cells[name], said)
+            is_failure = isinstance(outcome, Failure)
+            connection.send(("failed", outcome) if is_failure else ("measured", tuple(outcome[1:])))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent needs no more
     except Exception as error:
-        connection.send(("failed", _portable(error)))
+        connection.send(("broken", _portable(error)))
 
 
 def _end_with_parent() -> None:
@@ -204,20 +160,16 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _measured(experiment: Experiment, cell: Cell, progress: Any) -> Measurement:
+def _measured(experiment: Experiment, cell: Cell, progress: Any) -> Measurement | Failure:
     started = time.perf_counter()
     try:
         dataset = experiment.run(cell, progress=progress)
     except SystemExit as error:
-        raise RuntimeError(
-            f"{cell.name} called sys.exit({error.code!r}), which would end the run without a word. "
-            "Let the study raise an exception that says what is wrong."
-        ) from error
+        return left_with_status(cell, error.code)
     except Exception as error:
-        if cause := causes.outside(error):
-            raise CellEndedError(f"{cell.name}: {cause}") from error
-        raise
-    return Measurement(cell, dataset, time.perf_counter() - started)
+        return failure_of(cell, error)
+    device = devices.described() if "jax" in sys.modules else ""
+    return Measurement(cell, dataset, time.perf_counter() - started, device)
 
 
 def _portable(error: Exception) -> Exception:
@@ -232,14 +184,13 @@ def _portable(error: Exception) -> Exception:
 
 
 @contextlib.contextmanager
-def _divided(num_workers: int) -> Iterator[None]:
-    """Let children that are started within have their share of the cores.
+def _divided(share: int) -> Iterator[None]:
+    """Let children that are started within have their share of the cores, so many.
 
     XLA's LAPACK waits, in a thread of XLA's pool, for other threads of that pool. As many such calls at once as there
     are threads wait for ever (seen with jaxlib 0.10.2 on two cores); with one thread they do not wait at all, and a
     program of ours holds fewer than four.
     """
-    share = _num_cores() // num_workers
     threads = str(share if share >= 4 else 1)
     own = {"NPROC": threads, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
     before = {name: os.environ[name] for name in own if name in os.environ}
@@ -260,7 +211,8 @@ def _divided(num_workers: int) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -110,9 +110,9 @@ def fit(
     Batch t is sample(fold_in(key, t)): the data depend on the step alone, so that two runs of n steps, one after
     the other, equal one of 2n bit for bit. A step is taken if its loss, every entry of its gradient and what it
     makes of params, variables and the optimiser's state are finite (entries that were not before, such as a best
-    loss that starts at infinity, may stay so). What stays infinite or NaN once it is so, as in SGD and Adam, is looked
-    for at the end alone and costs a run nothing; what came of it is then made again up to the step before. A run is frozen before its first step that is not, the step is
-    recorded, and nothing else vmapped beside it is touched.
+    loss that starts at infinity, may stay so). A run is frozen before its first step that is not, the step is recorded,
+    and nothing else vmapped beside it is touched. What stays infinite or NaN once it is so, as in SGD and Adam, is
+    looked for at the end alone and costs no step anything; the run is then made again up to the step before.
 
     Args:
         loss: `loss(params, variables, batch, hparams) -> (value, (variables, metrics))`; value a real scalar.

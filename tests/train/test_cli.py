@@ -150,6 +150,18 @@ def test_fields_may_be_written_with_underscores(call, tmp_path):
         (["run", FAKE, "--output", FAKE], ["cannot make a run folder in `output`", "--output"]),
         (["run", FAKE, "--trouble", "no data"], ["the data were not found in /nowhere. Get them somewhere."]),
         (["run", FAKE, "--workers", "-1"], ["`workers` must be a number of processes", "got '-1'"]),
+        (
+            ["run", FAKE, "--executor", "rey"],
+            ["`executor` must be local or ray, got 'rey'", "Did you mean ray?"],
+        ),
+        (["run", FAKE, "--executor", "ray", "--workers", "0"], ["Leave out --workers 0"]),
+        (["run", FAKE, "--ray-address", "a:1"], ["`ray_address` a:1 is of no use here. Add --executor ray."]),
+        (["run", FAKE, "--cell-timeout", "soon"], ["`cell_timeout` must be a time above 0", "got 'soon'"]),
+        (
+            ["run", FAKE, "--cell-timeout", "2h", "--workers", "0"],
+            ["Add --workers 1, or --cell-timeout none."],
+        ),
+        (["run", FAKE, "--cell-timeout", "2h"], ["Add --workers 1, or --cell-timeout none."]),
         (["report"], ["RUN"]),
         (["report", "runs/none"], ["there is no run runs/none", "train list"]),
         (["report", FAKE], ["is a file, not the folder of a run"]),

@@ -62,6 +62,24 @@ def test_a_log_gets_few_lines_and_the_last_one(monkeypatch):
     assert any("training, about" in line and line.endswith("left") for line in lines)
 
 
+def test_failed_cells_are_not_counted_as_done_and_said_once_a_cause():
+    console = Console(file=io.StringIO(), width=200)
+    with Display(CELLS, console) as display:
+        for each in CELLS[:2]:
+            display.start(each)
+        display.start(CELLS[0])(0.5)  # another try
+        display.fail(CELLS[0].name, "it took too long", is_first=True)
+        display.fail(CELLS[1].name, "it took too long", is_first=False)
+        for each in CELLS[2:]:
+            display.start(each)
+            display.finish(each, 1.0)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "plain/1 failed: it took too long. The others go on."
+    assert lines[1].startswith("[1/6, 2 failed] plain/100 done in 1.0 s")
+    assert lines[-1] == "[4/6, 2 failed] bn/100 done in 1.0 s"
+    assert not any("plain/10 " in line for line in lines)
+
+
 def test_a_terminal_shows_the_cell_how_many_are_left_and_the_time_to_go():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with Display(CELLS, console) as display:

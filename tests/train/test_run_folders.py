@@ -351,21 +351,25 @@ def troubled(tmp_path, code):
 
 CAUSES = {
     "os.kill(os.getpid(), signal.SIGTERM)": (
-        2,
-        r"b ended by SIGTERM\. Somebody, or the batch system",
+        1,
+        r"ended by SIGTERM, 3 times\.\n  Somebody, or the batch system",
     ),
-    "os.kill(os.getpid(), signal.SIGSEGV)": (2, r"b ended by SIGSEGV\. Compiled code crashed"),
+    "os.kill(os.getpid(), signal.SIGSEGV)": (1, r"ended by SIGSEGV, 3 times\.\n  Compiled code crashed"),
     "os.kill(os.getpid(), signal.SIGKILL)": (
-        2,
-        r"b ended by SIGKILL\. Memory ran out .*--workers 1",
+        1,
+        r"ended by SIGKILL, 3 times\.\n  Memory ran out .*--workers 1",
     ),
-    "os._exit(3)": (
-        2,
-        r"b ended with status 3\. The study, or a library that it calls, ended the process",
+    "os._exit(3)": (1, r"ended with status 3, 3 times\.\n  The study, or a library that it calls, ended"),
+    "sys.exit(4)": (1, r"- b: it called sys\.exit\(4\)\.\n  Let the study raise an exception"),
+    "np.zeros(2**62, np.int8)": (
+        1,
+        r"- b: memory ran out \(.*Unable to allocate 4.*\)\.\n  Use .*--workers 1",
     ),
-    "sys.exit(4)": (1, r"b called sys\.exit\(4\).*Let the study raise an exception"),
-    "np.zeros(2**62, np.int8)": (2, r"b: memory ran out \(.*Unable to allocate 4.*--workers 1"),
-    "[os.open('/', 0) for _ in range(10**7)]": (2, r"Too many open files.*`ulimit -n"),
+    "[os.open('/', 0) for _ in range(10**7)]": (2, r"error: b: .*Too many open files.*`ulimit -n"),
+    "1 / 0": (
+        1,
+        r"(?s)Traceback.*- b: ZeroDivisionError: division by zero \(study\.py, line \d+\)\.\n  Mend",
+    ),
 }
 
 
@@ -380,7 +384,7 @@ def test_what_ended_a_cell_is_named_with_its_own_remedy(call, tmp_path, code):
         r"1 of 2 cells are finished and kept\. Continue with:\n  python -m train resume runs/", err
     )
     assert "Make the folder writable" not in err
-    assert ("Traceback" in err) == (status == 1)
+    assert ("Traceback" in err) == (code == "1 / 0")
     assert not (only_run(tmp_path) / ".lock").exists()
 
 
@@ -409,8 +413,8 @@ def test_errors_of_the_study_are_not_blamed_on_the_machine():
     for error in (ValueError("x"), OSError("x"), FileNotFoundError(errno.ENOENT, "x"), RecursionError("x")):
         assert causes.outside(error) is None
     for number in signal.Signals:
-        assert f"ended by {number.name}." in causes.of_end(-number)
-    assert "ended by signal 77. " in causes.of_end(-77)
+        assert causes.of_end(-number).what == f"ended by {number.name}"
+    assert causes.of_end(-77).what == "ended by signal 77"
 
 
 def test_a_stdout_that_is_full_is_said_without_a_traceback(start):

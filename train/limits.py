@@ -1,0 +1,31 @@
+"""A limit of time, as a command line says it."""
+
+import math
+
+from train.config import ConfigError
+
+NONE = "none"
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(text: str) -> float | None:
+    """Read a duration: a number of seconds, or one with a unit; None for "none".
+
+    Raises:
+        ConfigError: if it is neither, or not more than 0.
+
+    >>> seconds("90"), seconds("30m"), seconds("1.5h"), seconds("none")
+    (90.0, 1800.0, 5400.0, None)
+    """
+    if text == NONE:
+        return None
+    number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1)
+    try:
+        found = float(number) * unit
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise ConfigError(
+            f"`cell_timeout` must be a time above 0, such as 90 (seconds), 30m or 2h, or none, got {text!r}."
+        )
+    return found

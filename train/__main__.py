@@ -72,22 +72,43 @@ def _resume(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if not any(request.value(arguments, name) for name in request.HOSTS):
+        return _run_here(request.completed(arguments), None)
+    from train import hosts
+
+    try:
+        with hosts.joined(hosts.place(arguments)) as team:
+            status = _run_here(arguments if team is None else team.words(arguments), team)
+            if team is not None:
+                team.leave(status)
+            return status
+    except hosts.HostLostError as error:
+        print(visible(f"error: {error}"), file=sys.stderr)
+        return 1
+
+
+def _run_here(arguments: Sequence[str], team: Any) -> int:
+    """Run a study, alone or as one process of several."""
     started = time.monotonic()
-    arguments = request.completed(arguments)
     if "--smoke" in arguments:
         from train import devices
 
         devices.compile_fast()
     asked = request.parse(arguments)
+    if team is not None:
+        team.compare(asked)
+        if team.process_id:
+            team.follow(asked.experiment)
+            return 0
 
     from train import executors, runner
 
     console = _console()
-    num_workers, measure = executors.chosen(asked, arguments)
+    num_workers, measure = executors.chosen(asked, arguments) if team is None else (0, team.measure)
     directory = _folder(asked)
     console.print(visible(f"Run folder: {directory}"), soft_wrap=True)
     try:
-        with _telling_if_interrupted(directory, console):
+        with _telling_if_interrupted(directory, console, team):
             result = runner.run(asked.experiment, directory, console=console, measure=measure)
     except ConfigError:
         raise
@@ -113,18 +134,19 @@ def _folder(asked: request.Request) -> Path:
 
 
 @contextlib.contextmanager
-def _telling_if_interrupted(directory: Path, console: Any) -> Iterator[None]:
+def _telling_if_interrupted(directory: Path, console: Any, team: Any) -> Iterator[None]:
     from train import locks
 
-    def told(number: int) -> None:
+    def ended(word: str) -> None:
         locks.release(directory)  # the process may end here
         console.show_cursor()  # the live bars hide it, and may not get to show it again
-        print(
-            visible(f"\nInterrupted by {signal.Signals(number).name}.\n{_kept(directory)}"),
-            file=sys.stderr,
-            flush=True,
-        )
+        print(visible(f"\n{word}.\n{_kept(directory)}"), file=sys.stderr, flush=True)
 
+    def told(number: int) -> None:
+        ended(f"Interrupted by {signal.Signals(number).name}")
+
+    if team is not None:
+        team.farewell = ended
     try:
         with interruptible(told):
             yield
@@ -135,9 +157,9 @@ def _telling_if_interrupted(directory: Path, console: Any) -> Iterator[None]:
 
 def _failed(error: Exception, asked: request.Request, directory: Path) -> int:
     """Say what ended a run; give the exit status."""
-    from train import causes, outcomes, runner
+    from train import causes, hosts, outcomes, runner
 
-    if isinstance(error, outcomes.CellsFailedError):
+    if isinstance(error, outcomes.CellsFailedError | hosts.HostLostError):
         print(visible(f"{error}\n{_kept(directory)}"), file=sys.stderr)
         return 1
     if isinstance(error, StorageError | outcomes.CellEndedError):
@@ -351,7 +373,13 @@ if __name__ == "__main__":
     print_any_text()
     use_compilation_cache()
     try:
-        sys.exit(main())
+        status = main()
+        if status and "train.hosts" in sys.modules:
+            # At its end jax waits for the other processes, which may be lost, and aborts this one (jax 0.10.2).
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        sys.exit(status)
     except KeyboardInterrupt as error:
         # XLA may still compile in threads of its own. The exception keeps alive what they work on, and the
         # process ends before Python tears anything down: without either it crashed (jax 0.10.2).

@@ -79,7 +79,7 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str
     Returns:
         One line a differing field, one within another as `outer.inner`; empty if the configs are equal.
     """
-    old, new = dict(_flat(stored)), dict(_flat(given))
+    old, new = dict(flat(stored)), dict(flat(given))
     return [
         f"`{name}` is {_shown(old, name)} in the run and {_shown(new, name)} now"
         for name in old | new
@@ -270,10 +270,11 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
-def _flat(fields: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, Any]]:
+def flat(fields: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, Any]]:
+    """List the fields of a resolved config with their values, one within another as `outer.inner`."""
     for name, value in fields.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{outer}{name}.")
+            yield from flat(value, f"{outer}{name}.")
         else:
             yield f"{outer}{name}", value
 

@@ -62,7 +62,23 @@ _RUN_OPTIONS = (
         limits.NONE,
         {"metavar": "SECONDS", "help": "end a cell that takes longer; 30m and 2h are understood, or none"},
     ),
+    (
+        "coordinator",
+        "",
+        {
+            "metavar": "HOST:PORT",
+            "help": "compute on several hosts as one: where process 0 listens, the same on all; auto under SLURM's "
+            "srun and on TPU pods. Members of a cell are spread over the devices of all; process 0 alone writes",
+        },
+    ),
+    ("num_processes", "", {"metavar": "N", "help": "how many there are with --coordinator HOST:PORT"}),
+    ("process_id", "", {"metavar": "I", "help": "which of them this one is, from 0 to N - 1"}),
 )
+HOSTS = (
+    "coordinator",
+    "num_processes",
+    "process_id",
+)  # options of how a study runs, which differ from host to host
 
 
 _EXECUTORS = ("local", "ray")
@@ -102,7 +118,7 @@ def completed(arguments: Sequence[str]) -> list[str]:
         ConfigError: if there is no such run, or it does not say how it was begun.
     """
     text = _value(arguments, "--resume")
-    if text is None or _names_config(arguments):
+    if text is None or names_config(arguments):
         return list(arguments)
     run = find_run(text, Path(_value(arguments, "--output") or "runs"))
     return [*_begun(run), *without(arguments, "--resume"), "--resume", str(run)]
@@ -209,7 +225,8 @@ def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     raise ConfigError(f"`run` needs a config file. There are: {studies}.")
 
 
-def _names_config(arguments: Sequence[str]) -> bool:
+def names_config(arguments: Sequence[str]) -> bool:
+    """Whether there is a config among the words after `python -m train run`."""
     try:
         return _split_config([word for word in arguments if word not in ("-h", "--help")])[0] is not None
     except ConfigError:
@@ -269,7 +286,19 @@ def _check_executor(given: Any, workers: int | None) -> None:
 def _repeating(words: Sequence[str]) -> list[str]:
     """The words without those that only matter to a run that is there."""
     allowing = ("--allow-changed-code", "--allow_changed_code")
-    return [word for word in without(words, "--resume") if word not in allowing]
+    for option in ("--resume", *(spelt for name in HOSTS for spelt in _spellings(name))):
+        words = without(words, option)
+    return [word for word in words if word not in allowing]
+
+
+def value(words: Sequence[str], name: str) -> str | None:
+    """The value of an option of several hosts among the words; None if it is not there."""
+    found = (_value(words, option) for option in _spellings(name))
+    return next((each for each in found if each is not None), None)
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}")))
 
 
 def _value(words: Sequence[str], option: str) -> str | None:

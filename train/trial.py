@@ -232,7 +232,7 @@ class Trial:
 
     def host(self, tree: Any) -> Any:
         """A tree of arrays with a leading axis of members, on the host, without the copies that fill up the devices."""
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.num_members], jax.device_get(tree))
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.num_members], devices.on_host(tree))
 
     def diverged_step(self, states: fit.State) -> np.ndarray:
         """The step at which loss or gradient stopped being finite, NaN where they did not; [member]."""

@@ -1,0 +1,525 @@
+"""Several hosts as one machine: how the processes of a study meet, keep step, and end together."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from train import config, fingerprint, request
+from train.config import ConfigError
+from train.escapes import visible
+from train.experiment import Cell, Experiment
+from train.outcomes import Failure, Measurement
+from train.progress import Display
+from train.workers import in_this_process
+
+_JOIN_SECONDS = 30.0  # for all processes to come
+_COMPARE_SECONDS = 120.0  # to import the config on the slowest host
+_BEAT_SECONDS = 5.0
+_SILENT_SECONDS = 40.0  # without a beat, after which a process counts as lost
+_GRACE_SECONDS = 5.0  # for the main thread to say itself why the run ends
+_STEP_SECONDS = 60.0  # for the others to fail in a cell that failed here
+_MOST_NAMED = 10  # differences in a message
+_LONGEST = 200  # characters of a value
+_AUTO = "auto"
+_LAST = ("lost", "failed")
+# How long the main thread has to hear a word that ends the run, before the run is ended without it. A cell that failed
+# there alone leaves this process in the middle of an operation that needs both.
+_GRACES = {"lost": _GRACE_SECONDS, "failed": _GRACE_SECONDS, "outcome": _STEP_SECONDS}
+
+
+class HostLostError(RuntimeError):
+    """Another process of the study was lost, or did not do what this one did."""
+
+
+class Place(NamedTuple):
+    """What the options say of this process.
+
+    Attributes:
+        coordinator: HOST:PORT, where process 0 listens; "auto" where jax finds all three out by itself.
+        num_processes: of the study; 0 where it is to be found out.
+        process_id: from 0 to num_processes - 1.
+    """
+
+    coordinator: str
+    num_processes: int = 0
+    process_id: int = 0
+
+
+def place(words: Sequence[str]) -> Place | None:
+    """Read the options of several hosts among the words after `python -m train run`; None where there are none.
+
+    They are read before all others: jax has to know of the other processes before anything else uses it.
+
+    Raises:
+        ConfigError: naming the option that is missing, or what it must be.
+    """
+    given = {name: value for name in request.HOSTS if (value := request.value(words, name))}
+    if not given or {"-h", "--help"} & {*words}:
+        return None
+    if "coordinator" not in given:
+        raise ConfigError(
+            f"`{next(iter(given))}` is for several hosts. Add --coordinator HOST:PORT, or --coordinator auto."
+        )
+    if given["coordinator"] == _AUTO:
+        if len(given) > 1:
+            raise ConfigError(
+                f"with --coordinator auto `{[*given][1]}` is found out. Leave it out, or give --coordinator HOST:PORT."
+            )
+        return Place(_AUTO)
+    _address(given["coordinator"])
+    num_processes = _integer(given, "num_processes", 1)
+    process_id = _integer(given, "process_id", 0)
+    if process_id >= num_processes:
+        raise ConfigError(
+            f"`process_id` must be from 0 to {num_processes - 1}, one less than `num_processes`, got {process_id}."
+        )
+    return Place(given["coordinator"], num_processes, process_id)
+
+
+@contextlib.contextmanager
+def joined(where: Place | None) -> Iterator[Team | None]:
+    """Join the other processes of a study, before anything uses jax; None where there are none to join.
+
+    Raises:
+        ConfigError: if they do not come, or two of them say that they are the same.
+    """
+    if where is None:
+        yield None
+        return
+    with _joined_by_itself() if where.coordinator == _AUTO else _joined(where) as team:
+        yield team
+
+
+class Team:
+    """The processes of a study: the first has the run folder, measures and writes; the others compute in step.
+
+    Each of them listens to process 0 in a thread, and process 0 to each: one that ends, or is silent for 40 seconds,
+    ends all others, in the middle of a collective operation too.
+
+    Attributes:
+        process_id: of this process.
+        num_processes: of the study.
+        farewell: says why this process ends at once, before it does.
+    """
+
+    def __init__(self, process_id: int, num_processes: int, lines: Mapping[int, _Line]):
+        self.process_id, self.num_processes, self._lines = process_id, num_processes, lines
+        self.farewell: Callable[[str], None] = lambda word: print(visible(f"error: {word}"), file=sys.stderr)
+        self._is_over = threading.Event()
+        # Where process 0 is lost, jax aborts the others at once and without a word: this has to be said before.
+        grace = _GRACES if process_id == 0 else {**_GRACES, "lost": 0.0}
+        for other, line in lines.items():
+            line.watch(lambda word, other=other: self._end(f"{self._named(other)} {word}"), grace)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        self._is_over.set()
+        for line in self._lines.values():
+            line.close(None if error is None else f"has ended: {error or type(error).__name__}")
+
+    def words(self, arguments: Sequence[str]) -> list[str]:
+        """The words after `python -m train run`, with the config.
+
+        A run that is resumed need be known to process 0 alone: the others hear how it was begun.
+        """
+        if not self.process_id:
+            words = request.completed(arguments)
+            self._tell("words", request.without(words, "--resume"))
+            return words
+        theirs = self._heard(0, "words", _JOIN_SECONDS)
+        return request.without(arguments, "--resume") if request.names_config(arguments) else theirs
+
+    def compare(self, asked: request.Request) -> None:
+        """Check that all processes run the same study by the same code on as many devices each.
+
+        Raises:
+            ConfigError: saying what differs, and which process has what; in all of them.
+        """
+        import jax
+
+        if asked.workers or asked.executor != "local" or asked.cell_timeout is not None:
+            raise ConfigError(
+                "with --coordinator each process measures itself. Leave out --workers, --executor and --cell-timeout."
+            )
+        self._compare_facts(_facts(asked))
+        self._compare_facts(
+            {"the number of local devices": f"{jax.local_device_count()} {jax.default_backend()}"}
+        )
+
+    def measure(
+        self, experiment: Experiment, cells: Sequence[Cell], display: Display
+    ) -> Generator[Measurement | Failure]:
+        """Measure cells one after the other, in all processes; for `train.runner.run` of process 0.
+
+        Raises:
+            HostLostError: if another process was lost, or failed where this one did not.
+        """
+        for cell in cells:
+            self._tell("cell", cell.name)
+            (outcome,) = in_this_process(experiment, [cell], display)
+            is_failure = isinstance(outcome, Failure)
+            for other in self._lines:
+                word = self._heard(other, "outcome", _STEP_SECONDS if is_failure else None)
+                if word and not is_failure:
+                    raise HostLostError(f"{self._named(other)} failed where process 0 did not: {word}")
+            yield outcome
+
+    def follow(self, experiment: Experiment) -> None:
+        """Compute what process 0 measures until it needs no more; shows and writes nothing."""
+        # Process 0 says how to continue. Here nothing is to be put in order before the end.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        cells = {cell.name: cell for cell in experiment.cells()}
+        while name := self._heard(0, "cell", None):
+            (outcome,) = in_this_process(experiment, [cells[name]], _Silence())  # type: ignore[arg-type]
+            is_failure = isinstance(outcome, Failure)
+            self._tell("outcome", f"{outcome.cell}: {outcome.cause}" if is_failure else "")
+
+    def leave(self, status: int) -> None:
+        """Let the others end, once process 0 is done; a status other than 0 is told them."""
+        if status:
+            for line in self._lines.values():
+                line.close(f"has ended with status {status}")
+        elif not self.process_id:
+            self._tell("cell", "")
+
+    def _compare_facts(self, facts: Mapping[str, str]) -> None:
+        if self.process_id:
+            self._tell("facts", facts)
+            different = self._heard(0, "differences", None)
+        else:
+            theirs = {other: self._heard(other, "facts", _COMPARE_SECONDS) for other in self._lines}
+            different = _differences({0: dict(facts), **theirs})
+            self._tell("differences", different)
+        if different:
+            raise ConfigError(
+                "the processes are not of one study:\n  " + "\n  ".join(different) + "\n"
+                "Give all hosts the same code, packages, devices and command line, --process-id aside."
+            )
+
+    def _tell(self, kind: str, content: Any) -> None:
+        for line in self._lines.values():
+            line.say(kind, content)
+
+    def _heard(self, other: int, kind: str, seconds: float | None) -> Any:
+        try:
+            return self._lines[other].hear(kind, seconds)
+        except HostLostError as error:
+            raise HostLostError(f"{self._named(other)} {error}") from None
+
+    def _named(self, other: int) -> str:
+        return f"process {other} of {self.num_processes}"
+
+    def _end(self, word: str) -> None:
+        """End this process, whose main thread may wait for ever for the other one."""
+        if self._is_over.is_set():
+            return
+        try:
+            self.farewell(word)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+
+
+class _Line:
+    """Words to and from another process, one a line of JSON, and a beat in between."""
+
+    def __init__(self, connection: socket.socket):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(_SILENT_SECONDS)
+        self._connection, self._file = connection, connection.makefile("rb")
+        self._heard: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._speaking, self._has_ended = threading.Lock(), threading.Event()
+
+    def say(self, kind: str, content: Any = None) -> None:
+        with contextlib.suppress(OSError), self._speaking:  # it has ended: `hear` says so
+            self._connection.sendall(json.dumps([kind, content]).encode() + b"\n")
+
+    def next(self) -> tuple[str, Any]:
+        """Read a word; "lost" where there are no more."""
+        try:
+            kind, content = json.loads(self._file.readline())
+        except (OSError, ValueError) as error:
+            silent = (
+                f"was silent for {_SILENT_SECONDS:.0f} s" if isinstance(error, TimeoutError) else "was lost"
+            )
+            return "lost", silent
+        return kind, content
+
+    def hear(self, kind: str, seconds: float | None) -> Any:
+        """Wait for a word of a kind.
+
+        Raises:
+            HostLostError: if the other one has ended or does not say it; a clause without its subject.
+        """
+        try:
+            said, content = self._heard.get(timeout=seconds)
+        except queue.Empty:
+            raise HostLostError(f"did not come as far as this one within {seconds:.0f} s") from None
+        if said != kind:
+            raise HostLostError(content if said in _LAST else f"said {said!r} instead of {kind!r}")
+        return content
+
+    def watch(self, ended: Callable[[str], None], grace: Mapping[str, float]) -> None:
+        """Read in a thread from now on, and beat in another.
+
+        Args:
+            ended: hears the word that the main thread does not come to hear.
+            grace: seconds that it has for a word, by kind; others wait for it.
+        """
+        threading.Thread(target=self._read, args=(ended, grace), daemon=True).start()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def close(self, word: str | None) -> None:
+        """Hang up; with a last word, once the other one has done so too, or after a few seconds."""
+        if word is not None:
+            self.say("failed", word)
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+        if word is not None:
+            self._has_ended.wait(_GRACE_SECONDS)
+
+    def _beat(self) -> None:
+        while not self._has_ended.wait(_BEAT_SECONDS):
+            self.say("beat")
+
+    def _read(self, ended: Callable[[str], None], grace: Mapping[str, float]) -> None:
+        while not self._has_ended.is_set():
+            kind, content = self.next()
+            if kind == "beat":
+                continue
+            self._heard.put((kind, content))
+            if kind == "outcome" and not content:
+                continue
+            if kind in grace and not self._is_heard_within(grace[kind]):
+                ended(content)
+            if kind == "lost" or (kind == "cell" and not content):
+                self._has_ended.set()
+
+    def _is_heard_within(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not self._heard.empty():
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+class _Silence:
+    """Stands for a display that shows nothing."""
+
+    def start(self, _: Cell) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+def _joined(where: Place) -> Team:
+    """Meet at the coordinator's address, then let jax meet at a port that process 0 has found free."""
+    host, port = _address(where.coordinator)
+    if where.process_id:
+        line, of_jax = _called(where, host, port)
+        lines = {0: line}
+    else:
+        lines, of_jax = _gathered(where, _listening(port)), _free_port()
+        for line in lines.values():
+            line.say("come", of_jax)
+    address = f"[{host}]:{of_jax}" if ":" in host else f"{host}:{of_jax}"
+    _initialize(address, where.num_processes, where.process_id)
+    return Team(where.process_id, where.num_processes, lines)
+
+
+def _joined_by_itself() -> Team:
+    """Let jax find out which processes there are, and tell them by it where process 0 listens."""
+    print("Joining the processes that the batch system or the TPU pod names ...", file=sys.stderr, flush=True)
+    _initialize()
+    import jax
+    from jax.experimental import multihost_utils
+
+    server = _listening(0) if jax.process_index() == 0 else None
+    told = np.zeros(256, np.uint8)
+    if server is not None:
+        said = f"{socket.getfqdn()}:{server.getsockname()[1]}".encode()
+        told[: len(said)] = np.frombuffer(said, np.uint8)
+    address = bytes(multihost_utils.broadcast_one_to_all(told)).rstrip(b"\0").decode()
+    where = Place(address, jax.process_count(), jax.process_index())
+    if server is not None:
+        lines = _gathered(where, server)
+        for line in lines.values():
+            line.say("come", 0)
+    else:
+        lines = {0: _called(where, *_address(address))[0]}
+    return Team(where.process_id, where.num_processes, lines)
+
+
+def _initialize(*processes: Any) -> None:
+    import jax
+
+    # Its handler would take SIGTERM from this program, which ends all processes by itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(*processes, initialization_timeout=int(_JOIN_SECONDS))
+    except (RuntimeError, ValueError) as error:
+        remedy = (
+            "Let the config compute nothing while it is loaded."
+            if processes
+            else "`auto` needs a TPU pod, or SLURM with srun. Elsewhere give --coordinator HOST:PORT, "
+            "--num-processes N and --process-id I."
+        )
+        raise ConfigError(f"jax cannot join the other processes ({error}). {remedy}") from error
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise ConfigError(
+            f"process 0 cannot listen at port {port} ({error.strerror}). Another process of --process-id 0 runs here, "
+            "or another program has the port: choose another in --coordinator, for all processes."
+        ) from error
+
+
+def _gathered(where: Place, server: socket.socket) -> dict[int, _Line]:
+    """Wait for the other processes, and turn away who comes later."""
+    lines: dict[int, _Line] = {}
+    end = time.monotonic() + _JOIN_SECONDS
+    while missing := [number for number in range(1, where.num_processes) if number not in lines]:
+        server.settimeout(max(end - time.monotonic(), 0.001))
+        try:
+            line, problem = _greeted(where, server, lines)
+        except TimeoutError:
+            named = ", ".join(map(str, missing))
+            problem = (
+                f"of {where.num_processes} processes did not come within {_JOIN_SECONDS:.0f} s: {named}. Start the "
+                f"command on every host, each with a --process-id of its own, with --coordinator {where.coordinator}."
+            )
+        if problem:
+            for each in [*lines.values(), *([line] if line else [])]:
+                each.say("refused", problem)
+            raise ConfigError(problem)
+    threading.Thread(target=_turn_away, args=(where, server, lines), daemon=True).start()
+    return lines
+
+
+def _greeted(where: Place, server: socket.socket, lines: dict[int, _Line]) -> tuple[_Line | None, str]:
+    """Take in the next process that comes; what is wrong with it, if anything."""
+    connection, _ = server.accept()
+    line = _Line(connection)
+    kind, content = line.next()
+    if kind != "hello":
+        return None, ""  # a stranger
+    process_id, num_processes = content
+    if num_processes != where.num_processes:
+        return line, (
+            f"`num_processes` is {where.num_processes} in process 0 and {num_processes} in process {process_id}. "
+            "Give all the same."
+        )
+    if process_id in lines or process_id == 0:
+        return line, (
+            f"there are two processes of --process-id {process_id}. Give each of the {num_processes} its own, "
+            f"from 0 to {num_processes - 1}."
+        )
+    lines[process_id] = line
+    return line, ""
+
+
+def _turn_away(where: Place, server: socket.socket, lines: dict[int, _Line]) -> None:
+    server.settimeout(None)
+    while True:
+        line, problem = _greeted(where, server, dict(lines))
+        if line is not None:
+            line.say("refused", problem or "all processes are there already.")
+
+
+def _called(where: Place, host: str, port: int) -> tuple[_Line, int]:
+    """Call process 0 until it answers; gives the port of jax as well."""
+    end = time.monotonic() + _JOIN_SECONDS
+    while True:
+        try:
+            connection = socket.create_connection((host, port), timeout=max(end - time.monotonic(), 0.001))
+            break
+        except OSError as error:
+            if time.monotonic() >= end:
+                raise ConfigError(
+                    f"no process answers at --coordinator {where.coordinator} within {_JOIN_SECONDS:.0f} s "
+                    f"({error.strerror or error}). Start the process of --process-id 0 on {host}, and let this host "
+                    f"reach port {port} there."
+                ) from error
+            time.sleep(0.2)
+    line = _Line(connection)
+    line.say("hello", [where.process_id, where.num_processes])
+    kind, content = line.next()
+    if kind != "come":
+        raise ConfigError(
+            content
+            if kind == "refused"
+            else f"what answers at --coordinator {where.coordinator} is not the process of --process-id 0. "
+            "Give the host and port that it was given."
+        )
+    return line, content
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 2**16:
+        raise ConfigError(f"`coordinator` must be HOST:PORT, such as 10.0.0.1:8476, or auto, got {text!r}.")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _integer(given: Mapping[str, str], name: str, least: int) -> int:
+    option = f"--{name.replace('_', '-')}"
+    if name not in given:
+        raise ConfigError(f"--coordinator {given['coordinator']} needs {option} as well.")
+    text = given[name]
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise ConfigError(f"`{name}` must be an integer from {least} on, got {text!r}.")
+    return int(text)
+
+
+def _facts(asked: request.Request) -> dict[str, str]:
+    """What must be the same in all processes, as text by readable names."""
+    fields = config.flat(config.resolved(asked.experiment))
+    facts = {f"`{name}`": json.dumps(value) for name, value in fields}
+    facts["cells"] = json.dumps([cell.name for cell in asked.experiment.cells()])
+    facts |= {f"the file `{name}`": digest for name, digest in fingerprint.files(asked.path).items()}
+    return facts | {
+        f"the version of {name}": importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")
+    }
+
+
+def _differences(facts: Mapping[int, Mapping[str, str]]) -> list[str]:
+    """What is not the same in all processes, and which has what; one a line."""
+    found = []
+    for name in dict.fromkeys(name for each in facts.values() for name in each):
+        held: dict[str, list[str]] = {}
+        for number, each in facts.items():
+            held.setdefault(each.get(name, "absent"), []).append(str(number))
+        if len(held) > 1:
+            said = (f"{value[:_LONGEST]} in process {', '.join(numbers)}" for value, numbers in held.items())
+            found.append(f"{name}: {'; '.join(said)}")
+    return [
+        *found[:_MOST_NAMED],
+        *([f"and {len(found) - _MOST_NAMED} more"] if len(found) > _MOST_NAMED else []),
+    ]

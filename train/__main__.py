@@ -83,7 +83,7 @@ def _run(arguments: Sequence[str]) -> int:
                 team.leave(status)
             return status
     except hosts.HostLostError as error:
-        print(visible(f"error: {error}"), file=sys.stderr)
+        print(visible(f"error: {error}."), file=sys.stderr)
         return 1
 
 
@@ -159,7 +159,10 @@ def _failed(error: Exception, asked: request.Request, directory: Path) -> int:
     """Say what ended a run; give the exit status."""
     from train import causes, hosts, outcomes, runner
 
-    if isinstance(error, outcomes.CellsFailedError | hosts.HostLostError):
+    if isinstance(error, hosts.HostLostError):
+        print(visible(f"error: {error}.\n{_kept(directory)}"), file=sys.stderr)
+        return 1
+    if isinstance(error, outcomes.CellsFailedError):
         print(visible(f"{error}\n{_kept(directory)}"), file=sys.stderr)
         return 1
     if isinstance(error, StorageError | outcomes.CellEndedError):

@@ -27,6 +27,7 @@ from train.workers import in_this_process
 
 _JOIN_SECONDS = 30.0  # for all processes to come
 _COMPARE_SECONDS = 120.0  # to import the config on the slowest host
+_GREETING_SECONDS = 10.0  # for one that has come to say who it is
 _BEAT_SECONDS = 5.0
 _SILENT_SECONDS = 40.0  # without a beat, after which a process counts as lost
 _GRACE_SECONDS = 5.0  # for the main thread to say itself why the run ends
@@ -117,10 +118,10 @@ class Team:
 
     def __init__(self, process_id: int, num_processes: int, lines: Mapping[int, _Line]):
         self.process_id, self.num_processes, self._lines = process_id, num_processes, lines
-        self.farewell: Callable[[str], None] = lambda word: print(visible(f"error: {word}"), file=sys.stderr)
+        self.farewell: Callable[[str], None] = self._say
         self._is_over = threading.Event()
         # Where process 0 is lost, jax aborts the others at once and without a word: this has to be said before.
-        grace = _GRACES if process_id == 0 else {**_GRACES, "lost": 0.0}
+        grace = _GRACES if process_id == 0 else {**_GRACES, "lost": 0.0, "failed": 1.0}
         for other, line in lines.items():
             line.watch(lambda word, other=other: self._end(f"{self._named(other)} {word}"), grace)
 
@@ -129,8 +130,10 @@ class Team:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         self._is_over.set()
+        word = None if error is None else f"has ended: {error or type(error).__name__}"
+        word = "was interrupted" if isinstance(error, KeyboardInterrupt) else word
         for line in self._lines.values():
-            line.close(None if error is None else f"has ended: {error or type(error).__name__}")
+            line.close(word)
 
     def words(self, arguments: Sequence[str]) -> list[str]:
         """The words after `python -m train run`, with the config.
@@ -225,6 +228,10 @@ class Team:
     def _named(self, other: int) -> str:
         return f"process {other} of {self.num_processes}"
 
+    def _say(self, word: str) -> None:
+        where = ". It has the run folder: continue there" if self.process_id else ""
+        print(visible(f"error: {word}{where}."), file=sys.stderr)
+
     def _end(self, word: str) -> None:
         """End this process, whose main thread may wait for ever for the other one."""
         if self._is_over.is_set():
@@ -240,9 +247,9 @@ class Team:
 class _Line:
     """Words to and from another process, one a line of JSON, and a beat in between."""
 
-    def __init__(self, connection: socket.socket):
+    def __init__(self, connection: socket.socket, seconds: float):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.settimeout(_SILENT_SECONDS)
+        connection.settimeout(seconds)
         self._connection, self._file = connection, connection.makefile("rb")
         self._heard: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._speaking, self._has_ended = threading.Lock(), threading.Event()
@@ -255,11 +262,10 @@ class _Line:
         """Read a word; "lost" where there are no more."""
         try:
             kind, content = json.loads(self._file.readline())
-        except (OSError, ValueError) as error:
-            silent = (
-                f"was silent for {_SILENT_SECONDS:.0f} s" if isinstance(error, TimeoutError) else "was lost"
-            )
-            return "lost", silent
+        except TimeoutError:
+            return "lost", f"was silent for {_SILENT_SECONDS:.0f} s"
+        except (OSError, ValueError, TypeError):
+            return "lost", "was lost"
         return kind, content
 
     def hear(self, kind: str, seconds: float | None) -> Any:
@@ -277,12 +283,13 @@ class _Line:
         return content
 
     def watch(self, ended: Callable[[str], None], grace: Mapping[str, float]) -> None:
-        """Read in a thread from now on, and beat in another.
+        """Read in a thread from now on, and beat in another; one that is silent for 40 s is lost.
 
         Args:
             ended: hears the word that the main thread does not come to hear.
             grace: seconds that it has for a word, by kind; others wait for it.
         """
+        self._connection.settimeout(_SILENT_SECONDS)
         threading.Thread(target=self._read, args=(ended, grace), daemon=True).start()
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -294,6 +301,12 @@ class _Line:
             self._connection.shutdown(socket.SHUT_WR)
         if word is not None:
             self._has_ended.wait(_GRACE_SECONDS)
+
+    def refuse(self, reason: str) -> None:
+        """Say why there is nothing more to say, and hang up; before `watch`."""
+        self.say("refused", reason)
+        self._file.close()
+        self._connection.close()
 
     def _beat(self) -> None:
         while not self._has_ended.wait(_BEAT_SECONDS):
@@ -308,7 +321,7 @@ class _Line:
             if kind == "outcome" and not content:
                 continue
             if kind in grace and not self._is_heard_within(grace[kind]):
-                ended(content)
+                ended(f"failed: {content}" if kind == "outcome" else content)
             if kind == "lost" or (kind == "cell" and not content):
                 self._has_ended.set()
 
@@ -405,13 +418,17 @@ def _gathered(where: Place, server: socket.socket) -> dict[int, _Line]:
             line, problem = _greeted(where, server, lines)
         except TimeoutError:
             named = ", ".join(map(str, missing))
-            problem = (
-                f"of {where.num_processes} processes did not come within {_JOIN_SECONDS:.0f} s: {named}. Start the "
-                f"command on every host, each with a --process-id of its own, with --coordinator {where.coordinator}."
+            line, problem = (
+                None,
+                (
+                    f"of {where.num_processes} processes did not come within {_JOIN_SECONDS:.0f} s: {named}. Start the "
+                    f"command on every host, each with a --process-id of its own, with --coordinator {where.coordinator}."
+                ),
             )
         if problem:
-            for each in [*lines.values(), *([line] if line else [])]:
-                each.say("refused", problem)
+            for each in {*lines.values(), *([line] if line else [])}:
+                each.refuse(problem)
+            server.close()
             raise ConfigError(problem)
     threading.Thread(target=_turn_away, args=(where, server, lines), daemon=True).start()
     return lines
@@ -419,11 +436,11 @@ def _gathered(where: Place, server: socket.socket) -> dict[int, _Line]:
 
 def _greeted(where: Place, server: socket.socket, lines: dict[int, _Line]) -> tuple[_Line | None, str]:
     """Take in the next process that comes; what is wrong with it, if anything."""
-    connection, _ = server.accept()
-    line = _Line(connection)
+    line = _Line(server.accept()[0], _GREETING_SECONDS)
     kind, content = line.next()
-    if kind != "hello":
-        return None, ""  # a stranger
+    if kind != "hello" or not (isinstance(content, list) and len(content) == 2):
+        line.refuse("this port is that of the processes of a study.")
+        return None, ""
     process_id, num_processes = content
     if num_processes != where.num_processes:
         return line, (
@@ -444,7 +461,7 @@ def _turn_away(where: Place, server: socket.socket, lines: dict[int, _Line]) -> 
     while True:
         line, problem = _greeted(where, server, dict(lines))
         if line is not None:
-            line.say("refused", problem or "all processes are there already.")
+            line.refuse(problem or "all processes are there already.")
 
 
 def _called(where: Place, host: str, port: int) -> tuple[_Line, int]:
@@ -462,10 +479,11 @@ def _called(where: Place, host: str, port: int) -> tuple[_Line, int]:
                     f"reach port {port} there."
                 ) from error
             time.sleep(0.2)
-    line = _Line(connection)
+    line = _Line(connection, _JOIN_SECONDS + _GREETING_SECONDS)  # until the last has come
     line.say("hello", [where.process_id, where.num_processes])
     kind, content = line.next()
     if kind != "come":
+        line.refuse("")
         raise ConfigError(
             content
             if kind == "refused"

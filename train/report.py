@@ -16,6 +16,7 @@ import xarray as xr
 from markupsafe import Markup, escape
 
 from jaxact import theme
+from jaxact.cache import kept
 from train import crowded
 from train.escapes import visible
 from train.experiment import Section
@@ -78,7 +79,8 @@ def _spec(name: str, chart: alt.TopLevelMixin) -> Spec:
             "Rename it."
         )
     with alt.data_transformers.disable_max_rows():  # of charts that hold a frame; the limit is for notebooks
-        return _visible(crowded.thinned(chart.to_dict()))
+        # Every part was held against the schema as it was made.
+        return _visible(crowded.thinned(chart.to_dict(validate=False)))
 
 
 def _visible(value: Any) -> Any:
@@ -212,7 +214,8 @@ def _blocks(specs: Mapping[str, Spec]) -> dict[str, Markup]:
 @functools.cache
 def _bundle() -> Markup:
     """Vega, Vega-Lite and Vega-Embed as one script."""
-    return _script(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub misses the default
+    make = vl_convert.javascript_bundle  # its stub misses the default
+    return _script(kept(f"vega-{vl_convert.__version__}.js", make))  # type: ignore[arg-type]
 
 
 def _json(value: Any) -> Markup:

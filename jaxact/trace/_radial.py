@@ -18,6 +18,7 @@ from jaxact.trace._formula import apply, compose
 from jaxact.trace._graph import Graph
 from jaxact.trace._leaps import Formula, Known
 from jaxact.trace._nodes import Gathered, Node, Scaled, Total, Value, whole
+from jaxact.trace._quadratic import root
 from jaxact.trace._weights import spelled_out, weighted_sum
 
 
@@ -46,6 +47,9 @@ def length(graph: Graph, value: Value) -> Radial | None:
     squares = _squares(graph, value.node)
     if squares is not None:
         return Radial(*squares, compose(value.expr, variable() ** 2))
+    if (form := root(graph, value.node)) is not None:
+        y, sign = form
+        return Radial(y, np.arange(y.size)[None], compose(value.expr, sign * variable() ** 2))
     if value.node.origin is None:
         return None
     origin, inner = value.node.origin

@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import importlib.metadata
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -214,8 +215,9 @@ def _blocks(specs: Mapping[str, Spec]) -> dict[str, Markup]:
 @functools.cache
 def _bundle() -> Markup:
     """Vega, Vega-Lite and Vega-Embed as one script."""
+    version = importlib.metadata.version("vl-convert-python")
     make = vl_convert.javascript_bundle  # its stub misses the default
-    return _script(kept(f"vega-{vl_convert.__version__}.js", make))  # type: ignore[arg-type]
+    return _script(kept(f"vega-{version}.js", make))  # type: ignore[arg-type]
 
 
 def _json(value: Any) -> Markup:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 import time
 from typing import Any
 
@@ -202,7 +201,7 @@ def _check_options(num_steps, seconds, tolerance, memory_limit, learning_rate) -
 
 def check_limit(name: str, value: Any, remedy: str) -> None:
     """Refuse what is neither a number from 0 on nor None."""
-    if value is not None and not (isinstance(value, numbers.Real) and value >= 0):
+    if value is not None and not (isinstance(value, int | float | np.number) and value >= 0):
         raise ValueError(f"`{name}` must be >= 0 or None, got {value!r}. {remedy}")
 
 

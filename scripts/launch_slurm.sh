@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a study under SLURM: one GPU, one node; requeued and resumed when preempted or out of time.
+# Runs a study under SLURM: one GPU, one node, or several nodes as one machine; requeued and resumed when preempted or out of time.
 #
 #   sbatch scripts/launch_slurm.sh configs/depth_sweep.py --depths 16 64 256
 #   sbatch --array=0-2 scripts/launch_slurm.sh --each options.txt configs/depth_sweep.py
@@ -18,7 +18,7 @@
 #SBATCH --output=jaxact-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Three minutes before the time limit, SIGUSR1 to this script alone: it interrupts the study and requeues the job.
+# Three minutes before the time limit, SIGUSR1 to this script alone: it passes it on to the study and requeues the job.
 #SBATCH --signal=B:USR1@180
 set -euo pipefail
 
@@ -35,8 +35,12 @@ Runs `python -m train run CONFIG OPTION...` as a SLURM job, submitted from the r
   --dry-run    print the command of every task and run nothing; needs no SLURM
   --help       this text
 
+Several nodes as one machine: sbatch --nodes=2 --ntasks=2 scripts/launch_slurm.sh CONFIG. Each task computes with its
+GPUs, the runs of a cell (seeds x hyperparameters, as many as tasks at least) are spread over all, the first writes.
+
 Results: in runs/slurm-JOB (in an array: runs/slurm-JOB_TASK); log: jaxact-JOB.log. A job that is preempted, loses
-its node or reaches its time limit is queued again under the same number and resumes: finished cells are kept.
+its node or reaches its time limit is queued again under the same number and resumes: finished cells are kept, and
+those in flight go on from their checkpoints.
 
 Environment (sbatch passes it on):
   JAXACT_EXTRAS   what to install into a new virtual environment (default: study,cuda13; on CPU nodes: study)
@@ -94,6 +98,12 @@ venv="${JAXACT_VENV:-$root/.venv}"
 extras="${JAXACT_EXTRAS:-study,cuda13}"
 python="$venv/bin/python"
 
+# Of a job; the tasks of an array are jobs of their own.
+num_tasks="${SLURM_NTASKS:-1}"
+# srun ends its tasks at the second SIGINT only.
+interrupt=INT
+[[ "$num_tasks" -eq 1 ]] || interrupt=TERM
+
 # Sets `command` and `output` for array task $1 ("" outside of an array); the other arguments: CONFIG OPTION...
 compose() {
   local task="$1" line option words=()
@@ -113,6 +123,10 @@ compose() {
     esac
   done
   command=("$python" -m train run "$@" "${words[@]}" --output "$output")
+  if [[ "$num_tasks" -gt 1 ]]; then
+    # srun does not take the cores of a task over from sbatch (since SLURM 22.05).
+    command=(srun --kill-on-bad-exit=1 "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}" "${command[@]}" --coordinator auto)
+  fi
 }
 
 if "$dry_run"; then
@@ -163,21 +177,22 @@ show "${command[@]}"
 # Job control on: without it bash starts background programs with SIGINT ignored. A signal may come before the study is
 # there to be interrupted: it is passed on then.
 set -m
-study="" requeue=false stopped=false
+study="" requeue=false stopped=""
 stop() {
-  stopped=true
-  [[ -z "$study" ]] || kill -INT "$study" 2>/dev/null || true
+  stopped=$1
+  [[ -z "$study" ]] || kill -s "$1" "$study" 2>/dev/null || true
 }
-trap 'requeue=true; stop' USR1
-trap stop TERM INT
+trap 'requeue=true; stop USR1' USR1
+trap 'stop TERM' TERM
+trap 'stop "$interrupt"' INT
 "${command[@]}" &
 study=$!
-! "$stopped" || stop
+[[ -z "$stopped" ]] || stop "$stopped"
 # A trapped signal ends `wait` early, with the signal's status: wait again, even for a study that is gone by then.
 while :; do
-  stopped=false status=0
+  stopped="" status=0
   wait "$study" || status=$?
-  "$stopped" || break
+  [[ -n "$stopped" ]] || break
 done
 
 if "$requeue" && [[ $status -ne 0 ]]; then

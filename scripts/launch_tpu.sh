@@ -24,9 +24,9 @@ Environment:
 Setting up a TPU VM, once, on every worker (gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all):
   git clone REPOSITORY jaxact && cd jaxact && python3 -m venv .venv && .venv/bin/pip install -e ".[study,tpu]"
 
-A slice with several workers starts only when all of them do, which is why the second form addresses all. The workers
-do not share the work: each runs the whole study and writes its own copy. For more than one worker's worth of chips,
-use several single-worker TPU VMs with different options.
+A slice with several workers starts only when all of them do, which is why the second form addresses all. They are one
+machine then (`--coordinator auto`): the runs of a cell are spread over the chips of all workers, and worker 0 alone has
+the run folder and writes. A cell needs as many runs (seeds x hyperparameters) as there are workers.
 
 Exit status: that of the study; 1 without a TPU; 2 for wrong arguments.
 TEXT
@@ -65,7 +65,7 @@ done
 if [[ -n "$tpu" || -n "$zone" || -n "$folder" ]]; then
   [[ -n "$tpu" && -n "$zone" ]] || refuse "--tpu NAME and --zone ZONE go together; see --help."
   # Quoted twice: once for the shell on the worker, once (by printf below) for display.
-  remote="cd $(printf '%q' "${folder:-jaxact}") && scripts/launch_tpu.sh$(printf ' %q' "$@")"
+  remote="cd $(printf '%q' "${folder:-jaxact}") && scripts/launch_tpu.sh$(printf ' %q' "$@" --coordinator auto)"
   command=(gcloud compute tpus tpu-vm ssh "$tpu" "--zone=$zone" --worker=all "--command=$remote")
   if "$dry_run"; then
     show "${command[@]}"

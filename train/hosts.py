@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import json
 import os
-import queue
 import signal
 import socket
 import sys
@@ -21,6 +20,7 @@ from train import config, fingerprint, request
 from train.config import ConfigError
 from train.escapes import visible
 from train.experiment import Cell, Experiment
+from train.lines import HostLostError, Line
 from train.outcomes import Failure, Measurement
 from train.progress import Display
 from train.workers import in_this_process
@@ -28,21 +28,14 @@ from train.workers import in_this_process
 _JOIN_SECONDS = 30.0  # for all processes to come
 _COMPARE_SECONDS = 120.0  # to import the config on the slowest host
 _GREETING_SECONDS = 10.0  # for one that has come to say who it is
-_BEAT_SECONDS = 5.0
-_SILENT_SECONDS = 40.0  # without a beat, after which a process counts as lost
 _GRACE_SECONDS = 5.0  # for the main thread to say itself why the run ends
 _STEP_SECONDS = 60.0  # for the others to fail in a cell that failed here
 _MOST_NAMED = 10  # differences in a message
 _LONGEST = 200  # characters of a value
 _AUTO = "auto"
-_LAST = ("lost", "failed")
 # How long the main thread has to hear a word that ends the run, before the run is ended without it. A cell that failed
 # there alone leaves this process in the middle of an operation that needs both.
 _GRACES = {"lost": _GRACE_SECONDS, "failed": _GRACE_SECONDS, "outcome": _STEP_SECONDS}
-
-
-class HostLostError(RuntimeError):
-    """Another process of the study was lost, or did not do what this one did."""
 
 
 class Place(NamedTuple):
@@ -116,7 +109,7 @@ class Team:
         farewell: says why this process ends at once, before it does.
     """
 
-    def __init__(self, process_id: int, num_processes: int, lines: Mapping[int, _Line]):
+    def __init__(self, process_id: int, num_processes: int, lines: Mapping[int, Line]):
         self.process_id, self.num_processes, self._lines = process_id, num_processes, lines
         self.farewell: Callable[[str], None] = self._say
         self._is_over = threading.Event()
@@ -165,9 +158,11 @@ class Team:
         )
 
     def measure(
-        self, experiment: Experiment, cells: Sequence[Cell], display: Display
+        self, experiment: Experiment, cells: Sequence[Cell], display: Display, *, plan: Any = None
     ) -> Generator[Measurement | Failure]:
         """Measure cells one after the other, in all processes; for `train.runner.run` of process 0.
+
+        A cell in flight is not stored, whatever `plan` says: when it is time is for each process to say.
 
         Raises:
             HostLostError: if another process was lost, or failed where this one did not.
@@ -244,96 +239,6 @@ class Team:
             os._exit(1)
 
 
-class _Line:
-    """Words to and from another process, one a line of JSON, and a beat in between."""
-
-    def __init__(self, connection: socket.socket, seconds: float):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.settimeout(seconds)
-        self._connection, self._file = connection, connection.makefile("rb")
-        self._heard: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self._speaking, self._has_ended = threading.Lock(), threading.Event()
-
-    def say(self, kind: str, content: Any = None) -> None:
-        with contextlib.suppress(OSError), self._speaking:  # it has ended: `hear` says so
-            self._connection.sendall(json.dumps([kind, content]).encode() + b"\n")
-
-    def next(self) -> tuple[str, Any]:
-        """Read a word; "lost" where there are no more."""
-        try:
-            kind, content = json.loads(self._file.readline())
-        except TimeoutError:
-            return "lost", f"was silent for {_SILENT_SECONDS:.0f} s"
-        except (OSError, ValueError, TypeError):
-            return "lost", "was lost"
-        return kind, content
-
-    def hear(self, kind: str, seconds: float | None) -> Any:
-        """Wait for a word of a kind.
-
-        Raises:
-            HostLostError: if the other one has ended or does not say it; a clause without its subject.
-        """
-        try:
-            said, content = self._heard.get(timeout=seconds)
-        except queue.Empty:
-            raise HostLostError(f"did not come as far as this one within {seconds:.0f} s") from None
-        if said != kind:
-            raise HostLostError(content if said in _LAST else f"said {said!r} instead of {kind!r}")
-        return content
-
-    def watch(self, ended: Callable[[str], None], grace: Mapping[str, float]) -> None:
-        """Read in a thread from now on, and beat in another; one that is silent for 40 s is lost.
-
-        Args:
-            ended: hears the word that the main thread does not come to hear.
-            grace: seconds that it has for a word, by kind; others wait for it.
-        """
-        self._connection.settimeout(_SILENT_SECONDS)
-        threading.Thread(target=self._read, args=(ended, grace), daemon=True).start()
-        threading.Thread(target=self._beat, daemon=True).start()
-
-    def close(self, word: str | None) -> None:
-        """Hang up; with a last word, once the other one has done so too, or after a few seconds."""
-        if word is not None:
-            self.say("failed", word)
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_WR)
-        if word is not None:
-            self._has_ended.wait(_GRACE_SECONDS)
-
-    def refuse(self, reason: str) -> None:
-        """Say why there is nothing more to say, and hang up; before `watch`."""
-        self.say("refused", reason)
-        self._file.close()
-        self._connection.close()
-
-    def _beat(self) -> None:
-        while not self._has_ended.wait(_BEAT_SECONDS):
-            self.say("beat")
-
-    def _read(self, ended: Callable[[str], None], grace: Mapping[str, float]) -> None:
-        while not self._has_ended.is_set():
-            kind, content = self.next()
-            if kind == "beat":
-                continue
-            self._heard.put((kind, content))
-            if kind == "outcome" and not content:
-                continue
-            if kind in grace and not self._is_heard_within(grace[kind]):
-                ended(f"failed: {content}" if kind == "outcome" else content)
-            if kind == "lost" or (kind == "cell" and not content):
-                self._has_ended.set()
-
-    def _is_heard_within(self, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while not self._heard.empty():
-            if time.monotonic() >= end:
-                return False
-            time.sleep(0.05)
-        return True
-
-
 class _Silence:
     """Stands for a display that shows nothing."""
 
@@ -408,23 +313,17 @@ def _listening(port: int) -> socket.socket:
         ) from error
 
 
-def _gathered(where: Place, server: socket.socket) -> dict[int, _Line]:
+def _gathered(where: Place, server: socket.socket) -> dict[int, Line]:
     """Wait for the other processes, and turn away who comes later."""
-    lines: dict[int, _Line] = {}
+    lines: dict[int, Line] = {}
     end = time.monotonic() + _JOIN_SECONDS
     while missing := [number for number in range(1, where.num_processes) if number not in lines]:
         server.settimeout(max(end - time.monotonic(), 0.001))
+        line: Line | None = None
         try:
             line, problem = _greeted(where, server, lines)
         except TimeoutError:
-            named = ", ".join(map(str, missing))
-            line, problem = (
-                None,
-                (
-                    f"of {where.num_processes} processes did not come within {_JOIN_SECONDS:.0f} s: {named}. Start the "
-                    f"command on every host, each with a --process-id of its own, with --coordinator {where.coordinator}."
-                ),
-            )
+            problem = _missing(where, missing)
         if problem:
             for each in {*lines.values(), *([line] if line else [])}:
                 each.refuse(problem)
@@ -434,9 +333,17 @@ def _gathered(where: Place, server: socket.socket) -> dict[int, _Line]:
     return lines
 
 
-def _greeted(where: Place, server: socket.socket, lines: dict[int, _Line]) -> tuple[_Line | None, str]:
+def _missing(where: Place, numbers: Sequence[int]) -> str:
+    return (
+        f"of {where.num_processes} processes did not come within {_JOIN_SECONDS:.0f} s: "
+        f"{', '.join(map(str, numbers))}. Start the command on every host with --coordinator {where.coordinator}, "
+        "each with a --process-id of its own."
+    )
+
+
+def _greeted(where: Place, server: socket.socket, lines: dict[int, Line]) -> tuple[Line | None, str]:
     """Take in the next process that comes; what is wrong with it, if anything."""
-    line = _Line(server.accept()[0], _GREETING_SECONDS)
+    line = Line(server.accept()[0], _GREETING_SECONDS)
     kind, content = line.next()
     if kind != "hello" or not (isinstance(content, list) and len(content) == 2):
         line.refuse("this port is that of the processes of a study.")
@@ -456,7 +363,7 @@ def _greeted(where: Place, server: socket.socket, lines: dict[int, _Line]) -> tu
     return line, ""
 
 
-def _turn_away(where: Place, server: socket.socket, lines: dict[int, _Line]) -> None:
+def _turn_away(where: Place, server: socket.socket, lines: dict[int, Line]) -> None:
     server.settimeout(None)
     while True:
         line, problem = _greeted(where, server, dict(lines))
@@ -464,7 +371,7 @@ def _turn_away(where: Place, server: socket.socket, lines: dict[int, _Line]) -> 
             line.refuse(problem or "all processes are there already.")
 
 
-def _called(where: Place, host: str, port: int) -> tuple[_Line, int]:
+def _called(where: Place, host: str, port: int) -> tuple[Line, int]:
     """Call process 0 until it answers; gives the port of jax as well."""
     end = time.monotonic() + _JOIN_SECONDS
     while True:
@@ -479,7 +386,7 @@ def _called(where: Place, host: str, port: int) -> tuple[_Line, int]:
                     f"reach port {port} there."
                 ) from error
             time.sleep(0.2)
-    line = _Line(connection, _JOIN_SECONDS + _GREETING_SECONDS)  # until the last has come
+    line = Line(connection, _JOIN_SECONDS + _GREETING_SECONDS)  # until the last has come
     line.say("hello", [where.process_id, where.num_processes])
     kind, content = line.next()
     if kind != "come":

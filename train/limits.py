@@ -8,7 +8,7 @@ NONE = "none"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def seconds(text: str) -> float | None:
+def seconds(text: str, option: str = "cell_timeout") -> float | None:
     """Read a duration: a number of seconds, or one with a unit; None for "none".
 
     Raises:
@@ -26,6 +26,6 @@ def seconds(text: str) -> float | None:
         found = math.nan
     if not 0 < found < math.inf:
         raise ConfigError(
-            f"`cell_timeout` must be a time above 0, such as 90 (seconds), 30m or 2h, or none, got {text!r}."
+            f"`{option}` must be a time above 0, such as 90 (seconds), 30m or 2h, or none, got {text!r}."
         )
     return found

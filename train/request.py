@@ -18,7 +18,8 @@ usage: python -m train COMMAND ...
 Run studies of activation functions and keep what they measure.
 
 commands:
-  run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--executor ray] [--FIELD VALUE ...]
+  run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--executor ray]
+      [--checkpoint-every SECONDS] [--FIELD VALUE ...]
                  run the study of a config file; `run CONFIG --help` lists its fields
   resume RUN [--workers N] [--allow-changed-code]
                  continue a run that was interrupted, with the words that began it
@@ -36,6 +37,9 @@ examples:
 OUTPUT = ("output", Path("runs"), {"metavar": "DIR", "help": "the folder of all runs"})
 _WORKERS_HELP = (
     "processes that measure side by side; auto: one a core, none beside a GPU or TPU; 0: this process alone"
+)
+_CHECKPOINT_HELP = (
+    "how often a cell stores how far its training is: a killed run loses no more. 30, 5m, 1h; 0: never"
 )
 _RUN_OPTIONS = (
     ("smoke", False, {"help": "the same study in seconds"}),
@@ -62,6 +66,7 @@ _RUN_OPTIONS = (
         limits.NONE,
         {"metavar": "SECONDS", "help": "end a cell that takes longer; 30m and 2h are understood, or none"},
     ),
+    ("checkpoint_every", "60", {"metavar": "SECONDS", "help": _CHECKPOINT_HELP}),
     (
         "coordinator",
         "",
@@ -74,11 +79,7 @@ _RUN_OPTIONS = (
     ("num_processes", "", {"metavar": "N", "help": "how many there are with --coordinator HOST:PORT"}),
     ("process_id", "", {"metavar": "I", "help": "which of them this one is, from 0 to N - 1"}),
 )
-HOSTS = (
-    "coordinator",
-    "num_processes",
-    "process_id",
-)  # options of how a study runs, which differ from host to host
+HOSTS = ("coordinator", "num_processes", "process_id")  # said anew with each process that is started
 
 
 _EXECUTORS = ("local", "ray")
@@ -109,6 +110,7 @@ class Request(NamedTuple):
     executor: str = "local"
     ray_address: str = ""
     cell_timeout: float | None = None
+    checkpoint_every: float = 60.0
 
 
 def completed(arguments: Sequence[str]) -> list[str]:
@@ -159,6 +161,7 @@ def parse(arguments: Sequence[str]) -> Request:
         given.executor,
         given.ray_address,
         limits.seconds(given.cell_timeout),
+        _interval(given.checkpoint_every),
     )
 
 
@@ -271,6 +274,10 @@ def _num_workers(text: str) -> int | None:
             f"`workers` must be a number of processes, 0 for this one alone, or auto, got {text!r}."
         )
     return None if text == "auto" else int(text)
+
+
+def _interval(text: str) -> float:
+    return 0.0 if text == "0" else limits.seconds(text, "checkpoint_every") or 0.0
 
 
 def _check_executor(given: Any, workers: int | None) -> None:

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import primitives
 
-from jaxact.trace import _cases, _complex, _maxima, _radial, _softmax
+from jaxact.trace import _cases, _complex, _maxima, _quadratic, _radial, _softmax
 from jaxact.trace._expr import Expr, UnsupportedError, constant
 from jaxact.trace._formula import ELEMENTWISE, apply, refuse_integers
 from jaxact.trace._graph import Graph, Special, constant_expr, is_constant
 from jaxact.trace._host import batched_dot, bound, computed, in_float64, moved
-from jaxact.trace._nodes import Bound, Total, Value, positions, whole
+from jaxact.trace._nodes import Bound, Value, positions, whole
 from jaxact.trace._signs import is_nonnegative
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -69,7 +69,7 @@ def _check_places(eqn: Any, operands: list[Any], places: Sequence[int]) -> None:
 
 
 def _sums(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
-    return [whole(graph.add(Total(graph.node(operands[0]), operands[0].shape, eqn.params["axes"])), shape)]
+    return [_quadratic.summed(graph, graph.node(operands[0]), operands[0].shape, eqn.params["axes"], shape)]
 
 
 def _linear(graph: Graph, eqn: Any, operands: list[Any], shape: Shape, *, places: Sequence[int]) -> list[Any]:
@@ -138,7 +138,7 @@ def _contracted(graph: Graph, eqn: Any, u: Value, v: Value) -> Value:
     else:
         products = graph.node(graph.product(left, right, full))
     kept = len(full) - len(summed)
-    return whole(graph.add(Total(products, full, range(kept, len(full)))))
+    return _quadratic.summed(graph, products, full, range(kept, len(full)), full[:kept])
 
 
 # --- What works entry by entry ----------------------------------------------------------------------------------------

@@ -872,3 +872,10 @@ def test_what_a_model_raises_is_what_its_user_hears():
 
     with pytest.raises(TypeError, match="my own words"):
         certify(model, jnp.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["seconds", "tolerance"])
+@pytest.mark.parametrize("value", [-1, float("nan"), "a"])
+def test_limits_that_are_none_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be >= 0 or None, got {value!r}"):
+        certify(jnp.tanh, jnp.zeros(2), **{name: value})

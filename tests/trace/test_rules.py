@@ -163,6 +163,7 @@ V /= np.linalg.norm(V)
 SYSTEM = _RNG.normal(size=(6, 6)) + 4 * np.eye(6)
 FILTER = np.array([1.0, 2.0j, 0.5, 1.0])
 GAINS = np.arange(1.0, 7.0)
+FORM = SYSTEM @ SYSTEM.T
 #: functions that are more than one rule, with the constant that they have: by a closed form, or NumPy's linear algebra
 CONSTANTS = {
     "fft": (lambda x: jnp.fft.fft(x).real, 6**0.5),
@@ -220,6 +221,14 @@ CONSTANTS = {
     "clipped by a choice": (lambda x: jnp.where(jnp.linalg.norm(x) > 2, 2 * x / jnp.linalg.norm(x), x), 1.0),
     "wave of a negative period": (lambda x: jnp.abs(x % -2 + 1), 1.0),
     "norm": (lambda x: jnp.sqrt(x @ x), 1.0),
+    "norm, weighted": (lambda x: jnp.sqrt(jnp.sum(GAINS * x * x) + 0.1), 6**0.5),
+    "norm, masked": (lambda x: 2 * jnp.sqrt(jnp.sum(jnp.where(np.arange(6) != 2, x**2, 0))), 2.0),
+    "norms of growing parts": (lambda x: jnp.sqrt((np.tri(3) * x[:3] ** 2).sum(1)), 3**0.5),
+    "Mahalanobis": (lambda x: jnp.sqrt((x - 1) @ FORM @ (x - 1)), np.linalg.eigvalsh(FORM)[-1] ** 0.5),
+    "bump of a form": (
+        lambda x: jnp.exp(-x @ FORM @ x / 2),
+        (np.linalg.eigvalsh(FORM)[-1] / np.e) ** 0.5,
+    ),
     "clipped to a ball": (lambda x: x * jnp.minimum(1, 1 / jnp.linalg.norm(x)), 1.0),
     "squash": (lambda x: x * jnp.linalg.norm(x) / (1 + (x**2).sum()), 3**1.5 / 8),
     "bump": (lambda x: jnp.exp(-((x - CENTER) ** 2).sum() / 2), np.exp(-0.5)),
@@ -259,6 +268,24 @@ def test_a_normalisation_in_a_ball_is_bounded_by_the_least_length_there(fn):
     found = certify(fn, CENTER, region=region).value
     assert attained(fn, region) <= found * (1 + 1e-9)
     assert found <= 1.5 * attained(fn, region)
+
+
+@pytest.mark.parametrize("radius", [1e-6, 0.1, 2.0])
+def test_a_quadratic_form_in_a_ball_has_its_largest_gradient(radius):
+    b = np.linspace(-1, 1, 6)
+    found = certify(lambda x: (SYSTEM @ x + b) @ x, CENTER, region=Ball(CENTER, radius)).value
+    H, at = SYSTEM + SYSTEM.T, CENTER
+    for _ in range(
+        2000
+    ):  # the farthest of a convex function, from its gradient: largest on the ball's boundary
+        direction = H @ (H @ at + b)
+        at = CENTER + radius * direction / np.linalg.norm(direction)
+    largest = np.linalg.norm(H @ at + b)
+    assert (
+        largest * (1 - 1e-9)
+        <= found
+        <= (np.linalg.norm(H @ CENTER + b) + radius * np.linalg.norm(H, 2)) * 1.001
+    )
 
 
 def test_a_formula_that_reads_a_remainder_is_bounded_by_one_period():

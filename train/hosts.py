@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -101,7 +102,8 @@ class Team:
     """The processes of a study: the first has the run folder, measures and writes; the others compute in step.
 
     Each of them listens to process 0 in a thread, and process 0 to each: one that ends, or is silent for 40 seconds,
-    ends all others, in the middle of a collective operation too.
+    ends all others, in the middle of a collective operation too. They keep step where what a cell computes follows from
+    its config and from what it measures, not from a clock.
 
     Attributes:
         process_id: of this process.
@@ -116,7 +118,7 @@ class Team:
         # Where process 0 is lost, jax aborts the others at once and without a word: this has to be said before.
         grace = _GRACES if process_id == 0 else {**_GRACES, "lost": 0.0, "failed": 1.0}
         for other, line in lines.items():
-            line.watch(lambda word, other=other: self._end(f"{self._named(other)} {word}"), grace)
+            line.watch(functools.partial(self._end, other), grace)
 
     def __enter__(self) -> Self:
         return self
@@ -127,6 +129,10 @@ class Team:
         word = "was interrupted" if isinstance(error, KeyboardInterrupt) else word
         for line in self._lines.values():
             line.close(word)
+            if (
+                word is not None and not self.process_id
+            ):  # jax would abort the others before they have said why
+                line.wait_for_end(_GRACE_SECONDS)
 
     def words(self, arguments: Sequence[str]) -> list[str]:
         """The words after `python -m train run`, with the config.
@@ -170,11 +176,8 @@ class Team:
         for cell in cells:
             self._tell("cell", cell.name)
             (outcome,) = in_this_process(experiment, [cell], display)
-            is_failure = isinstance(outcome, Failure)
             for other in self._lines:
-                word = self._heard(other, "outcome", _STEP_SECONDS if is_failure else None)
-                if word and not is_failure:
-                    raise HostLostError(f"{self._named(other)} failed where process 0 did not: {word}")
+                self._check_alike(outcome, other)
             yield outcome
 
     def follow(self, experiment: Experiment) -> None:
@@ -185,16 +188,27 @@ class Team:
         cells = {cell.name: cell for cell in experiment.cells()}
         while name := self._heard(0, "cell", None):
             (outcome,) = in_this_process(experiment, [cells[name]], _Silence())  # type: ignore[arg-type]
-            is_failure = isinstance(outcome, Failure)
-            self._tell("outcome", f"{outcome.cell}: {outcome.cause}" if is_failure else "")
+            self._tell("outcome", f"{outcome.cell}: {outcome.cause}" if isinstance(outcome, Failure) else "")
 
     def leave(self, status: int) -> None:
         """Let the others end, once process 0 is done; a status other than 0 is told them."""
         if status:
             for line in self._lines.values():
                 line.close(f"has ended with status {status}")
+                line.wait_for_end(_GRACE_SECONDS)
         elif not self.process_id:
             self._tell("cell", "")
+
+    def _check_alike(self, outcome: Measurement | Failure, other: int) -> None:
+        """Wait until another process has ended the cell too; one that failed alone is out of step."""
+        if not isinstance(outcome, Failure):
+            if word := self._heard(other, "outcome", None):
+                raise HostLostError(f"{self._named(other)} failed where process 0 did not: {word}")
+            return
+        try:
+            self._heard(other, "outcome", _STEP_SECONDS)
+        except HostLostError as error:
+            raise HostLostError(f"{outcome.cell} failed in process 0: {outcome.cause}; {error}") from None
 
     def _compare_facts(self, facts: Mapping[str, str]) -> None:
         if self.process_id:
@@ -227,12 +241,12 @@ class Team:
         where = ". It has the run folder: continue there" if self.process_id else ""
         print(visible(f"error: {word}{where}."), file=sys.stderr)
 
-    def _end(self, word: str) -> None:
+    def _end(self, other: int, word: str) -> None:
         """End this process, whose main thread may wait for ever for the other one."""
         if self._is_over.is_set():
             return
         try:
-            self.farewell(word)
+            self.farewell(f"{self._named(other)} {word}")
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -244,6 +258,9 @@ class _Silence:
 
     def start(self, _: Cell) -> Callable[..., None]:
         return lambda *_, **__: None
+
+    def notice(self, _: str) -> None:
+        """Say nothing."""
 
 
 def _joined(where: Place) -> Team:
@@ -257,7 +274,7 @@ def _joined(where: Place) -> Team:
         for line in lines.values():
             line.say("come", of_jax)
     address = f"[{host}]:{of_jax}" if ":" in host else f"{host}:{of_jax}"
-    _initialize(address, where.num_processes, where.process_id)
+    _initialize(coordinator_address=address, num_processes=where.num_processes, process_id=where.process_id)
     return Team(where.process_id, where.num_processes, lines)
 
 
@@ -284,13 +301,13 @@ def _joined_by_itself() -> Team:
     return Team(where.process_id, where.num_processes, lines)
 
 
-def _initialize(*processes: Any) -> None:
+def _initialize(**processes: Any) -> None:
     import jax
 
     # Its handler would take SIGTERM from this program, which ends all processes by itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(*processes, initialization_timeout=int(_JOIN_SECONDS))
+        jax.distributed.initialize(**processes, initialization_timeout=int(_JOIN_SECONDS))
     except (RuntimeError, ValueError) as error:
         remedy = (
             "Let the config compute nothing while it is loaded."

@@ -13,7 +13,6 @@ from typing import Any
 
 SILENT_SECONDS = 40.0  # without a beat, after which a process counts as lost
 _BEAT_SECONDS = 5.0
-_GRACE_SECONDS = 5.0  # for the other one to hang up as well
 _LAST = ("lost", "failed")
 
 
@@ -77,13 +76,15 @@ class Line:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def close(self, word: str | None) -> None:
-        """Hang up; with a last word, once the other one has done so too, or after a few seconds."""
+        """Hang up, with a last word, if any."""
         if word is not None:
             self.say("failed", word)
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
-        if word is not None:
-            self._has_ended.wait(_GRACE_SECONDS)
+
+    def wait_for_end(self, seconds: float) -> None:
+        """Wait until the other one has hung up as well, at most so long."""
+        self._has_ended.wait(seconds)
 
     def refuse(self, reason: str) -> None:
         """Say why there is nothing more to say, and hang up; before `watch`."""

@@ -65,7 +65,7 @@ def _squares(graph: Graph, node: Node) -> tuple[Node, np.ndarray] | None:
     if expr.affine is None:
         return None
     x = graph.node(Value(inner, expr, inner.shape))
-    if (found.weights == 1).all():
+    if found.is_plain:
         return x, found.entries
     spelled = spelled_out(graph, x, found.entries, found.weights)
     if spelled is None:

@@ -25,6 +25,16 @@ class Weighted(NamedTuple):
     entries: np.ndarray
     weights: np.ndarray
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether no entry is in two places and all have the weight 1: the sums need not be spelled out."""
+        return is_plain(self.entries, self.weights)
+
+
+def is_plain(entries: np.ndarray, weights: np.ndarray) -> bool:
+    """As `Weighted.is_plain`: an entry in two sums moves both."""
+    return bool((weights == 1).all()) and np.unique(entries).size == entries.size
+
 
 def weighted_sum(total: Node) -> Weighted | None:
     """What a node is the sums of; None if it is none, or not of one formula with weights that are not negative."""

@@ -382,6 +382,14 @@ LOOK_ALIKES = {
         np.inf,
         6,
     ),
+    "an entry in two sums of exponentials": (
+        lambda x: jnp.log(jnp.exp(x)[np.array([[0, 1], [0, 1]])].sum(1)),
+        2**0.5,
+        2,
+    ),
+    "an entry in three norms": (lambda x: jnp.sqrt(jnp.broadcast_to(x**2, (3, 2)).sum(1)), 3**0.5, 2),
+    "a norm of one entry": (lambda x: jnp.sqrt((x**2)[np.array([0, 0, 0])].sum()), 3**0.5, 1),
+    "a softmax over some": (lambda x: jnp.exp(x) / jnp.exp(x)[:2].sum(), np.inf, 3),
     "a norm over other entries": (lambda x: x[:3] / jnp.sqrt(jnp.mean(x**2) + 0.01), 10.0, 6),
 }
 

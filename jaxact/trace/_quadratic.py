@@ -42,7 +42,7 @@ def form(graph: Graph, node: Node, shape: tuple[int, ...]) -> Value | None:
     x, (A, a), (B, b) = maps
     H = A.T @ B
     H = H + H.T
-    if not H.any():
+    if not H.any() or not np.isfinite(H).all():  # the engine refuses what is not finite by name
         return None
     graph.has_choice = True
     if not graph.contract:

@@ -80,6 +80,12 @@ def form(graph: Graph, node: Node, shape: tuple[int, ...]) -> Value | None:
     )
 
 
+def _length(v: np.ndarray) -> float:
+    """|v|, though the squares of its entries may underflow."""
+    largest = float(np.max(np.abs(v), initial=0.0))
+    return largest * float(np.linalg.norm(v / largest)) if 0 < largest < math.inf else largest
+
+
 def root(graph: Graph, node: Node) -> tuple[Node, float] | None:
     """(y, s) of a form that is s |y|^2, s = 1 or -1; None if it is none of eigenvalues of one sign."""
     found = node.known.radial if isinstance(node, Known) else None

@@ -25,16 +25,6 @@ class Weighted(NamedTuple):
     entries: np.ndarray
     weights: np.ndarray
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether no entry is in two places and all have the weight 1: the sums need not be spelled out."""
-        return is_plain(self.entries, self.weights)
-
-
-def is_plain(entries: np.ndarray, weights: np.ndarray) -> bool:
-    """As `Weighted.is_plain`: an entry in two sums moves both."""
-    return bool((weights == 1).all()) and np.unique(entries).size == entries.size
-
 
 def weighted_sum(total: Node) -> Weighted | None:
     """What a node is the sums of; None if it is none, or not of one formula with weights that are not negative."""
@@ -63,6 +53,11 @@ def weighted_sum(total: Node) -> Weighted | None:
     weights = weights * np.broadcast_to(factor, (node.size,))[index]
     is_usual = bool((weights >= 0).all() and np.isfinite(weights).all())
     return Weighted((node.parents[0], expr), index, weights) if is_usual else None
+
+
+def are_all_once(entries: np.ndarray, x: Node) -> bool:
+    """Whether sums have every entry of x, each in one place: sums that share entries stretch x more than one does."""
+    return entries.size == x.size and bool((np.bincount(entries.reshape(-1), minlength=x.size) == 1).all())
 
 
 def _factor(expr: Expr) -> tuple[Expr, Any]:

@@ -130,7 +130,7 @@ class Program:
 def check_that_others_go_on(folder, whole, *words):
     """Cells fail for good, each for its reason, and the others are what they are in an undisturbed run."""
     program = Program(folder, *words)
-    status, out, err = program.call("run", "study.py", "--cell-timeout", "4s")
+    status, out, err = program.call("run", "study.py", "--cell-timeout", "10s")
     assert status == 1, (out, err)
     assert re.search(
         r"(?s)"

@@ -408,6 +408,11 @@ LOOK_ALIKES = {
     "an entry in three norms": (lambda x: jnp.sqrt(jnp.broadcast_to(x**2, (3, 2)).sum(1)), 3**0.5, 2),
     "a norm of one entry": (lambda x: jnp.sqrt((x**2)[np.array([0, 0, 0])].sum()), 3**0.5, 1),
     "a softmax over some": (lambda x: jnp.exp(x) / jnp.exp(x)[:2].sum(), np.inf, 3),
+    "a square of what may be no number": (
+        lambda x: jnp.where(jnp.log(x + 1000) ** 2 >= 0, x, 5 * x),
+        np.inf,
+        2,
+    ),
     "a norm over other entries": (lambda x: x[:3] / jnp.sqrt(jnp.mean(x**2) + 0.01), 10.0, 6),
 }
 

@@ -29,7 +29,9 @@ from train.pool import WorkerDiedError
 from train.workers import Processes, num_cores
 
 _OBJECT_BYTES = 2**27  # Ray's shared memory, through which little goes
-_ANSWER_SECONDS = 15.0  # a cluster says in one or two that it is there; Ray itself would try for two minutes
+_ANSWER_SECONDS = (
+    45.0  # one or two on an idle machine, most of it Ray's import; Ray itself would try for two minutes
+)
 _END_SECONDS = 10.0
 _LONGEST = 300  # characters of what Ray says
 _FORWARDED = ("JAX_", "XLA_")

@@ -113,7 +113,8 @@ def side_by_side(
         while taken := _taken(seats):
             heard = _with_news(crew, taken)
             for seat in taken:
-                if outcome := seat.hear() if seat in heard else seat.overdue():
+                outcome = seat.hear() if seat in heard else None
+                if outcome := outcome or seat.overdue():  # also of a cell that never stops telling
                     yield outcome
 
 

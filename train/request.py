@@ -277,7 +277,7 @@ def _num_workers(text: str) -> int | None:
 
 
 def _interval(text: str) -> float:
-    return 0.0 if text == "0" else limits.seconds(text, "checkpoint_every") or 0.0
+    return limits.seconds(text, "checkpoint_every", off="0") or 0.0
 
 
 def _check_executor(given: Any, workers: int | None) -> None:

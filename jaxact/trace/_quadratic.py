@@ -21,7 +21,7 @@ from jaxact.trace._stretch import Stretched, lengths, times_interval
 
 _LARGEST = 512  # entries of x up to which H is written out
 _UP = 1 + 1e-12
-_NOTHING = 1e-14  # of the largest eigenvalue: what counts as 0
+_NOTHING = 1e-14  # of the largest eigenvalue: what may be 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def form(graph: Graph, node: Node, shape: tuple[int, ...]) -> Value | None:
     x, (A, a), (B, b) = maps
     H = A.T @ B
     H = H + H.T
-    if not H.any():
+    if not H.any() or not np.isfinite(H).all():  # the engine refuses what is not finite by name
         return None
     graph.has_choice = True
     if not graph.contract:
@@ -66,18 +66,29 @@ def form(graph: Graph, node: Node, shape: tuple[int, ...]) -> Value | None:
             most = min(most, max(extremes[1] * each for each in squares) / 2 + found.d + slack)
         return np.atleast_1d(least), np.atleast_1d(most)
 
+    def rounding(far: Any) -> float:
+        """Of H v + c, |v| <= far, which may all but cancel."""
+        sizes = times_interval(np.abs(H), -far, far)[1] + np.abs(found.c)
+        return 1e-15 * (8 + x.size) * float(np.linalg.norm(sizes))
+
     def within(lower: Any, upper: Any, reach: Reach | None) -> float:
         low, high = times_interval(H, lower, upper)
         steepest = float(np.linalg.norm(np.maximum(np.abs(low + found.c), np.abs(high + found.c))))
+        steepest += rounding(np.maximum(np.abs(lower), np.abs(upper)))
         if reach is not None:
-            steepest = min(
-                steepest, float(np.linalg.norm(H @ reach.center + found.c)) + largest * reach.radius
-            )
+            middle = float(np.linalg.norm(H @ reach.center + found.c)) + rounding(np.abs(reach.center))
+            steepest = min(steepest, middle + largest * reach.radius)
         return steepest * _UP
 
     return graph.known(
         whole(x), shape, Stretched("quadratic form", math.inf, value, ends, within, radial=found)
     )
+
+
+def _length(v: np.ndarray) -> float:
+    """|v|, though the squares of its entries may underflow."""
+    largest = float(np.max(np.abs(v), initial=0.0))
+    return largest * float(np.linalg.norm(v / largest)) if 0 < largest < math.inf else largest
 
 
 def root(graph: Graph, node: Node) -> tuple[Node, float] | None:
@@ -89,8 +100,8 @@ def root(graph: Graph, node: Node) -> tuple[Node, float] | None:
     least = _NOTHING * np.abs(values).max()
     if values[0] < -least and values[-1] > least:
         return None
-    kept = np.abs(values) > least
-    L = np.sqrt(np.abs(values[kept]))[:, None] * vectors.T[kept]
+    # What counts as 0 is not left out: what is large in its direction alone would have no slope.
+    L = np.sqrt(np.maximum(np.abs(values), least))[:, None] * vectors.T
     made = Bound(
         (len(L),),
         [found.x],
@@ -101,7 +112,7 @@ def root(graph: Graph, node: Node) -> tuple[Node, float] | None:
         linear=(0,),
         is_product=True,
     )
-    return graph.add(made), float(np.sign(values[kept][0]))
+    return graph.add(made), float(np.sign(values[np.abs(values).argmax()]))
 
 
 def _maps(product: Product) -> tuple[Node, tuple[Any, Any], tuple[Any, Any]] | None:

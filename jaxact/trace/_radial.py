@@ -19,7 +19,7 @@ from jaxact.trace._graph import Graph
 from jaxact.trace._leaps import Formula, Known
 from jaxact.trace._nodes import Gathered, Node, Scaled, Total, Value, whole
 from jaxact.trace._quadratic import root
-from jaxact.trace._weights import spelled_out, weighted_sum
+from jaxact.trace._weights import are_all_once, spelled_out, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _squares(graph: Graph, node: Node) -> tuple[Node, np.ndarray] | None:
     if expr.affine is None:
         return None
     x = graph.node(Value(inner, expr, inner.shape))
-    if (found.weights == 1).all():
+    if (found.weights == 1).all() and are_all_once(found.entries, x):
         return x, found.entries
     spelled = spelled_out(graph, x, found.entries, found.weights)
     if spelled is None:
@@ -225,7 +225,7 @@ def variance(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -> Value 
         return None
     centred = _centred(graph, whole(x), positions)
     square = graph.node(Value(centred.node, variable() ** 2, x.shape))
-    again = graph.add(Total(square, u.node.grid, u.node.axes))
+    again = graph.add(Total(square, total.grid, total.axes))
     return Value(again, constant(a) * variable() + b, shape)
 
 

@@ -242,11 +242,11 @@ def _clamped(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[
     return list(applied(graph, RealEquation(eqn, "min"), [*raised, high]))
 
 
-def _compared(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
-    """U < v or u >= v; decided where v is 0 and u never negative."""
+def _below(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
+    """U < v; false where v is 0 and u never negative. The opposite may be false too: of NaN, as sqrt(-1) >= 0 is."""
     u, v = operands
     if is_constant(v) and not np.any(np.asarray(v)) and not u.expr.is_bool and is_nonnegative(u):
-        return [np.full(shape, eqn.primitive.name == "ge")]
+        return [np.full(shape, False)]
     return _elementwise(graph, eqn, operands, shape)
 
 
@@ -376,7 +376,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "max": _at_least,
     "clamp": _clamped,
-    **dict.fromkeys(("lt", "ge"), _compared),
+    "lt": _below,
     **dict.fromkeys(("log", "log1p"), _log),
     "exp": _exp,
     **dict.fromkeys(("scatter-max", "scatter_max", "scatter-min", "scatter_min"), _maxima.scattered),

@@ -13,7 +13,7 @@ from jaxact.trace._expr import Expr, constant
 from jaxact.trace._graph import Graph, is_constant
 from jaxact.trace._leaps import Formula, Known, Softmax, Weights
 from jaxact.trace._nodes import Gathered, Node, Sum, Total, Value, whole
-from jaxact.trace._weights import spelled_out, weighted_sum
+from jaxact.trace._weights import are_all_once, spelled_out, weighted_sum
 
 _LARGE = 2048  # entries up to which a difference is looked at
 
@@ -73,7 +73,7 @@ def _with_logs(
 
     Of x_j + log a_j, and log b. Sums with fewer terms than others have their first several times, each of that share.
     """
-    if (weights == 1).all() and not added.any():
+    if (weights == 1).all() and not added.any() and are_all_once(index, x):
         return x, index
     found = spelled_out(graph, x, index, weights)
     if found is None:
@@ -157,7 +157,8 @@ def exponential(graph: Graph, value: Value, shape: tuple[int, ...]) -> Value | N
 def _is_shifted(order: Order, x: Node, lse: Node, positions: np.ndarray) -> bool:
     """Whether a map is x minus the log of the sum that each entry is in."""
     size = order[-1].size
-    if size != x.size or offset_of(order).any():
+    is_partition = np.array_equal(np.sort(positions, axis=None), np.arange(size))
+    if size != x.size or not is_partition or offset_of(order).any():
         return False
     group = np.empty(size, int)
     group[positions] = np.arange(len(positions))[:, None]
@@ -200,7 +201,7 @@ def _formula(value: Value) -> tuple[Node, Expr]:
 
 def _all_terms(found: Exponentials) -> np.ndarray | None:
     """Every entry of x once, in its sum [sum, term], also those left out whose exponential is 0; None otherwise."""
-    if not np.array_equal(np.sort(found.entries, axis=None), np.arange(found.x.size)):
+    if not are_all_once(found.entries, found.x):
         return None
     left_out = found.entries[found.weights == 0]
     if not np.isin(found.weights, (0.0, 1.0)).all() or not _is_masked(found.x)[left_out].all():

@@ -55,6 +55,11 @@ def weighted_sum(total: Node) -> Weighted | None:
     return Weighted((node.parents[0], expr), index, weights) if is_usual else None
 
 
+def are_all_once(entries: np.ndarray, x: Node) -> bool:
+    """Whether sums have every entry of x, each in one place: sums that share entries stretch x more than one does."""
+    return entries.size == x.size and bool((np.bincount(entries.reshape(-1), minlength=x.size) == 1).all())
+
+
 def _factor(expr: Expr) -> tuple[Expr, Any]:
     """A formula as another times a number, or one for each entry: also where a mask puts zeros."""
     if expr.op == "mul" and any(arg.is_constant for arg in expr.args):

@@ -223,6 +223,17 @@ CONSTANTS = {
     "norm": (lambda x: jnp.sqrt(x @ x), 1.0),
     "norm, weighted": (lambda x: jnp.sqrt(jnp.sum(GAINS * x * x) + 0.1), 6**0.5),
     "norm, masked": (lambda x: 2 * jnp.sqrt(jnp.sum(jnp.where(np.arange(6) != 2, x**2, 0))), 2.0),
+    "norm of repeated entries": (lambda x: jnp.sqrt((x**2)[np.array([0, 0, 1])].sum()), 2**0.5),
+    "norms that share entries": (lambda x: jnp.sqrt((x**2)[np.array([[0, 1], [1, 2]])].sum(1)), 2**0.5),
+    "norms of copies": (lambda x: jnp.sqrt(jnp.broadcast_to(x**2, (4, 6)).sum(1)), 2.0),
+    "logsumexps that share entries": (
+        lambda x: jnp.log(jnp.exp(x)[np.array([[0, 1], [1, 2]])].sum(1)),
+        2**0.5,
+    ),
+    "deviation, moments in another order": (
+        lambda x: jnp.sqrt(1 + (x.reshape(2, 3) ** 2).T.mean(0) - x.reshape(2, 3).mean(1) ** 2),
+        3**-0.5,
+    ),
     "norms of growing parts": (lambda x: jnp.sqrt((np.tri(3) * x[:3] ** 2).sum(1)), 3**0.5),
     "Mahalanobis": (lambda x: jnp.sqrt((x - 1) @ FORM @ (x - 1)), np.linalg.eigvalsh(FORM)[-1] ** 0.5),
     "bump of a form": (
@@ -286,6 +297,12 @@ def test_a_quadratic_form_in_a_ball_has_its_largest_gradient(radius):
         <= found
         <= (np.linalg.norm(H @ CENTER + b) + radius * np.linalg.norm(H, 2)) * 1.001
     )
+
+
+def test_a_direction_in_which_a_form_is_weak_is_not_left_out():
+    scale, weights = np.array([1e-10, 1.0]), np.array([1.0, 1e-16])  # 1e-8 |x_1| where x_0 is 0
+    found = certify(lambda x: 1 + jnp.sqrt(weights * scale * x @ (scale * x)), np.ones(2)).value
+    assert 1e-8 <= found <= 2e-7
 
 
 def test_a_formula_that_reads_a_remainder_is_bounded_by_one_period():
@@ -372,6 +389,7 @@ LOOK_ALIKES = {
     ),
     "a sum with negative weights": (lambda x: jax.nn.logsumexp(x, b=np.array([2.0, -1, 1])), np.inf, 3),
     "places in another order": (lambda x: x[jnp.argsort(-x[::-1])], np.inf, 6),
+    "what has no sign": (lambda x: jnp.where(jnp.sqrt(x + 1000) >= 0, x, 5 * x), np.inf, 1),
     "clipped to another length": (
         lambda x: jnp.where(jnp.linalg.norm(x) > 2, x / jnp.linalg.norm(x), x),
         np.inf,
@@ -381,6 +399,19 @@ LOOK_ALIKES = {
         lambda x: jnp.where(jnp.linalg.norm(x[:3]) > 1, x / jnp.linalg.norm(x), x),
         np.inf,
         6,
+    ),
+    "an entry in two sums of exponentials": (
+        lambda x: jnp.log(jnp.exp(x)[np.array([[0, 1], [0, 1]])].sum(1)),
+        2**0.5,
+        2,
+    ),
+    "an entry in three norms": (lambda x: jnp.sqrt(jnp.broadcast_to(x**2, (3, 2)).sum(1)), 3**0.5, 2),
+    "a norm of one entry": (lambda x: jnp.sqrt((x**2)[np.array([0, 0, 0])].sum()), 3**0.5, 1),
+    "a softmax over some": (lambda x: jnp.exp(x) / jnp.exp(x)[:2].sum(), np.inf, 3),
+    "a square of what may be no number": (
+        lambda x: jnp.where(jnp.log(x + 1000) ** 2 >= 0, x, 5 * x),
+        np.inf,
+        2,
     ),
     "a norm over other entries": (lambda x: x[:3] / jnp.sqrt(jnp.mean(x**2) + 0.01), 10.0, 6),
 }

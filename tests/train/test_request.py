@@ -125,7 +125,6 @@ def test_what_cannot_be_run_says_why_and_writes_nothing(words, messages, tmp_pat
         (["5m"], 300.0),
         (["1h"], 3600.0),
         (["0"], 0.0),
-        (["none"], 0.0),
     ],
 )
 def test_times_between_checkpoints_have_units(words, seconds):

@@ -18,12 +18,15 @@ usage: python -m train COMMAND ...
 Run studies of activation functions and keep what they measure.
 
 commands:
-  run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--executor ray] [--FIELD VALUE ...]
+  run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--executor ray]
+      [--tensorboard [DIR]] [--wandb [PROJECT]] [--FIELD VALUE ...]
                  run the study of a config file; `run CONFIG --help` lists its fields
   resume RUN [--workers N] [--allow-changed-code]
                  continue a run that was interrupted, with the words that began it
   report RUN [--trust]
                  draw figures and report of a finished run again; --trust runs the code in its folder
+  status RUN [--follow]
+                 show how far a run is, from another terminal
   list           show the studies in configs/ and the runs in runs/
   exercise [CLAIM] [--check FILE] [--solution]
                  work out a claim of the chapter, and have the answer checked
@@ -37,7 +40,7 @@ OUTPUT = ("output", Path("runs"), {"metavar": "DIR", "help": "the folder of all 
 _WORKERS_HELP = (
     "processes that measure side by side; auto: one a core, none beside a GPU or TPU; 0: this process alone"
 )
-_RUN_OPTIONS = (
+_RUN_OPTIONS: tuple[options.Option, ...] = (
     ("smoke", False, {"help": "the same study in seconds"}),
     OUTPUT,
     (
@@ -61,6 +64,23 @@ _RUN_OPTIONS = (
         "cell_timeout",
         limits.NONE,
         {"metavar": "SECONDS", "help": "end a cell that takes longer; 30m and 2h are understood, or none"},
+    ),
+)
+NO_LOG = "none"
+_LOGS = ("--tensorboard", "--wandb")
+_RUN_OPTIONS += (
+    (
+        "tensorboard",
+        NO_LOG,
+        {
+            "metavar": "[DIR]",
+            "help": "curves and figures for TensorBoard, in the run folder if no DIR is given",
+        },
+    ),
+    (
+        "wandb",
+        NO_LOG,
+        {"metavar": "[PROJECT]", "help": "the same for Weights & Biases, offline unless there is a key"},
     ),
 )
 
@@ -93,6 +113,8 @@ class Request(NamedTuple):
     executor: str = "local"
     ray_address: str = ""
     cell_timeout: float | None = None
+    tensorboard: str = NO_LOG
+    wandb: str = NO_LOG
 
 
 def completed(arguments: Sequence[str]) -> list[str]:
@@ -115,7 +137,7 @@ def parse(arguments: Sequence[str]) -> Request:
         ConfigError: for a config or a value that cannot be run.
         SystemExit: after help, or after a message of tyro's.
     """
-    path, words = _split_config(arguments)
+    path, words = _split_config(_with_values(arguments))
     if path is None:
         print(USAGE, end="")
         raise SystemExit(0)
@@ -143,6 +165,8 @@ def parse(arguments: Sequence[str]) -> Request:
         given.executor,
         given.ray_address,
         limits.seconds(given.cell_timeout),
+        given.tensorboard,
+        given.wandb,
     )
 
 
@@ -209,9 +233,18 @@ def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     raise ConfigError(f"`run` needs a config file. There are: {studies}.")
 
 
+def _with_values(words: Sequence[str]) -> list[str]:
+    """The words, the options of logs that have no value with the value "auto"."""
+    pairs = itertools.zip_longest(words, words[1:], fillvalue="-")
+    return [f"{word}=auto" if word in _LOGS and after.startswith("-") else word for word, after in pairs]
+
+
 def _names_config(arguments: Sequence[str]) -> bool:
     try:
-        return _split_config([word for word in arguments if word not in ("-h", "--help")])[0] is not None
+        return (
+            _split_config([word for word in _with_values(arguments) if word not in ("-h", "--help")])[0]
+            is not None
+        )
     except ConfigError:
         return False
 

@@ -58,7 +58,8 @@ def test_a_log_gets_few_lines_and_the_last_one(monkeypatch):
     lines = console.file.getvalue().splitlines()
     assert lines[0].startswith("[1/6] plain/10 ")
     assert 10 < len(lines) < next(now) / 10 + 2
-    assert lines[-1] == "[6/6] bn/100 done in 30.0 s"
+    assert lines[-2] == "[6/6] bn/100 done in 30.0 s"
+    assert re.fullmatch(r"The cells took 10:\d\d; the forecast after the first was \d:\d\d\.", lines[-1])
     assert any("training, about" in line and line.endswith("left") for line in lines)
 
 
@@ -76,7 +77,7 @@ def test_failed_cells_are_not_counted_as_done_and_said_once_a_cause():
     lines = console.file.getvalue().splitlines()
     assert lines[0] == "plain/1 failed: it took too long. The others go on."
     assert lines[1].startswith("[1/6, 2 failed] plain/100 done in 1.0 s")
-    assert lines[-1] == "[4/6, 2 failed] bn/100 done in 1.0 s"
+    assert lines[-2] == "[4/6, 2 failed] bn/100 done in 1.0 s"
     assert not any("plain/10 " in line for line in lines)
 
 

@@ -58,7 +58,7 @@ def _called(words: Sequence[str]) -> int:
         print(request.USAGE, end="")
         return 0 if words else 2
     commands = {"run": _run, "resume": _resume, "report": _report, "list": _list, "exercise": _exercise}
-    commands |= {"status": _status}
+    commands |= {"plan": _plan, "status": _status}
     if words[0] not in commands:
         meant = config.hint(words[0], commands, "`{}`".format)
         meant = meant or f" The commands are {', '.join(commands)}."
@@ -209,6 +209,14 @@ def _report(arguments: Sequence[str]) -> int:
         return _fail(
             f"{directory / 'result.nc'} cannot be drawn by {by}: {error!r}.\nTo make it again:\n  {again}"
         )
+    return 0
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    experiment, path, num_devices = request.parse_plan(arguments)
+    from train import plan
+
+    _wide(_console()).print(plan.described(plan.made(experiment), path, num_devices))
     return 0
 
 

@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -113,8 +114,7 @@ class Logs:
         try:
             yield
         except Exception as error:  # of a library, a network or a disk; what is measured is safe
-            kind = type(self._loggers.pop(path)).__name__
-            self._say(f"{kind} fails: {records.reason(error)}. The run goes on without it.")
+            self._say(_failing(type(self._loggers.pop(path)).__name__, error))
 
 
 def check(asked: Request) -> None:
@@ -153,7 +153,11 @@ def opened(asked: Request, directory: Path, say: Callable[[str], None]) -> Itera
     if asked.wandb != NO_LOG:
         study = re.sub(r"-\d{8}T\d{6}-[0-9a-f]{4}$", "", directory.name)
         project = study if asked.wandb == OWN else asked.wandb
-        loggers[directory / "wandb" / "cells.txt"] = WandB(project, directory, asked.experiment, say)
+        try:
+            logger = WandB(project, directory, asked.experiment, say)
+            loggers[directory / "wandb" / "cells.txt"] = logger
+        except Exception as error:  # its settings, its service, its server
+            say(_failing("WandB", error))
     logs = Logs(loggers, members=[*getattr(type(asked.experiment), "within", {})], say=say)
     try:
         yield logs
@@ -173,20 +177,25 @@ def curves_of(part: xr.Dataset, cell: Sequence[str], members: Sequence[str]) -> 
     """
     numbers = [(str(name), each) for name, each in part.data_vars.items() if each.dtype.kind in "biuf"]
     stepped = {str(dim) for _, each in numbers if _STEP in each.dims for dim in each.dims}
+    labels = {str(dim): part[dim].to_numpy() for dim in part.dims}
     last = int(part[_STEP].max()) if _STEP in part.dims and part.sizes[_STEP] else 0
     for name, variable in numbers:
         own = [str(dim) for dim in variable.dims if dim not in (*cell, _STEP)]
         is_shown = all(dim in members or dim in stepped or part[dim].dtype.kind not in "iuf" for dim in own)
         if _STEP not in variable.dims and not is_shown:
             continue
-        variable = variable.isel({dim: 0 for dim in cell if dim in variable.dims})
         has_steps = _STEP in variable.dims
         steps = part[_STEP].to_numpy() if has_steps else np.array([last])
-        variable = variable.transpose(*own, *([_STEP] if has_steps else []))
-        values = variable.to_numpy().astype(float).reshape(*variable.shape[: len(own)], len(steps))
-        for place in itertools.product(*(range(part.sizes[dim]) for dim in own)):
-            labels = [f"{dim}={part[dim].values[index]}" for dim, index in zip(own, place, strict=True)]
-            yield Curve(name, "/".join(labels), steps, values[place])
+        sizes = [part.sizes[dim] for dim in own]
+        order = [
+            *(dim for dim in variable.dims if dim not in (*own, _STEP)),
+            *own,
+            *([_STEP] if has_steps else []),
+        ]
+        values = variable.transpose(*order).to_numpy().astype(float).reshape(*sizes, len(steps))
+        for place in itertools.product(*map(range, sizes)):
+            member = "/".join(f"{dim}={labels[dim][index]}" for dim, index in zip(own, place, strict=True))
+            yield Curve(name, member, steps, values[place])
 
 
 class TensorBoard:
@@ -201,42 +210,42 @@ class TensorBoard:
 
     def cell(self, name: str, curves: Sequence[Curve]) -> None:
         """Write a cell anew."""
-        from tensorboardX.summary import scalar
-
         folder = self._folder / name
         shutil.rmtree(folder, ignore_errors=True)  # what a process that was killed has begun
-        for number, (member, own) in enumerate(_by_member(curves)):
-            with self._writer(folder / _file_name(member, number)) as writer:
-                for curve in own:
-                    for step, value in zip(curve.steps, curve.values, strict=True):
-                        writer.add_summary(scalar(curve.name, float(value)), int(step))
+        for place, (member, own) in enumerate(_by_member(curves)):
+            rows = _rows((curve.name, curve) for curve in own)
+            numbers = {
+                step: [{"tag": tag, "simple_value": value} for tag, value in row.items()]
+                for step, row in rows.items()
+            }
+            self._write(folder / _file_name(member, place), numbers)
 
     def figures(self, directory: Path) -> None:
         """Write the figures as images."""
-        from tensorboardX.proto.summary_pb2 import Summary
-
+        images = []
+        for path in sorted((directory / "figures").glob("*.png")):
+            content = path.read_bytes()
+            width, height = struct.unpack(">II", content[16:24])  # PNG's first chunk
+            image = {"height": height, "width": width, "colorspace": 4, "encoded_image_string": content}
+            images.append({"tag": path.stem, "image": image})
         folder = self._folder / "figures"
         shutil.rmtree(folder, ignore_errors=True)
-        with self._writer(folder) as writer:
-            for path in sorted((directory / "figures").glob("*.png")):
-                content = path.read_bytes()
-                width, height = struct.unpack(">II", content[16:24])  # PNG's first chunk
-                image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=content)
-                writer.add_summary(Summary(value=[Summary.Value(tag=path.stem, image=image)]), 0)
+        self._write(folder, {0: images})
 
     def close(self) -> None:
         """Nothing is left to write: files are closed with their cell."""
 
     @staticmethod
-    @contextlib.contextmanager
-    def _writer(folder: Path) -> Iterator[Any]:
-        from tensorboardX.writer import FileWriter
+    def _write(folder: Path, values: Mapping[int, Sequence[dict[str, Any]]]) -> None:
+        """Write one file of events, by step, without the thread that SummaryWriter would start for it."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
 
-        writer = FileWriter(str(folder))
-        try:
-            yield writer
-        finally:
-            writer.close()
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = EventsWriter(str(folder / "events"))
+        for step, each in values.items():
+            writer.write_event(Event(step=step, wall_time=time.time(), summary={"value": each}))
+        writer.close()
 
 
 class WandB:
@@ -271,13 +280,9 @@ class WandB:
 
     def cell(self, name: str, curves: Sequence[Curve]) -> None:
         """Log a row a step: the variable comes first in a key, which is what W&B groups charts by."""
-        rows: dict[int, dict[str, float]] = {}
-        for curve in curves:
-            key = "/".join(filter(None, (curve.name, name, curve.member)))
-            for step, value in zip(curve.steps, curve.values, strict=True):
-                rows.setdefault(int(step), {_X: int(step)})[key] = float(value)
-        for _, row in sorted(rows.items()):
-            self._run.log(row)
+        keys = ("/".join(filter(None, (curve.name, name, curve.member))) for curve in curves)
+        for step, row in _rows(zip(keys, curves, strict=True)).items():
+            self._run.log({_X: step, **row})
 
     def figures(self, directory: Path) -> None:
         """Log each figure and the report as HTML."""
@@ -289,6 +294,19 @@ class WandB:
     def close(self) -> None:
         """Wait until all is on the disk, or sent."""
         self._run.finish()
+
+
+def _failing(name: str, error: Exception) -> str:
+    return f"{name} fails: {records.reason(error).rstrip('.')}. The run goes on without it."
+
+
+def _rows(named: Iterable[tuple[str, Curve]]) -> dict[int, dict[str, float]]:
+    """The values of several curves by step, in its order, and by name."""
+    rows: dict[int, dict[str, float]] = {}
+    for name, curve in named:
+        for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True):
+            rows.setdefault(step, {})[name] = value
+    return dict(sorted(rows.items()))
 
 
 def _by_member(curves: Sequence[Curve]) -> Iterator[tuple[str, list[Curve]]]:

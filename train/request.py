@@ -25,6 +25,8 @@ commands:
                  continue a run that was interrupted, with the words that began it
   report RUN [--trust]
                  draw figures and report of a finished run again; --trust runs the code in its folder
+  plan CONFIG [--devices N] [--FIELD VALUE ...]
+                 say what a run would cost, here and on N devices; nothing is stored
   status RUN [--follow]
                  show how far a run is, from another terminal
   list           show the studies in configs/ and the runs in runs/
@@ -64,6 +66,14 @@ _RUN_OPTIONS: tuple[options.Option, ...] = (
         "cell_timeout",
         limits.NONE,
         {"metavar": "SECONDS", "help": "end a cell that takes longer; 30m and 2h are understood, or none"},
+    ),
+)
+_PLAN_OPTIONS: tuple[options.Option, ...] = (
+    ("smoke", False, {"help": "plan the same study in seconds"}),
+    (
+        "devices",
+        1,
+        {"metavar": "N", "help": "accelerators, or machines, of which each is as fast as this one"},
     ),
 )
 NO_LOG = "none"
@@ -170,6 +180,29 @@ def parse(arguments: Sequence[str]) -> Request:
     )
 
 
+def parse_plan(arguments: Sequence[str]) -> tuple[Experiment, Path, int]:
+    """Read the words after `python -m train plan`: the experiment, its config file and the number of devices.
+
+    Raises:
+        ConfigError: for a config or a value that cannot be run.
+        SystemExit: after help, or after a message of tyro's.
+    """
+    path, words = _split_config(arguments, _PLAN_OPTIONS, "plan")
+    if path is None:
+        print(USAGE, end="")
+        raise SystemExit(0)
+    given = options.read(
+        words,
+        ("experiment", _loaded(path, smoke="--smoke" in words), {"name": ""}),
+        *_PLAN_OPTIONS,
+        prog=f"python -m train plan {path}",
+        description="Say what a run of this study would cost, from a calibration of seconds; nothing is stored.",
+    )
+    if given.devices < 1:
+        raise ConfigError(f"`devices` must be at least 1, got {given.devices}.")
+    return given.experiment, path, given.devices
+
+
 def runs(output: Path) -> list[Path]:
     """Return the folders of the runs in `output`, finished or not, the oldest of a study first."""
     return sorted(path for path in output.glob("[!.]*") if os.path.lexists(path / "config.json"))
@@ -213,11 +246,11 @@ def without(words: Sequence[str], option: str) -> list[str]:
     return list(words)
 
 
-def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+def _split_config(
+    arguments: Sequence[str], known: Sequence[options.Option] = _RUN_OPTIONS, command: str = "run"
+) -> tuple[Path | None, list[str]]:
     """Find the config among the words; how many values a field before it takes would not be known."""
-    num_values = {
-        f"--{name.replace('_', '-')}": int(default is not False) for name, default, _ in _RUN_OPTIONS
-    }
+    num_values = {f"--{name.replace('_', '-')}": int(default is not False) for name, default, _ in known}
     position = 0
     while position < len(arguments):
         word, has_value, _ = arguments[position].partition("=")
@@ -227,10 +260,10 @@ def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
             return None, []
         if word not in num_values:
             hint = config.hint(word, num_values)
-            raise ConfigError(f"the config comes before its fields: `run CONFIG {word} ...`.{hint}")
+            raise ConfigError(f"the config comes before its fields: `{command} CONFIG {word} ...`.{hint}")
         position += 1 + (0 if has_value else num_values[word])
     studies = ", ".join(str(study) for study in config.find()) or "none in configs/"
-    raise ConfigError(f"`run` needs a config file. There are: {studies}.")
+    raise ConfigError(f"`{command}` needs a config file. There are: {studies}.")
 
 
 def _with_values(words: Sequence[str]) -> list[str]:

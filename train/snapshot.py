@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs: a small file in its folder that others read, written at most once a second."""
+"""What a run says of itself while it runs: a small file in its folder, written at most once a second."""
 
 from __future__ import annotations
 

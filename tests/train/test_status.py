@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,10 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from train import config, locks, outcomes, runner, snapshot, status
+from train import config, outcomes, runner, snapshot, status
 from train.__main__ import main
-from train.config import ConfigError
-from train.experiment import Cell
 from train.progress import Display
 
 FAKE = Path(__file__).with_name("fake_study.py")

@@ -18,6 +18,8 @@ from train.experiment import Cell
 from train.snapshot import MOST_FAILED, Failed, Log, Running, Snapshot
 
 _RENEWED = 16  # a forecast of n cells is renewed when n / 16 more have ended
+_MANY = 64  # cells that run, from which on looking at all of them is rationed:
+_SHARE = 0.05  # of the time, at most
 _LINE_SECONDS = 10.0  # a log that is not a terminal gets one line in this time at most
 
 
@@ -103,7 +105,8 @@ class Display:
         self._num_failed = 0
         self._failed: list[Failed] = []
         self._has_ended = False
-        self._began = time.monotonic()
+        self._began, self._next_update = time.monotonic(), -math.inf
+        self._left: float | None = None
         self._foreseen: float | None = None  # seconds that all cells take, as they seemed after the first
         self._running: dict[str, _Running] = {}
         self._last_line = time.monotonic()
@@ -199,13 +202,18 @@ class Display:
 
     def _update_all(self) -> tuple[str, float | None]:
         """Show how many are done and for how long the others take; gives both."""
-        done, left = self._num_done(), self._seconds_left()
-        completed = done + sum(running.fraction for running in self._running.values())
+        done, began = self._num_done(), time.monotonic()
         count = f"{done}/{self._num_cells}"
         count = f"{count}, {self._num_failed} failed" if self._num_failed else count
+        if began < self._next_update:
+            return count, self._left
+        self._left = left = self._seconds_left()
+        completed = done + sum(running.fraction for running in self._running.values())
         self._update(self._all_bar, completed, count, left)
         if self._log:
             self._log.offer(self._snapshot(left))
+        if len(self._running) > _MANY:  # of which one reports every moment
+            self._next_update = began + (time.monotonic() - began) / _SHARE
         return count, left
 
     def _snapshot(self, left: float | None) -> Snapshot:

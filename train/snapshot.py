@@ -95,7 +95,7 @@ class Log:
     def __init__(self, directory: Path, experiment: Any):
         self._path = directory / NAME
         num_members = getattr(experiment, "num_members", lambda: 0)
-        self._known = {"num_members": num_members(), "num_steps": int(getattr(experiment, "num_steps", 0))}
+        self._num_members, self._num_steps = num_members(), int(getattr(experiment, "num_steps", 0))
         self._memory, self._next = (math.nan, 0, math.nan), -math.inf
         self._newest: Snapshot | None = None
         self._ended = threading.Event()
@@ -127,7 +127,11 @@ class Log:
             self._memory = *_memory(), (_device_memory() if is_here else math.nan)
         memory, num_processes, device_memory = self._memory
         return seen._replace(
-            **self._known, memory=memory, num_processes=num_processes, device_memory=device_memory
+            num_members=self._num_members,
+            num_steps=self._num_steps,
+            memory=memory,
+            num_processes=num_processes,
+            device_memory=device_memory,
         )
 
     def _write_now_and_then(self) -> None:
@@ -156,10 +160,9 @@ def read(directory: Path) -> Snapshot | None:
     path = directory / NAME
     try:
         seen = records.read(path, Snapshot)
-        for name, kind in (("running", Running), ("failed", Failed)):
-            entries = [records.fitted(each, kind) for each in getattr(seen, name)]
-            seen = seen._replace(**{name: entries})
-        return seen
+        running = [records.fitted(each, Running) for each in seen.running]
+        failed = [records.fitted(each, Failed) for each in seen.failed]
+        return seen._replace(running=running, failed=failed)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

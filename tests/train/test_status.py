@@ -81,7 +81,8 @@ def test_what_a_display_knows_is_what_the_file_says(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     log = snapshot.Log(directory, experiment)
     monkeypatch.setattr(log, "offer", offered.append)
-    with Display(cells, Console(file=io.StringIO()), log) as display:
+    console = Console(file=io.StringIO(), width=200)
+    with Display(cells, console, log) as display:
         display.skip(cells[0], 1.0)
         display.start(cells[1], "process 7")
         now[0] += 10
@@ -102,6 +103,8 @@ def test_what_a_display_knows_is_what_the_file_says(tmp_path, monkeypatch):
     seen = snapshot.read(directory)
     assert (seen.num_failed, seen.has_ended) == (1, True)
     assert seen.failed == [(cells[2].name, "it fell over")]
+    # The first took 10 s; of the others one is as deep as a cell of 1 s, one as the first.
+    assert "The cells took 0:15; the forecast after the first was 0:21." in console.file.getvalue()
 
 
 def test_many_reports_are_few_writings_and_the_newest_is_among_them(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@
 #SBATCH --output=jaxact-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Three minutes before the time limit, SIGUSR1 to this script alone: it interrupts the study and requeues the job.
+# Three minutes before the time limit, SIGUSR1 to this script alone: it passes it on to the study and requeues the job.
 #SBATCH --signal=B:USR1@180
 set -euo pipefail
 
@@ -36,7 +36,8 @@ Runs `python -m train run CONFIG OPTION...` as a SLURM job, submitted from the r
   --help       this text
 
 Results: in runs/slurm-JOB (in an array: runs/slurm-JOB_TASK); log: jaxact-JOB.log. A job that is preempted, loses
-its node or reaches its time limit is queued again under the same number and resumes: finished cells are kept.
+its node or reaches its time limit is queued again under the same number and resumes: finished cells are kept, and
+those in flight go on from their checkpoints.
 
 Environment (sbatch passes it on):
   JAXACT_EXTRAS   what to install into a new virtual environment (default: study,cuda13; on CPU nodes: study)
@@ -163,21 +164,22 @@ show "${command[@]}"
 # Job control on: without it bash starts background programs with SIGINT ignored. A signal may come before the study is
 # there to be interrupted: it is passed on then.
 set -m
-study="" requeue=false stopped=false
+study="" requeue=false stopped=""
 stop() {
-  stopped=true
-  [[ -z "$study" ]] || kill -INT "$study" 2>/dev/null || true
+  stopped=$1
+  [[ -z "$study" ]] || kill -s "$1" "$study" 2>/dev/null || true
 }
-trap 'requeue=true; stop' USR1
-trap stop TERM INT
+trap 'requeue=true; stop USR1' USR1
+trap 'stop TERM' TERM
+trap 'stop INT' INT
 "${command[@]}" &
 study=$!
-! "$stopped" || stop
+[[ -z "$stopped" ]] || stop "$stopped"
 # A trapped signal ends `wait` early, with the signal's status: wait again, even for a study that is gone by then.
 while :; do
-  stopped=false status=0
+  stopped="" status=0
   wait "$study" || status=$?
-  "$stopped" || break
+  [[ -n "$stopped" ]] || break
 done
 
 if "$requeue" && [[ $status -ne 0 ]]; then

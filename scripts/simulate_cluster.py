@@ -15,9 +15,9 @@ its time linear in the depth. On a device of slowness s a cell of depth d takes
 
 and before its first cell of a program c seconds to compile, before anything r to start. With rate 1/M a device dies;
 the cell is lost on average half done, and the device is back after R seconds. The run itself may be ended and resumed:
-all that runs is lost then, and all starts and compiles anew. The main process needs q seconds a cell and is no
-bottleneck while D q < mean(t) for D devices. With n cells a device, p programs met by a device, the share of time
-that devices measure what is kept is about
+all that runs is lost then, as if no cell kept checkpoints, and all starts and compiles anew. The main process needs q
+seconds a cell and is no bottleneck while D q < mean(t) for D devices. With n cells a device, p programs met by a
+device, the share of time that devices measure what is kept is about
 
     U = 1 / (1 + (r + p c) / (n t) + q / t + (t / 2 + R + r + p c) / M) less the end, at most max(t) / (n t),
 
@@ -128,6 +128,8 @@ class Outcome(NamedTuple):
 class Cluster:
     """Simulated devices and their clock; a `train.pool.Crew`."""
 
+    plan: Any = None  # of checkpoints, of which none is made
+
     def __init__(self, numbers: Numbers, cells: Sequence[Cell]):
         self.numbers, self.cells = numbers, {cell.name: cell for cell in cells}
         lasting = [numbers.work * seconds for seconds in numbers.cell_seconds]
@@ -209,6 +211,12 @@ class Device:
             cluster.free = max(cluster.free, self.at) + cluster.numbers.store_seconds
             cluster.now = cluster.free
         return self.said
+
+    def stop(self) -> None:
+        """Store nothing of the cell: it is measured from the start again."""
+
+    def join(self, seconds: float) -> None:
+        """Take no time."""
 
     def end(self, *, at_once: bool) -> None:
         """Give the device back, which if it has died can be used after a while."""

@@ -1,16 +1,17 @@
 """Hurt runs in every way a machine can, and see that nothing is silent, nothing lost and every resume identical.
 
-    python scripts/torture.py --quick               # under three minutes on two cores
+    python scripts/torture.py --quick               # some four minutes on two cores
     python scripts/torture.py                       # ten times the flipped bits, every file event
     python scripts/torture.py --only kills bits
 
 A small study is run whole. Then it is killed before each thing it does to a file; sent signals; refused space, by the
 system's limit on files and by a disk that is full from some file event on; its files are truncated and their bits
-flipped, one at a time. After each harm the run is resumed: that must end well, keep every cell that was stored, and
-measure the same bit for bit. No message may be a traceback, and no process may be left. Exit status 1 if one of these
-fails.
+flipped, one at a time. Another, which trains, is killed at random moments within its one cell. After each harm the run
+is resumed: that must end well, keep every cell that was stored, and measure the same bit for bit. No message may be a
+traceback, and no process may be left. Exit status 1 if one of these fails.
 
-Most runs are forks of this process, which has imported what they need; those with worker processes are real ones.
+Most runs are forks of this process, which has imported what they need; those with worker processes, and those that
+train, are real ones.
 """
 
 import argparse
@@ -79,6 +80,52 @@ class Tortured(Study):
 
 def get_config():
     return Tortured()
+'''
+TRAINING = '''"""One long cell: a network of one matrix, trained in two loops."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+
+from jaxact import nn
+from train.study import Variable
+from train.tasks import GaussianMixture
+from train.trial import TrainingStudy, parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Long(TrainingStudy):
+    """A study of one cell."""
+
+    swept: ClassVar = {"learning_rate": "learning_rates"}
+    within: ClassVar = {"seed": "seeds"}
+    variables: ClassVar = {"first": Variable("loss", ("seed", "step")), "second": Variable("loss", ("seed", "step"))}
+    task: GaussianMixture = GaussianMixture(num_classes=3, dimension=4, num_train=64, num_test=50)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    learning_rates: tuple[float, ...] = (0.01,)
+    batch_size: int = 4
+    num_steps: int = 60_000
+    measure_every: int = 300
+
+    def measure(self, cell, progress):
+        def init(key):
+            return {"kernel": jax.random.normal(key, (4, 3))}, {}
+
+        def apply(params, variables, inputs, *, training=False, **_):
+            return inputs @ params["kernel"], variables
+
+        trial = self.trial(nn.Functional(init, apply), parts(self.task.load()))
+        losses = [trial.train(trial.start(), progress=progress)[1]["batch_loss"] for _ in range(2)]
+        return {"first": losses[0], "second": losses[1], "step": self.steps()}
+
+    @classmethod
+    def figures(cls, result):
+        return {}
+
+
+def get_config():
+    return Long()
 '''
 
 
@@ -207,6 +254,61 @@ class Torture:
         run = only_run(output)
         went = told(self.words(output, "--seconds", "0.5", "--resume", run), output)
         return faults + self.faults(went, {0}, output)
+
+    def cells(self) -> Iterator[Row]:
+        """SIGKILL at random moments within one long cell: its checkpoints are taken up."""
+        (self.folder / "long.py").write_text(TRAINING)
+        output = self.fresh("long")
+        status = self.trains(output).wait(SECONDS)
+        if status:
+            raise SystemExit(f"the study that trains does not run:\n{(output / 'said').read_text()}")
+        whole = results.load(only_run(output) / "result.nc")
+        seconds = float(whole.attrs["wall_seconds"])
+        moments = np.random.default_rng(2).uniform(0, seconds, 3 if self.quick else 20).tolist()
+        faults = [f"{moment:.1f} s: {fault}" for moment in moments for fault in self.trained(moment, whole)]
+        yield Row(f"kill -9 within a cell of {seconds:.0f} s", len(moments), faults)
+
+    def trains(self, output: Path, *more: object) -> subprocess.Popen:
+        """Begin a real run of the study that trains; what it says goes to a file."""
+        words = [
+            "run",
+            self.folder / "long.py",
+            "--workers",
+            0,
+            "--output",
+            output,
+            "--checkpoint-every",
+            0.5,
+            *more,
+        ]
+        own = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        with open(output / "said", "w") as said:
+            command = [sys.executable, "-m", "train", *map(str, words)]
+            return subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, **own})
+
+    def trained(self, moment: float, whole: xr.Dataset) -> list[str]:
+        """Kill so many seconds after the run folder is there, then go on."""
+        output = self.fresh("trained")
+        process = self.trains(output)
+        wait_for(lambda: any(output.glob("[!.]*/config.json")))
+        time.sleep(moment)
+        process.kill()
+        process.wait()
+        run = only_run(output)
+        stored = {path.name for path in run.glob("cells/*.partial/[0-9]*") if path.is_dir()}
+        status = self.trains(output, "--resume", run).wait(SECONDS)
+        said = (output / "said").read_text()
+        if status or "Traceback" in said:
+            return [f"status {status}: {said[-1500:]}"]
+        left = [path.name for path in (run / "cells").iterdir() if path.suffix != ".nc"]
+        found = results.measurements(results.load(run / "result.nc"))
+        faults = ["other measurements"] * (not found.identical(results.measurements(whole)))
+        is_taken_up = "goes on from its checkpoint" in said or not stored or "1-200" in stored
+        return (
+            faults
+            + [f"litter: {left}"] * bool(left)
+            + ["the checkpoint was not taken up"] * (not is_taken_up)
+        )
 
     def space(self) -> Iterator[Row]:
         """A limit on the size of files, and a disk that is full from some file event on."""
@@ -470,13 +572,16 @@ def is_group(number: int) -> bool:
     return True
 
 
-HARMS = {name: getattr(Torture, name) for name in ("kills", "signals", "space", "cuts", "bits", "checkpoint")}
+HARMS = {
+    name: getattr(Torture, name)
+    for name in ("kills", "signals", "cells", "space", "cuts", "bits", "checkpoint")
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks for; 1 if anything fails."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="under three minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="some four minutes on two cores")
     parser.add_argument(
         "--only", nargs="+", choices=HARMS, default=[*HARMS], metavar="HARM", help=f"of {[*HARMS]}"
     )

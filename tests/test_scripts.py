@@ -280,7 +280,14 @@ def job(checkout, tmp_path):
 
 
 STUDY = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
+
+def end(number, _):
+    print("ended by", signal.Signals(number).name, flush=True)
+    sys.exit(128 + number)
+
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, end)
 words = sys.argv[1:]
 print("ran", *words, sep="|", flush=True)
 run = pathlib.Path(words[words.index("--output") + 1]) / "study-1"
@@ -288,10 +295,7 @@ if "--resume" in words:
     sys.exit(0)
 run.mkdir(parents=True)
 (run / "config.json").touch()
-try:
-    time.sleep(60 if "--long" in words else 0)
-except KeyboardInterrupt:
-    sys.exit(130)
+time.sleep(60 if "--long" in words else 0)
 sys.exit(3)
 """
 
@@ -306,7 +310,7 @@ def test_slurm_job_runs_the_study_in_a_folder_of_its_own_and_passes_its_status(j
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGUSR1, 0), (signal.SIGTERM, 130)], ids=["time", "preempted"]
+    ("number", "status"), [(signal.SIGUSR1, 0), (signal.SIGTERM, 143)], ids=["time", "preempted"]
 )
 def test_slurm_job_is_interrupted_requeued_and_resumed(job, checkout, number, status):
     (checkout / "train/__main__.py").write_text(STUDY)
@@ -318,6 +322,7 @@ def test_slurm_job_is_interrupted_requeued_and_resumed(job, checkout, number, st
     process.send_signal(number)  # to the script alone, as sbatch's --signal=B: does
     told, _ = process.communicate(timeout=20)
     assert process.returncode == status, told
+    assert f"ended by {number.name}\n" in told
     # Out of time: the script asks for the requeue. Preempted: SLURM does it by itself.
     assert job.requeued.exists() == (number == signal.SIGUSR1)
     if job.requeued.exists():

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import os
 import shutil
 import signal
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong; 2 for bad input or a disk that cannot be written, with one message on stderr.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C or SIGTERM; a run has then said how to continue.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM, SIGHUP or SIGUSR1; a run has then said how to continue.
     """
     try:
         return _called(list(sys.argv[1:] if arguments is None else arguments))
@@ -88,6 +89,9 @@ def _run(arguments: Sequence[str]) -> int:
     num_workers, measure = executors.chosen(asked, arguments)
     directory = _folder(asked)
     console.print(visible(f"Run folder: {directory}"), soft_wrap=True)
+    any_code = asked.allow_changed_code
+    plan = runner.plan(asked.experiment, directory, every=asked.checkpoint_every, allow_changed_code=any_code)
+    measure = functools.partial(measure, plan=plan)
     try:
         with _telling_if_interrupted(directory, console), loggers.opened(asked, directory, _say) as logs:
             result = runner.run(asked.experiment, directory, console=console, measure=measure, logs=logs)

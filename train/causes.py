@@ -69,6 +69,8 @@ def of_end(exit_code: int | None) -> Cause:
     """
     if exit_code is None:
         return Cause("closed its connection and hangs", "End it and continue.")
+    if exit_code - 128 in [*signal.Signals]:  # it stored something first
+        exit_code = 128 - exit_code
     if exit_code >= 0:
         why = "The study, or a library that it calls, ended the process: see above whether it says why."
         return Cause(f"ended with status {exit_code}", why)

@@ -29,7 +29,9 @@ from train.pool import WorkerDiedError
 from train.workers import Processes, num_cores
 
 _OBJECT_BYTES = 2**27  # Ray's shared memory, through which little goes
-_ANSWER_SECONDS = 15.0  # a cluster says in one or two that it is there; Ray itself would try for two minutes
+_ANSWER_SECONDS = (
+    45.0  # one or two on an idle machine, most of it Ray's import; Ray itself would try for two minutes
+)
 _END_SECONDS = 10.0
 _LONGEST = 300  # characters of what Ray says
 _FORWARDED = ("JAX_", "XLA_")
@@ -54,6 +56,8 @@ class Cluster:
     Raises:
         ConfigError: if Ray is not installed, or no cluster answers.
     """
+
+    plan: Any = None
 
     def __init__(self, words: Sequence[str], fields: dict[str, Any], *, address: str = ""):
         self.words, self.fields = request.without(words, "--resume"), fields
@@ -91,7 +95,7 @@ class Cluster:
             runtime_env={"env_vars": _environment()},
         )
         share = max(1, int(self.resources.get("CPU", 1)) // num_workers)
-        return Remote(place.remote(self.words, self.fields, os.getcwd(), share))
+        return Remote(place.remote(self.words, self.fields, os.getcwd(), share, self.plan))
 
     @staticmethod
     def wait(workers: Sequence[Remote], seconds: float | None) -> list[Remote]:
@@ -176,6 +180,16 @@ class Remote:
         self._listen()
         return pickle.loads(said)
 
+    def stop(self) -> None:
+        """Have it store how far its cell is, and end."""
+        if self.is_up:
+            self.place.stop.remote()
+
+    def join(self, seconds: float) -> None:
+        """Wait until it has ended, at most so long."""
+        if self.is_up:
+            futures.wait([self.place.join.remote(seconds).future()], seconds)
+
     def end(self, *, at_once: bool) -> None:
         """Kill the process, which holds nothing more than its cell, and give its place back."""
         import ray
@@ -188,10 +202,14 @@ class Remote:
 class _Place:
     """What Ray runs on one of its machines: a worker process, told and heard from afar."""
 
-    def __init__(self, words: Sequence[str], fields: dict[str, Any], folder: str, num_threads: int):
+    def __init__(
+        self, words: Sequence[str], fields: dict[str, Any], folder: str, num_threads: int, plan: Any = None
+    ):
         if os.path.isdir(folder):
             os.chdir(folder)  # which the words' paths are relative to
-        self.process = Processes(words, fields, share=num_threads).start(1)
+        processes = Processes(words, fields, share=num_threads)
+        processes.plan = plan
+        self.process = processes.start(1)
 
     def send(self, name: str) -> None:
         """Have the cell of this name measured."""
@@ -203,6 +221,14 @@ class _Place:
             return self.process.received()
         except WorkerDiedError as error:
             return error.cause
+
+    def stop(self) -> None:
+        """Have the process store how far its cell is, and end."""
+        self.process.stop()
+
+    def join(self, seconds: float) -> None:
+        """Wait until the process has ended, at most so long."""
+        self.process.join(seconds)
 
     def end(self) -> None:
         """Kill the process; `received`, which waits for what it says, would keep it from ending by itself."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: how a run ends within seconds even while compiled code holds the main thread."""
+"""Ctrl-C, SIGTERM and their like: how a run ends within seconds even while compiled code holds the main thread."""
 
 import contextlib
 import os
@@ -8,10 +8,12 @@ import threading
 from collections.abc import Callable, Iterator
 
 GRACE_SECONDS = 4.0
+STORE_SECONDS = GRACE_SECONDS - 1.0  # what a worker process has of it
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # SIGUSR1: SLURM's, some time before the limit
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was asked to end: `signal_number` says whether by Ctrl-C or by SIGTERM."""
+    """The process was asked to end: `signal_number` says by which signal."""
 
     def __init__(self, signal_number: int):
         super().__init__(signal_number)
@@ -20,14 +22,15 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def interruptible(on_stuck: Callable[[int], None], *, grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted`, and end the process if the main thread does not get to it.
+    """Turn SIGINT, SIGTERM, SIGHUP and SIGUSR1 into `Interrupted`, and see to it that the process ends.
 
     Python delivers a signal only between bytecodes of the main thread, and compiling a large program is a
     single call of many seconds. A second thread therefore waits; when the body has not ended `grace_seconds`
     after the signal, or at a second signal, it calls `on_stuck` and ends the process at once with status
     128 + the signal's number. That is as safe as a kill: a run writes every file under a temporary name.
 
-    Outside the main thread, where signals cannot be caught, nothing is changed.
+    Outside the main thread, where signals cannot be caught, nothing is changed; nor is a SIGHUP that is ignored, as
+    after `nohup`.
 
     Args:
         on_stuck: says farewell, given the signal's number; runs in the second thread.
@@ -37,12 +40,9 @@ def interruptible(on_stuck: Callable[[int], None], *, grace_seconds: float = GRA
         yield
         return
 
-    def raise_interrupted(number: int, _frame: object) -> None:
-        raise Interrupted(number)
-
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    before = {number: signal.signal(number, raise_interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _interrupt) for number in _caught()}
     wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     waiting = (reader, set(before), on_stuck, grace_seconds)
     watcher = threading.Thread(target=_watch, args=waiting, daemon=True)
@@ -56,6 +56,42 @@ def interruptible(on_stuck: Callable[[int], None], *, grace_seconds: float = GRA
         writer.close()  # the watcher reads end of file and ends
         watcher.join()
         reader.close()
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Let the body end before `Interrupted` is raised, if it gets to it within the grace time."""
+    _postponed.is_on = True
+    try:
+        yield
+    finally:
+        _postponed.is_on = False
+        if number := _postponed.number:
+            _postponed.number = 0
+            raise Interrupted(number)
+
+
+class _Postponed:
+    """Whether a signal has to wait for the end of `postponed`, and which one does; the main thread's alone."""
+
+    is_on = False
+    number = 0
+
+
+_postponed = _Postponed()
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    if _postponed.is_on:
+        _postponed.number = number
+    else:
+        raise Interrupted(number)
+
+
+def _caught() -> list[int]:
+    known = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    hangup = getattr(signal, "SIGHUP", None)
+    return [each for each in known if each != hangup or signal.getsignal(each) != signal.SIG_IGN]
 
 
 def _watch(

@@ -1,4 +1,4 @@
-"""A limit of time, as a command line says it."""
+"""Lengths of time, as a command line says them."""
 
 import math
 
@@ -8,8 +8,8 @@ NONE = "none"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def seconds(text: str) -> float | None:
-    """Read a duration: a number of seconds, or one with a unit; None for "none".
+def seconds(text: str, option: str = "cell_timeout", off: str = NONE) -> float | None:
+    """Read a duration: a number of seconds, or one with a unit; None for the word that stands for no limit, `off`.
 
     Raises:
         ConfigError: if it is neither, or not more than 0.
@@ -17,7 +17,7 @@ def seconds(text: str) -> float | None:
     >>> seconds("90"), seconds("30m"), seconds("1.5h"), seconds("none")
     (90.0, 1800.0, 5400.0, None)
     """
-    if text == NONE:
+    if text == off:
         return None
     number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1)
     try:
@@ -26,6 +26,6 @@ def seconds(text: str) -> float | None:
         found = math.nan
     if not 0 < found < math.inf:
         raise ConfigError(
-            f"`cell_timeout` must be a time above 0, such as 90 (seconds), 30m or 2h, or none, got {text!r}."
+            f"`{option}` must be a time above 0, such as 90 (seconds), 30m or 2h, or {off}, got {text!r}."
         )
     return found

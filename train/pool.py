@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
+from train import interrupt
 from train.causes import Cause
 from train.experiment import Cell, Experiment
 from train.outcomes import CellEndedError, Failure, Measurement
@@ -38,12 +39,24 @@ class Worker(Protocol):
             WorkerDiedError: if it has ended.
         """
 
+    def stop(self) -> None:
+        """Have it store how far its cell is, and end."""
+
+    def join(self, seconds: float) -> None:
+        """Wait until it has ended, at most so long."""
+
     def end(self, *, at_once: bool) -> None:
         """Let it end, or kill it."""
 
 
 class Crew(Protocol):
-    """Where workers come from: the cores of this machine, or a cluster."""
+    """Where workers come from: the cores of this machine, or a cluster.
+
+    Attributes:
+        plan: of the checkpoints of cells in flight, a `train.partial.Plan` or None, for workers that are started next.
+    """
+
+    plan: Any
 
     def start(self, num_workers: int) -> Worker:
         """Start one of so many; it says when it is ready."""
@@ -63,6 +76,7 @@ def side_by_side(
     crew: Crew,
     num_workers: int,
     limit: float | None = None,
+    plan: Any = None,
 ) -> Generator[Measurement | Failure]:
     """Measure cells by several workers at once; yield what becomes of them as they end.
 
@@ -79,11 +93,13 @@ def side_by_side(
         crew: where workers come from; closed in the end.
         num_workers: at most so many.
         limit: seconds that a cell may take, without the start of its worker.
+        plan: of the checkpoints of cells in flight.
 
     Raises:
         CellEndedError: if workers die before they measure anything.
         Exception: what other cells would meet too, such as missing data.
     """
+    crew.plan = plan
     num_workers = min(num_workers, len(cells))
     ends = [index * len(cells) // max(num_workers, 1) for index in range(num_workers + 1)]
     stretches = [Waiting(cells[start:end], display.forecast) for start, end in itertools.pairwise(ends)]
@@ -93,10 +109,12 @@ def side_by_side(
         for seat in seats:
             stack.callback(seat.end)
             seat.start()
+        stack.callback(_stop, seats)  # before they are killed
         while taken := _taken(seats):
             heard = _with_news(crew, taken)
             for seat in taken:
-                if outcome := seat.hear() if seat in heard else seat.overdue():
+                outcome = seat.hear() if seat in heard else None
+                if outcome := outcome or seat.overdue():  # also of a cell that never stops telling
                     yield outcome
 
 
@@ -157,6 +175,9 @@ class _Seat:
             raise content
         if kind == "progress":
             self.report(*content)
+            return None
+        if kind == "notice":
+            self.display.notice(content)
             return None
         outcome = self._outcome(kind, content)
         self._assign()
@@ -221,6 +242,16 @@ class _Seat:
         self.end()
         if self.has_work():
             self.start()
+
+
+def _stop(seats: Sequence[_Seat]) -> None:
+    """Let workers that still measure store how far they are, within the time that this process has itself."""
+    workers = [seat.worker for seat in seats if seat.worker and seat.cell]
+    for worker in workers:
+        worker.stop()
+    end = time.monotonic() + interrupt.STORE_SECONDS
+    for worker in workers:
+        worker.join(max(end - time.monotonic(), 0.0))
 
 
 def _taken(seats: Sequence[_Seat]) -> list[_Seat]:

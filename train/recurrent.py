@@ -14,6 +14,7 @@ import numpy as np
 from jaxact import fit, nn, theory
 from jaxact.activations import Activation, select
 from train.optimizers import Adam
+from train.partial import chunked
 from train.tasks import SequenceTask
 
 LAWS = ("gaussian", "orthogonal", "identity")
@@ -56,7 +57,12 @@ class MemoryTrial:
         gain = jnp.float32(small_signal_gain(self.activations[index]))
         # Weights do not depend on the length: one program for all of them.
         start = _started(replace(self, task=replace(self.task, length=2)), keys, gain)
-        return np.asarray(_final_loss(self, start, keys, jnp.asarray(index, jnp.int32)))
+
+        def advance(_: tuple) -> tuple[tuple, dict[str, np.ndarray]]:
+            return (), {"loss": np.asarray(_final_loss(self, start, keys, jnp.asarray(index, jnp.int32)))}
+
+        ((_, record),) = chunked(advance, (), num_chunks=1)
+        return record["loss"]
 
 
 def longest_trained(

@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import importlib.metadata
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import xarray as xr
 from markupsafe import Markup, escape
 
 from jaxact import theme
+from jaxact.cache import kept
 from train import crowded
 from train.escapes import visible
 from train.experiment import Section
@@ -78,7 +80,8 @@ def _spec(name: str, chart: alt.TopLevelMixin) -> Spec:
             "Rename it."
         )
     with alt.data_transformers.disable_max_rows():  # of charts that hold a frame; the limit is for notebooks
-        return _visible(crowded.thinned(chart.to_dict()))
+        # Every part was held against the schema as it was made.
+        return _visible(crowded.thinned(chart.to_dict(validate=False)))
 
 
 def _visible(value: Any) -> Any:
@@ -212,7 +215,9 @@ def _blocks(specs: Mapping[str, Spec]) -> dict[str, Markup]:
 @functools.cache
 def _bundle() -> Markup:
     """Vega, Vega-Lite and Vega-Embed as one script."""
-    return _script(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub misses the default
+    version = importlib.metadata.version("vl-convert-python")
+    make = vl_convert.javascript_bundle  # its stub misses the default
+    return _script(kept(f"vega-{version}.js", make))  # type: ignore[arg-type]
 
 
 def _json(value: Any) -> Markup:

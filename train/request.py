@@ -19,7 +19,7 @@ Run studies of activation functions and keep what they measure.
 
 commands:
   run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--executor ray]
-      [--tensorboard [DIR]] [--wandb [PROJECT]] [--FIELD VALUE ...]
+      [--checkpoint-every SECONDS] [--tensorboard [DIR]] [--wandb [PROJECT]] [--FIELD VALUE ...]
                  run the study of a config file; `run CONFIG --help` lists its fields
   resume RUN [--workers N] [--allow-changed-code]
                  continue a run that was interrupted, with the words that began it
@@ -41,6 +41,9 @@ examples:
 OUTPUT = ("output", Path("runs"), {"metavar": "DIR", "help": "the folder of all runs"})
 _WORKERS_HELP = (
     "processes that measure side by side; auto: one a core, none beside a GPU or TPU; 0: this process alone"
+)
+_CHECKPOINT_HELP = (
+    "how often a cell stores how far its training is: a killed run loses no more. 30, 5m, 1h; 0: never"
 )
 _RUN_OPTIONS: tuple[options.Option, ...] = (
     ("smoke", False, {"help": "the same study in seconds"}),
@@ -67,6 +70,7 @@ _RUN_OPTIONS: tuple[options.Option, ...] = (
         limits.NONE,
         {"metavar": "SECONDS", "help": "end a cell that takes longer; 30m and 2h are understood, or none"},
     ),
+    ("checkpoint_every", "60", {"metavar": "SECONDS", "help": _CHECKPOINT_HELP}),
 )
 _PLAN_OPTIONS: tuple[options.Option, ...] = (
     ("smoke", False, {"help": "plan the same study in seconds"}),
@@ -123,6 +127,7 @@ class Request(NamedTuple):
     executor: str = "local"
     ray_address: str = ""
     cell_timeout: float | None = None
+    checkpoint_every: float = 60.0
     tensorboard: str = NO_LOG
     wandb: str = NO_LOG
 
@@ -175,6 +180,7 @@ def parse(arguments: Sequence[str]) -> Request:
         given.executor,
         given.ray_address,
         limits.seconds(given.cell_timeout),
+        _interval(given.checkpoint_every),
         given.tensorboard,
         given.wandb,
     )
@@ -320,6 +326,10 @@ def _num_workers(text: str) -> int | None:
             f"`workers` must be a number of processes, 0 for this one alone, or auto, got {text!r}."
         )
     return None if text == "auto" else int(text)
+
+
+def _interval(text: str) -> float:
+    return limits.seconds(text, "checkpoint_every", off="0") or 0.0
 
 
 def _check_executor(given: Any, workers: int | None) -> None:

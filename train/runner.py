@@ -22,7 +22,19 @@ from typing import Any, NamedTuple
 import xarray as xr
 from rich.console import Console
 
-from train import causes, config, devices, fingerprint, locks, outcomes, records, results, snapshot
+from train import (
+    causes,
+    config,
+    devices,
+    fingerprint,
+    interrupt,
+    locks,
+    outcomes,
+    partial,
+    records,
+    results,
+    snapshot,
+)
 from train.agreement import Agreement
 from train.config import ConfigError, StorageError
 from train.experiment import Cell, Experiment
@@ -172,6 +184,18 @@ def resume_command(directory: Path) -> str:
     return f"python -m train resume {_quoted(str(directory))}"
 
 
+def plan(
+    experiment: Experiment, directory: Path, *, every: float, allow_changed_code: bool = False
+) -> partial.Plan:
+    """Say where the cells of a run store what they have come to, every so many seconds, and what they take up."""
+    record = read(directory)
+    content = json.dumps(record.config, sort_keys=True).encode()
+    key = {"config": hashlib.sha256(content).hexdigest(), "code": fingerprint.short(record.code)}
+    files = _files(directory, _checked_cells(experiment))
+    folders = {name: partial.folder(path) for name, path in files.items()}
+    return partial.Plan(folders, every, key, allow_changed_code)
+
+
 def progress(directory: Path) -> str:
     """Say how many of a run's cells are finished: "3 of 4"."""
     return f"{finished_cells(directory)} of {len(read(directory).cells)}"
@@ -244,7 +268,9 @@ def run(
                         continue
                     cell = outcome.cell
                     check_held()
-                    part = parts[cell.name] = _stored(outcome, files[cell.name], attributes)
+                    with interrupt.postponed():
+                        part = parts[cell.name] = _stored(outcome, files[cell.name], attributes)
+                    partial.remove(files[cell.name])
                     logs.cell(cell, part, files[cell.name].stem)
                     display.finish(cell, outcome.seconds)
         if failures:
@@ -296,6 +322,7 @@ def at_work(directory: Path, console: Console) -> Iterator[Callable[[], None]]:
             for leftover in directory.glob(pattern):
                 with contextlib.suppress(OSError):
                     leftover.unlink()
+        partial.sweep(directory / "cells")
         yield check_held
 
 

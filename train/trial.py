@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import optax
 
 from jaxact import fit, nn
 from jaxact.activations import select
-from train import devices
+from train import devices, partial
 from train.experiment import Cell
 from train.optimizers import Optimizer, Sgd
 from train.study import Study
@@ -82,16 +82,59 @@ class TrainingStudy(Study):
         )
 
 
+Look: TypeAlias = Callable[[fit.State, Any, Mapping[str, np.ndarray]], tuple[Any, Mapping[str, np.ndarray]]]
+
+
 class Chunk(NamedTuple):
     """What a population recorded between two measurements, on the host, a leading axis of members.
 
     Attributes:
         loss: of every step, on its batch; [member, step].
-        measured: losses and accuracies at the end, by name; [member].
+        measured: losses and accuracies at the end, by name; [member]; and what a `look` gave.
+        seconds: how long it took, the first of a process with its compile.
     """
 
     loss: np.ndarray
     measured: Mapping[str, np.ndarray]
+    seconds: float
+
+
+class Training:
+    """Training as it goes on: the `Chunk`s one after the other, then the states.
+
+    Chunks that an earlier process trained are told again, without their states.
+    """
+
+    def __init__(self, loop: Iterator[tuple[Any, partial.Record]], start: tuple[fit.State, Any]):
+        self._loop, self._now, self._is_over = loop, start, False
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        if self._is_over:
+            raise RuntimeError("`states` are for the end of training. Look at those in between with `look`.")
+        self._now, record = next(self._loop)
+        named = dict(record)
+        return Chunk(named.pop("batch_loss"), seconds=float(named.pop("seconds")), measured=named)
+
+    @property
+    def states(self) -> fit.State:
+        """Those after the last chunk, once no more is asked for."""
+        return self._last()[0]
+
+    @property
+    def carry(self) -> Any:
+        """What `look` returned last, once no more is asked for."""
+        return self._last()[1]
+
+    def _last(self) -> tuple[fit.State, Any]:
+        if self._now is None:
+            raise RuntimeError(
+                "Training ended sooner than in an earlier process. Let its end follow from what is measured."
+            )
+        self._is_over = True
+        return self._now
 
 
 class Trial:
@@ -105,6 +148,7 @@ class Trial:
         num_members: how many networks there are.
         data: named parts of the task on the devices, each replicated: what probes read.
         compile_seconds: time spent so far in first calls: tracing, compiling and one run each.
+        chunk_seconds: how long each chunk of the last `train` took, the first of a process with its compile.
     """
 
     def __init__(
@@ -150,6 +194,7 @@ class Trial:
         self.loss = loss or (lambda logits, labels, **_: cross_entropy(logits, labels))
         self.optimizer = optimizer.bound(num_steps)
         self.compile_seconds = 0.0
+        self.chunk_seconds: list[float] = []
         self._start, self._step = self.program(self._started), self.program(self._trained, donate_argnums=0)
 
     def program(self, one: Callable, *, precision: str | None = None, **options: Any) -> Callable:
@@ -196,22 +241,50 @@ class Trial:
             stop(self, setting, scales)
         return self._start(self.members, self.data, setting, scales)
 
-    def chunks(self, states: fit.State, *setting: Any) -> Iterator[tuple[fit.State, Chunk]]:
-        """Train, `measure_every` steps at a time, as long as the caller asks for more."""
-        for _ in range(self.num_steps // self.measure_every):
-            states, history = self._step(states, self.data, setting)
-            yield states, Chunk(self.host(history.loss), self.host(history.measurements))
+    def chunks(self, states: fit.State, *setting: Any, look: Look | None = None, carry: Any = ()) -> Training:
+        """Train, `measure_every` steps at a time, as long as the caller asks for more.
+
+        Args:
+            states: before the first step; they are donated.
+            *setting: what every call of the network takes after its inputs.
+            look: `look(states, carry, measured) -> (carry, found)`, called after every chunk: `found`, arrays by name
+                of the same shapes every time, goes into `Chunk.measured`. The states are gone after the next chunk.
+            carry: what the first `look` is given; a pytree of arrays, a leading axis of members.
+        """
+
+        def advance(state: tuple[fit.State, Any]) -> tuple[tuple[fit.State, Any], dict[str, np.ndarray]]:
+            started = time.perf_counter()
+            states, history = self._step(state[0], self.data, setting)
+            measured, carry = self.host(history.measurements), state[1]
+            if look is not None:
+                carry, found = look(states, carry, measured)
+                measured = {**measured, **found}
+            seconds = np.float64(time.perf_counter() - started)
+            return (states, carry), {"batch_loss": self.host(history.loss), "seconds": seconds, **measured}
+
+        start, total = (states, carry), self.num_steps // self.measure_every
+        return Training(
+            partial.chunked(advance, start, num_chunks=total, num_members=self.num_members), start
+        )
 
     def train(
         self, states: fit.State, *setting: Any, progress: Callable[[float, str], None] = lambda *_: None
     ) -> tuple[fit.State, dict[str, np.ndarray]]:
-        """Train to the end of the budget; what was measured by name, [member, chunk]."""
+        """Train to the end of the budget; what was measured by name, [member, chunk].
+
+        How long the chunks took is then in `chunk_seconds`.
+        """
         total, found = self.num_steps // self.measure_every, []
         progress(0.0, "step 0")
-        for states, chunk in self.chunks(states, *setting):  # noqa: B007, B020  those given are donated: they are gone
-            found.append({"batch_loss": chunk.loss.mean(-1), **chunk.measured})
+        training = self.chunks(states, *setting)
+        for chunk in training:
+            found.append(chunk)
             progress(len(found) / total, f"step {len(found) * self.measure_every}")
-        return states, {name: np.stack([each[name] for each in found], axis=1) for name in found[0]}
+        self.chunk_seconds = [chunk.seconds for chunk in found]
+        curves = [{"batch_loss": chunk.loss.mean(-1), **chunk.measured} for chunk in found]
+        return training.states, {
+            name: np.stack([each[name] for each in curves], axis=1) for name in curves[0]
+        }
 
     def taken_at(
         self, states: fit.State, *setting: Any, measured: str, least: float
@@ -222,15 +295,22 @@ class Trial:
             The states at each member's first such measurement, those before the first step where there is none; and
             its step, NaN where there is none, [member].
         """
-        kept, steps = jax.tree.map(jnp.copy, states), np.full(self.num_members, np.nan)
-        for chunk_number, (states, chunk) in enumerate(self.chunks(states, *setting), start=1):  # noqa: B020  donated
-            is_new = (chunk.measured[measured] >= least) & np.isnan(steps)
+        steps = np.full(self.num_members, np.nan)
+
+        def look(states: fit.State, carry: tuple, found: Mapping[str, np.ndarray]) -> tuple[tuple, dict]:
+            kept, is_taken = carry
+            is_new = (found[measured] >= least) & ~is_taken
             for member in np.flatnonzero(is_new):
                 kept = _replaced(kept, states, member)
-            steps[is_new] = chunk_number * self.measure_every
+            return (kept, is_taken | is_new), {"is_new": is_new}
+
+        carry = jax.tree.map(jnp.copy, states), np.isfinite(steps)
+        training = self.chunks(states, *setting, look=look, carry=carry)
+        for number, chunk in enumerate(training, start=1):
+            steps[chunk.measured["is_new"]] = number * self.measure_every
             if not np.isnan(steps).any():
                 break
-        return kept, steps
+        return training.carry[0], steps
 
     def probed(self, programs: Iterable[Callable], states: fit.State, *shared: Any) -> dict[str, np.ndarray]:
         """What several programs of (state, data, *shared) measure, by name, on the host; [member, ...]."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxact.streams import print_any_text
-from train import causes, config, devices, request
+from train import causes, config, devices, interrupt, partial, request
 from train.config import ConfigError
 from train.experiment import Cell, Experiment
 from train.outcomes import Failure, Measurement, failure_of, left_with_status
@@ -29,11 +29,13 @@ _WORKER_GIB = 1.5  # what a worker of the default study holds at most
 
 
 def in_this_process(
-    experiment: Experiment, cells: Sequence[Cell], display: Display
+    experiment: Experiment, cells: Sequence[Cell], display: Display, *, plan: partial.Plan | None = None
 ) -> Generator[Measurement | Failure]:
     """Measure cells one after the other, each when the one before has been taken; `display` follows."""
     for cell in cells:
-        yield _measured(experiment, cell, display.start(cell))
+        with partial.kept(plan, cell.name, display.notice):
+            outcome = _measured(experiment, cell, display.start(cell))
+        yield outcome
 
 
 def default_number(num_cells: int) -> int:
@@ -57,6 +59,8 @@ class Processes:
         share: the cores of each; by default an equal part of those that this process may use.
     """
 
+    plan: partial.Plan | None = None
+
     def __init__(self, words: Sequence[str], fields: dict[str, Any], *, share: int | None = None):
         self.words, self.fields, self.share = list(words), fields, share
         self.started: list[Process] = []
@@ -64,7 +68,7 @@ class Processes:
     def start(self, num_workers: int) -> Process:
         """Start one of so many."""
         with _divided(self.share or num_cores() // num_workers):
-            self.started.append(Process(self.words, self.fields))
+            self.started.append(Process(self.words, self.fields, self.plan))
         return self.started[-1]
 
     @staticmethod
@@ -82,10 +86,10 @@ class Processes:
 class Process:
     """A worker process and the connection to it; a `train.pool.Worker`."""
 
-    def __init__(self, words: Sequence[str], fields: dict[str, Any]):
+    def __init__(self, words: Sequence[str], fields: dict[str, Any], plan: partial.Plan | None = None):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, list(words), fields), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, list(words), fields, plan), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -113,6 +117,14 @@ class Process:
             self.process.join(timeout=10)
             raise WorkerDiedError(causes.of_end(self.process.exitcode)) from None
 
+    def stop(self) -> None:
+        """Have it store how far its cell is, and end."""
+        self.process.terminate()
+
+    def join(self, seconds: float) -> None:
+        """Wait until it has ended, at most so long."""
+        self.process.join(seconds)
+
     def end(self, *, at_once: bool) -> None:
         """Let the process end, or kill it."""
         if at_once:
@@ -121,16 +133,26 @@ class Process:
         self.connection.close()
 
 
-def serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> None:
+def serve(
+    connection: Any, words: Sequence[str], fields: dict[str, Any], plan: partial.Plan | None = None
+) -> None:
     """Measure the cells whose names come through the connection, in a process of its own.
 
     Names, since what a cell holds, such as an activation of the config's own, need not survive being sent. It says
-    "ready" once; of a cell "progress" (fraction and note), then "measured" (dataset, seconds, device) or "failed" (a
-    `Failure`); and "broken" with an exception that other cells would meet too, before it ends.
+    "ready" once; of a cell "progress" (fraction and note) and "notice" (text), then "measured" (dataset, seconds,
+    device) or "failed" (a `Failure`); and "broken" with an exception that other cells would meet too, before it ends.
+    A signal ends it with status 128 + its number.
     """
     print_any_text()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        with interrupt.interruptible(lambda _: None, grace_seconds=interrupt.STORE_SECONDS):
+            _serve(connection, words, fields, plan)
+    except interrupt.Interrupted as error:
+        os._exit(128 + error.signal_number)  # at once: XLA may be at work in threads of its own
 
+
+def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any], plan: partial.Plan | None) -> None:
     def said(fraction: float, note: str = "") -> None:
         connection.send(("progress", (fraction, note)))
 
@@ -147,7 +169,8 @@ def serve(connection: Any, words: Sequence[str], fields: dict[str, Any]) -> None
                     f"a worker process has no cell {name!r}. Let `cells()` follow from the fields alone, "
                     "or measure in one process: --workers 0."
                 )
-            outcome = _measured(experiment, cells[name], said)
+            with partial.kept(plan, name, lambda text: connection.send(("notice", text))):
+                outcome = _measured(experiment, cells[name], said)
             is_failure = isinstance(outcome, Failure)
             connection.send(("failed", outcome) if is_failure else ("measured", tuple(outcome[1:])))
     except (EOFError, BrokenPipeError, ConnectionResetError):

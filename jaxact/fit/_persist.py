@@ -16,31 +16,9 @@ from jaxtyping import PyTree
 
 #: what is not finite where an operand is not: inf 0 is NaN, and so is inf - inf
 _KEEPING = frozenset(
-    (
-        *(
-            "abs",
-            "add",
-            "add_any",
-            "broadcast_in_dim",
-            "concatenate",
-            "convert_element_type",
-            "copy",
-            "cumsum",
-        ),
-        *(
-            "dot_general",
-            "expand_dims",
-            "mul",
-            "neg",
-            "reduce_sum",
-            "reshape",
-            "rev",
-            "sqrt",
-            "square",
-            "squeeze",
-        ),
-        *("sub", "transpose"),
-    )
+    {"abs", "add", "add_any", "mul", "neg", "sqrt", "square", "sub", "convert_element_type", "copy"}
+    | {"broadcast_in_dim", "concatenate", "expand_dims", "reshape", "rev", "squeeze", "transpose"}
+    | {"cumsum", "dot_general", "reduce_sum"}
 )
 
 
@@ -87,8 +65,8 @@ def _seen(jaxpr: Any, inputs: Iterable[Any]) -> list[set[int]]:
             body = getattr(inner, "jaxpr", inner)
             for var, sources in zip(eqn.outvars, _seen(body, body.invars), strict=True):
                 known[var] = set().union(*(operands[k] for k in sources))
-        elif not _is_inexact(eqn.outvars[0]):
-            continue
+        elif not _is_inexact(eqn.outvars[0]) or eqn.outvars[0].aval.size == 0:
+            continue  # what has no entries shows nothing
         elif name in _KEEPING:
             known[eqn.outvars[0]] = set().union(*operands)
         elif name == "div" or (name == "integer_pow" and eqn.params["y"] > 0):

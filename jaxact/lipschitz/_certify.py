@@ -20,7 +20,7 @@ from jaxact.lipschitz._anytime import check_time, cut
 from jaxact.lipschitz._mixed import orders
 from jaxact.lipschitz._program import Ball, Box, Certificate, Region
 from jaxact.lipschitz._restated import restated
-from jaxact.lipschitz.ellipsoid import bound
+from jaxact.lipschitz.ellipsoid.bound import bound, check_limit
 from jaxact.numerics import FunctionError, full_precision, native, untraceable
 from jaxact.trace import Affine, Lowered, evaluate, forget, lower_both, run_again
 
@@ -104,6 +104,7 @@ def certify(
     started = time.perf_counter()
     example = checked(fn, example, norm, region)
     check_time(max_seconds, region)
+    check_limit("seconds", seconds, "Leave it out for no limit.")
     wide: list[Any] = []
     failure: BaseException | None = None
     try:

@@ -74,8 +74,11 @@ def ratio(one: Node, other: Node) -> Any:
     """
     if one is other:
         return 1.0
-    if one.size != other.size or not one.is_affine:
+    if one.size != other.size or not (one.is_affine or other.is_affine):
         return None
+    if not one.is_affine:
+        inverse = ratio(other, one)
+        return None if inverse is None or not np.all(inverse) else 1.0 / inverse
     if not other.is_affine:
         order = below(one)
         is_alone = {node for node in order[:-1] if node.is_leaf} == {other} and not offset_of(order).any()

@@ -127,8 +127,16 @@ class Compiled:
         half = np.maximum(middle - low[0], high[0] - middle) * (1 + 4 * EPS)
         here = _Panels(a, b, index, (low, high), half)
         done: dict[int, Any] = {}
+        undefined: dict[int, Any] = {}
         for node in self.nodes:
-            done[id(node)] = self._step(node, [done[id(arg)] for arg in node.args], here)
+            args = [done[id(arg)] for arg in node.args]
+            made = self._step(node, args, here)
+            undefined[id(node)] = _leaves_domain(node, args) | sum(undefined[id(arg)] for arg in node.args)
+            if node.op in COMPARE and np.any(
+                undefined[id(node)]
+            ):  # NaN, whatever its bounds say, is not larger
+                made = _Truth(np.where(undefined[id(node)], np.int8(-1), made.state), made.rough)
+            done[id(node)] = made
         return done[id(self.nodes[-1])]
 
     def _step(self, node: Expr, args: list[Any], here: _Panels) -> Any:
@@ -307,6 +315,16 @@ class _Panels:
         form = outward(low[3] - spread, high[3] + spread, 2)
         panel = meet(panel, form, trusted & ~monotone)
         return np.concatenate([panel[0][None], low[1:]]), np.concatenate([panel[1][None], high[1:]])
+
+
+def _leaves_domain(node: Expr, args: Sequence[Any]) -> Any:
+    """Whether the argument of a function may be where that is NaN, on each panel."""
+    if node.op == "pow":
+        return args[0].value[0][0] < 0
+    curve = UNARY.get(node.op)
+    if curve is None or not (np.isfinite(curve.least) or np.isfinite(curve.most)):
+        return False
+    return (args[0].value[0][0] < curve.least) | (args[0].value[1][0] > curve.most)
 
 
 def _compared(op: str, args: Sequence[Jet], rows: Any) -> np.ndarray:

@@ -82,7 +82,7 @@ class Product(Node):
             lambda intervals: intervals[y],
             size,
             value=lambda values: values[x] * values[y],
-            range=lambda intervals: _products(*intervals[x], *intervals[y]),
+            range=lambda intervals: products(*intervals[x], *intervals[y]),
             is_function=False,
             reads=(y,),
         )
@@ -168,7 +168,7 @@ class Softmax(Node):
         ]
 
 
-def _products(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def products(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The interval of x y for x in [a, b] and y in [c, d]."""
     with np.errstate(invalid="ignore", over="ignore"):
         products = np.stack([a * c, a * d, b * c, b * d])

@@ -18,6 +18,8 @@ from jaxact.trace._formula import apply, compose
 from jaxact.trace._graph import Graph
 from jaxact.trace._leaps import Formula, Known
 from jaxact.trace._nodes import Gathered, Node, Scaled, Total, Value, whole
+from jaxact.trace._quadratic import root
+from jaxact.trace._weights import are_all_once, spelled_out, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ def length(graph: Graph, value: Value) -> Radial | None:
     squares = _squares(graph, value.node)
     if squares is not None:
         return Radial(*squares, compose(value.expr, variable() ** 2))
+    if (form := root(graph, value.node)) is not None:
+        y, sign = form
+        return Radial(y, np.arange(y.size)[None], compose(value.expr, sign * variable() ** 2))
     if value.node.origin is None:
         return None
     origin, inner = value.node.origin
@@ -52,19 +57,23 @@ def length(graph: Graph, value: Value) -> Radial | None:
 
 
 def _squares(graph: Graph, node: Node) -> tuple[Node, np.ndarray] | None:
-    """Of a sum of squares what is squared, and the positions [sum, term]."""
-    terms = node.parents[0] if isinstance(node, Total) else None
-    if (
-        not isinstance(node, Total)
-        or not isinstance(terms, Formula)
-        or terms.expr.op != "integer_pow"
-        or terms.expr.param != 2
-    ):
+    """Of a sum of squares what is squared, and the positions [sum, term]; of w x^2 that is sqrt(w) x."""
+    found = weighted_sum(node)
+    if found is None or found.of[1].op != "integer_pow" or found.of[1].param != 2:
         return None
-    (inner,) = terms.expr.args
-    if inner.affine is None:
+    inner, (expr,) = found.of[0], found.of[1].args
+    if expr.affine is None:
         return None
-    return graph.node(Value(terms.parents[0], inner, terms.shape)), node.positions
+    x = graph.node(Value(inner, expr, inner.shape))
+    if (found.weights == 1).all() and are_all_once(found.entries, x):
+        return x, found.entries
+    spelled = spelled_out(graph, x, found.entries, found.weights)
+    if spelled is None:
+        return None
+    terms, roots = spelled[0], np.sqrt(spelled[1])
+    if (roots != 1).any():
+        terms = graph.scaled("mul", terms, constant(roots.reshape(-1)), terms.shape)
+    return graph.node(terms), np.arange(terms.size).reshape(terms.shape)
 
 
 def shortcut(graph: Graph, value: Value) -> Node | None:
@@ -216,7 +225,7 @@ def variance(graph: Graph, u: Value, v: Value, shape: tuple[int, ...]) -> Value 
         return None
     centred = _centred(graph, whole(x), positions)
     square = graph.node(Value(centred.node, variable() ** 2, x.shape))
-    again = graph.add(Total(square, u.node.grid, u.node.axes))
+    again = graph.add(Total(square, total.grid, total.axes))
     return Value(again, constant(a) * variable() + b, shape)
 
 

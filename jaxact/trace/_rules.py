@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import primitives
 
-from jaxact.trace import _cases, _complex, _maxima, _radial, _softmax
+from jaxact.trace import _cases, _complex, _maxima, _quadratic, _radial, _softmax
 from jaxact.trace._expr import Expr, UnsupportedError, constant
 from jaxact.trace._formula import ELEMENTWISE, apply, refuse_integers
 from jaxact.trace._graph import Graph, Special, constant_expr, is_constant
 from jaxact.trace._host import batched_dot, bound, computed, in_float64, moved
-from jaxact.trace._nodes import Bound, Total, Value, positions, whole
+from jaxact.trace._nodes import Bound, Value, positions, whole
 from jaxact.trace._signs import is_nonnegative
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -69,7 +69,7 @@ def _check_places(eqn: Any, operands: list[Any], places: Sequence[int]) -> None:
 
 
 def _sums(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
-    return [whole(graph.add(Total(graph.node(operands[0]), operands[0].shape, eqn.params["axes"])), shape)]
+    return [_quadratic.summed(graph, graph.node(operands[0]), operands[0].shape, eqn.params["axes"], shape)]
 
 
 def _linear(graph: Graph, eqn: Any, operands: list[Any], shape: Shape, *, places: Sequence[int]) -> list[Any]:
@@ -138,7 +138,7 @@ def _contracted(graph: Graph, eqn: Any, u: Value, v: Value) -> Value:
     else:
         products = graph.node(graph.product(left, right, full))
     kept = len(full) - len(summed)
-    return whole(graph.add(Total(products, full, range(kept, len(full)))))
+    return _quadratic.summed(graph, products, full, range(kept, len(full)), full[:kept])
 
 
 # --- What works entry by entry ----------------------------------------------------------------------------------------
@@ -242,11 +242,11 @@ def _clamped(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[
     return list(applied(graph, RealEquation(eqn, "min"), [*raised, high]))
 
 
-def _compared(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
-    """U < v or u >= v; decided where v is 0 and u never negative."""
+def _below(graph: Graph, eqn: Any, operands: list[Any], shape: Shape) -> list[Any]:
+    """U < v; false where v is 0 and u never negative. The opposite may be false too: of NaN, as sqrt(-1) >= 0 is."""
     u, v = operands
     if is_constant(v) and not np.any(np.asarray(v)) and not u.expr.is_bool and is_nonnegative(u):
-        return [np.full(shape, eqn.primitive.name == "ge")]
+        return [np.full(shape, False)]
     return _elementwise(graph, eqn, operands, shape)
 
 
@@ -376,7 +376,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "max": _at_least,
     "clamp": _clamped,
-    **dict.fromkeys(("lt", "ge"), _compared),
+    "lt": _below,
     **dict.fromkeys(("log", "log1p"), _log),
     "exp": _exp,
     **dict.fromkeys(("scatter-max", "scatter_max", "scatter-min", "scatter_min"), _maxima.scattered),

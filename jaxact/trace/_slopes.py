@@ -92,8 +92,10 @@ def slope_range(
                 edges=_OCTAVES,
                 tails=True,
             )
-            for ends, tail in zip(found, tails, strict=True):
-                ends[beyond] = tail[beyond[far]]
+            low_ends, high_ends = np.array(found.lower), np.array(found.upper)
+            low_ends[beyond] = np.asarray(tails.lower)[beyond[far]]
+            high_ends[beyond] = np.asarray(tails.upper)[beyond[far]]
+            found = SlopeRange(low_ends, high_ends)
     return SlopeRange(found.lower.reshape(shape), found.upper.reshape(shape))
 
 

@@ -12,7 +12,8 @@ from jaxact.trace._compose import Order, below, dense_operator, offset_of
 from jaxact.trace._expr import Expr, constant
 from jaxact.trace._graph import Graph, is_constant
 from jaxact.trace._leaps import Formula, Known, Softmax, Weights
-from jaxact.trace._nodes import Gathered, Node, Scaled, Sum, Total, Value, whole
+from jaxact.trace._nodes import Gathered, Node, Sum, Total, Value, whole
+from jaxact.trace._weights import are_all_once, spelled_out, weighted_sum
 
 _LARGE = 2048  # entries up to which a difference is looked at
 
@@ -72,26 +73,19 @@ def _with_logs(
 
     Of x_j + log a_j, and log b. Sums with fewer terms than others have their first several times, each of that share.
     """
-    if (weights == 1).all() and not added.any():
+    if (weights == 1).all() and not added.any() and are_all_once(index, x):
         return x, index
-    is_in = weights > 0
-    counts = is_in.sum(1, keepdims=True)
-    if not counts.all():
+    found = spelled_out(graph, x, index, weights)
+    if found is None:
         return None
-    slots = np.arange(counts.max())
-    where = np.argsort(~is_in, axis=1, kind="stable")[:, : slots.size]
-    where = np.where(slots < counts, where, where[:, :1])
-    shares = np.where(where == where[:, :1], 1 + slots.size - counts, 1)
-    logs = np.log(np.take_along_axis(weights, where, 1) / shares)
-    x, index = _unmasked(x, np.take_along_axis(index, where, 1))
-    terms = whole(graph.taken(x, index), where.shape)
+    terms, logs = found[0], np.log(found[1])
     if logs.any():
-        terms = graph.scaled("add", terms, constant(logs.reshape(-1)), where.shape)
-    order = np.arange(where.size).reshape(where.shape)
+        terms = graph.scaled("add", terms, constant(logs.reshape(-1)), terms.shape)
+    order = np.arange(terms.size).reshape(terms.shape)
     if added.any():
         if not (added > 0).all():
             return None
-        order = np.concatenate([order, where.size + np.arange(len(order))[:, None]], 1)
+        order = np.concatenate([order, terms.size + np.arange(len(order))[:, None]], 1)
         terms = graph.gathered([terms, np.log(added)], order)
     return graph.node(terms), np.arange(order.size).reshape(order.shape)
 
@@ -163,7 +157,8 @@ def exponential(graph: Graph, value: Value, shape: tuple[int, ...]) -> Value | N
 def _is_shifted(order: Order, x: Node, lse: Node, positions: np.ndarray) -> bool:
     """Whether a map is x minus the log of the sum that each entry is in."""
     size = order[-1].size
-    if size != x.size or offset_of(order).any():
+    is_partition = np.array_equal(np.sort(positions, axis=None), np.arange(size))
+    if size != x.size or not is_partition or offset_of(order).any():
         return False
     group = np.empty(size, int)
     group[positions] = np.arange(len(positions))[:, None]
@@ -179,9 +174,7 @@ def _is_shifted(order: Order, x: Node, lse: Node, positions: np.ndarray) -> bool
 
 def _exponentials(graph: Graph, total: Node) -> Exponentials | None:
     """What a node is the sums of exponentials of; None if it is none."""
-    if not isinstance(total, Total):
-        return None
-    found = _terms(total)
+    found = weighted_sum(total)
     if found is None:
         return None
     (node, expr), index, weights = found
@@ -198,46 +191,6 @@ def _exponentials(graph: Graph, total: Node) -> Exponentials | None:
     return Exponentials((node, expr), r, None, index, weights)
 
 
-def _terms(total: Total) -> tuple[tuple[Node, Expr], np.ndarray, np.ndarray] | None:
-    """The formula whose entries are summed, which of them [sum, term], and times what."""
-    node, index = total.parents[0], total.positions
-    weights = np.ones(index.shape)
-    while not isinstance(node, Formula):
-        if not isinstance(node, Scaled | Gathered) or len(node.parents) != 1:
-            return None
-        (parent,) = node.parents
-        if isinstance(node, Scaled):
-            if np.any(node.shift):
-                return None
-            weights = weights * np.broadcast_to(node.factor, (node.size,))[index]
-        else:
-            places = node.index.reshape(-1)[index]
-            is_in = places < parent.size
-            if node.constants is not None and np.any(node.constants[places[~is_in] - parent.size]):
-                return None
-            # What a mask leaves out is the entry at the same place where there is one.
-            places = np.where(is_in, places, index if parent.size == node.size else 0)
-            index, weights = places, np.where(is_in, weights, 0.0)
-        node = parent
-    expr, factor = _factor(node.expr)
-    weights = weights * np.broadcast_to(factor, (node.size,))[index]
-    is_usual = bool((weights >= 0).all() and np.isfinite(weights).all())
-    return ((node.parents[0], expr), index, weights) if is_usual else None
-
-
-def _factor(expr: Expr) -> tuple[Expr, Any]:
-    """A formula as another times a number, or one for each entry: also where a mask puts zeros."""
-    if expr.op == "mul" and any(arg.is_constant for arg in expr.args):
-        factor, other = expr.args if expr.args[0].is_constant else expr.args[::-1]
-        return other, factor.value
-    if expr.op == "select_n" and expr.args[0].is_constant:
-        which, no, yes = expr.args
-        for case, other, mask in ((no, yes, np.asarray(which.value)), (yes, no, ~np.asarray(which.value))):
-            if case.is_constant and not np.any(case.value):
-                return other, mask.astype(float)
-    return expr, 1.0
-
-
 def _formula(value: Value) -> tuple[Node, Expr]:
     """What a value is a formula of, and that formula."""
     node = value.node
@@ -248,20 +201,12 @@ def _formula(value: Value) -> tuple[Node, Expr]:
 
 def _all_terms(found: Exponentials) -> np.ndarray | None:
     """Every entry of x once, in its sum [sum, term], also those left out whose exponential is 0; None otherwise."""
-    if not np.array_equal(np.sort(found.entries, axis=None), np.arange(found.x.size)):
+    if not are_all_once(found.entries, found.x):
         return None
     left_out = found.entries[found.weights == 0]
     if not np.isin(found.weights, (0.0, 1.0)).all() or not _is_masked(found.x)[left_out].all():
         return None
     return found.entries
-
-
-def _unmasked(x: Node, index: np.ndarray) -> tuple[Node, np.ndarray]:
-    """The same entries without the constants that stand among others."""
-    if not isinstance(x, Gathered) or x.constants is None or len(x.parents) > 1:
-        return x, index
-    places = x.index.reshape(-1)[index]
-    return (x.parents[0], places) if (places < x.parents[0].size).all() else (x, index)
 
 
 def _is_masked(x: Node) -> np.ndarray:

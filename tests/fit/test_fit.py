@@ -209,11 +209,8 @@ def test_what_stays_to_the_end_is_not_looked_for_in_every_step(optimizer, is_wat
 
     found = watched(step, params, params, optimizer.init(params))
     assert bool(found.gradients) == is_watched
-    for bad in (
-        jnp.inf,
-        -jnp.inf,
-        jnp.nan,
-    ):  # every leaf that is not watched shows what is not finite, once and again
+    # Every leaf that is not watched shows what is not finite, once and again.
+    for bad in (jnp.inf, -jnp.inf, jnp.nan):
         for number in {0, 1} - found.gradients:
             leaves, tree = jax.tree.flatten(params)
             leaves[number] = leaves[number].at[0].set(bad)
@@ -222,6 +219,13 @@ def test_what_stays_to_the_end_is_not_looked_for_in_every_step(optimizer, is_wat
                 with pytest.raises(AssertionError):
                     chex.assert_tree_all_finite(after)
                 after = step(params, *after)
+
+
+def test_a_product_without_entries_shows_nothing_of_a_gradient():
+    def step(gradient, params, state):
+        return jnp.minimum(gradient, params), state + gradient @ jnp.zeros((3, 0))
+
+    assert watched(step, jnp.ones(3), jnp.ones(3), jnp.ones(0)).gradients == {0}
 
 
 def test_what_a_loss_makes_of_its_variables_is_checked_at_every_step():

@@ -872,3 +872,24 @@ def test_what_a_model_raises_is_what_its_user_hears():
 
     with pytest.raises(TypeError, match="my own words"):
         certify(model, jnp.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["seconds", "tolerance"])
+@pytest.mark.parametrize("value", [-1, float("nan"), "a"])
+def test_limits_that_are_none_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be >= 0 or None, got {value!r}"):
+        certify(jnp.tanh, jnp.zeros(2), **{name: value})
+
+
+TINY = {
+    "a form": (lambda x: x @ (1e-200 * np.eye(3)) @ x, 2e-200 * (3**0.5 + 0.1)),
+    "a bump": (lambda x: 1e-200 * jnp.exp(-((x - 1) ** 2).sum()), 1e-200 * 0.2 * np.exp(-0.01)),
+    "a bump far out": (lambda x: jnp.exp(-((x - 1) ** 2).sum() - 500), 0.2 * np.exp(-500.01)),
+    "steep": (lambda x: 1e25 * jnp.linalg.norm(x, keepdims=True), 1e25),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_steps_known_by_one_number_may_be_very_flat_or_steep(name):
+    fn, slope = TINY[name]
+    assert slope * (1 - 1e-9) <= certify(fn, jnp.ones(3), region=Ball(np.ones(3), 0.1)).value <= slope * 1.5

@@ -163,6 +163,7 @@ V /= np.linalg.norm(V)
 SYSTEM = _RNG.normal(size=(6, 6)) + 4 * np.eye(6)
 FILTER = np.array([1.0, 2.0j, 0.5, 1.0])
 GAINS = np.arange(1.0, 7.0)
+FORM = SYSTEM @ SYSTEM.T
 #: functions that are more than one rule, with the constant that they have: by a closed form, or NumPy's linear algebra
 CONSTANTS = {
     "fft": (lambda x: jnp.fft.fft(x).real, 6**0.5),
@@ -220,6 +221,25 @@ CONSTANTS = {
     "clipped by a choice": (lambda x: jnp.where(jnp.linalg.norm(x) > 2, 2 * x / jnp.linalg.norm(x), x), 1.0),
     "wave of a negative period": (lambda x: jnp.abs(x % -2 + 1), 1.0),
     "norm": (lambda x: jnp.sqrt(x @ x), 1.0),
+    "norm, weighted": (lambda x: jnp.sqrt(jnp.sum(GAINS * x * x) + 0.1), 6**0.5),
+    "norm, masked": (lambda x: 2 * jnp.sqrt(jnp.sum(jnp.where(np.arange(6) != 2, x**2, 0))), 2.0),
+    "norm of repeated entries": (lambda x: jnp.sqrt((x**2)[np.array([0, 0, 1])].sum()), 2**0.5),
+    "norms that share entries": (lambda x: jnp.sqrt((x**2)[np.array([[0, 1], [1, 2]])].sum(1)), 2**0.5),
+    "norms of copies": (lambda x: jnp.sqrt(jnp.broadcast_to(x**2, (4, 6)).sum(1)), 2.0),
+    "logsumexps that share entries": (
+        lambda x: jnp.log(jnp.exp(x)[np.array([[0, 1], [1, 2]])].sum(1)),
+        2**0.5,
+    ),
+    "deviation, moments in another order": (
+        lambda x: jnp.sqrt(1 + (x.reshape(2, 3) ** 2).T.mean(0) - x.reshape(2, 3).mean(1) ** 2),
+        3**-0.5,
+    ),
+    "norms of growing parts": (lambda x: jnp.sqrt((np.tri(3) * x[:3] ** 2).sum(1)), 3**0.5),
+    "Mahalanobis": (lambda x: jnp.sqrt((x - 1) @ FORM @ (x - 1)), np.linalg.eigvalsh(FORM)[-1] ** 0.5),
+    "bump of a form": (
+        lambda x: jnp.exp(-x @ FORM @ x / 2),
+        (np.linalg.eigvalsh(FORM)[-1] / np.e) ** 0.5,
+    ),
     "clipped to a ball": (lambda x: x * jnp.minimum(1, 1 / jnp.linalg.norm(x)), 1.0),
     "squash": (lambda x: x * jnp.linalg.norm(x) / (1 + (x**2).sum()), 3**1.5 / 8),
     "bump": (lambda x: jnp.exp(-((x - CENTER) ** 2).sum() / 2), np.exp(-0.5)),
@@ -259,6 +279,30 @@ def test_a_normalisation_in_a_ball_is_bounded_by_the_least_length_there(fn):
     found = certify(fn, CENTER, region=region).value
     assert attained(fn, region) <= found * (1 + 1e-9)
     assert found <= 1.5 * attained(fn, region)
+
+
+@pytest.mark.parametrize("radius", [1e-6, 0.1, 2.0])
+def test_a_quadratic_form_in_a_ball_has_its_largest_gradient(radius):
+    b = np.linspace(-1, 1, 6)
+    found = certify(lambda x: (SYSTEM @ x + b) @ x, CENTER, region=Ball(CENTER, radius)).value
+    H, at = SYSTEM + SYSTEM.T, CENTER
+    for _ in range(
+        2000
+    ):  # the farthest of a convex function, from its gradient: largest on the ball's boundary
+        direction = H @ (H @ at + b)
+        at = CENTER + radius * direction / np.linalg.norm(direction)
+    largest = np.linalg.norm(H @ at + b)
+    assert (
+        largest * (1 - 1e-9)
+        <= found
+        <= (np.linalg.norm(H @ CENTER + b) + radius * np.linalg.norm(H, 2)) * 1.001
+    )
+
+
+def test_a_direction_in_which_a_form_is_weak_is_not_left_out():
+    scale, weights = np.array([1e-10, 1.0]), np.array([1.0, 1e-16])  # 1e-8 |x_1| where x_0 is 0
+    found = certify(lambda x: 1 + jnp.sqrt(weights * scale * x @ (scale * x)), np.ones(2)).value
+    assert 1e-8 <= found <= 2e-7
 
 
 def test_a_formula_that_reads_a_remainder_is_bounded_by_one_period():
@@ -345,6 +389,7 @@ LOOK_ALIKES = {
     ),
     "a sum with negative weights": (lambda x: jax.nn.logsumexp(x, b=np.array([2.0, -1, 1])), np.inf, 3),
     "places in another order": (lambda x: x[jnp.argsort(-x[::-1])], np.inf, 6),
+    "what has no sign": (lambda x: jnp.where(jnp.sqrt(x + 1000) >= 0, x, 5 * x), np.inf, 1),
     "clipped to another length": (
         lambda x: jnp.where(jnp.linalg.norm(x) > 2, x / jnp.linalg.norm(x), x),
         np.inf,
@@ -354,6 +399,19 @@ LOOK_ALIKES = {
         lambda x: jnp.where(jnp.linalg.norm(x[:3]) > 1, x / jnp.linalg.norm(x), x),
         np.inf,
         6,
+    ),
+    "an entry in two sums of exponentials": (
+        lambda x: jnp.log(jnp.exp(x)[np.array([[0, 1], [0, 1]])].sum(1)),
+        2**0.5,
+        2,
+    ),
+    "an entry in three norms": (lambda x: jnp.sqrt(jnp.broadcast_to(x**2, (3, 2)).sum(1)), 3**0.5, 2),
+    "a norm of one entry": (lambda x: jnp.sqrt((x**2)[np.array([0, 0, 0])].sum()), 3**0.5, 1),
+    "a softmax over some": (lambda x: jnp.exp(x) / jnp.exp(x)[:2].sum(), np.inf, 3),
+    "a square of what may be no number": (
+        lambda x: jnp.where(jnp.log(x + 1000) ** 2 >= 0, x, 5 * x),
+        np.inf,
+        2,
     ),
     "a norm over other entries": (lambda x: x[:3] / jnp.sqrt(jnp.mean(x**2) + 0.01), 10.0, 6),
 }

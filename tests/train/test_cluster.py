@@ -89,7 +89,7 @@ def test_a_cluster_started_for_the_run_ends_with_it_though_interrupted(tmp_path,
         assert any(Path(folder).iterdir())
         assert processes_in(folder)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
         assert not list(Path(folder).iterdir())
         assert not processes_in(folder)
     assert process.returncode == 130, (out, err)

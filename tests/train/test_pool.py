@@ -1,13 +1,16 @@
 """Cells that fail by worker processes of this machine: the others go on, and what is missing is measured later."""
 
+import io
 import re
 
 import pytest
+from rich.console import Console
 from troubles import Program, check_that_others_go_on
 
-from train import limits, outcomes
+from train import limits, outcomes, pool
 from train.config import ConfigError
 from train.experiment import Cell
+from train.progress import Display
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,35 @@ def test_workers_that_die_before_any_cell_end_the_run(tmp_path):
     assert status == 2
     assert "error: a worker process ended with status 5 before it measured anything. The study, or" in err
     assert "0 of 10 cells are finished and kept" in err
+
+
+class Chatty:
+    """A crew of one worker, which tells progress for ever."""
+
+    plan, num_told = None, 0
+
+    def start(self, num_workers):
+        return self
+
+    def wait(self, workers, seconds):
+        return workers
+
+    def receive(self):
+        self.num_told += 1
+        assert self.num_told < 200_000
+        return ("ready", None) if self.num_told == 1 else ("progress", (0.5, ""))
+
+    def send(self, name):
+        pass
+
+    end = close = stop = join = lambda self, *_, **__: None
+
+
+def test_a_cell_that_never_stops_telling_has_its_time_as_well():
+    cells = [Cell("talks", {})]
+    with Display(cells, Console(file=io.StringIO())) as display:
+        ended = pool.side_by_side(None, cells, display, crew=Chatty(), num_workers=1, limit=0.1)
+        assert next(ended).cause.startswith("it took longer than")
 
 
 LIMITS = {"90": 90.0, "1e3": 1000.0, "45s": 45.0, "30m": 1800.0, "1.5h": 5400.0, "2d": 172800.0, "none": None}

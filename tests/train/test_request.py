@@ -114,3 +114,25 @@ def test_what_cannot_be_run_says_why_and_writes_nothing(words, messages, tmp_pat
         assert message in said
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        ([], 60.0),
+        (["30"], 30.0),
+        (["1.5s"], 1.5),
+        (["5m"], 300.0),
+        (["1h"], 3600.0),
+        (["0"], 0.0),
+    ],
+)
+def test_times_between_checkpoints_have_units(words, seconds):
+    words = [f"--checkpoint-every={word}" for word in words]
+    assert request.parse([str(SWEEP), *words]).checkpoint_every == seconds
+
+
+@pytest.mark.parametrize("word", ["soon", "-1", "5 days", "", "nan"])
+def test_what_is_no_time_between_checkpoints_is_refused_by_name(word):
+    with pytest.raises(config.ConfigError, match="`checkpoint_every` must be a time above 0, such as 90"):
+        request.parse([str(SWEEP), f"--checkpoint-every={word}"])

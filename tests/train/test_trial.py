@@ -128,9 +128,11 @@ def test_schedules_run_over_the_whole_budget_whatever_the_chunks(data, schedule)
 
 def test_one_may_stop_asking_for_chunks(data):
     trial = made(data)
-    for states, chunk in trial.chunks(trial.start()):  # noqa: B007
-        break
-    assert np.all(trial.host(states.step) == 2)
+    training = trial.chunks(trial.start())
+    chunk = next(training)
+    assert np.all(trial.host(training.states.step) == 2)
+    with pytest.raises(RuntimeError, match="Look at those in between with `look`"):
+        next(training)
     assert chunk.loss.shape == (4, 2)
     assert set(chunk.measured) == {"test_loss", "test_accuracy"}
 

@@ -10,6 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import xarray as xr
+from altair.utils.schemapi import debug_mode
 
 from jaxact import theme
 from train import fields
@@ -51,7 +52,12 @@ def measured(
     fields.among(_MARKS)("mark", mark)
     own = {name: words.pop(name) for name in list(words) if name in Declaration.__dataclass_fields__}
     declared = Declaration(result=result, values=values, mark=mark, options=words, **own)
-    return None if declared.frame.empty else declared.chart()
+    if declared.frame.empty:
+        return None
+    with debug_mode(
+        False
+    ):  # marks make what the schema knows: to hold every part against it takes as long again
+        return declared.chart()
 
 
 @dataclass(frozen=True, kw_only=True)

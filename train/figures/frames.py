@@ -224,9 +224,10 @@ def thinned(frame: pd.DataFrame, x: str, by: Sequence[str], most: int) -> pd.Dat
     """At most `most` positions for each combination of the fields in `by`, as `thin` chooses them."""
     if not by or frame.empty:
         return frame[frame[x].isin(thin(np.unique(frame[x]), most))]
-    groups = frame.groupby(list(by), observed=True, sort=False)[x]
-    keep = groups.transform(lambda column: column.isin(thin(np.unique(column), most)))
-    return frame[keep.astype(bool)].reset_index(drop=True)
+    places, keep = frame[x].to_numpy(), np.zeros(len(frame), bool)
+    for rows in frame.groupby(list(by), observed=True, sort=False).indices.values():
+        keep[rows] = np.isin(places[rows], thin(np.unique(places[rows]), most))
+    return frame[keep].reset_index(drop=True)
 
 
 def quantiles(values: xr.DataArray, along: str, over: Sequence[Hashable]) -> xr.Dataset:

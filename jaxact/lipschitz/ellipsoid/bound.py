@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from typing import Any
 
 import numpy as np
 
@@ -188,16 +189,20 @@ def _searched(
 def _check_options(num_steps, seconds, tolerance, memory_limit, learning_rate) -> None:
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
         raise ValueError(f"`num_steps` must be an integer >= 0, got {num_steps!r}. Use 100 to begin with.")
-    if seconds is not None and not seconds >= 0:
-        raise ValueError(f"`seconds` must be >= 0 or None, got {seconds}. Leave it out for no limit.")
-    if tolerance is not None and not tolerance >= 0:
-        raise ValueError(f"`tolerance` must be >= 0 or None, got {tolerance}. Use 1e-3 to begin with.")
     if isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 1:
         raise ValueError(
             f"`memory_limit` must be an integer >= 1, got {memory_limit!r}. It counts rows of Q."
         )
+    check_limit("seconds", seconds, "Leave it out for no limit.")
+    check_limit("tolerance", tolerance, "Use 1e-3 to begin with.")
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"`learning_rate` must be positive, got {learning_rate}. Use 0.15 to begin with.")
+
+
+def check_limit(name: str, value: Any, remedy: str) -> None:
+    """Refuse what is neither a number from 0 on nor None."""
+    if value is not None and not (isinstance(value, int | float | np.number) and value >= 0):
+        raise ValueError(f"`{name}` must be >= 0 or None, got {value!r}. {remedy}")
 
 
 def _locate(prepared: Prepared, region: Region) -> Local:

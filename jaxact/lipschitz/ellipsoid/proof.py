@@ -146,9 +146,13 @@ class _Proof:
         constant = stretch_of(self.prepared.program, index, intervals.found, reach)
         K = state.X[np.ix_(kept, kept)]
         a = math.sqrt(certified_largest(K)) if kept.size else 0.0
-        b = constant * growth * up(8)
-        Y = step.contraction(K, size, a, b)
-        return _normalized(Matrix(_enlarged(Y, 8 * UNIT * np.diag(Y)), state.exponent), np.diag(Y) > 0)
+        b, shift = constant * growth * up(8), 0
+        if kept.size == 0 and 0 < b < math.inf:
+            shift = math.frexp(b)[1]  # squares of what is very small or large are out of range
+        Y = step.contraction(K, size, a, math.ldexp(b, -shift))
+        moves = np.diag(Y) > 0
+        moves[kept.size :] |= constant > 0 and growth > 0
+        return _normalized(Matrix(_enlarged(Y, 8 * UNIT * np.diag(Y)), state.exponent + 2 * shift), moves)
 
     def elementwise(self, index: int, state: Matrix, intervals: Enclosures) -> Matrix:
         m, r = centered(*slopes_of(self.prepared.program, index, intervals.found))

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from scipy import stats
 
-from jaxact import activations
+from jaxact import activations, fit
 from train import blocks, probing
 from train.experiments.chapter.claim import Claim, Number
 from train.experiments.chapter.exercise import Exercise
@@ -108,12 +108,14 @@ class BatchNorm(Claim, TrainingStudy):
 
     def _trained(self, trial: Trial) -> dict[str, Any]:
         """What ||W||^2 and the steps of training say, with and without decay."""
-        states, rows = trial.start(sigma_w=jnp.float32(self.sigma_w)), []
-        before = trial.host(probing.stage_kernels(states.params))
-        for states, _ in trial.chunks(states):  # noqa: B020  those given are donated: they are gone
+        states = trial.start(sigma_w=jnp.float32(self.sigma_w))
+
+        def look(states: fit.State, before: np.ndarray, _: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
             now = trial.host(probing.stage_kernels(states.params))
-            rows.append([(each**2).sum((1, 2, 3)) for each in (now, now - before)])
-            before = now
+            return now, {"rows": np.stack([(each**2).sum((1, 2, 3)) for each in (now, now - before)])}
+
+        before = trial.host(probing.stage_kernels(states.params))
+        rows = [chunk.measured["rows"] for chunk in trial.chunks(states, look=look, carry=before)]
         size, moved = np.moveaxis(np.array(rows, float).reshape(self.num_steps, 2, 2, -1), 0, -1)
         settled = np.sqrt(np.divide(*(each[1, :, -self.num_steps // 4 :].sum(1) for each in (moved, size))))
         return {

@@ -115,7 +115,7 @@ class ResidualOrder(Claim, TrainingStudy):
         for order in _ORDERS:
             trial = self._trial(data, order, max(depths, default=1), kind=kind, width=self.width)
             for depth in map(jnp.int32, depths):
-                ((_, chunk),) = trial.chunks(trial.start(depth), depth)
+                (chunk,) = trial.chunks(trial.start(depth), depth)
                 late = chunk.loss[:, -self.num_steps // 5 :].mean(-1).reshape(-1, len(self.seeds))
                 found.append(min(np.fmin(late, math.log(10)), key=np.mean))  # NaN or worse counts as a guess
         return np.reshape(found, (2, len(depths), len(self.seeds)))

@@ -94,9 +94,13 @@ class SmoothSurrogates(Claim, TrainingStudy):
         error = trial.program(partial(probing.curvature_error, trial, step=3e-4))
         for place, f in enumerate(UNITS):
             setting = jnp.asarray(self.depth, jnp.int32), select(UNITS, place)
-            states, zeros = trial.start(*setting, sigma_w=preserving_sigma(f)), []
-            for states, _ in trial.chunks(states, *setting):  # noqa: B020  those given are donated: they are gone
-                zeros += [trial.host(count(states, trial.data, setting))] if f is relu else []
+
+            def look(states: fit.State, carry: Any, _: Any, setting=setting, f=f) -> tuple[Any, dict]:
+                return carry, {"zeros": trial.host(count(states, trial.data, setting))} if f is relu else {}
+
+            training = trial.chunks(trial.start(*setting, sigma_w=preserving_sigma(f)), *setting, look=look)
+            zeros = [chunk.measured.get("zeros") for chunk in training]
+            states = training.states
             runs.append((*trial.host((error(states, trial.data["train"], setting), states.params)), zeros))
             progress((place + 1) / len(UNITS))
         errors, params, counts = zip(*runs, strict=True)

@@ -118,7 +118,8 @@ class PhaseDiagram(TrainingStudy):
         accuracy = np.full((trial.num_members, total), np.nan)
         progress(0.0, "initialise")
         states = trial.start(*setting, sigma_w=jnp.float32(scale**0.5))
-        for index, (states, chunk) in enumerate(trial.chunks(states, *setting)):  # noqa: B007, B020
+        training = trial.chunks(states, *setting)
+        for index, chunk in enumerate(training):
             accuracy[:, index] = chunk.measured["train_accuracy"]
             progress((index + 1) / total, f"step {steps[index]}")
             if self._is_settled(accuracy) or np.isnan(accuracy[:, index]).all():
@@ -130,7 +131,7 @@ class PhaseDiagram(TrainingStudy):
             "train_accuracy": accuracy,
             "step": steps,
             "steps_to_threshold": first_crossing(accuracy, steps, self.threshold),
-            "diverged_step": trial.diverged_step(states),
+            "diverged_step": trial.diverged_step(training.states),
             "steps_trained": steps[index],
             **predicted,
             **{name: predicted[name][column] for name in MEAN_FIELD},

@@ -18,7 +18,7 @@ from jaxact.cache import use_compilation_cache
 from jaxact.streams import print_any_text
 from train import config, options, request
 from train.config import ConfigError, StorageError
-from train.escapes import visible
+from train.escapes import on_one_line, visible
 from train.experiment import Experiment
 from train.interrupt import Interrupted, interruptible
 
@@ -59,6 +59,7 @@ def _called(words: Sequence[str]) -> int:
         print(request.USAGE, end="")
         return 0 if words else 2
     commands = {"run": _run, "resume": _resume, "report": _report, "list": _list, "exercise": _exercise}
+    commands |= {"plan": _plan, "status": _status}
     if words[0] not in commands:
         meant = config.hint(words[0], commands, "`{}`".format)
         meant = meant or f" The commands are {', '.join(commands)}."
@@ -102,8 +103,9 @@ def _run_here(arguments: Sequence[str], team: Any) -> int:
             team.follow(asked.experiment)
             return 0
 
-    from train import executors, runner
+    from train import executors, loggers, runner
 
+    loggers.check(asked)
     console = _console()
     num_workers, measure = executors.chosen(asked, arguments) if team is None else (0, team.measure)
     directory = _folder(asked)
@@ -112,8 +114,9 @@ def _run_here(arguments: Sequence[str], team: Any) -> int:
     plan = runner.plan(asked.experiment, directory, every=asked.checkpoint_every, allow_changed_code=any_code)
     measure = functools.partial(measure, plan=plan)
     try:
-        with _telling_if_interrupted(directory, console, team):
-            result = runner.run(asked.experiment, directory, console=console, measure=measure)
+        opened = loggers.opened(asked, directory, _say)
+        with _telling_if_interrupted(directory, console, team), opened as logs:
+            result = runner.run(asked.experiment, directory, console=console, measure=measure, logs=logs)
     except ConfigError:
         raise
     except Exception as error:
@@ -239,12 +242,35 @@ def _report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _plan(arguments: Sequence[str]) -> int:
+    experiment, path, num_devices = request.parse_plan(arguments)
+    from train import plan
+
+    _wide(_console()).print(plan.described(plan.made(experiment), path, num_devices))
+    return 0
+
+
+def _status(arguments: Sequence[str]) -> int:
+    given = options.read(
+        arguments,
+        ("run", dataclasses.MISSING, {"metavar": "RUN", "help": "its folder or its name"}),
+        request.OUTPUT,
+        ("follow", False, {"help": "show it again every second, until the run ends"}),
+        prog="python -m train status",
+        description="Show how far a run is, from any terminal that sees its folder.",
+    )
+    from train import status
+
+    status.show(request.find_run(given.run, given.output), _wide(_console()), follow=given.follow)
+    return 0
+
+
 def _list(arguments: Sequence[str]) -> int:
     given = options.read(
         arguments,
         request.OUTPUT,
         prog="python -m train list",
-        description="Show the studies in configs/ and the runs, finished or not.",
+        description="Show the studies in configs/ and the runs: running, interrupted, failed or complete.",
     )
     from train import locks
 
@@ -255,13 +281,11 @@ def _list(arguments: Sequence[str]) -> int:
         try:
             runs.append(_listed(directory))
         except (OSError, ValueError) as error:
-            bad.append(f"{_escaped(str(directory))} cannot be listed: its config.json: {_reason(error)}")
-    console = _console()
-    if not console.is_terminal:
-        console.width = 200  # a name cut to 80 columns is of no use to a program that reads this
+            bad.append(f"{on_one_line(str(directory))} cannot be listed: its config.json: {_reason(error)}")
+    console = _wide(_console())
     none = "No studies: configs/ holds no config file."
     console.print(_table("studies", ("study", "what it asks"), studies) or none)
-    output = _escaped(str(given.output))
+    output = on_one_line(str(given.output))
     columns, none = ("run", "study", "cells", "state", "started"), f"No runs in {output} yet."
     console.print(_table(f"runs in {output}", columns, runs) or ("" if bad else none))
     for line in bad:
@@ -312,13 +336,24 @@ def _console() -> Any:
     return Console(emoji=False, markup=False, highlight=False)
 
 
+def _say(text: str) -> None:
+    print(visible(text), flush=True)
+
+
+def _wide(console: Any) -> Any:
+    """Where a program reads: a name cut to 80 columns is of no use to it."""
+    if not console.is_terminal:
+        console.width = 200
+    return console
+
+
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     """Rows under a title; None where there are none."""
     from rich.table import Table
 
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
-        table.add_row(*map(_escaped, row))
+        table.add_row(*map(on_one_line, row))
     return table if rows else None
 
 
@@ -329,24 +364,17 @@ def _listed(directory: Path) -> tuple[str, ...]:
         OSError: if what it consists of cannot be read.
         ValueError: saying what is wrong with its config.json.
     """
-    from train import locks, records, runner
+    from train import records, runner, status
 
     record = runner.undamaged(records.read(directory / "config.json", runner.Record))
-    state = "finished" if (directory / "result.nc").exists() else "unfinished"
-    state = "running" if locks.is_held(directory) else state
     cells = f"{runner.finished_cells(directory)}/{len(record.cells)}"
-    return str(directory), record.study[:100], cells, state, _age(record.started)
-
-
-def _escaped(text: str) -> str:
-    """Text without what a terminal would act on, on one line."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return str(directory), record.study[:100], cells, status.state(directory), _age(record.started)
 
 
 def _reason(error: Exception) -> str:
     from train import records
 
-    return _escaped(records.reason(error))[:500]
+    return on_one_line(records.reason(error))[:500]
 
 
 def _show(result: Any, experiment: type[Experiment], directory: Path) -> None:

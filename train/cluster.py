@@ -150,6 +150,9 @@ class Remote:
         self.is_up = False
         self._listen()
 
+    def __str__(self) -> str:
+        return f"Ray actor {self.place._actor_id.hex()[:8]}"
+
     def _listen(self) -> None:
         # A future of Python's, since Ray's own ways to wait make of any signal a KeyboardInterrupt (2.60.0).
         self.awaited: futures.Future = self.place.received.remote().future()

@@ -17,6 +17,15 @@ def visible(text: str) -> str:
     return "".join(_escape(letter) if _is_unseen(letter) else letter for letter in text)
 
 
+def on_one_line(text: str) -> str:
+    r"""The text with escapes for whatever is not printed, line ends and tabs too.
+
+    >>> print(on_one_line("a\nb"), on_one_line("a\x1b[2J"))
+    a\nb a\x1b[2J
+    """
+    return "".join(each if each.isprintable() else _escape(each) for each in text)
+
+
 def _is_unseen(letter: str) -> bool:
     return letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 

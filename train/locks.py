@@ -106,6 +106,12 @@ def is_held(directory: Path) -> bool:
     return _is_alive(directory / _NAME, time.time())
 
 
+def holder(directory: Path) -> str:
+    """Name the process that a folder's lock file names, which may be dead; "" where there is none."""
+    found = _read(directory / _NAME)
+    return "" if found is None else _name(found)
+
+
 def draft(output: Path, name: str) -> Path:
     """Name the folder in which the folder `name` of `output` is made: by it `sweep` knows whether its maker lives."""
     return output / f".{name}.{_file_name(socket.gethostname())}.{os.getpid()}.tmp"

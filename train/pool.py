@@ -27,7 +27,7 @@ class WorkerDiedError(Exception):
 
 
 class Worker(Protocol):
-    """A process that measures the cells it is sent, one at a time."""
+    """A process that measures the cells it is sent, one at a time; as text it is what a reader calls it."""
 
     def send(self, name: str) -> None:
         """Have the cell of this name measured; of a worker that has died, `receive` tells."""
@@ -210,7 +210,7 @@ class _Seat:
             return
         self.cell, self.again = self.again or self._next(), None
         self.worker.send(self.cell.name)
-        self.report, self.began = self.display.start(self.cell), time.monotonic()
+        self.report, self.began = self.display.start(self.cell, str(self.worker)), time.monotonic()
 
     def _next(self) -> Cell:
         return self.stretch.first() if self.stretch else self._longest().last()

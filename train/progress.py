@@ -15,8 +15,11 @@ from rich.text import Text
 
 from train.escapes import visible
 from train.experiment import Cell
+from train.snapshot import MOST_FAILED, Failed, Log, Running, Snapshot
 
 _RENEWED = 16  # a forecast of n cells is renewed when n / 16 more have ended
+_MANY = 64  # cells that run, from which on looking at all of them is rationed:
+_SHARE = 0.05  # of the time, at most
 _LINE_SECONDS = 10.0  # a log that is not a terminal gets one line in this time at most
 
 
@@ -93,13 +96,18 @@ class Display:
     `start` it, call what that returned (the `Progress` that an experiment reports to), and `finish` it.
     """
 
-    def __init__(self, cells: Sequence[Cell], console: Console):
-        self._console = console
+    def __init__(self, cells: Sequence[Cell], console: Console, log: Log | None = None):
+        self._console, self._log = console, log
         self.forecast = Forecast()
         self._waiting = Waiting(cells, self.forecast)
         self._num_cells = len(cells)
         self._num_skipped = 0
         self._num_failed = 0
+        self._failed: list[Failed] = []
+        self._has_ended = False
+        self._began, self._next_update = time.monotonic(), -math.inf
+        self._left: float | None = None
+        self._foreseen: float | None = None  # seconds that all cells take, as they seemed after the first
         self._running: dict[str, _Running] = {}
         self._last_line = time.monotonic()
         self._bars = Progress(
@@ -118,7 +126,13 @@ class Display:
         self._bars.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._has_ended = kind is None
+        if self._has_ended and self._foreseen is not None:
+            took, foreseen = clock(time.monotonic() - self._began), clock(self._foreseen)
+            self.notice(f"The cells took {took}; the forecast after the first was {foreseen}.")
+        if self._log:
+            self._log.close(self._snapshot(self._seconds_left()))
         for running in self._running.values():
             self._bars.update(running.bar, visible=False)
         self._bars.stop()
@@ -133,14 +147,19 @@ class Display:
         self._num_skipped += 1
         self._waiting.take(cell.name)
 
-    def start(self, cell: Cell) -> Callable[..., None]:
-        """Show that `cell` runs now, for the first time or again; several may. Returns its `Progress`."""
+    def start(self, cell: Cell, worker: str = "") -> Callable[..., None]:
+        """Show that `cell` runs now, for the first time or again; several may. Returns its `Progress`.
+
+        Args:
+            cell: one that waits, or runs already.
+            worker: who measures it; "" for this process.
+        """
         if (before := self._running.pop(cell.name, None)) is None:
             self._waiting.take(cell.name)
         else:
             self._bars.remove_task(before.bar)
         bar = self._bars.add_task(visible(cell.name), total=1.0, count="", end=None)
-        self._running[cell.name] = _Running(cell, bar, time.monotonic())
+        self._running[cell.name] = _Running(cell, bar, time.monotonic(), worker)
         report = functools.partial(self._report, cell)
         report(0.0)
         return report
@@ -153,12 +172,16 @@ class Display:
         text = f"[{count}] {cell.name} done in {seconds:.1f} s"
         done = self._num_done()
         is_last = done + self._num_failed == self._num_cells
+        if done == self._num_skipped + 1 and not is_last and left is not None:
+            self._foreseen = time.monotonic() - self._began + left
         self._line(text, None if is_last else left, always=is_last or done == self._num_skipped + 1)
 
     def fail(self, name: str, cause: str, *, is_first: bool) -> None:
         """Count a running cell as failed; `is_first` of those with this cause, which is then always said."""
         self._bars.remove_task(self._running.pop(name).bar)
         self._num_failed += 1
+        if len(self._failed) < MOST_FAILED:
+            self._failed.append(Failed(name, cause))
         count, left = self._update_all()
         if is_first:
             self.notice(f"{name} failed: {cause}. The others go on.")
@@ -171,6 +194,7 @@ class Display:
     def _report(self, cell: Cell, fraction: float, note: str = "") -> None:
         running = self._running[cell.name]
         running.fraction = fraction = min(max(float(fraction), 0.0), 1.0)
+        running.note = note
         said = visible(f"{cell.name} {note}".rstrip())
         self._update(running.bar, fraction, f"{fraction:.0%}", self._cell_left(cell), description=said)
         count, left = self._update_all()
@@ -178,12 +202,38 @@ class Display:
 
     def _update_all(self) -> tuple[str, float | None]:
         """Show how many are done and for how long the others take; gives both."""
-        done, left = self._num_done(), self._seconds_left()
-        completed = done + sum(running.fraction for running in self._running.values())
+        done, began = self._num_done(), time.monotonic()
         count = f"{done}/{self._num_cells}"
         count = f"{count}, {self._num_failed} failed" if self._num_failed else count
+        if began < self._next_update:
+            return count, self._left
+        self._left = left = self._seconds_left()
+        completed = done + sum(running.fraction for running in self._running.values())
         self._update(self._all_bar, completed, count, left)
+        if self._log:
+            self._log.offer(self._snapshot(left))
+        if len(self._running) > _MANY:  # of which one reports every moment
+            self._next_update = began + (time.monotonic() - began) / _SHARE
         return count, left
+
+    def _snapshot(self, left: float | None) -> Snapshot:
+        now, clock_now, done = time.monotonic(), time.time(), self._num_done()
+        own = done - self._num_skipped + sum(each.fraction for each in self._running.values())
+        running = [
+            Running(name, each.fraction, each.note, each.worker, clock_now - (now - each.started))
+            for name, each in self._running.items()
+        ]
+        return Snapshot(
+            written=clock_now,
+            num_cells=self._num_cells,
+            num_done=done,
+            num_failed=self._num_failed,
+            running=[each._asdict() for each in running],
+            failed=[each._asdict() for each in self._failed],
+            has_ended=self._has_ended,
+            cells_per_second=own / (now - self._began) if own else math.nan,
+            seconds_left=math.nan if left is None else left,
+        )
 
     def _update(self, bar: TaskID, completed: float, count: str, left: float | None, **more: str) -> None:
         end = None if left is None else time.monotonic() + left
@@ -221,7 +271,9 @@ class _Running:
     cell: Cell
     bar: TaskID
     started: float
+    worker: str
     fraction: float = 0.0
+    note: str = ""
 
 
 class _TimeLeft(ProgressColumn):

@@ -30,7 +30,15 @@ def read(path: Path, kind: type[Kind]) -> Kind:
         OSError: if it cannot be opened.
         ValueError: saying, about "it", what is wrong with the file.
     """
-    content = _json(path)
+    return fitted(_json(path), kind)
+
+
+def fitted(content: Any, kind: type[Kind]) -> Kind:
+    """Take what JSON gave for a named tuple, as `read` does.
+
+    Raises:
+        ValueError: saying, about "it", what does not fit.
+    """
     if not isinstance(content, dict):
         raise ValueError(f"it holds {_named(content)}, not an object")
     for name, annotated in _annotations(kind).items():  # type: ignore[arg-type]  # a class is hashable

@@ -19,12 +19,16 @@ Run studies of activation functions and keep what they measure.
 
 commands:
   run CONFIG [--smoke] [--output DIR] [--resume RUN] [--workers N] [--executor ray]
-      [--checkpoint-every SECONDS] [--FIELD VALUE ...]
+      [--checkpoint-every SECONDS] [--tensorboard [DIR]] [--wandb [PROJECT]] [--FIELD VALUE ...]
                  run the study of a config file; `run CONFIG --help` lists its fields
   resume RUN [--workers N] [--allow-changed-code]
                  continue a run that was interrupted, with the words that began it
   report RUN [--trust]
                  draw figures and report of a finished run again; --trust runs the code in its folder
+  plan CONFIG [--devices N] [--FIELD VALUE ...]
+                 say what a run would cost, here and on N devices; nothing is stored
+  status RUN [--follow]
+                 show how far a run is, from another terminal
   list           show the studies in configs/ and the runs in runs/
   exercise [CLAIM] [--check FILE] [--solution]
                  work out a claim of the chapter, and have the answer checked
@@ -41,7 +45,9 @@ _WORKERS_HELP = (
 _CHECKPOINT_HELP = (
     "how often a cell stores how far its training is: a killed run loses no more. 30, 5m, 1h; 0: never"
 )
-_RUN_OPTIONS = (
+NO_LOG = "none"
+_LOGS = ("--tensorboard", "--wandb")
+_RUN_OPTIONS: tuple[options.Option, ...] = (
     ("smoke", False, {"help": "the same study in seconds"}),
     OUTPUT,
     (
@@ -78,8 +84,29 @@ _RUN_OPTIONS = (
     ),
     ("num_processes", "", {"metavar": "N", "help": "how many there are with --coordinator HOST:PORT"}),
     ("process_id", "", {"metavar": "I", "help": "which of them this one is, from 0 to N - 1"}),
+    (
+        "tensorboard",
+        NO_LOG,
+        {
+            "metavar": "[DIR]",
+            "help": "curves and figures for TensorBoard, in the run folder if no DIR is given",
+        },
+    ),
+    (
+        "wandb",
+        NO_LOG,
+        {"metavar": "[PROJECT]", "help": "the same for Weights & Biases, offline unless there is a key"},
+    ),
 )
 HOSTS = ("coordinator", "num_processes", "process_id")  # said anew with each process that is started
+_PLAN_OPTIONS: tuple[options.Option, ...] = (
+    ("smoke", False, {"help": "plan the same study in seconds"}),
+    (
+        "devices",
+        1,
+        {"metavar": "N", "help": "accelerators, or machines, of which each is as fast as this one"},
+    ),
+)
 
 
 _EXECUTORS = ("local", "ray")
@@ -111,6 +138,8 @@ class Request(NamedTuple):
     ray_address: str = ""
     cell_timeout: float | None = None
     checkpoint_every: float = 60.0
+    tensorboard: str = NO_LOG
+    wandb: str = NO_LOG
 
 
 def completed(arguments: Sequence[str]) -> list[str]:
@@ -133,7 +162,7 @@ def parse(arguments: Sequence[str]) -> Request:
         ConfigError: for a config or a value that cannot be run.
         SystemExit: after help, or after a message of tyro's.
     """
-    path, words = _split_config(arguments)
+    path, words = _split_config(_with_values(arguments))
     if path is None:
         print(USAGE, end="")
         raise SystemExit(0)
@@ -162,7 +191,32 @@ def parse(arguments: Sequence[str]) -> Request:
         given.ray_address,
         limits.seconds(given.cell_timeout),
         _interval(given.checkpoint_every),
+        given.tensorboard,
+        given.wandb,
     )
+
+
+def parse_plan(arguments: Sequence[str]) -> tuple[Experiment, Path, int]:
+    """Read the words after `python -m train plan`: the experiment, its config file and the number of devices.
+
+    Raises:
+        ConfigError: for a config or a value that cannot be run.
+        SystemExit: after help, or after a message of tyro's.
+    """
+    path, words = _split_config(arguments, _PLAN_OPTIONS, "plan")
+    if path is None:
+        print(USAGE, end="")
+        raise SystemExit(0)
+    given = options.read(
+        words,
+        ("experiment", _loaded(path, smoke="--smoke" in words), {"name": ""}),
+        *_PLAN_OPTIONS,
+        prog=f"python -m train plan {path}",
+        description="Say what a run of this study would cost, from a calibration of seconds; nothing is stored.",
+    )
+    if given.devices < 1:
+        raise ConfigError(f"`devices` must be at least 1, got {given.devices}.")
+    return given.experiment, path, given.devices
 
 
 def runs(output: Path) -> list[Path]:
@@ -208,11 +262,11 @@ def without(words: Sequence[str], option: str) -> list[str]:
     return list(words)
 
 
-def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+def _split_config(
+    arguments: Sequence[str], known: Sequence[options.Option] = _RUN_OPTIONS, command: str = "run"
+) -> tuple[Path | None, list[str]]:
     """Find the config among the words; how many values a field before it takes would not be known."""
-    num_values = {
-        f"--{name.replace('_', '-')}": int(default is not False) for name, default, _ in _RUN_OPTIONS
-    }
+    num_values = {f"--{name.replace('_', '-')}": int(default is not False) for name, default, _ in known}
     position = 0
     while position < len(arguments):
         word, has_value, _ = arguments[position].partition("=")
@@ -222,16 +276,25 @@ def _split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
             return None, []
         if word not in num_values:
             hint = config.hint(word, num_values)
-            raise ConfigError(f"the config comes before its fields: `run CONFIG {word} ...`.{hint}")
+            raise ConfigError(f"the config comes before its fields: `{command} CONFIG {word} ...`.{hint}")
         position += 1 + (0 if has_value else num_values[word])
     studies = ", ".join(str(study) for study in config.find()) or "none in configs/"
-    raise ConfigError(f"`run` needs a config file. There are: {studies}.")
+    raise ConfigError(f"`{command}` needs a config file. There are: {studies}.")
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """The words, the options of logs that have no value with the value "auto"."""
+    pairs = itertools.zip_longest(words, words[1:], fillvalue="-")
+    return [f"{word}=auto" if word in _LOGS and after.startswith("-") else word for word, after in pairs]
 
 
 def names_config(arguments: Sequence[str]) -> bool:
     """Whether there is a config among the words after `python -m train run`."""
     try:
-        return _split_config([word for word in arguments if word not in ("-h", "--help")])[0] is not None
+        return (
+            _split_config([word for word in _with_values(arguments) if word not in ("-h", "--help")])[0]
+            is not None
+        )
     except ConfigError:
         return False
 

@@ -22,10 +22,23 @@ from typing import Any, NamedTuple
 import xarray as xr
 from rich.console import Console
 
-from train import causes, config, devices, fingerprint, interrupt, locks, outcomes, partial, records, results
+from train import (
+    causes,
+    config,
+    devices,
+    fingerprint,
+    interrupt,
+    locks,
+    outcomes,
+    partial,
+    records,
+    results,
+    snapshot,
+)
 from train.agreement import Agreement
 from train.config import ConfigError, StorageError
 from train.experiment import Cell, Experiment
+from train.loggers import Logs
 from train.outcomes import CellsFailedError, Failure, Measurement
 from train.progress import Display
 from train.workers import in_this_process
@@ -196,6 +209,7 @@ def run(
     measure: Callable[
         [Experiment, Sequence[Cell], Display], Generator[Measurement | Failure]
     ] = in_this_process,
+    logs: Logs | None = None,
 ) -> xr.Dataset:
     """Run the cells of a run folder that are not finished, then write the report and result.nc, which is returned.
 
@@ -207,6 +221,7 @@ def run(
         directory: made by `create`.
         console: where progress is shown.
         measure: how, such as `train.workers.in_this_process` or `train.pool.side_by_side`.
+        logs: told of every cell that is stored, and of the figures.
 
     Raises:
         ConfigError: if another process runs in this folder.
@@ -221,13 +236,21 @@ def run(
         cells = _checked_cells(experiment)
         files = _files(directory, cells)
         attributes, agreement = provenance(record), Agreement()
+        logs = logs or Logs()
         if (whole := _whole(directory, files, attributes)) is not None:
             draw(whole, type(experiment), directory)
+            for cell in cells if logs else ():
+                logs.cell(cell, load(files[cell.name]), files[cell.name].stem)
+            logs.figures(directory)
             return whole
-        with Display(cells, console) as display:
+        log = snapshot.Log(directory, experiment)
+        with Display(cells, console, log) as display:
             parts = {
                 cell.name: _finished(cell, files[cell.name], attributes, agreement, display) for cell in cells
             }
+            for cell in cells:
+                if (part := parts[cell.name]) is not None:
+                    logs.cell(cell, part, files[cell.name].stem)
             codes = {part.attrs.get("code", "unknown") for part in parts.values() if part is not None}
             if codes - {attributes["code"]}:
                 display.notice("Cells measured by another version of the code are kept.")
@@ -246,16 +269,19 @@ def run(
                     cell = outcome.cell
                     check_held()
                     with interrupt.postponed():
-                        parts[cell.name] = _stored(outcome, files[cell.name], attributes)
+                        part = parts[cell.name] = _stored(outcome, files[cell.name], attributes)
                     partial.remove(files[cell.name])
+                    logs.cell(cell, part, files[cell.name].stem)
                     display.finish(cell, outcome.seconds)
         if failures:
             raise CellsFailedError(failures, len(cells))
         result = _combined([part for part in parts.values() if part is not None], attributes)
         with _writing(f"write result.nc in {directory}"):
             results.save(result, directory / "result.nc")
+        log.remove()
         # What is stored is drawn, whose order is the file's: so that a page drawn again is the same.
         draw(results.load(directory / "result.nc"), type(experiment), directory)
+        logs.figures(directory)
     return result
 
 

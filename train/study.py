@@ -69,6 +69,7 @@ COORDINATES = {
     "example": Coordinate("held-out example", first=0),
     "mode": Coordinate("singular value, from the largest"),
 }
+_MEMBERS = ("learning_rate", "seed")
 _SECONDS = {
     "compile_seconds": Variable("time to trace and compile in this cell", units="s"),
     "run_seconds": Variable("time to train and measure, without compiling", units="s"),
@@ -147,6 +148,11 @@ class Study:
         values = [getattr(self, field) for field in self.swept.values()]
         rows = (dict(zip(self.swept, row, strict=True)) for row in itertools.product(*values))
         return [Cell("/".join(_part(*item) for item in row.items()) or "all", row) for row in rows]
+
+    def num_members(self) -> int:
+        """How many networks a cell has side by side, every seed at every learning rate; 0 if no field says so."""
+        fields = [self.within[dim] for dim in _MEMBERS if hasattr(self, self.within.get(dim, ""))]
+        return math.prod(len(getattr(self, field)) for field in fields) if fields else 0
 
     def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
         """Measure one cell and label what comes back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,6 +21,9 @@ from train.optimizers import Optimizer, Sgd
 from train.study import Study
 from train.tasks import Data, Digits, FromText
 
+before_start: ContextVar[Callable[[Any, tuple, Mapping], None] | None]
+"""Called with a trial, its setting and its scales before it starts, by who plans a run; it may raise to end there."""
+before_start = ContextVar("before_start", default=None)
 CALIBRATION = 256  # training examples that set the batch norms' statistics before the first step
 
 
@@ -223,6 +227,7 @@ class Trial:
                 self.compile_seconds += time.perf_counter() - started
             return result
 
+        call.program = program  # type: ignore[attr-defined]
         return call
 
     def start(self, *setting: Any, **scales: Any) -> fit.State:
@@ -232,6 +237,8 @@ class Trial:
             *setting: what every call of the network takes after its inputs.
             **scales: traced arguments of the network's `init`, such as sigma_w.
         """
+        if (stop := before_start.get()) is not None:
+            stop(self, setting, scales)
         return self._start(self.members, self.data, setting, scales)
 
     def chunks(self, states: fit.State, *setting: Any, look: Look | None = None, carry: Any = ()) -> Training:

@@ -93,6 +93,9 @@ class Process:
         self.process.start()
         theirs.close()
 
+    def __str__(self) -> str:
+        return f"process {self.process.pid}"
+
     def send(self, name: str) -> None:
         """Have the cell of this name measured."""
         with contextlib.suppress(OSError):  # it has died: reading says so, and what it said last

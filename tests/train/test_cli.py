@@ -82,7 +82,7 @@ def test_one_command_runs_a_study_and_others_show_it_again(call, tmp_path):
     assert (status, err) == (0, "")
     assert "Why is the sky blue?" in out
     (row,) = (line for line in out.splitlines() if directory.name in line)
-    assert all(text in row for text in ("fake_study", "4/4", "finished", "just now"))
+    assert all(text in row for text in ("fake_study", "4/4", "complete", "just now"))
 
 
 def test_an_empty_list_says_so(call, tmp_path):
@@ -402,7 +402,8 @@ def test_an_interrupted_run_ends_within_seconds_and_says_how_to_continue(
     for path in kept:
         results.load(path)
     assert continued(err) == ["resume", f"runs/{directory.name}"]
-    assert sorted(path.name for path in directory.iterdir()) == ["cells", "config.json", "config.py"]
+    left = sorted(path.name for path in directory.glob("[!.]*"))
+    assert left == ["cells", "config.json", "config.py", "progress.json"]
 
 
 def test_a_file_that_the_system_refuses_to_write_ends_the_run(start, tmp_path):

@@ -58,7 +58,8 @@ def test_a_log_gets_few_lines_and_the_last_one(monkeypatch):
     lines = console.file.getvalue().splitlines()
     assert lines[0].startswith("[1/6] plain/10 ")
     assert 10 < len(lines) < next(now) / 10 + 2
-    assert lines[-1] == "[6/6] bn/100 done in 30.0 s"
+    assert lines[-2] == "[6/6] bn/100 done in 30.0 s"
+    assert lines[-1].startswith("The cells took ")
     assert any("training, about" in line and line.endswith("left") for line in lines)
 
 
@@ -76,7 +77,7 @@ def test_failed_cells_are_not_counted_as_done_and_said_once_a_cause():
     lines = console.file.getvalue().splitlines()
     assert lines[0] == "plain/1 failed: it took too long. The others go on."
     assert lines[1].startswith("[1/6, 2 failed] plain/100 done in 1.0 s")
-    assert lines[-1] == "[4/6, 2 failed] bn/100 done in 1.0 s"
+    assert lines[-2] == "[4/6, 2 failed] bn/100 done in 1.0 s"
     assert not any("plain/10 " in line for line in lines)
 
 
@@ -178,3 +179,16 @@ def test_durations_read_as_clocks():
         "1:00:00",
         "10:01:01",
     ]
+
+
+def test_reports_of_a_thousand_workers_cost_the_run_little():
+    cells = [cell(f"block {number % 3}", number) for number in range(1000)]
+    spent = {}
+    for num_running in (10, 1000):
+        with Display(cells, Console(file=io.StringIO())) as display:
+            reports = [display.start(each) for each in cells[:num_running]]
+            began = time.process_time()
+            for number in range(2000):
+                reports[number % num_running](0.5, "training")
+            spent[num_running] = time.process_time() - began
+    assert spent[1000] < 10 * spent[10]  # it was a hundredfold

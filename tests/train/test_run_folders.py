@@ -98,7 +98,7 @@ def test_each_damaged_run_is_one_line_that_says_what_is_wrong_and_the_others_are
     status, out, err = call("list")
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    assert any(whole.name in line and "finished" in line for line in lines)
+    assert any(whole.name in line and "complete" in line for line in lines)
     for number, (_, why) in enumerate(DAMAGE.values()):
         (line,) = (line for line in lines if f"bad-{number:02d}" in line)
         assert why in line
@@ -279,7 +279,7 @@ def test_a_study_of_any_name_runs_is_listed_and_resumed(call, tmp_path, name):
     assert call("resume", directory)[0] == 0
     status, out, err = call("list", f"--output=./{output}")
     assert (status, err) == (0, "")
-    assert "finished" in out
+    assert "complete" in out
     assert not set(out) & {"\u2028", "\x1b", "\udcff"}
 
 

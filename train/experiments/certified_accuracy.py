@@ -133,6 +133,10 @@ class CertifiedAccuracy(TrainingStudy):
             )
         )
 
+    def num_members(self) -> int:
+        """How many networks a cell has side by side: every seed at every strength of the approach that has most."""
+        return max(len(self.strengths(approach)) for approach in self.approaches) * len(self.seeds)
+
     def strengths(self, approach: str) -> tuple[float, ...]:
         """The settings of an approach, from the loosest."""
         return getattr(self, _STRENGTHS[approach]) if approach in _STRENGTHS else (0.0,)

@@ -67,7 +67,9 @@ class Processes:
 
     def start(self, num_workers: int) -> Process:
         """Start one of so many."""
-        with _divided(self.share or num_cores() // num_workers):
+        # A signal reaches whichever thread does not block it: raised while a child reads what it is to do, it would
+        # leave that child with half of it.
+        with interrupt.postponed(), _divided(self.share or num_cores() // num_workers):
             self.started.append(Process(self.words, self.fields, self.plan))
         return self.started[-1]
 

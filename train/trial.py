@@ -317,6 +317,10 @@ class Trial:
         found = [program(states, self.data, *shared) for program in programs]
         return self.host({name: value for each in found for name, value in each.items()})
 
+    def looking(self, programs: Sequence[Callable], *shared: Any) -> Look:
+        """A `look` that records, by name, what programs of (state, data, *shared) measure."""
+        return lambda states, carry, _: (carry, self.probed(programs, states, *shared))
+
     def host(self, tree: Any) -> Any:
         """A tree of arrays with a leading axis of members, on the host, without the copies that fill up the devices."""
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.num_members], devices.on_host(tree))

@@ -69,14 +69,14 @@ def form(graph: Graph, node: Node, shape: tuple[int, ...]) -> Value | None:
     def rounding(far: Any) -> float:
         """Of H v + c, |v| <= far, which may all but cancel."""
         sizes = times_interval(np.abs(H), -far, far)[1] + np.abs(found.c)
-        return 1e-15 * (8 + x.size) * float(np.linalg.norm(sizes))
+        return 1e-15 * (8 + x.size) * _length(sizes)
 
     def within(lower: Any, upper: Any, reach: Reach | None) -> float:
         low, high = times_interval(H, lower, upper)
-        steepest = float(np.linalg.norm(np.maximum(np.abs(low + found.c), np.abs(high + found.c))))
+        steepest = _length(np.maximum(np.abs(low + found.c), np.abs(high + found.c)))
         steepest += rounding(np.maximum(np.abs(lower), np.abs(upper)))
         if reach is not None:
-            middle = float(np.linalg.norm(H @ reach.center + found.c)) + rounding(np.abs(reach.center))
+            middle = _length(H @ reach.center + found.c) + rounding(np.abs(reach.center))
             steepest = min(steepest, middle + largest * reach.radius)
         return steepest * _UP
 

@@ -75,9 +75,7 @@ class SmoothSurrogates(Claim, TrainingStudy):
             "rise": Number("least f′(x) for |x| ≤ 5, above 0", 1e-300, relation="at_least"),
             "peak": Number("f″(0) / β, β = 100", 0.25, 0.25, tolerance=1e-9),
             "mean": Number("E f″(z), z ~ N(0, 1), β = 100", 0.3989, 0.3988767, tolerance=1e-4),
-            "mean_relu": Number(
-                "E f″(z) of relu, by autodiff", 0.3989, 0.3989423, tolerance=1e-4, core=False
-            ),
+            "mean_relu": Number("E f″(z) of relu, autodiff", 0.3989, 0.3989423, tolerance=1e-4, core=False),
             "met": Number("share of relu's preactivations at 0 in training", 0.0, 0.0, tolerance=2.0**-23),
             "met_blank": Number("zeros of fresh filters on raw images", 0.0, 0.1280554, core=False),
             "changed": Number("largest change of a weight by the slope at 0", 0.0, 0.0),
@@ -94,14 +92,11 @@ class SmoothSurrogates(Claim, TrainingStudy):
         error = trial.program(partial(probing.curvature_error, trial, step=3e-4))
         for place, f in enumerate(UNITS):
             setting = jnp.asarray(self.depth, jnp.int32), select(UNITS, place)
-
-            def look(states: fit.State, carry: Any, _: Any, setting=setting, f=f) -> tuple[Any, dict]:
-                return carry, {"zeros": trial.host(count(states, trial.data, setting))} if f is relu else {}
-
-            training = trial.chunks(trial.start(*setting, sigma_w=preserving_sigma(f)), *setting, look=look)
-            zeros = [chunk.measured.get("zeros") for chunk in training]
-            states = training.states
-            runs.append((*trial.host((error(states, trial.data["train"], setting), states.params)), zeros))
+            begun = trial.start(*setting, sigma_w=preserving_sigma(f))
+            training = trial.chunks(begun, *setting, look=trial.looking([count], setting))
+            zeros = [chunk.measured["zeros"] for chunk in training]
+            found = error(training.states, trial.data["train"], setting), training.states.params
+            runs.append((*trial.host(found), zeros))
             progress((place + 1) / len(UNITS))
         errors, params, counts = zip(*runs, strict=True)
         changes = jax.tree.map(lambda a, b: np.abs(a - b).reshape(len(a), -1).max(1), *params[:2])
@@ -141,9 +136,10 @@ def _on_grid(betas: tuple[float, ...]) -> dict[str, Any]:
     }
 
 
-def _zeros(trial: Trial, state: fit.State, data: Mapping[str, Any], setting: tuple) -> jax.Array:
+def _zeros(trial: Trial, state: fit.State, data: Mapping[str, Any], setting: tuple) -> dict[str, jax.Array]:
     """The share of preactivations on the training set that are exactly 0."""
-    return jnp.mean(trial.output(state, data["train"][0], *setting, method="trace").preactivation == 0)
+    layers = trial.output(state, data["train"][0], *setting, method="trace")
+    return {"zeros": jnp.mean(layers.preactivation == 0)}
 
 
 def _blank(data: Data, key: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -91,23 +90,20 @@ class BatchNorm(Claim, TrainingStudy):
         shallow, deep = (self.trial(each, parts(data), decay=decays, loss=_decayed) for each in networks)
         pairs = [probing.scaled(each, batch, self.seeds, (1.0, 10.0)) for each in (shallow, deep)]
         (one, ten), apart = pairs[0], [abs(b["logits"] - a["logits"]).max((1, 2)) for a, b in pairs]
-        found = {name: each for name, *each in zip(_FLIPS, *map(_one_layer, self.seeds), strict=True)}
+        found = self._trained(shallow)
+        found |= {name: each for name, *each in zip(_FLIPS, *map(_one_layer, self.seeds), strict=True)}
         norms = deep.program(lambda state, _: {"h": probing.gradient_norms(deep, state, batch, ())[1]})
         squares: Any = np.float64(deep.probed([norms], deep.start())["h"][: len(self.seeds)]) ** 2
         growth = (squares[:, :-1] / squares[:, 1:])[:, self.depth // 4 : -self.depth // 4].mean(1)
-        return (
-            self._trained(shallow)
-            | found
-            | {
-                **dict(zip(("outputs", "outputs_deep"), apart, strict=True)),
-                "slope": 10 * ten["slope"] / one["slope"],
-                "radial": one["radial"],
-                **dict.fromkeys(("growth", "predicted"), growth),
-                "decay": [f"{each:g}" for each in decays],
-                "gradient": np.log10(squares / squares[:, -1:]),
-                "exact_gradient": math.log10(_LIMIT) * np.arange(self.depth)[::-1],
-            }
-        )
+        return found | {
+            **dict(zip(("outputs", "outputs_deep"), apart, strict=True)),
+            "slope": 10 * ten["slope"] / one["slope"],
+            "radial": one["radial"],
+            **dict.fromkeys(("growth", "predicted"), growth),
+            "decay": [f"{each:g}" for each in decays],
+            "gradient": np.log10(squares / squares[:, -1:]),
+            "exact_gradient": math.log10(_LIMIT) * np.arange(self.depth)[::-1],
+        }
 
     def _trained(self, trial: Trial) -> dict[str, Any]:
         """What ||W||^2 and the steps of training say, with and without decay."""
@@ -139,7 +135,7 @@ class BatchNorm(Claim, TrainingStudy):
     )
 
 
-def _decayed(logits: jax.Array, labels: jax.Array, *, hparams: Any, call: Any) -> jax.Array:
+def _decayed(logits: jnp.ndarray, labels: jnp.ndarray, *, hparams: Any, call: Any) -> jnp.ndarray:
     """Cross-entropy and the penalty whose gradient is the decay of the weights between the batch norms."""
     square = call(lambda network: jnp.sum(network.stack.stages.affine.kernel[...] ** 2))
     return cross_entropy(logits, labels) + hparams["decay"] / 2 * square

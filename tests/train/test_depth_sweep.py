@@ -152,7 +152,7 @@ def test_measured_second_moments_follow_the_theory_in_wide_networks():
         measure_every=2,
         ascent_steps=1,
     )
-    sweep = replace(sweep, num_probes=64)
+    sweep = replace(sweep, num_probes=16)
     for cell in sweep.cells():
         part = sweep.run(cell, progress=silent)
         ratio = part.second_moment.sel(phase="initial") / part.second_moment_theory

@@ -3,11 +3,12 @@
     pip install -e ".[bench]" && python scripts/bench_training.py
     python scripts/bench_training.py --sweep --json rows.json    # over members, depths, widths, blocks, optimisers
 
-16 members of a plain tanh network, SGD with momentum, float32. All contenders train the same models on batches
-of the same shape in one process, in turns, so that a busy machine slows all of them; the best of the rounds
+16 members of a plain tanh network, SGD with momentum, float32. All contenders train models of the same products on
+batches of the same shape in one process, in turns, so that a busy machine slows all of them; the best of the rounds
 counts. Times are per model and step. The contenders: what an expert in JAX writes for this one network (a `scan` over
 steps of a `scan` over layers, vmapped, on the same devices; nothing is guarded, counted or chosen at run time);
-PyTorch's `torch.func` vmap over the members; and per-step loops as the tutorials of flax and PyTorch have them.
+PyTorch's `torch.func` vmap over the members, without biases, gains and moments; and per-step loops as the tutorials of
+flax and PyTorch have them. Those of PyTorch and flax train by SGD whatever `--optimizer` says.
 
 GFLOP/s counts the three matrix products a layer (h W forward, g W^T and h^T g backward). The limit is the time of
 these three products of the same shapes, batched over members, on one device a core. jaxact spreads its members

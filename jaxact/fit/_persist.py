@@ -38,7 +38,7 @@ def watched(step: Any, gradient: PyTree, *before: PyTree) -> Watched:
     """Of a step (gradient, params, opt_state) -> (params, opt_state), the leaves that may hide what is not finite.
 
     A result need not be watched if it is not finite whenever it was not before; a gradient, if such a result is not
-    finite whenever it is not.
+    finite whenever it is not. A result that is not finite at the start of a run shows nothing of its gradient.
     """
     closed = jax.make_jaxpr(step)(gradient, *before)
     jaxpr, num_gradients = closed.jaxpr, len(jax.tree.leaves(gradient))

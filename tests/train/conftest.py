@@ -11,6 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from troubles import Program
+
+from train import workers
+from train.__main__ import main
 
 _ROOT = Path(__file__).parents[2]
 BLOCKS = ("plain", "pre_activation-bn", "post_activation-bn")
@@ -187,6 +191,32 @@ def make_depth_sweep():
 def default_depth_sweep():
     """The default sweep: 105 cells of 9 members."""
     return depth_sweep()
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Run one command in this process alone, in an empty folder; gives exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workers, "default_number", lambda num_cells: 0)
+
+    def call(*words):
+        capsys.readouterr()
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an undisturbed run of the study with troubles, by one process of this machine."""
+    program = Program(tmp_path_factory.mktemp("whole"), "--workers", "0")
+    program.mend()
+    assert program.call("run", "study.py")[::2] == (0, "")
+    return program.run_folder()
 
 
 @pytest.fixture

@@ -11,30 +11,11 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from train import config, results, runner, workers
-from train.__main__ import main
+from train import config, results, runner
 
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_study.py")
 SECONDS_TO_START = 60.0  # importing jax on a busy machine
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run one command in this process alone, in an empty folder; gives exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(workers, "default_number", lambda num_cells: 0)
-
-    def call(*words):
-        capsys.readouterr()
-        try:
-            status = main([str(word) for word in words])
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
 
 
 def only_run(tmp_path):

@@ -46,23 +46,13 @@ def address(tmp_path_factory):
         stdout=-1,
         text=True,
     )
-    for line in process.stdout:
-        if line.startswith("address "):
-            break
+    line = next((line for line in process.stdout if line.startswith("address ")), "")
+    assert line, "Ray did not start"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in own.items():
             patch.setenv(name, value)
         yield line.split()[1]
     process.communicate("", timeout=60)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of an undisturbed run, by one process of this machine."""
-    program = Program(tmp_path_factory.mktemp("whole"), "--workers", "0")
-    program.mend()
-    assert program.call("run", "study.py")[::2] == (0, "")
-    return program.run_folder()
 
 
 def processes_in(folder):

@@ -11,23 +11,9 @@ import xarray as xr
 from tensorboardX.proto.event_pb2 import Event
 
 from train import loggers, request, results
-from train.__main__ import main
 
 FAKE = Path(__file__).with_name("fake_study.py")
 STEPS = [10, 20, 30]
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty folder: its exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture

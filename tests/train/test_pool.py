@@ -13,15 +13,6 @@ from train.experiment import Cell
 from train.progress import Display
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of an undisturbed run, by one process."""
-    program = Program(tmp_path_factory.mktemp("whole"), "--workers", "0")
-    program.mend()
-    assert program.call("run", "study.py")[::2] == (0, "")
-    return program.run_folder()
-
-
 def test_failing_cells_leave_the_others_as_they_are(whole, tmp_path):
     check_that_others_go_on(tmp_path, whole, "--workers", "2")
 

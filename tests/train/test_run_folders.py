@@ -12,28 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from train import causes, locks, request, runner, workers
-from train.__main__ import main
+from train import causes, locks, request, runner
 from train.config import ConfigError
 
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_study.py")
 SECONDS = 90.0
 DEEP = "[" * 200_000 + "]" * 200_000
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run one command in this process alone, in an empty folder; gives exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(workers, "default_number", lambda num_cells: 0)
-
-    def call(*words):
-        capsys.readouterr()
-        status = main([str(word) for word in words])
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def ended(process):

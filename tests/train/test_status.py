@@ -11,23 +11,9 @@ import pytest
 from rich.console import Console
 
 from train import config, outcomes, runner, snapshot, status
-from train.__main__ import main
 from train.progress import Display
 
 FAKE = Path(__file__).with_name("fake_study.py")
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty folder: its exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 def begun(tmp_path, experiment=None):

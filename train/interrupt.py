@@ -4,8 +4,10 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 GRACE_SECONDS = 4.0
 STORE_SECONDS = GRACE_SECONDS - 1.0  # what a worker process has of it
@@ -42,6 +44,14 @@ def interruptible(on_stuck: Callable[[int], None], *, grace_seconds: float = GRA
 
     reader, writer = socket.socketpair()
     writer.setblocking(False)
+    hook = sys.unraisablehook
+
+    def unraisable(what: Any) -> None:
+        # Raised within a finaliser or a weak reference's callback it goes no further: the second thread ends the run.
+        if not isinstance(what.exc_value, Interrupted):
+            hook(what)
+
+    sys.unraisablehook = unraisable
     before = {number: signal.signal(number, _interrupt) for number in _caught()}
     wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     waiting = (reader, set(before), on_stuck, grace_seconds)
@@ -50,6 +60,7 @@ def interruptible(on_stuck: Callable[[int], None], *, grace_seconds: float = GRA
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.set_wakeup_fd(wakeup_before)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -351,6 +351,28 @@ def test_a_killed_run_is_continued_and_ends_as_if_it_had_not_been(call, start, t
     xr.testing.assert_identical(first, second)
 
 
+FINALISER = """
+import os, signal, sys, time
+from train.interrupt import interruptible
+
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+with interruptible(lambda number: print("ended", number, flush=True), grace_seconds=0.3):
+    Last()
+    time.sleep(60)
+"""
+
+
+def test_a_signal_within_a_finaliser_ends_the_run_without_a_traceback():
+    done = subprocess.run(
+        [sys.executable, "-c", FINALISER], capture_output=True, text=True, cwd=ROOT, timeout=30
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (143, "ended 15", "")
+
+
 @pytest.mark.parametrize(
     ("number", "trouble", "status", "patience"),
     [

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -287,19 +288,25 @@ def _unlock(handle: int | None) -> None:
         os.close(handle)
 
 
+# Orbax (0.12.8) counts its operations by one number for the whole process: of two at once, one takes the other's,
+# and fails or waits for five minutes.
+_ONE_AT_A_TIME = threading.Lock()
+
+
 @contextlib.contextmanager
-def _orbax_silent() -> Iterator[None]:
-    """Keep Orbax from logging tracebacks of what it also raises."""
+def _orbax_alone() -> Iterator[None]:
+    """Let one thread use Orbax, and keep it from logging tracebacks of what it also raises."""
 
     def is_of_another(record: logging.LogRecord) -> bool:
         return "orbax" not in Path(record.pathname).parts
 
     logger = logging.getLogger("absl")
-    logger.addFilter(is_of_another)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_of_another)
+    with _ONE_AT_A_TIME:
+        logger.addFilter(is_of_another)
+        try:
+            yield
+        finally:
+            logger.removeFilter(is_of_another)
 
 
 def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
@@ -308,7 +315,7 @@ def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
     if not arrays:
         return
     try:
-        with _orbax_silent():
+        with _orbax_alone():
             ocp.save(folder, arrays)
     except Exception as error:  # a full disk is a ValueError of Orbax's
         raise OSError(error) from error
@@ -320,7 +327,7 @@ def _read_arrays(folder: Path, templates: dict[str, Any]) -> dict[str, Any]:
     if not templates:
         return {}
     try:
-        with _orbax_silent():
+        with _orbax_alone():
             return ocp.load(folder, templates)
     except Exception as error:  # Orbax has no one type for what it cannot read
         raise ValueError(f"Orbax cannot read {folder}: {error}. Use the version that saved it.") from error

@@ -307,17 +307,18 @@ if sys.argv[2] == "full":
     assert outcomes[0].startswith(f"OSError: The checkpoint {folder / 'x'} could not be written"), outcomes
     assert "free space" in outcomes[0] and not list(folder.iterdir()), outcomes
 else:
-    threads = [threading.Thread(target=save) for _ in range(3)]
+    sys.setswitchinterval(1e-5)  # Orbax, left to itself, mixes up saves of several threads
+    threads = [threading.Thread(target=save) for _ in range(6)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    assert sorted(each[:15] for each in outcomes) == ["FileExistsError"] * 2 + ["saved"], outcomes
+    assert sorted(each[:15] for each in outcomes) == ["FileExistsError"] * 5 + ["saved"], outcomes
     assert all("Save under another name" in each for each in outcomes if each != "saved"), outcomes
     assert [file.name for file in folder.iterdir()] == ["x"]
     np.testing.assert_array_equal(fit.restore(folder / "x", {"a": np.zeros(90_000)})["a"], np.arange(90_000.0))
 """
 
 
-@pytest.mark.parametrize("what", ["full", "three at once"])
+@pytest.mark.parametrize("what", ["full", "many at once"])
 def test_a_save_that_fails_says_so_leaves_nothing_and_lets_the_process_end(what, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", ALONE, str(tmp_path), what],

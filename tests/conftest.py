@@ -2,7 +2,9 @@
 
 import os
 
-# LLVM's optimisations are a third of the suite's processor time. Read when jax first compiles; children inherit it.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
+from jaxact import xla
+
+# To compile well would take more than half of the time. Read when jax first compiles; children inherit it.
+xla.compile_fast()
 # What tests compare with is full float32 on a GPU or TPU too; that jaxact is so by itself test_precision.py shows.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxact import xla
 from jaxact.cache import use_compilation_cache
 from jaxact.streams import print_any_text
 from train import config, options, request
@@ -93,9 +94,7 @@ def _run_here(arguments: Sequence[str], team: Any) -> int:
     """Run a study, alone or as one process of several."""
     started = time.monotonic()
     if "--smoke" in arguments:
-        from train import devices
-
-        devices.compile_fast()
+        xla.compile_fast()
     asked = request.parse(arguments)
     if team is not None:
         team.compare(asked)

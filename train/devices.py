@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxact import xla
 from train.config import ConfigError
-
-_LEVEL = "xla_backend_optimization_level"
 
 
 def mesh(num_members: int) -> Any:
@@ -71,25 +70,20 @@ def _copied(mesh: Any) -> Any:
     )
 
 
-def compile_fast() -> None:
-    """Let this process and those it starts compile fast rather than well; before jax first compiles, or too late.
-
-    For a smoke run, which compiles much and computes little: LLVM's level 0 takes a third off its time.
-    """
-    if _LEVEL not in (flags := os.environ.get("XLA_FLAGS", "")):
-        os.environ["XLA_FLAGS"] = f"{flags} --{_LEVEL}=0".strip()
-
-
-def compiler_options() -> dict[str, Any]:
+def compiler_options(*, is_long: bool = False) -> dict[str, Any]:
     """Options of XLA for a study's programs, for `jax.jit(..., compiler_options=...)`.
 
     On a CPU LLVM's level 2, which compiles up to twice as fast as 3 to programs of the same speed, unless XLA_FLAGS
     names a level.
+
+    Args:
+        is_long: whether it runs so long that what it takes to compile it does not matter.
     """
     import jax
 
-    is_free = _LEVEL not in os.environ.get("XLA_FLAGS", "")
-    return {_LEVEL: 2} if is_free and jax.default_backend() == "cpu" else {}
+    if xla.is_level_given() or jax.default_backend() != "cpu":
+        return {}
+    return xla.options(2, is_fused_anew=is_long)
 
 
 def described() -> str:

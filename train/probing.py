@@ -144,9 +144,13 @@ def layer_variables(dims: tuple[str, ...]) -> dict[str, Variable]:
 def layer_statistics(
     trial: Trial, state: fit.State, inputs: jax.Array, setting: tuple, activation: Any
 ) -> dict[str, jax.Array]:
-    """`jaxact.probes.layer_statistics` of every layer on a batch, by name; [layer]."""
-    trace = trial.output(state, inputs, *setting, method="trace")
-    return probes.layer_statistics(trace.preactivation, activation, hidden=trace.hidden)._asdict()
+    """`jaxact.probes.layer_statistics` of every layer on a batch, by name; [layer], zeros past the depth."""
+
+    def look(hidden: jax.Array, preactivation: jax.Array) -> dict[str, jax.Array]:
+        found = probes.layer_statistics(preactivation[None], activation, hidden=hidden[None])
+        return {name: value[0] for name, value in found._asdict().items()}
+
+    return trial.output(state, inputs, *setting, method=lambda network, *args: network.observe(look, *args))
 
 
 def unit_lives(trial: Trial) -> Callable[..., tuple[Any, ...]]:

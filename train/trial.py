@@ -195,9 +195,12 @@ class Trial:
         self.optimizer = optimizer.bound(num_steps)
         self.compile_seconds = 0.0
         self.chunk_seconds: list[float] = []
-        self._start, self._step = self.program(self._started), self.program(self._trained, donate_argnums=0)
+        self._start = self.program(self._started)
+        self._step = self.program(self._trained, is_long=True, donate_argnums=0)
 
-    def program(self, one: Callable, *, precision: str | None = None, **options: Any) -> Callable:
+    def program(
+        self, one: Callable, *, precision: str | None = None, is_long: bool = False, **options: Any
+    ) -> Callable:
         """Make a function of one member and of what all share a compiled program of all members.
 
         A second trace, which would be a compile a cell, is an error.
@@ -205,6 +208,7 @@ class Trial:
         Args:
             one: `one(member or state, *shared)`.
             precision: of matrix products; "float32" forbids accelerators to round the operands of float32 products.
+            is_long: whether it runs so long that what it takes to compile does not matter.
             **options: of `jax.jit`.
         """
         is_first = True
@@ -216,7 +220,7 @@ class Trial:
                 return fit.population(one, *args, mesh=self.mesh)
 
         every.__name__ = getattr(one, "__name__", "program")
-        program = jax.jit(every, compiler_options=devices.compiler_options(), **options)
+        program = jax.jit(every, compiler_options=devices.compiler_options(is_long=is_long), **options)
 
         def call(*args: Any) -> Any:
             nonlocal is_first

@@ -16,11 +16,12 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array
 
+from jaxact import xla
 from jaxact.trace import run_again
 
 _NUM_PROGRAMS = 32  # kept, those used last: of 1 MB or so each
 _FEW_FLOPS = 1e8
-_UNOPTIMISED: dict[str, Any] = {"xla_backend_optimization_level": 0}
+_UNOPTIMISED = xla.options(0)
 _PROGRAMS: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxact import xla
 from jaxact.errors import ArgumentError, one_line
 from jaxact.lipschitz._certify import certify, checked
 from jaxact.lipschitz._clever import clever
@@ -382,7 +383,7 @@ def _search(function: _Function, where: Region | None, num_steps: int) -> Any:
         num_crossings=_NUM_CROSSINGS if num_steps and is_small else 0,
     )
     # Compiled once, run once: optimising would take longer than it saves.
-    return jax.jit(search, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(search, compiler_options=xla.options(0))
 
 
 def _estimated(function: _Function, where: Region | None, starts: Array, key: Array) -> Rung:

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxact.nn._ellipsoid import ellipsoid_block, log_bound, normalized
 from jaxact.nn._stack import Mode, Stack, Trace, lipschitz_of, slopes_of
@@ -71,6 +71,16 @@ class _Network(nnx.Module):
     ) -> Trace:
         """The stack's `Trace` on the embedded input."""
         return self.stack.trace(self.embed(jnp.asarray(x)), depth, activation)
+
+    def observe(
+        self,
+        look: Callable[[Array, Array], PyTree],
+        x: Float[ArrayLike, "*batch_and_input"],
+        depth: ArrayLike | None = None,
+        activation: Elementwise | None = None,
+    ) -> PyTree:
+        """What `look` makes of every stage on the embedded input; see `Stack.observe`."""
+        return self.stack.observe(look, self.embed(jnp.asarray(x)), depth, activation)[1]
 
     def readout(
         self, h: Float[Array, "*batch_and_hidden"], activation: Elementwise | None = None

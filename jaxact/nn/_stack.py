@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxact.nn._ellipsoid import ellipsoid_block
 from jaxact.nn._stages import Elementwise, Stage
@@ -106,8 +106,7 @@ class Stack(nnx.Module):
             ValueError: if a concrete `depth` lies outside 1 ... max_depth, or `mode` is unknown. A traced depth
                 outside gives NaN.
         """
-        output, _ = self._run(x, depth, activation, mode, taps)
-        return output
+        return self._run(x, depth, activation, mode, taps)
 
     def trace(
         self,
@@ -120,14 +119,38 @@ class Stack(nnx.Module):
         Takes the same arguments as a call; with a traced depth the result can be differentiated by `jax.jvp`
         alone. See `Trace` for shapes.
         """
-        output, inputs = self._run(x, depth, activation, "forward", None)
-        hidden = jnp.roll(inputs, -1, axis=0)
-        last = (self.max_depth if depth is None else depth) - 1
-        hidden = hidden.at[last].set(output)
-        graphdef, state = nnx.split(self.stages)
-        preactivation = jax.vmap(lambda s, h: nnx.merge(graphdef, s).preactivation(h))(state, inputs)
-        ran = (jnp.arange(self.max_depth) <= last).reshape(-1, *[1] * x.ndim)
-        return Trace(output, jnp.where(ran, hidden, 0), jnp.where(ran, preactivation, 0))
+        output, (hidden, preactivation) = self.observe(lambda *both: both, x, depth, activation)
+        return Trace(output, hidden, preactivation)
+
+    def observe(
+        self,
+        look: Callable[[Array, Array], PyTree],
+        x: Float[Array, "*batch width"],
+        depth: ArrayLike | None = None,
+        activation: Elementwise | None = None,
+    ) -> tuple[Float[Array, "*batch width"], PyTree]:
+        """Run the first `depth` stages and keep what `look` makes of each, while it runs.
+
+        Args:
+            look: `look(hidden, preactivation)`, the stage's output and what it applied f to, both [*batch, width];
+                gives arrays of the same shapes for every stage.
+            x: as in a call, like `depth` and `activation`.
+            depth: see `x`.
+            activation: see `x`.
+
+        Returns:
+            The last hidden state, and what `look` gave, a leading axis [max_depth]: zeros at and past the depth.
+        """
+        depth = self.max_depth if depth is None else depth
+        _check_depth(depth, self.max_depth)
+        parts: Any = nnx.split(self.stages, nnx.Param, ...)
+        graphdef, params, rest = parts
+        program = _Program(graphdef, self._is_training())
+        is_there, depth = (None, depth) if isinstance(depth, int) else self._nearest(depth)
+        output, rows, rest = program.observed(look, params, x, rest, activation, depth)
+        if program.training:
+            nnx.update(self.stages, rest)
+        return output if is_there is None else jnp.where(is_there, output, jnp.nan), rows
 
     @full_precision
     def log_lipschitz(self, depth: ArrayLike | None = None, activation: Any = None) -> Float[Array, ""]:
@@ -165,35 +188,38 @@ class Stack(nnx.Module):
         return jax.lax.fori_loop(0, depth, through, (Q, log_square))
 
     def _run(self, x, depth, activation, mode, taps):
-        """Output and the stages' inputs [max_depth, ...]; running statistics are updated in place."""
+        """The output; running statistics are updated in place."""
         if mode not in ("reverse", "forward"):
             raise ValueError(f'`mode` must be "reverse" or "forward", got {mode!r}.')
         depth = self.max_depth if depth is None else depth
         _check_depth(depth, self.max_depth)
         parts: Any = nnx.split(self.stages, nnx.Param, ...)
         graphdef, params, rest = parts
-        training = any(
-            getattr(module, "use_running_average", True) is False
-            for _, module in nnx.iter_modules(self.stages)
-        )
+        training = self._is_training()
         program = _Program(graphdef, training)
         if any(callable(leaf) for leaf in jax.tree.leaves(activation)):
             activation = jax.tree_util.Partial(activation)  # a bare function: static, not an array
         if isinstance(depth, int):
-            output, inputs, rest = program.scan(params, x, rest, activation, taps, depth)
+            output, rest = program.scan(params, x, rest, activation, taps, depth)
         elif mode == "reverse":
             is_there, depth = self._nearest(depth)
             output, rest = _reverse(program, params, x, rest, activation, taps, depth)
-            output, inputs = jnp.where(is_there, output, jnp.nan), None
+            output = jnp.where(is_there, output, jnp.nan)
         else:
             if taps is not None:
                 raise ValueError('`taps` need mode="reverse" or an integer depth, got mode="forward".')
             is_there, depth = self._nearest(depth)
-            output, inputs, rest = program.loop(params, x, rest, activation, None, depth)
+            output, _, rest = program.loop(params, x, rest, activation, None, depth)
             output = jnp.where(is_there, output, jnp.nan)
         if training:
             nnx.update(self.stages, rest)
-        return output, inputs
+        return output
+
+    def _is_training(self) -> bool:
+        return any(
+            getattr(module, "use_running_average", True) is False
+            for _, module in nnx.iter_modules(self.stages)
+        )
 
     def _nearest(self, depth: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """Whether there are so many stages, and the nearest number that there are."""
@@ -222,13 +248,12 @@ class _Program(NamedTuple):
         def body(h, layer):
             params_l, rest_l, tap = layer
             output, rest_l = self.stage(params_l, h, rest_l, activation)
-            return output if tap is None else output + tap, (h, rest_l)
+            return output if tap is None else output + tap, rest_l
 
-        output, (inputs, updated) = jax.lax.scan(body, h, used)
-        pad = [(0, jax.tree.leaves(params)[0].shape[0] - depth), *[(0, 0)] * h.ndim]
+        output, updated = jax.lax.scan(body, h, used)
         if self.training:
             rest = jax.tree.map(lambda old, new: old.at[:depth].set(new), rest, updated)
-        return output, jnp.pad(inputs, pad), rest
+        return output, rest
 
     def loop(self, params, h, rest, activation, taps, depth):
         """Traced depth; a jvp of it is a loop again."""
@@ -245,6 +270,34 @@ class _Program(NamedTuple):
             return output, inputs, rest
 
         return jax.lax.fori_loop(0, depth, body, (h, jnp.zeros((max_depth, *h.shape), h.dtype), rest))
+
+    def observed(self, look, params, h, rest, activation, depth):
+        """What `look` makes of every stage: of a static depth a scan, else a loop whose jvp is a loop again."""
+        if any(callable(leaf) for leaf in jax.tree.leaves(activation)):
+            activation = jax.tree_util.Partial(activation)
+
+        def one(h, layer):
+            params_l, rest_l = layer
+            preactivation = nnx.merge(self.graphdef, params_l, rest_l, copy=True).preactivation(h)
+            output, rest_l = self.stage(params_l, h, rest_l, activation)
+            return output, (look(output, preactivation), rest_l)
+
+        def with_row(index, carry):
+            h, rows = carry
+            h, found = one(h, _row((params, rest), index))
+            return h, jax.tree.map(lambda all_, each: all_.at[index].set(each), rows, found)
+
+        max_depth = jax.tree.leaves(params)[0].shape[0]
+        found, _ = jax.eval_shape(one, h, _row((params, rest), 0))[1]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros((max_depth, *leaf.shape), leaf.dtype), found)
+        rows = zeros, rest if self.training else None
+        if isinstance(depth, int):
+            used = jax.tree.map(lambda leaf: leaf[:depth], (params, rest))
+            h, found = jax.lax.scan(one, h, used)
+            rows = jax.tree.map(lambda all_, each: all_.at[:depth].set(each), rows, found)
+        else:
+            h, rows = jax.lax.fori_loop(0, depth, with_row, (h, rows))
+        return h, rows[0], rows[1] if self.training else rest
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxact import xla
 from jaxact.activations import Activation
 from jaxact.numerics import gaussian_nodes, hermite_coefficients
 from jaxact.theory._maps import variance_map
@@ -81,7 +82,7 @@ def _correlations(found: _Moments, sigma_w: np.ndarray, sigma_b: np.ndarray) -> 
 
 
 # Compiled once, run once: optimising would take longer than it saves.
-@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+@partial(jax.jit, static_argnums=0, compiler_options=xla.options(0))
 def _limit(activation: Activation, sigma_w: jax.Array, sigma_b: jax.Array) -> MeanField:
     return mean_field(activation, sigma_w=sigma_w, sigma_b=sigma_b)
 

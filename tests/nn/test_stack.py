@@ -222,3 +222,28 @@ def test_a_traced_depth_that_is_not_there_gives_nan(mode):
     for depth in (0, -1, MAX_DEPTH + 1):
         assert np.isnan(run(depth)).all()
     chex.assert_trees_all_close(run(2), stack(x, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+@pytest.mark.parametrize("is_static", [True, False])
+@pytest.mark.parametrize(("stage", "norm"), BLOCKS)
+def test_observe_keeps_what_a_look_makes_of_every_stage(stage, norm, is_static, is_training):
+    stack, depth = make(stage, norm), 3 if is_static else jnp.int32(3)
+    stack.train() if is_training else stack.eval()
+    graphdef, state = nnx.split(stack)
+
+    def look(hidden, preactivation):
+        return {"largest": jnp.abs(hidden).max(), "both": jnp.mean(hidden * preactivation, 0)}
+
+    def run(method):
+        copy = nnx.merge(graphdef, state, copy=True)
+        return method(copy, inputs()), nnx.split(copy)[1]
+
+    (output, seen), after = run(lambda stack, x: stack.observe(look, x, depth))
+    trace, _ = run(lambda stack, x: stack.trace(x, depth))
+    called, after_call = run(lambda stack, x: stack(x, depth))
+    expected = look(trace.hidden[2], trace.preactivation[2])
+    chex.assert_trees_all_close(jax.tree.map(lambda rows: rows[2], seen), expected, atol=1e-5)
+    assert not np.any(seen["largest"][3:]) and np.all(seen["largest"][:3] > 0)
+    chex.assert_trees_all_close((output, trace.output), (called, called), atol=1e-5)
+    chex.assert_trees_all_close(after, after_call, atol=1e-5)  # running statistics too

@@ -105,7 +105,8 @@ def runner(live: Derivatives, x: jax.ShapeDtypeStruct, *args: Any) -> Callable[.
                 return _compiled(traced, piece, statics, arrays, args, repeats)(arrays, *args)
 
             return run
-    return lambda piece, statics, *args, repeats=1: piece(live, *statics, *args)
+    shared = live._replace(push=jax.jit(live.push), ascent=jax.jit(live.ascent))  # many calls, one trace
+    return lambda piece, statics, *args, repeats=1: piece(shared, *statics, *args)
 
 
 def _trace(live: Derivatives, x: jax.ShapeDtypeStruct) -> _Traced:
@@ -181,7 +182,8 @@ def _form(jaxpr: Any) -> tuple[Any, ...]:
 
 def _matters(eqn: Any, param: Any) -> bool:
     """Not the rules of custom derivatives, functions made anew in every trace: what is traced is a derivative."""
-    return not (eqn.primitive.name.startswith("custom_") and callable(param) and not hasattr(param, "eqns"))
+    is_made_anew = not (hasattr(param, "eqns") or isinstance(param, bool | int | str | tuple | None))
+    return not (eqn.primitive.name.startswith("custom_") and is_made_anew)
 
 
 def _value(param: Any) -> Any:

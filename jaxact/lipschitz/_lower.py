@@ -131,10 +131,7 @@ def lower_bound(
     starts, unit_length = run(
         _begin, (tuple(scales), num_starts, num_crossings), starts, key, step_size, repeats=25 * num_crossings
     )
-    climbed, history = run(
-        _climb, (num_steps,), starts, run(_pairs, (), starts), unit_length, key, repeats=num_steps
-    )
-    return run(_best, (), climbed, run(_pairs, (), climbed), history)
+    return run(_search, (num_steps,), starts, unit_length, key, repeats=num_steps)
 
 
 def _begin(
@@ -157,50 +154,62 @@ def _begin(
     return starts, step_size * norm
 
 
-def _pairs(of: Derivatives, xs: Array) -> Pair:
-    return jax.vmap(partial(singular_pair, of))(xs)
+def _search(of: Derivatives, num_steps: int, starts: Array, unit_length: Array, key: Array) -> LowerBound:
+    """The ascent between two rounds of singular pairs: of the starts, and of where they end.
+
+    As a loop of two rounds, the second without steps, so that XLA compiles what both need once.
+    """
+    keys = jax.random.split(key, max(num_steps, 1))
+
+    def round_(number: Array, carry: tuple[Array, Pair, Array]) -> tuple[Array, Pair, Array]:
+        xs, _, history = carry
+        pairs = jax.vmap(partial(singular_pair, of))(xs)
+        none = jnp.full(xs.shape[:1], jnp.nan, xs.dtype)
+        searches = _Search(xs, pairs.direction, jnp.zeros_like(xs), none, none)
+
+        def every(step: Array, carry: tuple[_Search, Array]) -> tuple[_Search, Array]:
+            searches, history = carry
+            noise = jax.random.split(keys[jnp.maximum(step - 1, 0)], len(xs))
+            searches = jax.vmap(partial(_step, of, unit_length))(searches, noise)
+            return searches, history.at[step].set(_largest(searches.value))
+
+        searches, history = lax.fori_loop(
+            0, jnp.where(number == 0, num_steps + 1, 0), every, (searches, history)
+        )
+        return searches.x, pairs, history
+
+    history = jnp.zeros(num_steps + 1, starts.dtype)
+    pairs = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(jax.vmap(partial(singular_pair, of)), starts),
+    )
+    return _best(*lax.fori_loop(0, 2, round_, (starts, pairs, history)))
 
 
-def _climb(
-    of: Derivatives, num_steps: int, starts: Array, pairs: Pair, unit_length: Array, key: Array
-) -> tuple[Array, Array]:
-    """The ascent: where it ends, and the best value at every step."""
-
-    def start(x: Array, pair: Pair) -> _Search:
-        pulled, ascent = of.ascent(x, pair.output, pair.direction)
-        return _Search(x, pair.direction, ascent, _norm(pulled), jnp.ones((), starts.dtype))
-
-    def step(search: _Search, key: PRNGKeyArray) -> _Search:
-        fresh = search.length <= _SMALLEST_STEP
-        steep = jnp.isfinite(search.ascent).all() & (search.ascent != 0).any() & ~fresh
-        noise = jax.random.normal(key, search.x.shape, search.x.dtype)
-        direction = _unit(jnp.where(steep, search.ascent, noise))
-        length = jnp.where(fresh, 1, search.length)
-        x = search.x + length * unit_length * direction
-        w = _unit(of.pulling(x)(_unit(of.push(x, search.w))))
-        u = _unit(of.push(x, w))
-        pulled, ascent = of.ascent(x, u, w)
-        value = _norm(pulled)
-        better = (value > search.value) & jnp.isfinite(value) | ~jnp.isfinite(search.value)
-        # A random step mostly fails: shrink by little (the 1/5 rule of evolution strategies), and not at all
-        # where the value has not changed, for then x has not left its linear piece.
-        worse = ~(value >= search.value * (1 - 1e-5))
-        factor = jnp.where(better, 1.5, jnp.where(steep, 0.5, jnp.where(worse, 0.9, 1.5)))
-        length = jnp.minimum(factor * length, _LARGEST_STEP)
-        found = _Search(x, _unit(pulled), ascent, value, length)
-        return jax.tree.map(partial(jnp.where, better), found, search._replace(length=length))
-
-    def every(searches: _Search, key: PRNGKeyArray) -> tuple[_Search, Array]:
-        moved = jax.vmap(step)(searches, jax.random.split(key, starts.shape[0]))
-        return moved, _largest(moved.value)
-
-    searches = jax.vmap(start)(starts, pairs)
-    first = _largest(searches.value)
-    searches, history = lax.scan(every, searches, jax.random.split(key, num_steps))
-    return searches.x, jnp.concatenate([first[None], history])
+def _step(of: Derivatives, unit_length: Array, search: _Search, key: PRNGKeyArray) -> _Search:
+    """One step of one search; the first, before which there is no value, looks at the start itself."""
+    is_first = jnp.isnan(search.length)
+    fresh = search.length <= _SMALLEST_STEP
+    steep = jnp.isfinite(search.ascent).all() & (search.ascent != 0).any() & ~fresh
+    noise = jax.random.normal(key, search.x.shape, search.x.dtype)
+    direction = _unit(jnp.where(steep, search.ascent, noise))
+    length = jnp.where(fresh, 1, search.length)
+    x = jnp.where(is_first, search.x, search.x + length * unit_length * direction)
+    w = _unit(of.pulling(x)(_unit(of.push(x, search.w))))
+    u = _unit(of.push(x, w))
+    pulled, ascent = of.ascent(x, u, w)
+    value = _norm(pulled)
+    better = (value > search.value) & jnp.isfinite(value) | ~jnp.isfinite(search.value)
+    # A random step mostly fails: shrink by little (the 1/5 rule of evolution strategies), and not at all
+    # where the value has not changed, for then x has not left its linear piece.
+    worse = ~(value >= search.value * (1 - 1e-5))
+    factor = jnp.where(better, 1.5, jnp.where(steep, 0.5, jnp.where(worse, 0.9, 1.5)))
+    length = jnp.where(is_first, 1, jnp.minimum(factor * length, _LARGEST_STEP))
+    found = _Search(x, _unit(pulled), ascent, value, length)
+    return jax.tree.map(partial(jnp.where, better), found, search._replace(length=length))
 
 
-def _best(of: Derivatives, xs: Array, pairs: Pair, history: Array) -> LowerBound:
+def _best(xs: Array, pairs: Pair, history: Array) -> LowerBound:
     best = jnp.argmax(jnp.where(jnp.isfinite(pairs.value), pairs.value, -1))
     value = jnp.where(jnp.isfinite(pairs.value[best]), pairs.value[best], jnp.nan)
     return LowerBound(value, xs[best], history)

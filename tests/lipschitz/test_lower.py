@@ -282,6 +282,27 @@ def test_a_second_search_of_the_same_form_compiles_nothing_and_forgets_nothing()
     np.testing.assert_allclose(search(fn), np.linalg.norm(np.full((4, 5), 0.5), 2), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["relu", "gelu", "leaky_relu(0.3)", "swish"])
+def test_a_second_search_compiles_nothing_where_a_derivative_has_a_rule_of_its_own(name):
+    f = activations.parse(name)
+
+    @jax.custom_vjp
+    def ruled(x):
+        return 2 * x
+
+    ruled.defvjp(lambda x: (2 * x, None), lambda _, u: (2 * u,))
+
+    def search(weights):
+        fn = lambda x: ruled(f(weights @ x))  # noqa: E731
+        push = lambda x, v: 2 * jax.jvp(lambda x: f(weights @ x), (x,), (v,))[1]  # noqa: E731
+        found = lipschitz.lower_bound(fn, np.ones(3), key=jax.random.key(0), num_steps=1, tangent=push)
+        return float(found.value)
+
+    first, before = search(jnp.eye(3)), set(_derivatives._PROGRAMS)
+    np.testing.assert_allclose(search(jnp.eye(3)), first, rtol=1e-6)
+    assert set(_derivatives._PROGRAMS) == before
+
+
 def test_programs_are_kept_without_the_functions_and_not_for_ever(monkeypatch):
     monkeypatch.setattr(_derivatives, "_NUM_PROGRAMS", 4)
     monkeypatch.setattr(_derivatives, "_PROGRAMS", type(_derivatives._PROGRAMS)())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -85,13 +85,23 @@ def select(choices: Sequence[Activation], index: ArrayLike) -> Selected:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _apply(choices: tuple[Activation, ...], index: jax.Array, x: jax.Array) -> jax.Array:
-    return jax.lax.switch(index, list(choices), x)
+    return jax.lax.switch(index, [_value(choice) for choice in choices], x)
 
 
 @_apply.defjvp
 def _apply_jvp(choices, primals, tangents):
     index, x = primals
-    # Value and slope leave one branch together, so that what they share is computed once.
-    branches = [lambda x, a=a: (a(x), a.derivative(x)) for a in choices]
-    value, slope = jax.lax.switch(index, branches, x)
+    value, slope = jax.lax.switch(index, [_value_and_slope(choice) for choice in choices], x)
     return value, slope * tangents[1]
+
+
+# Compiled functions, made once: transformations of a switch then find the branches' already made.
+@lru_cache(maxsize=256)
+def _value(choice: Activation) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(choice.__call__)
+
+
+@lru_cache(maxsize=256)
+def _value_and_slope(choice: Activation) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """Both from one branch, so that what they share is computed once."""
+    return jax.jit(lambda x: (choice(x), choice.derivative(x)))

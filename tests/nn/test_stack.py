@@ -244,6 +244,7 @@ def test_observe_keeps_what_a_look_makes_of_every_stage(stage, norm, is_static, 
     called, after_call = run(lambda stack, x: stack(x, depth))
     expected = look(trace.hidden[2], trace.preactivation[2])
     chex.assert_trees_all_close(jax.tree.map(lambda rows: rows[2], seen), expected, atol=1e-5)
-    assert not np.any(seen["largest"][3:]) and np.all(seen["largest"][:3] > 0)
+    assert not np.any(seen["largest"][3:])
+    assert np.all(seen["largest"][:3] > 0)
     chex.assert_trees_all_close((output, trace.output), (called, called), atol=1e-5)
     chex.assert_trees_all_close(after, after_call, atol=1e-5)  # running statistics too

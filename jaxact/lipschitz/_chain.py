@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax import lax
 from jaxtyping import Array, Float
-from scipy.linalg import lapack
 
 from jaxact.lipschitz._norms import certified_largest, dense_norm, largest_eigenvalue, one_thread
 from jaxact.lipschitz._panels import SAME, SlopeTable
@@ -84,10 +84,10 @@ def _largest(M: Matrix) -> float:
     if n == 1:
         return float(M[0, 0])
     if n <= 12:
-        return float(lapack.dsyev(M, compute_v=0, lower=1)[0][-1])
+        return float(scipy.linalg.lapack.dsyev(M, compute_v=0, lower=1)[0][-1])
     if n > _LANCZOS:
         return largest_eigenvalue((M + M.T) / 2)
-    return float(lapack.dsyevr(M, compute_v=0, range="I", il=n, iu=n, lower=1)[0][0])
+    return float(scipy.linalg.lapack.dsyevr(M, compute_v=0, range="I", il=n, iu=n, lower=1)[0][0])
 
 
 def _at_least_largest(M: Matrix) -> float:

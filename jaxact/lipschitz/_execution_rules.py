@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
+import scipy
 
 Numbers: TypeAlias = np.ndarray | np.floating  # of a scalar numpy makes numbers
 _ELEMENTARY = 16.0  # units in the last place of exp, tanh, erf and their like

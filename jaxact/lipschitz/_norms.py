@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse.linalg
+import scipy
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 

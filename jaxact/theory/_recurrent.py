@@ -1,5 +1,7 @@
 """What theory predicts of large random recurrent networks: gradients a step, and the onset of chaos."""
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import Any, NamedTuple
@@ -7,11 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, ArrayLike, Float
 from numpy.polynomial.polynomial import polyval
-from scipy.interpolate import CubicSpline
-from scipy.linalg import eigh_tridiagonal
-from scipy.optimize import brentq
 
 from jaxact.numerics import (
     bivariate_expectation,
@@ -170,7 +170,7 @@ def rate_network(activation: Any, *, gain: float) -> RateNetwork:
     def energy(variance: float) -> float:
         return _potential(_squares(activation, points, variance), gain, variance).sum() / variance**2
 
-    variance = brentq(energy, 1e-8 * most, most, xtol=1e-15)
+    variance = scipy.optimize.brentq(energy, 1e-8 * most, most, xtol=1e-15)
     return RateNetwork(1 / steepest, variance, _largest_exponent(activation, points, gain, variance))
 
 
@@ -212,7 +212,9 @@ def _largest_exponent(activation: Any, points: tuple[float, ...], gain: float, v
     step = lags[1]
     coupling = np.full(_NUM_LAGS - 1, -1 / step**2)
     coupling[0] *= math.sqrt(2)  # the ground state is even: a mirror at lag 0
-    lowest = eigh_tridiagonal(well + 2 / step**2, coupling, select="i", select_range=(0, 0))[0][0]
+    lowest = scipy.linalg.eigh_tridiagonal(well + 2 / step**2, coupling, select="i", select_range=(0, 0))[0][
+        0
+    ]
     return math.sqrt(1 - lowest) - 1
 
 
@@ -222,7 +224,7 @@ def _correlation(u: Float[np.ndarray, " place"]) -> Float[np.ndarray, " place"]:
 
 def _fall(
     squares: Float[np.ndarray, " degree"],
-    lacking: CubicSpline,
+    lacking: scipy.interpolate.CubicSpline,
     gain: float,
     variance: float,
     u: Float[np.ndarray, " place"],
@@ -231,7 +233,7 @@ def _fall(
     c = _correlation(u)
     fall = polyval(c, -np.cumsum(_potential(squares, gain, variance))[1:-1])
     # What C lacks, integrated from c to 1; further out, where the series has all, rounding would be divided by c^2.
-    integral = CubicSpline(u, lacking(u) * 2 * np.tanh(u) * c).antiderivative()(u)
+    integral = scipy.interpolate.CubicSpline(u, lacking(u) * 2 * np.tanh(u) * c).antiderivative()(u)
     near = (u > 0) & (u < 1)
     fall[near] += gain**2 * variance * integral[near] / (c * np.tanh(u))[near] ** 2
     fall[0] += gain**2 * variance * lacking(0.0)
@@ -244,16 +246,16 @@ def _lacking(
     variance: float,
     squares: Float[np.ndarray, " degree"],
     slopes: Float[np.ndarray, " degree_less_one"],
-) -> tuple[CubicSpline, CubicSpline]:
+) -> tuple[scipy.interpolate.CubicSpline, scipy.interpolate.CubicSpline]:
     """What the series lack of E f f and E f' f', the latter's hardly converging near c = 1, by quadrature; by u."""
     width = 1 / math.sqrt(len(squares))  # of both in u
     u = width * np.sinh(np.linspace(0, math.asinh(_REACH / width), _NUM_CORRELATIONS))
     c = _correlation(u)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         found = [np.asarray(each) for each in _products(activation, points, jnp.asarray(c), variance)]
-    return CubicSpline(u, found[0] - c * polyval(c, squares[1:])), CubicSpline(
-        u, found[1] - polyval(c, slopes)
-    )
+    return scipy.interpolate.CubicSpline(
+        u, found[0] - c * polyval(c, squares[1:])
+    ), scipy.interpolate.CubicSpline(u, found[1] - polyval(c, slopes))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, ArrayLike, Float
-from scipy.optimize import brentq
 
 from jaxact.activations import Activation, Interval, leaky_relu
 from jaxact.numerics import check_count, gaussian_nodes
@@ -256,7 +256,7 @@ def _tailored_rectifier(depth: int | np.integer, method: str, target: float) -> 
         reached = math.exp(log_reached) if log_reached < _LARGE else math.inf
     else:
         reached = excess(1.0) + target
-        t = brentq(excess, 0.0, 1.0, xtol=1e-15, rtol=1e-15) if reached >= target else math.inf
+        t = scipy.optimize.brentq(excess, 0.0, 1.0, xtol=1e-15, rtol=1e-15) if reached >= target else math.inf
     if not t <= 1:
         raise ValueError(
             f"`{'zeta' if method == 'dks' else 'eta'}` must be at most {reached:.4g}, what relu itself reaches at "

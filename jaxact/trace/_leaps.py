@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.special
+import scipy
 
 from jaxact.errors import ArgumentError
 from jaxact.trace._expr import Expr, evaluate

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
+import scipy
 
 from jaxact.trace._compose import below, dense_operator, leaves_of, offset_of, roots_of
 from jaxact.trace._expr import variable
@@ -49,8 +48,8 @@ def largest_norm(base: np.ndarray, groups: Sequence[Group]) -> float | None:
         links += [(np.full(columns.size, group.rows[0]), out + columns)]
         links += [(np.full(group.rows.size, group.rows[0]), group.rows)]
     start, end = (np.concatenate([pair[k] for pair in links]) for k in (0, 1))
-    graph = csr_array((np.ones(start.size), (start, end)), (out + size, out + size))
-    _, label = connected_components(graph, directed=False)
+    graph = scipy.sparse.csr_array((np.ones(start.size), (start, end)), (out + size, out + size))
+    _, label = scipy.sparse.csgraph.connected_components(graph, directed=False)
     largest = 0.0
     for each in np.unique(label[:out]):
         inside = [group for group in groups if label[group.rows[0]] == each]

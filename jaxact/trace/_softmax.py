@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.special
+import scipy
 
 from jaxact.trace import _stretch
 from jaxact.trace._compose import Order, below, dense_operator, offset_of

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.special
+import scipy
 
 from jaxact.trace._expr import evaluate, variable
 from jaxact.trace._program import Reach

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.special
+import scipy
 
 from jaxact.lipschitz._norms import largest_eigenvalue
 from jaxact.lipschitz._rounding import FLOOR

@@ -19,9 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
-import scipy.special
-from scipy.linalg import blas, lapack
+import scipy
 
 from jaxact.lipschitz._rounding import FLOOR, up
 from jaxact.lipschitz.ellipsoid.layout import Layout
@@ -175,7 +173,7 @@ def _cholesky(M: Any, xp: Any) -> Any:
     if xp is not np:
         return xp.linalg.cholesky(M)
     # Symmetric: transposed it is in Fortran's order.
-    factor, failed = lapack.dpotrf(M.T, lower=1, clean=0)
+    factor, failed = scipy.linalg.lapack.dpotrf(M.T, lower=1, clean=0)
     if failed:
         raise ArithmeticError("The inequality of an activation could not be established in float64.")
     return factor
@@ -184,11 +182,11 @@ def _cholesky(M: Any, xp: Any) -> Any:
 def _solved(factor: Any, B: Any, xp: Any) -> Any:
     if xp is not np:
         return jax.lax.linalg.triangular_solve(factor, B, left_side=True, lower=True)
-    return blas.dtrsm(1.0, factor, B, lower=1) if B.size else B
+    return scipy.linalg.blas.dtrsm(1.0, factor, B, lower=1) if B.size else B
 
 
 def _solved_transposed(factor: np.ndarray, B: np.ndarray) -> np.ndarray:
-    return blas.dtrsm(1.0, factor, B, lower=1, trans_a=1) if B.size else B
+    return scipy.linalg.blas.dtrsm(1.0, factor, B, lower=1, trans_a=1) if B.size else B
 
 
 def sloped(P: Any, m: Any, noise: Any, xp: Any = np) -> Any:

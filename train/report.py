@@ -18,14 +18,14 @@ from markupsafe import Markup, escape
 
 from jaxact import theme
 from jaxact.cache import kept
-from train import crowded
+from train import crowded, rendering
 from train.escapes import visible
 from train.experiment import Section
 from train.results import write_atomically
+from train.workers import num_cores
 
 __all__ = ["write_report"]
 
-_SCALE = 2.0  # pixels of a PNG for each pixel of the chart
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TIMES = ("wall_seconds", "compile_seconds", "run_seconds")
 _FIRST_FACTS = ("study", "run_id", "command", "device", "started", *_TIMES, "git_commit")
@@ -64,10 +64,9 @@ def write_report(result: xr.Dataset, experiment: Any, directory: Path) -> Path:
     page = _page(result, experiment, specs)
     folder = directory / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, spec in specs.items():
-        svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
-        write_atomically(folder / f"{name}.svg", svg.encode())
-        write_atomically(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=_SCALE))
+    for name, drawing in rendering.drawn(specs, num_processes=num_cores()):
+        write_atomically(folder / f"{name}.svg", drawing.svg)
+        write_atomically(folder / f"{name}.png", drawing.png)
     path = directory / "report.html"
     write_atomically(path, page.encode())
     return path

@@ -17,7 +17,7 @@ import pytest
 import vl_convert
 import xarray as xr
 
-from train import runs
+from train import rendering, runs
 from train.experiment import Finding
 from train.experiments.depth_sweep import CELL, DepthSweep
 from train.report import write_report
@@ -539,8 +539,7 @@ def test_the_same_result_stored_and_loaded_gives_the_same_page(
     default_depth_sweep, run_folder, tmp_path, monkeypatch
 ):
     # Pictures follow from the page's specifications; drawing them again would only take time.
-    monkeypatch.setattr(vl_convert, "vegalite_to_svg", lambda *args, **options: "<svg/>")
-    monkeypatch.setattr(vl_convert, "svg_to_png", lambda *args, **options: b"")
+    monkeypatch.setattr(rendering, "drawn", lambda specs, **options: [])
     default_depth_sweep.to_netcdf(tmp_path / "result.nc", engine="h5netcdf")
     again = write_report(
         xr.load_dataset(tmp_path / "result.nc", engine="h5netcdf"), Sweep, tmp_path / "again"
@@ -595,8 +594,7 @@ def test_tables_sort_on_a_page_without_figures(chromium, tmp_path):
 
 @pytest.mark.parametrize("name", ["specs", "datasets", "dark", "verdict", "figures"])
 def test_a_figure_may_have_any_name(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(vl_convert, "vegalite_to_svg", lambda *args, **options: "<svg/>")
-    monkeypatch.setattr(vl_convert, "svg_to_png", lambda *args, **options: b"")
+    monkeypatch.setattr(rendering, "drawn", lambda specs, **options: [])
 
     class One(Answer):
         figures = staticmethod(lambda result: {name: Answer.figures(result)["small"]})

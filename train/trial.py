@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import xarray as xr
 
 from jaxact import fit, nn
 from jaxact.activations import select
-from train import devices, partial
-from train.experiment import Cell
+from train import devices, memory, partial
+from train.experiment import Cell, Progress
 from train.optimizers import Optimizer, Sgd
+from train.programs import AtOnce, Program
 from train.study import Study
 from train.tasks import Data, Digits, FromText
 
@@ -40,6 +42,8 @@ class TrainingStudy(Study):
         width: units, or channels, of every hidden layer.
         batch_size: examples a step, drawn with replacement.
         num_steps: the budget of optimiser steps.
+        members_at_once: how many networks of a device may be side by side, the others after them; "auto" for as many as
+            the device has memory for.
     """
 
     task: FromText = Digits()
@@ -48,6 +52,7 @@ class TrainingStudy(Study):
     width: int = 32
     batch_size: int = 64
     num_steps: int = 200
+    members_at_once: AtOnce = "auto"
 
     def steps(self) -> np.ndarray:
         """The steps at which loss and accuracy are measured."""
@@ -78,8 +83,13 @@ class TrainingStudy(Study):
             num_steps=self.num_steps,
             batch_size=self.batch_size,
             measure_every=getattr(self, "measure_every", None),
+            members_at_once=self.members_at_once,
             **options,
         )
+
+    def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
+        """Measure one cell and label what comes back; its attributes say how its networks were computed."""
+        return super().run(cell, progress=progress).assign_attrs(members_at_once=memory.budget().taken())
 
 
 Look: TypeAlias = Callable[[fit.State, Any, Mapping[str, np.ndarray]], tuple[Any, Mapping[str, np.ndarray]]]
@@ -164,6 +174,7 @@ class Trial:
         evaluate: Mapping[str, str] | None = None,
         loss: Callable[..., jax.Array] | None = None,
         calibrate: bool = False,
+        members_at_once: AtOnce = "auto",
     ):
         """Lay out members and data.
 
@@ -180,8 +191,9 @@ class Trial:
             loss: `loss(logits, labels, hparams=..., call=...)`, where call(method) is another method of the network at
                 the same parameters; cross-entropy if None.
             calibrate: whether batch norms start with the statistics of the part "calibration".
+            members_at_once: how many members of a device a program may hold side by side; "auto" for as many as fit.
         """
-        self.network, self.calibrate = network, calibrate
+        self.network, self.calibrate, self.members_at_once = network, calibrate, members_at_once
         self.num_members = len(members.hparams["seed"])
         mesh = self.mesh = devices.mesh(self.num_members)
         # Padded here, once: `population` would otherwise gather the members from all devices after every call.
@@ -197,38 +209,20 @@ class Trial:
         self.chunk_seconds: list[float] = []
         self._start, self._step = self.program(self._started), self.program(self._trained, donate_argnums=0)
 
-    def program(self, one: Callable, *, precision: str | None = None, **options: Any) -> Callable:
-        """Make a function of one member and of what all share a compiled program of all members.
-
-        A second trace, which would be a compile a cell, is an error.
+    def program(self, one: Callable, *, precision: str | None = None, **options: Any) -> Program:
+        """Make a function of one member and of what all share a compiled program of all members; see `Program`.
 
         Args:
             one: `one(member or state, *shared)`.
             precision: of matrix products; "float32" forbids accelerators to round the operands of float32 products.
             **options: of `jax.jit`.
         """
-        is_first = True
+        return Program(
+            one, self.mesh, self.members_at_once, precision=precision, options=options, spend=self._spend
+        )
 
-        def every(*args: Any) -> Any:
-            if not is_first:
-                raise AssertionError(f"{every.__name__} is traced a second time: {_TRACED_ONCE}")
-            with jax.default_matmul_precision(precision):
-                return fit.population(one, *args, mesh=self.mesh)
-
-        every.__name__ = getattr(one, "__name__", "program")
-        program = jax.jit(every, compiler_options=devices.compiler_options(), **options)
-
-        def call(*args: Any) -> Any:
-            nonlocal is_first
-            is_first = program._cache_size() == 0  # type: ignore[attr-defined]  # so again after `jax.clear_caches()`
-            started = time.perf_counter()
-            result = jax.block_until_ready(program(*args))
-            if is_first:
-                self.compile_seconds += time.perf_counter() - started
-            return result
-
-        call.program = program  # type: ignore[attr-defined]
-        return call
+    def _spend(self, seconds: float) -> None:
+        self.compile_seconds += seconds
 
     def start(self, *setting: Any, **scales: Any) -> fit.State:
         """The states before the first step.
@@ -382,9 +376,6 @@ class Trial:
             found[f"{name}_loss"] = cross_entropy(logits, labels)
             found[f"{name}_accuracy"] = accuracy(logits, labels)
         return jax.tree.map(lambda value: jnp.where(state.diverged_step < 0, value, jnp.nan), found)
-
-
-_TRACED_ONCE = "cells must differ in the values of arguments alone, not in shapes, dtypes or static fields."
 
 
 @jax.jit

@@ -161,7 +161,6 @@ def _in_stretches(run: Callable[..., Any], at_once: int | None, members: PyTree,
         return many(members, *shared)
     num_stretches = -(-size // at_once)
     # One body for all: a last stretch of its own length would be compiled a second time.
-    split = lambda leaf: leaf.reshape(num_stretches, -1, *leaf.shape[1:])  # noqa: E731
-    stretches = jax.tree.map(split, pad(members, num_stretches))
-    results = jax.lax.map(lambda stretch: many(stretch, *shared), stretches)
+    split = lambda leaf: pad(leaf, num_stretches).reshape(num_stretches, -1, *leaf.shape[1:])  # noqa: E731
+    results = jax.lax.map(lambda stretch: many(stretch, *shared), jax.tree.map(split, members))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results)

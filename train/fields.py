@@ -158,4 +158,5 @@ RULES: dict[str, Callable[[str, Any], None]] = {
     "sigma_b": not_negative,
     "threshold": _threshold,
     "members_at_once": count_or_auto,
+    "compute_dtype": among(("float32", "bfloat16")),
 }

@@ -80,10 +80,12 @@ class Program:
         if self._asked != "auto":
             return compiled
         free, whole = memory.free(self._mesh), memory.needed(compiled)
-        while memory.needed(compiled) > free and self.at_once > 1:
+        needed = whole
+        while needed > free and self.at_once > 1:
             compiled = self._compile(_fewer(compiled, self.at_once, size, free), args)
+            needed = memory.needed(compiled)
         if whole > free:
-            self._tell(first, whole, free, memory.needed(compiled))
+            self._tell(first, whole, free, needed)
         return compiled
 
     def _compile(self, at_once: int, args: tuple) -> Any:

@@ -16,7 +16,8 @@ import xarray as xr
 
 from jaxact import fit, nn
 from jaxact.activations import select
-from train import devices, memory, partial
+from train import computing, devices, memory, partial
+from train.computing import ComputeDtype
 from train.experiment import Cell, Progress
 from train.optimizers import Optimizer, Sgd
 from train.programs import AtOnce, Program
@@ -26,6 +27,7 @@ from train.tasks import Data, Digits, FromText
 before_start: ContextVar[Callable[[Any, tuple, Mapping], None] | None]
 """Called with a trial, its setting and its scales before it starts, by who plans a run; it may raise to end there."""
 before_start = ContextVar("before_start", default=None)
+_COMPUTED = ("members_at_once", "compute_dtype")  # fields of a study that say how its networks are computed
 CALIBRATION = 256  # training examples that set the batch norms' statistics before the first step
 
 
@@ -44,6 +46,9 @@ class TrainingStudy(Study):
         num_steps: the budget of optimiser steps.
         members_at_once: how many networks of a device may be side by side, the others after them; "auto" for as many as
             the device has memory for.
+        compute_dtype: of products and hidden states in training and in losses and accuracies; "bfloat16" takes half the
+            memory and, on accelerators, time. Parameters, optimiser, losses and statistics of norms stay in float32,
+            and whatever else is measured of a network, spectra and bounds, is that of its float32 parameters.
     """
 
     task: FromText = Digits()
@@ -53,6 +58,7 @@ class TrainingStudy(Study):
     batch_size: int = 64
     num_steps: int = 200
     members_at_once: AtOnce = "auto"
+    compute_dtype: ComputeDtype = "float32"
 
     def steps(self) -> np.ndarray:
         """The steps at which loss and accuracy are measured."""
@@ -83,13 +89,16 @@ class TrainingStudy(Study):
             num_steps=self.num_steps,
             batch_size=self.batch_size,
             measure_every=getattr(self, "measure_every", None),
-            members_at_once=self.members_at_once,
+            **{name: getattr(self, name) for name in _COMPUTED},
             **options,
         )
 
     def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
         """Measure one cell and label what comes back; its attributes say how its networks were computed."""
-        return super().run(cell, progress=progress).assign_attrs(members_at_once=memory.budget().taken())
+        said = {name: getattr(self, name) for name in _COMPUTED} | {
+            "members_at_once": memory.budget().taken()
+        }
+        return super().run(cell, progress=progress).assign_attrs(said)
 
 
 Look: TypeAlias = Callable[[fit.State, Any, Mapping[str, np.ndarray]], tuple[Any, Mapping[str, np.ndarray]]]
@@ -175,6 +184,7 @@ class Trial:
         loss: Callable[..., jax.Array] | None = None,
         calibrate: bool = False,
         members_at_once: AtOnce = "auto",
+        compute_dtype: ComputeDtype = "float32",
     ):
         """Lay out members and data.
 
@@ -192,8 +202,11 @@ class Trial:
                 the same parameters; cross-entropy if None.
             calibrate: whether batch norms start with the statistics of the part "calibration".
             members_at_once: how many members of a device a program may hold side by side; "auto" for as many as fit.
+            compute_dtype: of products and hidden states where networks are trained and evaluated. `network`, `output`
+                and the loss's `call`, by which they are measured and bounded, are in float32 whatever it is.
         """
         self.network, self.calibrate, self.members_at_once = network, calibrate, members_at_once
+        self._computed = computing.computed(network, dtype=compute_dtype)
         self.num_members = len(members.hparams["seed"])
         mesh = self.mesh = devices.mesh(self.num_members)
         # Padded here, once: `population` would otherwise gather the members from all devices after every call.
@@ -348,7 +361,7 @@ class Trial:
             return inputs[rows], labels[rows]
 
         def loss(params: Any, variables: Any, batch: tuple, hparams: Mapping) -> tuple:
-            logits, updated = self.network.apply(params, variables, batch[0], *setting, training=True)
+            logits, updated = self._computed.apply(params, variables, batch[0], *setting, training=True)
 
             def call(method: Any) -> Any:
                 return self.network.apply(params, variables, method=method)[0]
@@ -372,7 +385,7 @@ class Trial:
         found = {}
         for name, part in self.evaluate.items():
             inputs, labels = data[part]
-            logits = self.output(state, inputs, *setting)
+            logits = self._computed.apply(state.params, state.variables, inputs, *setting)[0]
             found[f"{name}_loss"] = cross_entropy(logits, labels)
             found[f"{name}_accuracy"] = accuracy(logits, labels)
         return jax.tree.map(lambda value: jnp.where(state.diverged_step < 0, value, jnp.nan), found)

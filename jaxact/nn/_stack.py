@@ -211,7 +211,7 @@ class _Program(NamedTuple):
     def stage(self, params, h, rest, activation):
         # copy=True: within grad and loops flax refuses to write into variables of an outer trace (0.12.8).
         stage = nnx.merge(self.graphdef, params, rest, copy=True)
-        output = stage(h, activation=activation)
+        output = stage(h, activation=activation).astype(h.dtype)  # what a loop carries has one type
         parts: Any = nnx.split(stage, nnx.Param, ...)
         return output, parts[2] if self.training else None
 

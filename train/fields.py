@@ -159,4 +159,5 @@ RULES: dict[str, Callable[[str, Any], None]] = {
     "threshold": _threshold,
     "members_at_once": count_or_auto,
     "compute_dtype": among(("float32", "bfloat16")),
+    "remat": among(("none", "layers")),
 }

@@ -106,8 +106,8 @@ def one_is_too_large(cell: Cell, error: Exception) -> Failure:
     return Failure(
         cell.name,
         f"{causes.ran_out(error)} with one network at a time ({_one_line(error)})",
-        "Use a smaller --width or --batch-size, --remat layers, --compute-dtype bfloat16, or fewer processes at once "
-        "(--workers 1).",
+        "Use --remat layers, a smaller --width or --batch-size, fewer processes at once (--workers 1), or on an "
+        "accelerator --compute-dtype bfloat16.",
         place="one network at a time",
     )
 

@@ -158,7 +158,10 @@ def flops(jaxpr: Any, depth: int) -> float:
         elif kind == "cond":
             total += max(flops(each.jaxpr, depth) for each in told["branches"])
         else:
-            total += _times(equation, depth) * sum(flops(each, depth) for each in _inner(told))
+            times = _times(equation, depth)
+            # Loops to traced bounds within another, as where layers are recomputed, share its trips.
+            within = 1 if kind == "while" and times == depth else depth
+            total += times * sum(flops(each, within) for each in _inner(told))
     return total
 
 

@@ -17,7 +17,7 @@ import xarray as xr
 from jaxact import fit, nn
 from jaxact.activations import select
 from train import computing, devices, memory, partial
-from train.computing import ComputeDtype
+from train.computing import ComputeDtype, Remat
 from train.experiment import Cell, Progress
 from train.optimizers import Optimizer, Sgd
 from train.programs import AtOnce, Program
@@ -27,7 +27,11 @@ from train.tasks import Data, Digits, FromText
 before_start: ContextVar[Callable[[Any, tuple, Mapping], None] | None]
 """Called with a trial, its setting and its scales before it starts, by who plans a run; it may raise to end there."""
 before_start = ContextVar("before_start", default=None)
-_COMPUTED = ("members_at_once", "compute_dtype")  # fields of a study that say how its networks are computed
+_COMPUTED = (
+    "members_at_once",
+    "compute_dtype",
+    "remat",
+)  # fields of a study that say how its networks are computed
 CALIBRATION = 256  # training examples that set the batch norms' statistics before the first step
 
 
@@ -46,9 +50,12 @@ class TrainingStudy(Study):
         num_steps: the budget of optimiser steps.
         members_at_once: how many networks of a device may be side by side, the others after them; "auto" for as many as
             the device has memory for.
-        compute_dtype: of products and hidden states in training and in losses and accuracies; "bfloat16" takes half the
-            memory and, on accelerators, time. Parameters, optimiser, losses and statistics of norms stay in float32,
-            and whatever else is measured of a network, spectra and bounds, is that of its float32 parameters.
+        compute_dtype: of products and hidden states in training and in losses and accuracies. "bfloat16" is for
+            accelerators: on a CPU XLA (jaxlib 0.10.2) widens what it computes, which saves no memory and takes 2 to 16
+            times as long. Parameters, optimiser, losses and statistics of norms stay in float32, and whatever else is
+            measured of a network, spectra and bounds, is that of its float32 parameters.
+        remat: "layers" keeps some 2 sqrt(depth) hidden states for the way back in place of all, and recomputes the
+            others: less memory for more time, the same numbers; see `jaxact.nn.Stack`.
     """
 
     task: FromText = Digits()
@@ -59,6 +66,7 @@ class TrainingStudy(Study):
     num_steps: int = 200
     members_at_once: AtOnce = "auto"
     compute_dtype: ComputeDtype = "float32"
+    remat: Remat = "none"
 
     def steps(self) -> np.ndarray:
         """The steps at which loss and accuracy are measured."""
@@ -185,6 +193,7 @@ class Trial:
         calibrate: bool = False,
         members_at_once: AtOnce = "auto",
         compute_dtype: ComputeDtype = "float32",
+        remat: Remat = "none",
     ):
         """Lay out members and data.
 
@@ -204,9 +213,10 @@ class Trial:
             members_at_once: how many members of a device a program may hold side by side; "auto" for as many as fit.
             compute_dtype: of products and hidden states where networks are trained and evaluated. `network`, `output`
                 and the loss's `call`, by which they are measured and bounded, are in float32 whatever it is.
+            remat: "layers" recomputes layers in training, see `jaxact.nn.Stack`.
         """
         self.network, self.calibrate, self.members_at_once = network, calibrate, members_at_once
-        self._computed = computing.computed(network, dtype=compute_dtype)
+        self._computed = computing.computed(network, dtype=compute_dtype, remat=remat)
         self.num_members = len(members.hparams["seed"])
         mesh = self.mesh = devices.mesh(self.num_members)
         # Padded here, once: `population` would otherwise gather the members from all devices after every call.

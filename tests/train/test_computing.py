@@ -1,4 +1,4 @@
-"""Networks of any kind computed in bfloat16 are nearly those of float32, and only where they may be."""
+"""Networks of any kind in bfloat16 are nearly those of float32; with layers recomputed they are the same."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +10,10 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from jaxact import activations, fit, nn
-from train import blocks, computing, config, memory
+from train import blocks, computing, config
 from train.chains import Constrained
 from train.optimizers import Sgd
+from train.plan import flops
 from train.tasks import Digits
 from train.trial import Trial, parts
 
@@ -68,9 +69,9 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_products_and_hidden_states_are_narrow_and_what_is_kept_is_not(name, digits):
+def test_narrow_are_products_and_hidden_states_and_recomputed_layers_change_nothing(name, digits):
     net, data, setting = made(name, digits)
-    narrow = computing.computed(net, dtype="bfloat16")
+    narrow = computing.computed(net, dtype="bfloat16", remat="none")
     params, variables = net.init(jax.random.key(0))
     (value, updated), slope = jax.jit(gradient(narrow, data, setting))(params, variables)
     for before, after in ((params, slope), (variables, updated)):
@@ -86,6 +87,47 @@ def test_products_and_hidden_states_are_narrow_and_what_is_kept_is_not(name, dig
     np.testing.assert_allclose(value, wide, rtol=0.02)
     cosine = leaves(slope) @ leaves(exact) / (jnp.linalg.norm(leaves(slope)) * jnp.linalg.norm(leaves(exact)))
     assert cosine > 0.99
+    again = computing.computed(net, dtype="float32", remat="layers")
+    (same, _), recomputed = jax.jit(gradient(again, data, setting))(params, variables)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), (same, recomputed), (wide, exact)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "block", "setting"), [("dense", "plain", (jnp.asarray(49),)), ("conv", "post_activation-bn", ())]
+)
+def test_recomputing_layers_takes_much_less_memory_for_deep_networks(kind, block, setting, digits):
+    data = blocks.inputs_for(kind, digits)
+    net = blocks.network(data, block, kind=kind, width=4, max_depth=49, activation=activations.tanh)
+    params, variables = jax.eval_shape(net.init, jax.random.key(0))
+    used = {}
+    for remat in ("none", "layers"):
+        program = jax.jit(gradient(computing.computed(net, dtype="float32", remat=remat), data, setting))
+        used[remat] = program.lower(params, variables).compile().memory_analysis().temp_size_in_bytes
+    # 49 hidden states become 7 and 7.
+    assert used["layers"] < 0.65 * used["none"]
+
+
+def test_a_plan_counts_one_more_forward_pass_where_layers_are_recomputed(digits):
+    net, data, setting = made("plain", digits)
+    given = net.init(jax.random.key(0))
+    none, layers = (
+        flops(
+            jax.make_jaxpr(gradient(computing.computed(net, dtype="float32", remat=remat), data, setting))(
+                *given
+            ),
+            3,
+        )
+        for remat in ("none", "layers")
+    )
+    assert layers - none == 3 * 2 * 16 * 6 * 6
+
+
+def test_a_network_that_cannot_recompute_is_refused():
+    net = nn.Functional(lambda key: ({}, {}), lambda params, variables, x, training=False: (x, variables))
+    with pytest.raises(ValueError, match="`remat` must be none for a network whose `apply` takes no `remat`"):
+        computing.computed(net, dtype="float32", remat="layers")
 
 
 def test_networks_trained_in_bfloat16_are_as_accurate_and_are_measured_in_float32(digits):
@@ -114,12 +156,16 @@ def test_networks_trained_in_bfloat16_are_as_accurate_and_are_measured_in_float3
 
 
 def test_a_study_takes_it_without_a_line_of_its_own_and_its_result_names_it():
-    study = Hungry(kind="dense", compute_dtype="bfloat16", seeds=(0,))
-    with memory.within(memory.Budget()):
-        part = study.run(study.cells()[0], progress=lambda *_: None)
-    plain = replace(study, compute_dtype="float32").run(study.cells()[0], progress=lambda *_: None)
+    study = Hungry(kind="dense", compute_dtype="bfloat16", remat="layers", seeds=(0,))
+    part = study.run(study.cells()[0], progress=lambda *_: None)
+    plain = replace(study, compute_dtype="float32", remat="none").run(
+        study.cells()[0], progress=lambda *_: None
+    )
+    assert (part.attrs["remat"], plain.attrs["remat"]) == ("layers", "none")
     assert (part.attrs["compute_dtype"], plain.attrs["compute_dtype"]) == ("bfloat16", "float32")
     np.testing.assert_allclose(part.loss, plain.loss, rtol=0.05)
     assert np.any(part.loss.to_numpy() != plain.loss.to_numpy())
     with pytest.raises(ValueError, match=r"`compute_dtype` must be among float32, bfloat16, got 'float16'"):
         replace(study, compute_dtype="float16")
+    with pytest.raises(ValueError, match=r"`remat` must be among none, layers, got 'all'"):
+        replace(study, remat="all")

@@ -103,10 +103,9 @@ class TrainingStudy(Study):
 
     def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
         """Measure one cell and label what comes back; its attributes say how its networks were computed."""
-        said = {name: getattr(self, name) for name in _COMPUTED} | {
-            "members_at_once": memory.budget().taken()
-        }
-        return super().run(cell, progress=progress).assign_attrs(said)
+        dataset = super().run(cell, progress=progress)
+        said = {name: getattr(self, name) for name in _COMPUTED}
+        return dataset.assign_attrs(said | {"members_at_once": memory.budget().taken()})
 
 
 Look: TypeAlias = Callable[[fit.State, Any, Mapping[str, np.ndarray]], tuple[Any, Mapping[str, np.ndarray]]]

@@ -273,7 +273,8 @@ class _Program(NamedTuple):
         def body(stretch, carry):
             h, inputs, rest = carry
             inputs = inputs.at[stretch].set(h)
-            h, _, rest = self.loop(params, h, rest, activation, taps, *self.ends(stretch, depth), 0)
+            start, end = self.ends(stretch, depth)
+            h, _, rest = self.loop(params, h, rest, activation, taps, start, end, 0)
             return h, inputs, rest
 
         inputs = jnp.zeros((-(-max_depth // self.every), *h.shape), h.dtype)

@@ -84,16 +84,25 @@ def outside(error: BaseException) -> Cause | None:
         f" in {each.filename}:{each.lineno}" for each in traceback.extract_tb(error.__traceback__)[-1:]
     )
     said = f"{type(error).__name__}: {error}".removesuffix(": ").rstrip(".") + where
-    if isinstance(error, MemoryError):
-        return Cause(f"memory ran out ({said})", f"{_FEWER.capitalize()}.")
-    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error):
-        return Cause(f"the device's memory ran out ({said})", f"{_FEWER.capitalize()}.")
+    if is_of_memory(error):
+        return Cause(f"{ran_out(error)} ({said})", f"{_FEWER.capitalize()}.")
     if not isinstance(error, OSError) or error.errno not in _SYSTEM:
         return None
     if error.errno == errno.EAGAIN:
         remedy = f"Lift the limit (`ulimit -u`) or {_FEWER}."
         return Cause(f"no more processes or threads may be started ({said})", remedy)
     return Cause(f"the system refused ({said})", f"{of_file(error)}, then continue.")
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, this machine's or a device's."""
+    is_of_device = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return isinstance(error, MemoryError) or (is_of_device and "RESOURCE_EXHAUSTED" in str(error))
+
+
+def ran_out(error: BaseException) -> str:
+    """Whose memory it was, as a clause."""
+    return "memory ran out" if isinstance(error, MemoryError) else "the device's memory ran out"
 
 
 def _signal_name(number: int) -> str:

@@ -15,7 +15,11 @@ from jaxact.nn import OrthogonalLinear, SpectralNorm, kernels
 
 
 class Constrained(nnx.Module):
-    """Dense layers of norm at most 1, "spectral" or "orthogonal", with an activation between them."""
+    """Dense layers of norm at most 1, "spectral" or "orthogonal", with an activation between them.
+
+    Attributes:
+        remat: whether the way back keeps the inputs of layers alone; static.
+    """
 
     def __init__(self, kind: str, sizes: Sequence[int], activation: Any, *, rngs: nnx.Rngs):
         def layer(rows: int, columns: int) -> nnx.Module:
@@ -25,11 +29,13 @@ class Constrained(nnx.Module):
 
         self.layers = nnx.List([layer(*pair) for pair in pairwise(sizes)])
         self.activation = activation
+        self.remat = False
 
     def __call__(self, x):
         """Logits of inputs [..., in]."""
         for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
+            hidden = lambda x, layer=layer: self.activation(layer(x))  # noqa: E731
+            x = (jax.checkpoint(hidden) if self.remat else hidden)(x)
         return self.layers[-1](x)
 
 

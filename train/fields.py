@@ -101,6 +101,14 @@ def among(known: Sequence[str]) -> Callable[[str, Any], None]:
     return rule
 
 
+def count_or_auto(name: str, value: Any) -> None:
+    """A positive integer, or "auto"."""
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(
+            f"`{name}` must be a positive integer or auto, got {value!r}. Leave it out for auto."
+        )
+
+
 def _depths(name: str, depths: Sequence[int]) -> None:
     distinct(name, depths)
     for depth in depths:
@@ -149,4 +157,7 @@ RULES: dict[str, Callable[[str, Any], None]] = {
     "sigma_w": positive,
     "sigma_b": not_negative,
     "threshold": _threshold,
+    "members_at_once": count_or_auto,
+    "compute_dtype": among(("float32", "bfloat16")),
+    "remat": among(("none", "layers")),
 }

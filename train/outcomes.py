@@ -101,6 +101,17 @@ def failure_of(cell: Cell, error: Exception) -> Failure:
     return Failure(cell.name, f"{_one_line(error)}{where}", f"{_MEND}.", details, place)
 
 
+def one_is_too_large(cell: Cell, error: Exception) -> Failure:
+    """Describe that memory ran out with one network at a time."""
+    return Failure(
+        cell.name,
+        f"{causes.ran_out(error)} with one network at a time ({_one_line(error)})",
+        "Use --remat layers, a smaller --width or --batch-size, fewer processes at once (--workers 1), or on an "
+        "accelerator --compute-dtype bfloat16.",
+        place="one network at a time",
+    )
+
+
 def misfit(cell: Cell, error: TypeError | ValueError) -> Failure:
     """Describe that what a cell gave cannot be stored: a message that names the cell and lists what is wrong."""
     return Failure(cell.name, "what it gave cannot be stored", f"See above. {_MEND}.", str(error), "misfit")

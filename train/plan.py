@@ -45,6 +45,7 @@ class Calibration(NamedTuple):
         memory: bytes of the program's arguments, results and temporaries; what is given and reused counts once.
         rate: of a step.
         flops: of matrix products and convolutions in a step of all members, by depth.
+        side_by_side: members of a device that memory has room for at once, "all" or such as "4 of 9".
     """
 
     cell: str
@@ -52,6 +53,7 @@ class Calibration(NamedTuple):
     memory: int
     rate: Rate
     flops: Mapping[int, float]
+    side_by_side: str = "all"
 
 
 class Plan(NamedTuple):
@@ -156,7 +158,10 @@ def flops(jaxpr: Any, depth: int) -> float:
         elif kind == "cond":
             total += max(flops(each.jaxpr, depth) for each in told["branches"])
         else:
-            total += _times(equation, depth) * sum(flops(each, depth) for each in _inner(told))
+            times = _times(equation, depth)
+            # Loops to traced bounds within another, as where layers are recomputed, share its trips.
+            within = 1 if kind == "while" and times == depth else depth
+            total += times * sum(flops(each, within) for each in _inner(told))
     return total
 
 
@@ -189,7 +194,8 @@ def _rows(plan: Plan, num_devices: int) -> Iterator[tuple[str, str]]:
     )
     yield "measured", f"{found.cell}, depth {', '.join(map(str, found.rate.depths))}: {_speeds(plan)}"
     yield "FLOPs", f"{plan.total_flops():.3g} in matrix products and convolutions of all steps"
-    yield "memory", f"{found.memory / 2**20:.1f} MiB a training program"
+    chunked = "" if found.side_by_side == "all" else f", {found.side_by_side} members at once"
+    yield "memory", f"{found.memory / 2**20:.1f} MiB a training program{chunked}"
     yield from _times_taken(plan, num_devices)
     yield "", "Training alone: what a study probes and draws comes on top."
     if plan.num_programs > 1:
@@ -280,8 +286,8 @@ def _calibrated(offered: Sequence[_Offered], depths: set[int]) -> Calibration:
     trial = first.trial
     started = time.perf_counter()
     states = trial._start(trial.members, trial.data, first.setting, first.scales)
-    traced = trial._step.program.trace(states, trial.data, first.setting)
-    compiled = traced.lower().compile()
+    compiled = trial._step.compiled(states, trial.data, first.setting)
+    traced = trial._step.jitted.trace(states, trial.data, first.setting)
     compile_seconds = time.perf_counter() - started
     measured: dict[int, float] = {}
     end = time.monotonic() + _SECONDS
@@ -295,7 +301,8 @@ def _calibrated(offered: Sequence[_Offered], depths: set[int]) -> Calibration:
             seconds.append(time.perf_counter() - began)
         measured[_depth(offer.cell)] = min(seconds) / trial.measure_every
     by_depth = {depth: flops(traced.jaxpr.jaxpr, depth) / trial.measure_every for depth in depths}
-    return Calibration(first.cell.name, compile_seconds, _bytes(compiled), _rate(measured), by_depth)
+    known = (first.cell.name, compile_seconds, _bytes(compiled), _rate(measured), by_depth)
+    return Calibration(*known, trial._step.side_by_side)
 
 
 def _rate(measured: Mapping[int, float]) -> Rate:

@@ -503,6 +503,11 @@ def _combined(parts: Sequence[xr.Dataset], attributes: Mapping[str, str]) -> xr.
     result = results.combine(parts)
     for name in ("git_commit", "device", "code"):  # a resumed run may have seen several
         attributes = {**attributes, name: _listed(part.attrs.get(name, "unknown") for part in parts)}
+    # What cells say of themselves, such as how many networks were side by side.
+    for name in dict.fromkeys(str(name) for part in parts for name in part.attrs):
+        if name not in (*attributes, "cell", "wall_seconds"):
+            said = _listed(part.attrs[name] for part in parts if name in part.attrs)
+            attributes = {**attributes, name: said}
     versions = [json.loads(part.attrs["versions"]) for part in parts]
     packages = dict.fromkeys(package for each in versions for package in each)
     all_versions = {name: _listed(each.get(name, "none") for each in versions) for name in packages}

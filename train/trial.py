@@ -12,18 +12,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import xarray as xr
 
 from jaxact import fit, nn
 from jaxact.activations import select
-from train import devices, partial
-from train.experiment import Cell
+from train import computing, devices, memory, partial
+from train.computing import ComputeDtype, Remat
+from train.experiment import Cell, Progress
 from train.optimizers import Optimizer, Sgd
+from train.programs import AtOnce, Program
 from train.study import Study
 from train.tasks import Data, Digits, FromText
 
 before_start: ContextVar[Callable[[Any, tuple, Mapping], None] | None]
 """Called with a trial, its setting and its scales before it starts, by who plans a run; it may raise to end there."""
 before_start = ContextVar("before_start", default=None)
+_COMPUTED = (
+    "members_at_once",
+    "compute_dtype",
+    "remat",
+)  # fields of a study that say how its networks are computed
 CALIBRATION = 256  # training examples that set the batch norms' statistics before the first step
 
 
@@ -40,6 +48,14 @@ class TrainingStudy(Study):
         width: units, or channels, of every hidden layer.
         batch_size: examples a step, drawn with replacement.
         num_steps: the budget of optimiser steps.
+        members_at_once: how many networks of a device may be side by side, the others after them; "auto" for as many as
+            the device has memory for.
+        compute_dtype: of products and hidden states in training and in losses and accuracies. "bfloat16" is for
+            accelerators: on a CPU XLA (jaxlib 0.10.2) widens what it computes, which saves no memory and takes 2 to 16
+            times as long. Parameters, optimiser, losses and statistics of norms stay in float32, and whatever else is
+            measured of a network, spectra and bounds, is that of its float32 parameters.
+        remat: "layers" keeps some 2 sqrt(depth) hidden states for the way back in place of all, and recomputes the
+            others: less memory for more time, the same numbers; see `jaxact.nn.Stack`.
     """
 
     task: FromText = Digits()
@@ -48,6 +64,9 @@ class TrainingStudy(Study):
     width: int = 32
     batch_size: int = 64
     num_steps: int = 200
+    members_at_once: AtOnce = "auto"
+    compute_dtype: ComputeDtype = "float32"
+    remat: Remat = "none"
 
     def steps(self) -> np.ndarray:
         """The steps at which loss and accuracy are measured."""
@@ -78,8 +97,15 @@ class TrainingStudy(Study):
             num_steps=self.num_steps,
             batch_size=self.batch_size,
             measure_every=getattr(self, "measure_every", None),
+            **{name: getattr(self, name) for name in _COMPUTED},
             **options,
         )
+
+    def run(self, cell: Cell, *, progress: Progress) -> xr.Dataset:
+        """Measure one cell and label what comes back; its attributes say how its networks were computed."""
+        dataset = super().run(cell, progress=progress)
+        said = {name: getattr(self, name) for name in _COMPUTED}
+        return dataset.assign_attrs(said | {"members_at_once": memory.budget().taken()})
 
 
 Look: TypeAlias = Callable[[fit.State, Any, Mapping[str, np.ndarray]], tuple[Any, Mapping[str, np.ndarray]]]
@@ -164,6 +190,9 @@ class Trial:
         evaluate: Mapping[str, str] | None = None,
         loss: Callable[..., jax.Array] | None = None,
         calibrate: bool = False,
+        members_at_once: AtOnce = "auto",
+        compute_dtype: ComputeDtype = "float32",
+        remat: Remat = "none",
     ):
         """Lay out members and data.
 
@@ -180,8 +209,13 @@ class Trial:
             loss: `loss(logits, labels, hparams=..., call=...)`, where call(method) is another method of the network at
                 the same parameters; cross-entropy if None.
             calibrate: whether batch norms start with the statistics of the part "calibration".
+            members_at_once: how many members of a device a program may hold side by side; "auto" for as many as fit.
+            compute_dtype: of products and hidden states where networks are trained and evaluated. `network`, `output`
+                and the loss's `call`, by which they are measured and bounded, are in float32 whatever it is.
+            remat: "layers" recomputes layers in training, see `jaxact.nn.Stack`.
         """
-        self.network, self.calibrate = network, calibrate
+        self.network, self.calibrate, self.members_at_once = network, calibrate, members_at_once
+        self._computed = computing.computed(network, dtype=compute_dtype, remat=remat)
         self.num_members = len(members.hparams["seed"])
         mesh = self.mesh = devices.mesh(self.num_members)
         # Padded here, once: `population` would otherwise gather the members from all devices after every call.
@@ -200,10 +234,8 @@ class Trial:
 
     def program(
         self, one: Callable, *, precision: str | None = None, is_long: bool = False, **options: Any
-    ) -> Callable:
-        """Make a function of one member and of what all share a compiled program of all members.
-
-        A second trace, which would be a compile a cell, is an error.
+    ) -> Program:
+        """Make a function of one member and of what all share a compiled program of all members; see `Program`.
 
         Args:
             one: `one(member or state, *shared)`.
@@ -211,28 +243,13 @@ class Trial:
             is_long: whether it runs so long that what it takes to compile does not matter.
             **options: of `jax.jit`.
         """
-        is_first = True
+        options |= {"compiler_options": devices.compiler_options(is_long=is_long)}
+        return Program(
+            one, self.mesh, self.members_at_once, precision=precision, options=options, spend=self._spend
+        )
 
-        def every(*args: Any) -> Any:
-            if not is_first:
-                raise AssertionError(f"{every.__name__} is traced a second time: {_TRACED_ONCE}")
-            with jax.default_matmul_precision(precision):
-                return fit.population(one, *args, mesh=self.mesh)
-
-        every.__name__ = getattr(one, "__name__", "program")
-        program = jax.jit(every, compiler_options=devices.compiler_options(is_long=is_long), **options)
-
-        def call(*args: Any) -> Any:
-            nonlocal is_first
-            is_first = program._cache_size() == 0  # type: ignore[attr-defined]  # so again after `jax.clear_caches()`
-            started = time.perf_counter()
-            result = jax.block_until_ready(program(*args))
-            if is_first:
-                self.compile_seconds += time.perf_counter() - started
-            return result
-
-        call.program = program  # type: ignore[attr-defined]
-        return call
+    def _spend(self, seconds: float) -> None:
+        self.compile_seconds += seconds
 
     def start(self, *setting: Any, **scales: Any) -> fit.State:
         """The states before the first step.
@@ -358,7 +375,7 @@ class Trial:
             return inputs[rows], labels[rows]
 
         def loss(params: Any, variables: Any, batch: tuple, hparams: Mapping) -> tuple:
-            logits, updated = self.network.apply(params, variables, batch[0], *setting, training=True)
+            logits, updated = self._computed.apply(params, variables, batch[0], *setting, training=True)
 
             def call(method: Any) -> Any:
                 return self.network.apply(params, variables, method=method)[0]
@@ -382,13 +399,10 @@ class Trial:
         found = {}
         for name, part in self.evaluate.items():
             inputs, labels = data[part]
-            logits = self.output(state, inputs, *setting)
+            logits = self._computed.apply(state.params, state.variables, inputs, *setting)[0]
             found[f"{name}_loss"] = cross_entropy(logits, labels)
             found[f"{name}_accuracy"] = accuracy(logits, labels)
         return jax.tree.map(lambda value: jnp.where(state.diverged_step < 0, value, jnp.nan), found)
-
-
-_TRACED_ONCE = "cells must differ in the values of arguments alone, not in shapes, dtypes or static fields."
 
 
 @jax.jit

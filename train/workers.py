@@ -14,14 +14,13 @@ import threading
 import time
 import traceback
 from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxact.streams import print_any_text
-from train import causes, config, devices, interrupt, partial, request
+from train import causes, config, devices, interrupt, memory, partial, request
 from train.config import ConfigError
 from train.experiment import Cell, Experiment
-from train.outcomes import Failure, Measurement, failure_of, left_with_status
+from train.outcomes import Failure, Measurement, failure_of, left_with_status, one_is_too_large
 from train.pool import WorkerDiedError
 from train.progress import Display
 
@@ -32,10 +31,9 @@ def in_this_process(
     experiment: Experiment, cells: Sequence[Cell], display: Display, *, plan: partial.Plan | None = None
 ) -> Generator[Measurement | Failure]:
     """Measure cells one after the other, each when the one before has been taken; `display` follows."""
+    budget = memory.Budget(say=display.notice)
     for cell in cells:
-        with partial.kept(plan, cell.name, display.notice):
-            outcome = _measured(experiment, cell, display.start(cell))
-        yield outcome
+        yield _measured(experiment, cell, display.start(cell), budget, plan)
 
 
 def default_number(num_cells: int) -> int:
@@ -47,7 +45,7 @@ def default_number(num_cells: int) -> int:
 
     if jax.default_backend() != "cpu":
         return 0
-    return max(1, min(num_cores(), num_cells, int(_available_gib() / _WORKER_GIB)))
+    return max(1, min(num_cores(), num_cells, int(memory.available() / 2**30 / _WORKER_GIB)))
 
 
 class Processes:
@@ -69,8 +67,10 @@ class Processes:
         """Start one of so many."""
         # A signal reaches whichever thread does not block it: raised while a child reads what it is to do, it would
         # leave that child with half of it.
-        with interrupt.postponed(), _divided(self.share or num_cores() // num_workers):
-            self.started.append(Process(self.words, self.fields, self.plan))
+        share = self.share or num_cores() // num_workers
+        num_beside = max(num_cores() // self.share, 1) if self.share else num_workers
+        with interrupt.postponed(), _divided(share):
+            self.started.append(Process(self.words, self.fields, self.plan, num_beside))
         return self.started[-1]
 
     @staticmethod
@@ -88,10 +88,17 @@ class Processes:
 class Process:
     """A worker process and the connection to it; a `train.pool.Worker`."""
 
-    def __init__(self, words: Sequence[str], fields: dict[str, Any], plan: partial.Plan | None = None):
+    def __init__(
+        self,
+        words: Sequence[str],
+        fields: dict[str, Any],
+        plan: partial.Plan | None = None,
+        num_processes: int = 1,
+    ):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, list(words), fields, plan), daemon=True)
+        own = (theirs, list(words), fields, plan, num_processes)
+        self.process = context.Process(target=serve, args=own, daemon=True)
         self.process.start()
         theirs.close()
 
@@ -136,25 +143,35 @@ class Process:
 
 
 def serve(
-    connection: Any, words: Sequence[str], fields: dict[str, Any], plan: partial.Plan | None = None
+    connection: Any,
+    words: Sequence[str],
+    fields: dict[str, Any],
+    plan: partial.Plan | None = None,
+    num_processes: int = 1,
 ) -> None:
     """Measure the cells whose names come through the connection, in a process of its own.
 
     Names, since what a cell holds, such as an activation of the config's own, need not survive being sent. It says
     "ready" once; of a cell "progress" (fraction and note) and "notice" (text), then "measured" (dataset, seconds,
     device) or "failed" (a `Failure`); and "broken" with an exception that other cells would meet too, before it ends.
-    A signal ends it with status 128 + its number.
+    A signal ends it with status 128 + its number. `num_processes` share the machine's memory, this one included.
     """
     print_any_text()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with interrupt.interruptible(lambda _: None, grace_seconds=interrupt.STORE_SECONDS):
-            _serve(connection, words, fields, plan)
+            _serve(connection, words, fields, plan, num_processes)
     except interrupt.Interrupted as error:
         os._exit(128 + error.signal_number)  # at once: XLA may be at work in threads of its own
 
 
-def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any], plan: partial.Plan | None) -> None:
+def _serve(
+    connection: Any,
+    words: Sequence[str],
+    fields: dict[str, Any],
+    plan: partial.Plan | None,
+    num_processes: int,
+) -> None:
     def said(fraction: float, note: str = "") -> None:
         connection.send(("progress", (fraction, note)))
 
@@ -163,6 +180,7 @@ def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any], plan: 
         if different := config.differences(fields, config.resolved(experiment)):
             raise ConfigError("the config is another one in a worker process:\n  " + "\n  ".join(different))
         cells = {cell.name: cell for cell in experiment.cells()}
+        budget = memory.Budget(num_processes, lambda text: connection.send(("notice", text)))
         connection.send(("ready", None))
         while True:
             name = connection.recv()
@@ -171,8 +189,7 @@ def _serve(connection: Any, words: Sequence[str], fields: dict[str, Any], plan: 
                     f"a worker process has no cell {name!r}. Let `cells()` follow from the fields alone, "
                     "or measure in one process: --workers 0."
                 )
-            with partial.kept(plan, name, lambda text: connection.send(("notice", text))):
-                outcome = _measured(experiment, cells[name], said)
+            outcome = _measured(experiment, cells[name], said, budget, plan)
             is_failure = isinstance(outcome, Failure)
             connection.send(("failed", outcome) if is_failure else ("measured", tuple(outcome[1:])))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -188,13 +205,35 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _measured(experiment: Experiment, cell: Cell, progress: Any) -> Measurement | Failure:
-    started = time.perf_counter()
+def _measured(
+    experiment: Experiment, cell: Cell, progress: Any, budget: memory.Budget, plan: partial.Plan | None
+) -> Measurement | Failure:
+    """Measure a cell, from its last checkpoint with fewer members side by side each time that memory runs out."""
+    started, outcome = time.perf_counter(), None
+    while outcome is None:
+        with partial.kept(plan, cell.name, budget.say), memory.within(budget):
+            outcome = _tried(experiment, cell, progress, budget, started)
+    return outcome
+
+
+def _tried(
+    experiment: Experiment, cell: Cell, progress: Any, budget: memory.Budget, started: float
+) -> Measurement | Failure | None:
+    """What becomes of a cell; None where memory ran out and may not with fewer members, which `budget` then allows."""
+    budget.begin()
     try:
         dataset = experiment.run(cell, progress=progress)
     except SystemExit as error:
         return left_with_status(cell, error.code)
     except Exception as error:
+        # Where several hosts compute one program, one alone cannot turn to another.
+        if causes.is_of_memory(error) and (
+            "jax" not in sys.modules or sys.modules["jax"].process_count() == 1
+        ):
+            if budget.halve(cell.name, causes.ran_out(error)):
+                return None
+            if budget.has_come_down_to_one():
+                return one_is_too_large(cell, error)
         return failure_of(cell, error)
     device = devices.described() if "jax" in sys.modules else ""
     return Measurement(cell, dataset, time.perf_counter() - started, device)
@@ -242,16 +281,3 @@ def _divided(share: int) -> Iterator[None]:
 def num_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _available_gib() -> float:
-    """What the machine has free, or what a container or batch job may have if that is less."""
-    known = [float(2**20)]  # not told: no limit
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                known.append(int(line.split()[1]) / 2**20)
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
-        with contextlib.suppress(OSError, ValueError):
-            known.append(int((Path("/sys/fs/cgroup") / limit).read_text(encoding="ascii")) / 2**30)
-    return min(known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -97,7 +98,13 @@ def pad(members: PyTree, multiple: int | np.integer) -> PyTree:
     return jax.tree.map(padded, members)
 
 
-def population(run: Callable[..., Any], members: PyTree, *shared: PyTree, mesh: Mesh | None = None) -> Any:
+def population(
+    run: Callable[..., Any],
+    members: PyTree,
+    *shared: PyTree,
+    mesh: Mesh | None = None,
+    at_once: int | np.integer | None = None,
+) -> Any:
     """`run` on every member at once: [run(member, *shared) for member in members], stacked.
 
     On a mesh no member ever waits for another: each device runs its share by itself. That holds for the cores of a CPU
@@ -111,12 +118,16 @@ def population(run: Callable[..., Any], members: PyTree, *shared: PyTree, mesh: 
             are spread or copied over devices here rather than close over them.
         mesh: spread the members over its first axis; a number that does not divide is padded with copies of the last
             member, and the copies are dropped.
+        at_once: at most so many members of a device side by side, the others after them in the same program: what `run`
+            holds in between, such as hidden states, is then held for so many. Static. Stretches are as even as can be,
+            so that few copies of the last member fill up the last one; callbacks of `run` are called once a stretch.
+            All of them if None.
 
     Returns:
         The results with a leading axis of members.
 
     Raises:
-        ValueError: if the leaves' leading axes differ or are empty.
+        ValueError: if the leaves' leading axes differ or are empty, or `at_once` is not a positive integer.
 
     >>> population(lambda member: member.hparams["seed"] * 10, grid(seeds=[1, 2])).tolist()
     [10, 20]
@@ -126,7 +137,9 @@ def population(run: Callable[..., Any], members: PyTree, *shared: PyTree, mesh: 
         raise ValueError(
             f"`members` must have one leading axis of at least one member on every leaf, got lengths {sorted(sizes)}."
         )
-    many = jax.vmap(run, in_axes=(0, *[None] * len(shared)))
+    if at_once is not None:
+        at_once = check_count("at_once", at_once, remedy="Use at_once=None for all members at once.")
+    many = partial(_in_stretches, run, at_once)
     if mesh is None:
         return many(members, *shared)
     ((size,),) = sizes
@@ -138,3 +151,16 @@ def population(run: Callable[..., Any], members: PyTree, *shared: PyTree, mesh: 
     spread = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
     results = spread(members, *shared)
     return results if size % mesh.size == 0 else jax.tree.map(lambda leaf: leaf[:size], results)
+
+
+def _in_stretches(run: Callable[..., Any], at_once: int | None, members: PyTree, *shared: PyTree) -> Any:
+    """`run` on the members of one device, at most `at_once` of them side by side."""
+    many = jax.vmap(run, in_axes=(0, *[None] * len(shared)))
+    size = len(jax.tree.leaves(members)[0])
+    if at_once is None or at_once >= size:
+        return many(members, *shared)
+    num_stretches = -(-size // at_once)
+    # One body for all: a last stretch of its own length would be compiled a second time.
+    split = lambda leaf: pad(leaf, num_stretches).reshape(num_stretches, -1, *leaf.shape[1:])  # noqa: E731
+    results = jax.lax.map(lambda stretch: many(stretch, *shared), jax.tree.map(split, members))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results)

@@ -15,9 +15,10 @@ class Functional(NamedTuple):
 
     Attributes:
         init: `init(key, **kwargs) -> (params, variables)`; may be vmapped over keys and traced keyword arguments.
-        apply: `apply(params, variables, *args, training=False, method="__call__", **kwargs) -> (output, variables)`;
-            pure. `training` says whether batch norms use and update statistics of the batch; `method` names
-            the method to call, or is a function of the module such as `calibrate`.
+        apply: `apply(params, variables, *args, training=False, method="__call__", remat=False, **kwargs)`, pure, gives
+            (output, variables). `training` says whether batch norms use and update statistics of the batch; `method`
+            names the method to call, or is a function of the module such as `calibrate`; `remat=True` sets the
+            attribute of this name wherever a module has it, as `Stack` does: gradients for less memory and more time.
     """
 
     init: Callable[..., tuple[Any, Any]]
@@ -48,8 +49,11 @@ def functional(build: Callable[..., nnx.Module]) -> Functional:
         parts: Any = nnx.split(build(rngs=nnx.Rngs(params=key), **kwargs), nnx.Param, ...)
         return parts[1], parts[2]
 
-    def apply(params, variables, *args, training=False, method="__call__", **kwargs):
+    def apply(params, variables, *args, training=False, method="__call__", remat=False, **kwargs):
         module = nnx.merge(graphdef, params, variables, copy=True)
+        for _, part in nnx.iter_modules(module) if remat else ():
+            if hasattr(part, "remat"):
+                part.remat = True
         module.train() if training else module.eval()
         call = getattr(module, method) if isinstance(method, str) else partial(method, module)
         output = call(*args, **kwargs)

@@ -25,6 +25,7 @@ from jaxact.nn._stages import (
     make_activation,
     make_norm,
     norm_bound,
+    normed,
     operator_norm,
 )
 from jaxact.numerics import full_precision
@@ -87,7 +88,7 @@ class _Network(nnx.Module):
     ) -> Float[Array, "*batch out"]:
         """Outputs from the last hidden state: W_out f(norm(h)) where h is a preactivation, else W_out h."""
         if self.stack.hidden_is_preactivation:
-            h = h if self.norm is None else self.norm(h)
+            h = normed(self.norm, h)
             h = (activation or self.activation)(h)
         return self.head(self.pool(h))
 

@@ -84,7 +84,7 @@ class Stage(nnx.Module):
 
     def preactivation(self, h: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """What f is applied to in this stage, same shape as `h`: norm(h), unless a subclass says otherwise."""
-        return h if self.norm is None else self.norm(h)
+        return normed(self.norm, h)
 
     def log_lipschitz(self, lipschitz: ArrayLike) -> Float[Array, ""]:
         """Natural log of the textbook's upper bound on the stage's Lipschitz constant, norms at inference.
@@ -158,8 +158,7 @@ class PostAct(Stage):
 
     def preactivation(self, h):
         """The sum that f is applied to, h + norm(W h + b)."""
-        branch = self.affine(h)
-        return h + (branch if self.norm is None else self.norm(branch))
+        return h + normed(self.norm, self.affine(h))
 
     def __call__(self, h: Float[Array, "*batch width"], *, activation: Elementwise | None = None):
         """One block; `activation` replaces the stage's own for this call."""
@@ -232,6 +231,11 @@ def make_norm(norm: Any, width: int, *, rngs: nnx.Rngs) -> nnx.Module | None:
             "Pass the class, such as nnx.BatchNorm: every stage makes its own."
         )
     return norm(width, rngs=rngs)
+
+
+def normed(norm: Any, h: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    """norm(h) in the type of h, which a batch norm's float32 statistics would widen (flax 0.12.8); h without a norm."""
+    return h if norm is None else norm(h).astype(h.dtype)
 
 
 def make_activation(activation: Any, width: int, *, rngs: nnx.Rngs) -> Any:

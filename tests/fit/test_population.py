@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,6 +26,13 @@ for x in (jnp.ones(8), everywhere):
     shared = spread(members, x)
     assert shared.shape == alone.shape == (6, 8)
     np.testing.assert_allclose(shared, alone, atol=1e-6)
+for size in (5, 6, 9, 11):  # 2 or 3 a device, of which 1 or 2 at once
+    more = fit.grid(seeds=range(size), rate=[0.5])
+    one_by_one = np.stack([run(jax.tree.map(lambda leaf: leaf[i], more), jnp.ones(8)) for i in range(size)])
+    for at_once in (1, 2, 3, 99):
+        chunked = jax.jit(lambda m, x: fit.population(run, m, x, mesh=mesh, at_once=at_once))(more, everywhere)
+        assert chunked.shape == (size, 8)
+        np.testing.assert_allclose(chunked, one_by_one, atol=1e-6)
 told = []
 train = fit.fit(lambda p, v, b, h: (p**2, (v, ())), lambda key: (), optax.sgd(0.1), num_steps=4, measure_every=2,
                 report=lambda step, history: told.append((step.tolist(), history.loss.shape)))
@@ -53,6 +61,47 @@ def test_members_on_four_devices_equal_members_on_one_though_six_do_not_divide_b
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 2, 3, 4, 6, np.int64(7), 99])
+def test_at_most_so_many_are_side_by_side_and_the_results_are_those_of_the_loop(at_once):
+    members, seen = fit.grid(seeds=range(7), rate=[0.5]), []
+
+    @jax.custom_batching.custom_vmap
+    def noted(x):
+        return x
+
+    @noted.def_vmap
+    def _(size, is_batched, x):
+        seen.append(size)
+        return x, True
+
+    def run(member, x):
+        h = noted(jax.random.normal(member.key, (8, 8)) @ x)
+        return {"h": jnp.sin(h * member.hparams["rate"]), "seed": member.hparams["seed"], "key": member.key}
+
+    x = jnp.ones(8)
+    program = jax.jit(lambda members, x: fit.population(run, members, x, at_once=at_once))
+    found = program(members, x)
+    loop = [jax.jit(run)(jax.tree.map(lambda leaf, i=i: leaf[i], members), x) for i in range(7)]
+    assert found["seed"].tolist() == list(range(7))
+    np.testing.assert_array_equal(jax.random.key_data(found["key"]), jax.random.key_data(members.key))
+    np.testing.assert_allclose(found["h"], np.stack([one["h"] for one in loop]), atol=1e-6)
+    # One body, as wide as the evenest stretches of at most so many: 7 in stretches of 6 are 4 and 4.
+    assert seen == [{None: 7, 1: 1, 2: 2, 3: 3, 4: 4, 6: 4, 7: 7, 99: 7}[at_once]]
+
+
+def test_what_is_held_in_between_is_held_for_those_at_once():
+    def run(x):  # 1 MiB in between
+        return jnp.sum(jax.lax.fori_loop(0, 3, lambda _, h: jnp.sin(h @ h), jnp.outer(x, x)))
+
+    def needed(at_once):
+        program = jax.jit(lambda xs: fit.population(run, xs, at_once=at_once))
+        return program.lower(jnp.ones((8, 512))).compile().memory_analysis().temp_size_in_bytes
+
+    everything, two = needed(None), needed(2)
+    assert everything >= 8 * 2**20
+    assert two <= everything / 4 + 2**20
 
 
 def test_grid_holds_every_combination_once_with_seeds_fastest():
@@ -98,5 +147,10 @@ def test_bad_members_are_refused():
         fit.grid(seeds=[0], learning_rate=[])
     with pytest.raises(ValueError, match="`multiple` must be an integer of at least 1, got 0"):
         fit.pad(fit.grid(seeds=[0]), 0)
+    for at_once in (0, -1, 2.0, True, "auto"):
+        with pytest.raises(
+            ValueError, match=r"`at_once` must be an integer of at least 1, got .*at_once=None"
+        ):
+            fit.population(lambda m: m, fit.grid(seeds=[0]), at_once=at_once)
     with pytest.raises(ValueError, match="one leading axis"):
         fit.population(lambda m: m, {"a": np.zeros(2), "b": np.zeros(3)})

@@ -120,12 +120,11 @@ class Stack(nnx.Module):
         Takes the same arguments as a call; with a traced depth the result can be differentiated by `jax.jvp`
         alone. See `Trace` for shapes.
         """
-        output, inputs = self._run(x, depth, activation, "forward", None)
-        hidden = jnp.roll(inputs, -1, axis=0)
+        output, states = self._run(x, depth, activation, "forward", None)
         last = (self.max_depth if depth is None else depth) - 1
-        hidden = hidden.at[last].set(output)
+        hidden = states[1:].at[last].set(output)  # NaN where there are not so many stages
         graphdef, state = nnx.split(self.stages)
-        preactivation = jax.vmap(lambda s, h: nnx.merge(graphdef, s).preactivation(h))(state, inputs)
+        preactivation = jax.vmap(lambda s, h: nnx.merge(graphdef, s).preactivation(h))(state, states[:-1])
         ran = (jnp.arange(self.max_depth) <= last).reshape(-1, *[1] * x.ndim)
         return Trace(output, jnp.where(ran, hidden, 0), jnp.where(ran, preactivation, 0))
 
@@ -165,7 +164,7 @@ class Stack(nnx.Module):
         return jax.lax.fori_loop(0, depth, through, (Q, log_square))
 
     def _run(self, x, depth, activation, mode, taps):
-        """Output and the stages' inputs [max_depth, ...]; running statistics are updated in place."""
+        """Output and the hidden states, x first [max_depth + 1, ...]; running statistics are updated in place."""
         if mode not in ("reverse", "forward"):
             raise ValueError(f'`mode` must be "reverse" or "forward", got {mode!r}.')
         depth = self.max_depth if depth is None else depth
@@ -180,20 +179,20 @@ class Stack(nnx.Module):
         if any(callable(leaf) for leaf in jax.tree.leaves(activation)):
             activation = jax.tree_util.Partial(activation)  # a bare function: static, not an array
         if isinstance(depth, int):
-            output, inputs, rest = program.scan(params, x, rest, activation, taps, depth)
+            output, states, rest = program.scan(params, x, rest, activation, taps, depth)
         elif mode == "reverse":
             is_there, depth = self._nearest(depth)
             output, rest = _reverse(program, params, x, rest, activation, taps, depth)
-            output, inputs = jnp.where(is_there, output, jnp.nan), None
+            output, states = jnp.where(is_there, output, jnp.nan), None
         else:
             if taps is not None:
                 raise ValueError('`taps` need mode="reverse" or an integer depth, got mode="forward".')
             is_there, depth = self._nearest(depth)
-            output, inputs, rest = program.loop(params, x, rest, activation, None, depth)
+            output, states, rest = program.loop(params, x, rest, activation, None, depth)
             output = jnp.where(is_there, output, jnp.nan)
         if training:
             nnx.update(self.stages, rest)
-        return output, inputs
+        return output, states
 
     def _nearest(self, depth: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """Whether there are so many stages, and the nearest number that there are."""
@@ -225,7 +224,7 @@ class _Program(NamedTuple):
             return output if tap is None else output + tap, (h, rest_l)
 
         output, (inputs, updated) = jax.lax.scan(body, h, used)
-        pad = [(0, jax.tree.leaves(params)[0].shape[0] - depth), *[(0, 0)] * h.ndim]
+        pad = [(0, jax.tree.leaves(params)[0].shape[0] + 1 - depth), *[(0, 0)] * h.ndim]
         if self.training:
             rest = jax.tree.map(lambda old, new: old.at[:depth].set(new), rest, updated)
         return output, jnp.pad(inputs, pad), rest
@@ -234,17 +233,18 @@ class _Program(NamedTuple):
         """Traced depth; a jvp of it is a loop again."""
         max_depth = jax.tree.leaves(params)[0].shape[0]
 
+        # The buffer alone is carried: XLA would copy a hidden state beside it once more a stage.
         def body(index, carry):
-            h, inputs, rest = carry
-            inputs = inputs.at[index].set(h)
-            output, rest_l = self.stage(_row(params, index), h, _row(rest, index), activation)
+            states, rest = carry
+            rows = _row((params, states, rest), index)
+            output, rest_l = self.stage(rows[0], rows[1], rows[2], activation)
             if taps is not None:
                 output = output + taps[index]
-            if self.training:
-                rest = jax.tree.map(lambda old, new: old.at[index].set(new), rest, rest_l)
-            return output, inputs, rest
+            return _put(states, index + 1, output), _put(rest, index, rest_l) if self.training else rest
 
-        return jax.lax.fori_loop(0, depth, body, (h, jnp.zeros((max_depth, *h.shape), h.dtype), rest))
+        states = _put(jnp.zeros((max_depth + 1, *h.shape), h.dtype), 0, h)
+        states, rest = jax.lax.fori_loop(0, depth, body, (states, rest))
+        return _row(states, depth), states, rest
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -255,12 +255,12 @@ def _reverse(program: _Program, params, h, rest, activation, taps, depth):
 
 
 def _reverse_forward(program, params, h, rest, activation, taps, depth):
-    output, inputs, updated = program.loop(params, h, rest, activation, taps, depth)
-    return (output, updated), (params, inputs, rest, activation, taps, depth)
+    output, states, updated = program.loop(params, h, rest, activation, taps, depth)
+    return (output, updated), (params, states, rest, activation, taps, depth)
 
 
 def _reverse_backward(program, residuals, cotangents):
-    params, inputs, rest, activation, taps, depth = residuals
+    params, states, rest, activation, taps, depth = residuals
     cotangent, _ = cotangents
 
     leaves, structure = jax.tree_util.tree_flatten(activation)
@@ -282,16 +282,16 @@ def _reverse_backward(program, residuals, cotangents):
         cotangent, gradients, taps_gradient, slopes_gradient = carry
         index = depth - 1 - step
         if taps is not None:
-            taps_gradient = taps_gradient.at[index].set(cotangent)
+            taps_gradient = _put(taps_gradient, index, cotangent)
         rest_l = _row(rest, index)
         _, pull = jax.vjp(
             lambda p, h, s: program.stage(p, h, rest_l, rebuilt(s, lambda leaf: leaf))[0],
             _row(params, index),
-            inputs[index],
+            _row(states, index),
             slopes,
         )
         gradient, cotangent, slope_gradient = pull(cotangent)
-        gradients = jax.tree.map(lambda all_, one: all_.at[index].set(one), gradients, gradient)
+        gradients = _put(gradients, index, gradient)
         slopes_gradient = jax.tree.map(jnp.add, slopes_gradient, slope_gradient)  # every layer uses the same
         return cotangent, gradients, taps_gradient, slopes_gradient
 
@@ -325,6 +325,12 @@ def slopes_of(activation: Any) -> tuple[ArrayLike, ArrayLike]:
 
 def _row(tree, index):
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+
+
+def _put(tree, index, row):
+    """In place in a loop; `.at[index].set` would first read the old row, to keep it where there is no such index."""
+    put = lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new.astype(leaf.dtype), index, 0)  # noqa: E731
+    return jax.tree.map(put, tree, row)
 
 
 def _check_depth(depth: Any, max_depth: int) -> None:

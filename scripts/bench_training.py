@@ -193,7 +193,8 @@ def jaxact_run(options: argparse.Namespace, data) -> Callable[[], None]:
             return _cross_entropy(logits, batch[1]), (variables, ())
 
         run = fit.fit(loss, sample, optimizer, num_steps=options.num_steps)
-        return fit.population(run, states, mesh=mesh)
+        # A program for each multiple of 8: up to 7 idle stages.
+        return fit.population(nn.shortened(run, -(-options.depth // 8) * 8), states, mesh=mesh)
 
     mesh = member_mesh()
     states = init(fit.grid(seeds=range(options.members), learning_rate=[1e-3]))

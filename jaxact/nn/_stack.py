@@ -120,12 +120,12 @@ class Stack(nnx.Module):
         Takes the same arguments as a call; with a traced depth the result can be differentiated by `jax.jvp`
         alone. See `Trace` for shapes.
         """
-        output, states = self._run(x, depth, activation, "forward", None)
-        last = (self.max_depth if depth is None else depth) - 1
+        output, states = self._run(x, depth, activation, "forward", None, keep=True)
+        last = (len(states) - 1 if depth is None else depth) - 1
         hidden = states[1:].at[last].set(output)  # NaN where there are not so many stages
         graphdef, state = nnx.split(self.stages)
         preactivation = jax.vmap(lambda s, h: nnx.merge(graphdef, s).preactivation(h))(state, states[:-1])
-        ran = (jnp.arange(self.max_depth) <= last).reshape(-1, *[1] * x.ndim)
+        ran = (jnp.arange(len(hidden)) <= last).reshape(-1, *[1] * x.ndim)
         return Trace(output, jnp.where(ran, hidden, 0), jnp.where(ran, preactivation, 0))
 
     @full_precision
@@ -163,14 +163,15 @@ class Stack(nnx.Module):
 
         return jax.lax.fori_loop(0, depth, through, (Q, log_square))
 
-    def _run(self, x, depth, activation, mode, taps):
-        """Output and the hidden states, x first [max_depth + 1, ...]; running statistics are updated in place."""
+    def _run(self, x, depth, activation, mode, taps, keep=False):
+        """Output and, to `keep`, the hidden states, x first [max_depth + 1, ...]; running statistics are updated."""
         if mode not in ("reverse", "forward"):
             raise ValueError(f'`mode` must be "reverse" or "forward", got {mode!r}.')
-        depth = self.max_depth if depth is None else depth
-        _check_depth(depth, self.max_depth)
         parts: Any = nnx.split(self.stages, nnx.Param, ...)
         graphdef, params, rest = parts
+        num_stages = jax.tree.leaves(params)[0].shape[0]  # fewer than max_depth within `shortened`
+        depth = num_stages if depth is None else depth
+        _check_depth(depth, num_stages)
         training = any(
             getattr(module, "use_running_average", True) is False
             for _, module in nnx.iter_modules(self.stages)
@@ -181,24 +182,18 @@ class Stack(nnx.Module):
         if isinstance(depth, int):
             output, states, rest = program.scan(params, x, rest, activation, taps, depth)
         elif mode == "reverse":
-            is_there, depth = self._nearest(depth)
+            is_there, depth = _nearest(depth, num_stages)
             output, rest = _reverse(program, params, x, rest, activation, taps, depth)
             output, states = jnp.where(is_there, output, jnp.nan), None
         else:
             if taps is not None:
                 raise ValueError('`taps` need mode="reverse" or an integer depth, got mode="forward".')
-            is_there, depth = self._nearest(depth)
-            output, states, rest = program.loop(params, x, rest, activation, None, depth)
+            is_there, depth = _nearest(depth, num_stages)
+            output, states, rest = program.loop(params, x, rest, activation, None, depth, keep)
             output = jnp.where(is_there, output, jnp.nan)
         if training:
             nnx.update(self.stages, rest)
         return output, states
-
-    def _nearest(self, depth: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        """Whether there are so many stages, and the nearest number that there are."""
-        depth = jnp.asarray(depth)
-        nearest = jnp.clip(depth, 1, self.max_depth)
-        return depth == nearest, nearest
 
 
 class _Program(NamedTuple):
@@ -229,33 +224,34 @@ class _Program(NamedTuple):
             rest = jax.tree.map(lambda old, new: old.at[:depth].set(new), rest, updated)
         return output, jnp.pad(inputs, pad), rest
 
-    def loop(self, params, h, rest, activation, taps, depth):
+    def loop(self, params, h, rest, activation, taps, depth, keep):
         """Traced depth; a jvp of it is a loop again."""
         max_depth = jax.tree.leaves(params)[0].shape[0]
 
-        # The buffer alone is carried: XLA would copy a hidden state beside it once more a stage.
+        # Of what is kept the buffer alone is carried: XLA would copy a hidden state beside it once more a stage.
         def body(index, carry):
             states, rest = carry
-            rows = _row((params, states, rest), index)
-            output, rest_l = self.stage(rows[0], rows[1], rows[2], activation)
+            h = _row(states, index) if keep else states
+            output, rest_l = self.stage(_row(params, index), h, _row(rest, index), activation)
             if taps is not None:
                 output = output + taps[index]
-            return _put(states, index + 1, output), _put(rest, index, rest_l) if self.training else rest
+            states = _put(states, index + 1, output) if keep else output
+            return states, _put(rest, index, rest_l) if self.training else rest
 
-        states = _put(jnp.zeros((max_depth + 1, *h.shape), h.dtype), 0, h)
+        states = _put(jnp.zeros((max_depth + 1, *h.shape), h.dtype), 0, h) if keep else h
         states, rest = jax.lax.fori_loop(0, depth, body, (states, rest))
-        return _row(states, depth), states, rest
+        return (_row(states, depth), states, rest) if keep else (states, None, rest)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _reverse(program: _Program, params, h, rest, activation, taps, depth):
     """`_Program.loop` with a backward pass that walks the stored inputs; statistics get no gradient."""
-    output, _, rest = program.loop(params, h, rest, activation, taps, depth)
+    output, _, rest = program.loop(params, h, rest, activation, taps, depth, keep=False)
     return output, rest
 
 
 def _reverse_forward(program, params, h, rest, activation, taps, depth):
-    output, states, updated = program.loop(params, h, rest, activation, taps, depth)
+    output, states, updated = program.loop(params, h, rest, activation, taps, depth, keep=True)
     return (output, updated), (params, states, rest, activation, taps, depth)
 
 
@@ -331,6 +327,13 @@ def _put(tree, index, row):
     """In place in a loop; `.at[index].set` would first read the old row, to keep it where there is no such index."""
     put = lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new.astype(leaf.dtype), index, 0)  # noqa: E731
     return jax.tree.map(put, tree, row)
+
+
+def _nearest(depth: ArrayLike, num_stages: int) -> tuple[jax.Array, jax.Array]:
+    """Whether there are so many stages, and the nearest number that there are."""
+    depth = jnp.asarray(depth)
+    nearest = jnp.clip(depth, 1, num_stages)
+    return depth == nearest, nearest
 
 
 def _check_depth(depth: Any, max_depth: int) -> None:

@@ -5,6 +5,7 @@ from jaxact.nn._learned import PReLU, Softplus, Swish
 from jaxact.nn._lipschitz import OrthogonalConv, OrthogonalLinear, SpectralNorm, kernels
 from jaxact.nn._networks import MLP, ResNet, calibrate
 from jaxact.nn._recurrent import RNN
+from jaxact.nn._shortened import shortened
 from jaxact.nn._stack import Stack, Trace
 from jaxact.nn._stages import Plain, PostAct, PreAct, Stage
 
@@ -28,4 +29,5 @@ __all__ = [
     "calibrate",
     "functional",
     "kernels",
+    "shortened",
 ]

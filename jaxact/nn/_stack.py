@@ -152,12 +152,11 @@ class Stack(nnx.Module):
         Returns:
             The last hidden state, and what `look` gave, a leading axis [max_depth]: zeros at and past the depth.
         """
-        depth = self.max_depth if depth is None else depth
-        _check_depth(depth, self.max_depth)
-        parts: Any = nnx.split(self.stages, nnx.Param, ...)
-        graphdef, params, rest = parts
+        graphdef, params, rest, num_stages = self._parts()
+        depth = num_stages if depth is None else depth
+        _check_depth(depth, num_stages)
         program = _Program(graphdef, self._is_training(), None)
-        is_there, depth = (None, depth) if isinstance(depth, int) else self._nearest(depth)
+        is_there, depth = (None, depth) if isinstance(depth, int) else _nearest(depth, num_stages)
         output, rows, rest = program.observed(look, params, x, rest, activation, depth)
         if program.training:
             nnx.update(self.stages, rest)
@@ -202,23 +201,22 @@ class Stack(nnx.Module):
         """The output; running statistics are updated in place."""
         if mode not in ("reverse", "forward"):
             raise ValueError(f'`mode` must be "reverse" or "forward", got {mode!r}.')
-        depth = self.max_depth if depth is None else depth
-        _check_depth(depth, self.max_depth)
-        parts: Any = nnx.split(self.stages, nnx.Param, ...)
-        graphdef, params, rest = parts
+        graphdef, params, rest, num_stages = self._parts()
+        depth = num_stages if depth is None else depth
+        _check_depth(depth, num_stages)
         training = self._is_training()
-        program = _Program(graphdef, training, math.isqrt(self.max_depth - 1) + 1 if self.remat else None)
+        program = _Program(graphdef, training, math.isqrt(num_stages - 1) + 1 if self.remat else None)
         activation = _as_leaves(activation)
         if isinstance(depth, int) and not (self.remat and mode == "reverse"):
             output, rest = program.scan(params, x, rest, activation, taps, depth)
         elif mode == "reverse":
-            is_there, depth = self._nearest(depth)
+            is_there, depth = _nearest(depth, num_stages)
             output, rest = _reverse(program, params, x, rest, activation, taps, depth)
             output = jnp.where(is_there, output, jnp.nan)
         else:
             if taps is not None:
                 raise ValueError('`taps` need mode="reverse" or an integer depth, got mode="forward".')
-            is_there, depth = self._nearest(depth)
+            is_there, depth = _nearest(depth, num_stages)
             output, _, rest = program.loop(params, x, rest, activation, None, 0, depth, 0)
             output = jnp.where(is_there, output, jnp.nan)
         if training:
@@ -231,11 +229,13 @@ class Stack(nnx.Module):
             for _, module in nnx.iter_modules(self.stages)
         )
 
-    def _nearest(self, depth: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        """Whether there are so many stages, and the nearest number that there are."""
-        depth = jnp.asarray(depth)
-        nearest = jnp.clip(depth, 1, self.max_depth)
-        return depth == nearest, nearest
+    def _parts(self) -> tuple[Any, Any, Any, int]:
+        """Definition, parameters and other variables of the stages, and how many there are.
+
+        Fewer than `max_depth` within `shortened`.
+        """
+        parts: Any = nnx.split(self.stages, nnx.Param, ...)
+        return *parts, jax.tree.leaves(parts[1])[0].shape[0]
 
 
 class _Program(NamedTuple):
@@ -273,20 +273,21 @@ class _Program(NamedTuple):
         return output, rest
 
     def loop(self, params, h, rest, activation, taps, start, end, num):
-        """Traced depth: from stage `start` to `end`, with the inputs of `num` of them; a jvp of it is a loop again."""
+        """Traced depth: stages `start` to `end`; keeps up to `num` states after h. A jvp of it is a loop again."""
 
+        # Of what is kept the buffer alone is carried: XLA would copy a hidden state beside it once more a stage.
         def body(index, carry):
-            h, inputs, rest = carry
-            if num:
-                inputs = inputs.at[index - start].set(h)
+            states, rest = carry
+            h = _row(states, index - start) if num else states
             output, rest_l = self.stage(_row(params, index), h, _row(rest, index), activation)
             if taps is not None:
                 output = output + taps[index]
-            if self.training:
-                rest = jax.tree.map(lambda old, new: old.at[index].set(new), rest, rest_l)
-            return output, inputs, rest
+            states = _put(states, index + 1 - start, output) if num else output
+            return states, _put(rest, index, rest_l) if self.training else rest
 
-        return jax.lax.fori_loop(start, end, body, (h, jnp.zeros((num, *h.shape), h.dtype), rest))
+        states = _put(jnp.zeros((num + 1, *h.shape), h.dtype), 0, h) if num else h
+        states, rest = jax.lax.fori_loop(start, end, body, (states, rest))
+        return (_row(states, end - start), states, rest) if num else (states, None, rest)
 
     def kept(self, params, h, rest, activation, taps, depth):
         """Traced depth: `loop` from 0, with the inputs that the way back keeps."""
@@ -296,7 +297,7 @@ class _Program(NamedTuple):
 
         def body(stretch, carry):
             h, inputs, rest = carry
-            inputs = inputs.at[stretch].set(h)
+            inputs = _put(inputs, stretch, h)
             start, end = self.ends(stretch, depth)
             h, _, rest = self.loop(params, h, rest, activation, taps, start, end, 0)
             return h, inputs, rest
@@ -321,7 +322,7 @@ class _Program(NamedTuple):
         def with_row(index, carry):
             h, rows = carry
             h, found = one(h, _row((params, rest), index))
-            return h, jax.tree.map(lambda all_, each: all_.at[index].set(each), rows, found)
+            return h, _put(rows, index, found)
 
         max_depth = jax.tree.leaves(params)[0].shape[0]
         found, _ = jax.eval_shape(one, h, _row((params, rest), 0))[1]
@@ -338,8 +339,8 @@ class _Program(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _reverse(program: _Program, params, h, rest, activation, taps, depth):
-    """`_Program.kept` with a backward pass that walks the stored inputs; statistics get no gradient."""
-    output, _, rest = program.kept(params, h, rest, activation, taps, depth)
+    """`_Program.loop` with a backward pass that walks the stored states; statistics get no gradient."""
+    output, _, rest = program.loop(params, h, rest, activation, taps, 0, depth, 0)
     return output, rest
 
 
@@ -374,16 +375,16 @@ def _reverse_backward(program, residuals, cotangents):
             cotangent, gradients, taps_gradient, slopes_gradient = carry
             index = end - 1 - step
             if taps is not None:
-                taps_gradient = taps_gradient.at[index].set(cotangent)
+                taps_gradient = _put(taps_gradient, index, cotangent)
             rest_l = _row(rest, index)
             _, pull = jax.vjp(
                 lambda p, h, s: program.stage(p, h, rest_l, rebuilt(s, lambda leaf: leaf))[0],
                 _row(params, index),
-                inputs[index - start],
+                _row(inputs, index - start),
                 slopes,
             )
             gradient, cotangent, slope_gradient = pull(cotangent)
-            gradients = jax.tree.map(lambda all_, one: all_.at[index].set(one), gradients, gradient)
+            gradients = _put(gradients, index, gradient)
             # Every layer uses the same.
             slopes_gradient = jax.tree.map(jnp.add, slopes_gradient, slope_gradient)
             return cotangent, gradients, taps_gradient, slopes_gradient
@@ -436,6 +437,19 @@ def _as_leaves(activation):
 
 def _row(tree, index):
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+
+
+def _put(tree, index, row):
+    """In place in a loop; `.at[index].set` would first read the old row, to keep it where there is no such index."""
+    put = lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new.astype(leaf.dtype), index, 0)  # noqa: E731
+    return jax.tree.map(put, tree, row)
+
+
+def _nearest(depth: ArrayLike, num_stages: int) -> tuple[jax.Array, jax.Array]:
+    """Whether there are so many stages, and the nearest number that there are."""
+    depth = jnp.asarray(depth)
+    nearest = jnp.clip(depth, 1, num_stages)
+    return depth == nearest, nearest
 
 
 def _check_depth(depth: Any, max_depth: int) -> None:

@@ -49,7 +49,12 @@ def test_gradients_are_the_same_at_every_depth(name, dtype, tolerance):
         for depth in range(1, MAX_DEPTH + 1):
             given, expected = recomputed(jnp.asarray(depth)), stored(jnp.asarray(depth))
             jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), given, expected
+                # Of an array's largest entry: a sum that cancels keeps the rounding of its terms.
+                lambda a, b: np.testing.assert_allclose(
+                    a, b, rtol=tolerance, atol=tolerance * max(1, np.abs(b).max())
+                ),
+                given,
+                expected,
             )
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),

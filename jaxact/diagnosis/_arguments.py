@@ -1,0 +1,165 @@
+"""The arguments of a diagnosis: a model of any framework traced, and what is refused about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxact import adapters
+from jaxact.diagnosis._axes import of_input
+from jaxact.diagnosis._graph import Known
+from jaxact.diagnosis._measure import call_loss
+from jaxact.diagnosis._reading import Reading, read
+from jaxact.errors import ArgumentError, ArgumentTypeError, one_line
+
+
+class Traced(NamedTuple):
+    """A model as a jaxpr of (params, batch), and what was read of it."""
+
+    closed: Any
+    out_tree: Any
+    params: Any
+    batch: Any
+    reading: Reading
+    loss: Callable[..., Any] | None
+
+
+def traced(fn: Any, params: Any, batch: Any, loss: Callable[..., Any] | None) -> Traced:
+    """Trace and read a model.
+
+    Raises:
+        ValueError: as in `diagnose`.
+        TypeError: as in `diagnose`.
+    """
+    if batch is None:
+        batch, model = params, adapters.as_parametric(fn)
+        call, params, names = model.call, model.params, model.names
+    else:
+        call, names = _function(fn), _names(params, "params")
+    params, batch = jax.tree.map(jnp.asarray, (params, batch))
+    _check_finite(params, names)
+    num_inputs = _check_batch(batch)
+    closed, shapes = _jaxpr(call, params, batch)
+    _check_randomness(closed)
+    _check_loss(loss, shapes, batch)
+    leaves = jax.tree.leaves(params)
+    known = [Known(leaf, None, frozenset({name}), name) for leaf, name in zip(leaves, names, strict=True)]
+    inputs = [
+        Known(leaf, of_input(leaf.shape), name=name)
+        for leaf, name in zip(jax.tree.leaves(batch), _names(batch, "inputs"), strict=True)
+    ]
+    reading = read(closed, [*known, *inputs], num_inputs)
+    if not reading.sites:
+        raise ArgumentError(
+            "must compute a product of a parameter and its input, found none.",
+            "Pass weights through `params`: what a function closes over is a constant.",
+            argument="fn",
+        )
+    return Traced(closed, jax.tree.structure(shapes), params, batch, reading, loss)
+
+
+def _names(tree: Any, alone: str) -> list[str]:
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return [jax.tree_util.keystr(path).lstrip(".") or alone for path in paths]
+
+
+def _function(fn: Any) -> Callable[[Any, Any], Any]:
+    if not callable(fn):
+        raise ArgumentTypeError(
+            f"must be a function of (params, inputs), got {type(fn).__name__}.",
+            "A module goes without `params`: diagnose(module, batch).",
+            argument="fn",
+        )
+    return fn
+
+
+def _check_finite(params: Any, names: Sequence[str]) -> None:
+    for leaf, name in zip(jax.tree.leaves(params), names, strict=True):
+        _check_leaf(leaf, f"`params` {name}", "Diagnose the parameters of an earlier step.")
+
+
+def _check_leaf(leaf: Any, name: str, remedy: str) -> None:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating) or bool(jnp.isfinite(leaf).all()):
+        return
+    count = int(np.sum(~np.isfinite(np.asarray(leaf, np.float32))))
+    raise ArgumentError(f"{name} must be finite, got {count} NaN or inf of {leaf.size} entries.", remedy)
+
+
+def _check_batch(batch: Any) -> int:
+    leaves = jax.tree.leaves(batch)
+    shapes = [tuple(leaf.shape) for leaf in leaves]
+    lengths = {shape[:1] for shape in shapes}
+    if len(lengths) != 1 or () in lengths or (0,) in lengths:
+        raise ArgumentError(
+            f"must be arrays with the inputs on a first axis of one length, got shapes {shapes}.",
+            "Stack several inputs: jnp.stack([x, y]).",
+            argument="batch",
+        )
+    for leaf, name in zip(leaves, _names(batch, ""), strict=True):
+        _check_leaf(leaf, f"`batch` {name}".rstrip(), "Clean the data first: jnp.isnan(batch).any() must be False.")
+    return shapes[0][0]
+
+
+def _jaxpr(call: Callable[[Any, Any], Any], params: Any, batch: Any) -> tuple[Any, Any]:
+    def once(params: Any, batch: Any) -> Any:  # JAX keeps the jaxpr for as long as the function lives
+        return call(params, batch)
+
+    try:
+        return jax.make_jaxpr(once, return_shape=True)(params, batch)
+    except (ArgumentError, ArgumentTypeError):
+        raise
+    except Exception as error:
+        shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch)]
+        kind = ArgumentTypeError if isinstance(error, TypeError) and "argument" in str(error) else ArgumentError
+        raise kind(
+            f"must take (params, inputs) with inputs {', '.join(shapes)}; it raised {one_line(error)}.",
+            "Check that `fn(params, batch)` runs: the batch's shape and dtype are what the model was built for.",
+            argument="fn",
+        ) from error
+
+
+def _check_randomness(closed: Any) -> None:
+    from jaxact.numerics import inner_jaxprs
+
+    def random(jaxpr: Any) -> bool:
+        return any(
+            eqn.primitive.name in ("random_bits", "threefry2x32", "random_gamma", "rng_bit_generator")
+            or any(random(getattr(inner, "jaxpr", inner)) for inner in inner_jaxprs(eqn))
+            for eqn in jaxpr.eqns
+        )
+
+    if random(closed.jaxpr):
+        raise ArgumentError(
+            "must be deterministic, but it draws random numbers, as dropout does in training mode.",
+            "Put the model into eval mode: module.eval(), deterministic=True, or eqx.nn.inference_mode(model).",
+            argument="fn",
+        )
+
+
+def _check_loss(loss: Callable[..., Any] | None, shapes: Any, batch: Any) -> None:
+    if loss is None:
+        if not any(jnp.issubdtype(each.dtype, jnp.floating) for each in jax.tree.leaves(shapes)):
+            raise ArgumentError("must return real floating-point arrays.", "Return scores.", argument="fn")
+        return
+    if not callable(loss):
+        raise ArgumentTypeError(
+            f"must be a function of outputs, or of (outputs, batch), got {type(loss).__name__}.",
+            "Give for instance lambda y: jnp.mean(y**2).",
+            argument="loss",
+        )
+    try:
+        value = jax.eval_shape(lambda y, x: call_loss(loss, y, x), shapes, batch)
+    except Exception as error:
+        raise ArgumentError(
+            f"must take the model's outputs, or (outputs, batch); it raised {one_line(error)}.",
+            "Check loss(fn(params, batch)).",
+            argument="loss",
+        ) from error
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ArgumentTypeError(
+            f"must return a real scalar, got {value}.", "Take the mean: jnp.mean(...).", argument="loss"
+        )

@@ -1,0 +1,487 @@
+"""What each primitive makes of arrays that are known by their statistics alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxact.diagnosis._axes import (
+    BATCH,
+    FEATURE,
+    POSITION,
+    Axes,
+    axis,
+    has,
+    of_input,
+    product_axes,
+    reshaped,
+)
+from jaxact.diagnosis._formula import apply, shares
+from jaxact.diagnosis._graph import Graph, Known, Node, Stats, Unknown, Value
+from jaxact.trace import UnsupportedError
+
+# --- Axes -------------------------------------------------------------------------------------------------------------
+
+
+def output_axes(eqn: Any, operands: Sequence[Any]) -> Axes:
+    """What the axes of an equation's first output stand for, as far as that of its operands tells."""
+    shape = tuple(eqn.outvars[0].aval.shape)
+    given = [(each.axes, each.shape) for each in operands if each.axes is not None]
+    rule = _AXES.get(eqn.primitive.name)
+    if rule is not None:
+        return rule(eqn, operands, shape)
+    same = [axes for axes, own in given if own == shape]
+    varied = [axes for axes in same if any(has(one, BATCH) for one in axes)]
+    if same:
+        return (varied or same)[0]
+    ranked = [axes for axes, own in given if len(own) == len(shape)]
+    if ranked:
+        return tuple(
+            one if one and math.prod(n for _, n in one) == length else axis(one[0][0] if one else POSITION, length)
+            for one, length in zip(ranked[0], shape, strict=True)
+        )
+    return of_input(shape)
+
+
+def _broadcast_axes(eqn: Any, operands: Sequence[Any], shape: tuple[int, ...]) -> Axes:
+    (x, *_) = operands
+    constant = isinstance(x, Value) and x.node.is_constant
+    result = [axis(FEATURE if constant else POSITION, length) for length in shape]
+    for old, new in enumerate(eqn.params["broadcast_dimensions"]):
+        if x.shape[old] == shape[new]:
+            result[new] = x.axes[old]
+    return tuple(result)
+
+
+def _remaining(eqn: Any, operands: Sequence[Any], shape: tuple[int, ...]) -> Axes:
+    gone = eqn.params.get("axes", eqn.params.get("dimensions", ()))
+    return tuple(one for k, one in enumerate(operands[0].axes) if k not in gone)
+
+
+def _conv_axes(eqn: Any, operands: Sequence[Any], shape: tuple[int, ...]) -> Axes:
+    x, numbers = operands[0], eqn.params["dimension_numbers"]
+    result = [axis(POSITION, length) for length in shape]
+    result[numbers.out_spec[0]] = x.axes[numbers.lhs_spec[0]]
+    result[numbers.out_spec[1]] = axis(FEATURE, shape[numbers.out_spec[1]])
+    return tuple(result)
+
+
+def _or_features(x: Any) -> Axes:
+    return tuple(axis(FEATURE, n) for n in x.shape) if x.axes is None else x.axes
+
+
+_AXES: dict[str, Callable[..., Axes]] = {
+    "broadcast_in_dim": _broadcast_axes,
+    "reshape": lambda eqn, xs, shape: reshaped(xs[0].axes, shape),
+    "transpose": lambda eqn, xs, shape: tuple(xs[0].axes[k] for k in eqn.params["permutation"]),
+    "squeeze": _remaining,
+    **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "argmax"), _remaining),
+    "dot_general": lambda eqn, xs, shape: product_axes(
+        eqn.params["dimension_numbers"], _or_features(xs[0]), _or_features(xs[1])
+    ),
+    "conv_general_dilated": _conv_axes,
+}
+
+# --- Elementwise ------------------------------------------------------------------------------------------------------
+
+ELEMENTWISE = frozenset(
+    "abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy copy_p cos cosh div"
+    " eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max min mul"
+    " ne neg not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh"
+    " xor".split()
+)
+
+
+def elementwise(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
+    """One formula where all are formulas of one array and numbers; else sums, products and scalings by arrays."""
+    operands = [_number(each) for each in operands]
+    if eqn.primitive.name == "select_n" and isinstance(operands[0], int) and isinstance(operands[1 + operands[0]], Value):
+        return operands[1 + operands[0]]
+    values = [each for each in operands if isinstance(each, Value)]
+    shape = tuple(eqn.outvars[0].aval.shape)
+    axes = output_axes(eqn, values)
+    known = _cancelled(graph, eqn, operands, axes)
+    if known is not None:
+        return known
+    if all(each.node is values[0].node for each in values) and not any(isinstance(o, Known) for o in operands):
+        args = [each.formula if isinstance(each, Value) else each for each in operands]
+        note = values[0].note if len(values) == 1 and eqn.primitive.name in _PASSING else ()
+        return Value(values[0].node, axes, shape, apply(eqn, args), note)
+    rule = _PAIRED.get(eqn.primitive.name)
+    if rule is None or len(operands) != 2:
+        raise UnsupportedError(f"`{eqn.primitive.name}` of several arrays")
+    parts = [graph.measured(each) if isinstance(each, Known) and each.axes is not None else each for each in operands]
+    nodes = [graph.node(each) if isinstance(each, Value) else each for each in parts]
+    return Value(rule(graph, *(_as_node(graph, each) for each in nodes)), axes, shape)
+
+
+_PASSING = frozenset({"max", "stop_gradient", "convert_element_type", "copy"})
+
+
+def _number(operand: Any) -> Any:
+    """A constant array that is the same number everywhere as that number."""
+    if not isinstance(operand, Known) or operand.axes is not None:
+        return operand
+    flat = np.asarray(operand.array).reshape(-1)
+    same = flat.size and ((flat == flat[0]) | ((flat != flat) & (flat[0] != flat[0]))).all()  # NaN is itself here
+    return flat[0].item() if same else operand
+
+
+def _as_node(graph: Graph, operand: Any) -> Node:
+    if isinstance(operand, Node):
+        return operand
+    if isinstance(operand, Known):
+        return _array_node(graph, np.asarray(operand.array, np.float64), operand.names)
+    value = float(operand)
+    return graph.add(lambda: graph.batch.constant(value), 1, is_constant=True)
+
+
+def _array_node(graph: Graph, array: np.ndarray, names: frozenset[str]) -> Node:
+    """An array that is the same for all inputs."""
+    n, m = graph.batch.num_followed, graph.batch.ends.shape[1]
+    mean, square = float(np.mean(array)), float(np.mean(array**2))
+    stats = Stats(np.full(n, mean), np.full(n, square), np.full(m, square))
+    return graph.add(lambda: stats, array.size, deps=frozenset(), through=names)
+
+
+def are_independent(x: Node, y: Node) -> bool:
+    """Whether a random array is a factor of all that is in one and does not appear in the other."""
+    return bool(x.is_constant or y.is_constant or x.through - y.deps or y.through - x.deps)
+
+
+def _check_independent(x: Node, y: Node, what: str) -> None:
+    if not are_independent(x, y):
+        raise UnsupportedError(f"{what} of arrays that share random weights")
+
+
+def _add(graph: Graph, x: Node, y: Node) -> Node:
+    return _sum(graph, x, y, 1.0)
+
+
+def _sub(graph: Graph, x: Node, y: Node) -> Node:
+    return _sum(graph, x, y, -1.0)
+
+
+def _sum(graph: Graph, x: Node, y: Node, sign: float) -> Node:
+    _check_independent(x, y, "the sum")
+
+    def compute() -> Stats:
+        a, b = x.stats, y.stats
+        return Stats(
+            a.mean + sign * b.mean,
+            a.second + b.second + 2 * sign * a.mean * b.mean,
+            a.pairs + b.pairs + 2 * sign * graph.batch.products(a.mean, b.mean),
+        )
+
+    return graph.add(compute, max(x.size, y.size), [(x, _one), (y, _one)], **_joint(x, y))
+
+
+def _mul(graph: Graph, x: Node, y: Node) -> Node:
+    _check_independent(x, y, "the product")
+
+    def compute() -> Stats:
+        return Stats(*(a * b for a, b in zip(x.stats, y.stats, strict=True)))
+
+    edges = [(x, lambda: y.stats.second), (y, lambda: x.stats.second)]
+    return graph.add(compute, max(x.size, y.size), edges, **_joint(x, y))
+
+
+def _div(graph: Graph, x: Node, y: Node) -> Node:
+    if not y.is_constant:
+        raise UnsupportedError("the quotient by an array that varies")
+
+    def compute() -> Stats:
+        mean, second, pairs = x.stats
+        c = 1 / y.stats.mean
+        return Stats(mean * c, second * c**2, pairs * graph.batch.products(c))
+
+    edges = [(x, lambda: 1 / y.stats.mean**2), (y, lambda: x.stats.second / y.stats.mean**4)]
+    return graph.add(compute, max(x.size, y.size), edges, **_joint(x, y))
+
+
+def _joint(x: Node, y: Node) -> dict[str, Any]:
+    """The facts about what two arrays make together."""
+    through = x.through | y.through if x.is_constant or y.is_constant else x.through & y.through
+    varied = [each for each in (x, y) if not each.is_constant and each.deps] or [x, y]
+    if len(varied) == 1:
+        through = varied[0].through
+    return {
+        "through": through,
+        "is_constant": x.is_constant and y.is_constant,
+        "is_free": all(each.is_free for each in varied),
+        "is_gaussian": all(each.is_gaussian for each in varied),
+    }
+
+
+def _one() -> float:
+    return 1.0
+
+
+_PAIRED = {"add": _add, "sub": _sub, "mul": _mul, "div": _div, "add_any": _add}
+
+
+def _cancelled(graph: Graph, eqn: Any, operands: Sequence[Any], axes: Axes) -> Value | None:
+    """x less its largest entry, and x over its sum: the two steps of a softmax."""
+    if len(operands) != 2 or not all(isinstance(each, Value) for each in operands):
+        return None
+    x, y = operands
+    kind, *rest = y.note or ("",)
+    if not rest or rest[0] != (x.node, x.formula.key):
+        return None
+    shape = tuple(eqn.outvars[0].aval.shape)
+    if kind == "largest" and eqn.primitive.name == "sub":
+        return Value(_without_common(graph, graph.node(x), over_positions=rest[1]), axes, shape)
+    if kind == "sum" and eqn.primitive.name == "div":
+        return Value(_shares(graph, x, rest[1]), axes, shape)
+    return None
+
+
+def _without_common(graph: Graph, x: Node, *, over_positions: bool) -> Node:
+    """What differs between the entries of a row: a softmax does not see what they have in common."""
+
+    def compute() -> Stats:
+        mean, second, pairs = x.stats
+        batch = graph.batch
+        common = np.maximum(pairs[batch.num_pairs :], 0) if over_positions else mean[batch.own] ** 2
+        common = np.interp(np.arange(batch.num_followed), batch.own, common)
+        left = np.maximum(second - common, 0)
+        shared = batch.at_ends(common).mean(0)[: batch.num_pairs]
+        between = np.where(batch.at_ends(second).mean(0)[: batch.num_pairs] > 0, pairs[: batch.num_pairs], 0)
+        return Stats(0 * mean, left, np.concatenate([between - np.minimum(shared, between), 0.0 * batch.own]))
+
+    return graph.add(compute, x.size, [(x, _one)], through=x.through, is_free=True)
+
+
+def _shares(graph: Graph, value: Value, count: int) -> Node:
+    """Entries over their sum: their mean is 1 / n, and so is that of their products with the whole row."""
+    x = graph.node(value)
+
+    def found() -> Any:
+        mean, second, _ = value.node.stats
+        return shares(value.formula, mean, second - mean**2, count)
+
+    def compute() -> Stats:
+        pairs, own = x.stats.pairs, graph.batch.own
+        second = found().second
+        across = (1 / count - second[own]) / max(count - 1, 1)
+        between = (pairs * graph.batch.products(1 / (count * x.stats.mean)))[: graph.batch.num_pairs]
+        return Stats(np.full_like(second, 1 / count), second, np.concatenate([between, across]))
+
+    def gain() -> Any:  # to the array in the exponent, whose own gain from x is E x^2
+        return found().gain / x.stats.second
+
+    return graph.add(compute, x.size, [(x, gain)], through=x.through, is_free=True)
+
+
+# --- Shapes -----------------------------------------------------------------------------------------------------------
+
+
+def moved(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
+    """The same entries in other places."""
+    (x, *_) = operands
+    shape = tuple(eqn.outvars[0].aval.shape)
+    return Value(x.node, output_axes(eqn, operands[:1]), shape, x.formula, x.note)
+
+
+def broadcast(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
+    """The same entries several times."""
+    result = moved(graph, eqn, operands)
+    times = math.prod(result.shape) / max(math.prod(operands[0].shape), 1)
+    if times == 1 or result.note:
+        return result
+    node = graph.node(operands[0])
+    facts = {"through": node.through, "is_constant": node.is_constant, "is_gaussian": node.is_gaussian}
+    made = graph.add(lambda: node.stats, math.prod(result.shape), [(node, lambda: times)], **facts)
+    return Value(made, result.axes, result.shape)
+
+
+def part(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Any:
+    """Some of the entries; different features are made of different weights."""
+    x = operands[0]
+    if not isinstance(x, Value):
+        raise UnsupportedError(f"`{eqn.primitive.name}` of a constant at places that depend on the input")
+    outputs = []
+    for number, var in enumerate(eqn.outvars):
+        outputs.append(_part(graph, eqn, x, number, tuple(var.aval.shape)))
+    return outputs
+
+
+def _part(graph: Graph, eqn: Any, x: Value, number: int, shape: tuple[int, ...]) -> Value:
+    node = graph.node(x)
+    share = math.prod(shape) / max(node.size, 1)
+    cut = [k for k, one in enumerate(x.axes) if has(one, FEATURE) and (k >= len(shape) or shape[k] != x.shape[k])]
+    which = (number, str(eqn.params.get("start_indices", "")))
+    through = frozenset((tag, which) for tag in node.through) if cut else node.through
+    axes = x.axes if len(shape) != len(x.axes) else tuple(
+        one if x.shape[k] == n else axis(FEATURE if has(one, FEATURE) else POSITION, n)
+        for k, (one, n) in enumerate(zip(x.axes, shape, strict=True))
+    )
+    if len(axes) != len(shape):
+        axes = reshaped(axes, shape)
+    made = graph.add(
+        lambda: node.stats,
+        math.prod(shape),
+        [(node, lambda: share)],
+        deps=(node.deps - node.through) | through,
+        through=through,
+        is_constant=node.is_constant,
+        is_free=node.is_free,
+        is_gaussian=node.is_gaussian,
+    )
+    return Value(made, axes, shape)
+
+
+def concatenate(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
+    """The entries of several arrays, as one array of their mean statistics."""
+    nodes = [graph.node(each) if isinstance(each, Value) else graph.measured(each) for each in operands]
+    sizes = np.array([math.prod(each.shape) for each in operands], float)
+    weights = sizes / sizes.sum()
+
+    def compute() -> Stats:
+        return Stats(*(sum(w * each for w, each in zip(weights, s, strict=True)) for s in zip(*(n.stats for n in nodes), strict=True)))
+
+    node = graph.add(
+        compute,
+        int(sizes.sum()),
+        [(each, _one) for each in nodes],
+        through=frozenset.intersection(*(each.through for each in nodes)),
+        is_gaussian=all(each.is_gaussian for each in nodes),
+    )
+    axes = output_axes(eqn, [each for each in operands if isinstance(each, Value)])
+    return Value(node, axes, tuple(eqn.outvars[0].aval.shape))
+
+
+# --- Sums and maxima --------------------------------------------------------------------------------------------------
+
+
+def total(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
+    """A sum over features is as good as a constant; one over positions averages what they have not in common."""
+    (x,) = operands
+    reduced = [x.axes[k] for k in eqn.params["axes"]]
+    count = math.prod(x.shape[k] for k in eqn.params["axes"])
+    shape = tuple(eqn.outvars[0].aval.shape)
+    node = graph.node(x)
+    if any(has(one, BATCH) for one in reduced):
+        raise UnsupportedError("a statistic over the batch")
+    over_positions = not any(has(one, FEATURE) for one in reduced)
+    is_constant = node.is_constant or not over_positions or node.is_free
+    made = graph.add(
+        lambda: _summed(graph, node.stats, count, over_positions=over_positions),
+        math.prod(shape),
+        [(node, _one)],
+        through=node.through,
+        is_constant=is_constant,
+    )
+    note = ("sum", (x.node, x.formula.key), count)
+    return Value(made, output_axes(eqn, operands), shape, note=note)
+
+
+def _summed(graph: Graph, stats: Stats, count: int, *, over_positions: bool) -> Stats:
+    mean, second, pairs = stats
+    batch = graph.batch
+    if over_positions:
+        own = np.interp(np.arange(batch.num_followed), batch.own, pairs[batch.num_pairs :])
+    else:
+        own = mean**2
+    across = batch.products(mean) if not over_positions else pairs
+    return Stats(
+        count * mean, count * second + count * (count - 1) * own, count * pairs + count * (count - 1) * across
+    )
+
+
+def window_sum(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
+    """Sums over windows of positions, with zeros around."""
+    (x,) = operands
+    params, shape = eqn.params, tuple(eqn.outvars[0].aval.shape)
+    count = math.prod(params["window_dimensions"])
+    share = math.prod(
+        mean_taps(n, out, window, stride, low, dilation) / window
+        for n, out, window, stride, (low, _), dilation in zip(
+            x.shape, shape, params["window_dimensions"], params["window_strides"], params["padding"],
+            params["window_dilation"], strict=True,
+        )
+    )  # fmt: skip
+    node = graph.node(x)
+    size = math.prod(shape)
+
+    def compute() -> Stats:
+        mean, second, pairs = _summed(graph, node.stats, max(round(count * share), 1), over_positions=True)
+        return Stats(mean, second, pairs)
+
+    gain = size * count * share / node.size
+    made = graph.add(compute, size, [(node, lambda: gain)], through=node.through, is_gaussian=False)
+    return Value(made, output_axes(eqn, operands), shape)
+
+
+def mean_taps(length: int, out: int, window: int, stride: int, low: int, dilation: int) -> float:
+    """How many entries of a window lie within the array, on average over its places."""
+    places = np.arange(out)[:, None] * stride - low + np.arange(window) * dilation
+    return float(np.mean(np.sum((places >= 0) & (places < length), 1)))
+
+
+def largest(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
+    """The largest entry of a row, which a softmax takes away again."""
+    (x,) = operands
+    reduced = [x.axes[k] for k in eqn.params["axes"]]
+    over_positions = not any(has(one, FEATURE) for one in reduced)
+    node = graph.node(x)
+    shape = tuple(eqn.outvars[0].aval.shape)
+    made = graph.add(lambda: Stats(*(np.nan * each for each in node.stats)), math.prod(shape), is_constant=True)
+    note = ("largest", (x.node, x.formula.key), over_positions)
+    return Value(made, output_axes(eqn, operands), shape, note=note)
+
+
+#: primitive -> (graph, equation, operands) -> value or values
+RULES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(ELEMENTWISE, elementwise),
+    "add_any": elementwise,
+    **dict.fromkeys(("reshape", "transpose", "squeeze", "rev", "optimization_barrier", "expand_dims"), moved),
+    "broadcast_in_dim": broadcast,
+    **dict.fromkeys(("slice", "dynamic_slice", "gather", "split"), part),
+    "concatenate": concatenate,
+    "reduce_sum": total,
+    "reduce_window_sum": window_sum,
+    "reduce_max": largest,
+}
+
+
+def applied(graph: Graph, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """What an equation makes of its operands; Unknown where there is no rule."""
+    failed = next((each for each in operands if isinstance(each, Unknown)), None)
+    reason = failed.reason if failed is not None else ""
+    if not reason:
+        rule = RULES.get(eqn.primitive.name)
+        try:
+            if rule is not None:
+                result = rule(graph, eqn, operands)
+                return result if isinstance(result, list) else [result]
+            reason = f"`{eqn.primitive.name}`"
+        except UnsupportedError as error:
+            reason = str(error)
+    return unknown(graph, eqn, operands, reason)
+
+
+def unknown(graph: Graph, eqn: Any, operands: Sequence[Any], reason: str) -> list[Any]:
+    """Outputs of which only the axes are known; what they are made of has no known gradient."""
+    deps: frozenset[Any] = frozenset()
+    for each in operands:
+        if isinstance(each, Value):
+            graph.node(each).is_blocked = True
+            deps |= each.node.deps
+        deps |= getattr(each, "deps", frozenset())
+    given = [each for each in operands if getattr(each, "axes", None) is not None]
+    outputs = []
+    for var in eqn.outvars:
+        shape = tuple(getattr(var.aval, "shape", ()))
+        try:
+            axes = output_axes(eqn, given) if var is eqn.outvars[0] else of_input(shape)
+        except (KeyError, IndexError, ValueError):
+            axes = of_input(shape)
+        outputs.append(Unknown(reason, axes if len(axes) == len(shape) else of_input(shape), shape, deps))
+    return outputs
+
+
+__all__ = ["ELEMENTWISE", "RULES", "applied", "are_independent", "mean_taps", "output_axes", "unknown"]

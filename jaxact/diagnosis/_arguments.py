@@ -15,6 +15,7 @@ from jaxact.diagnosis._graph import Known
 from jaxact.diagnosis._measure import call_loss
 from jaxact.diagnosis._reading import Reading, read
 from jaxact.errors import ArgumentError, ArgumentTypeError, one_line
+from jaxact.numerics import inner_jaxprs
 
 
 class Traced(NamedTuple):
@@ -26,6 +27,8 @@ class Traced(NamedTuple):
     batch: Any
     reading: Reading
     loss: Callable[..., Any] | None
+    call: Callable[[Any, Any], Any]
+    names: tuple[str, ...]
 
 
 def traced(fn: Any, params: Any, batch: Any, loss: Callable[..., Any] | None) -> Traced:
@@ -42,24 +45,42 @@ def traced(fn: Any, params: Any, batch: Any, loss: Callable[..., Any] | None) ->
         call, names = _function(fn), _names(params, "params")
     params, batch = jax.tree.map(jnp.asarray, (params, batch))
     _check_finite(params, names)
-    num_inputs = _check_batch(batch)
+    _check_batch(batch)
     closed, shapes = _jaxpr(call, params, batch)
     _check_randomness(closed)
     _check_loss(loss, shapes, batch)
-    leaves = jax.tree.leaves(params)
-    known = [Known(leaf, None, frozenset({name}), name) for leaf, name in zip(leaves, names, strict=True)]
-    inputs = [
-        Known(leaf, of_input(leaf.shape), name=name)
-        for leaf, name in zip(jax.tree.leaves(batch), _names(batch, "inputs"), strict=True)
-    ]
-    reading = read(closed, [*known, *inputs], num_inputs)
+    reading = _read(closed, params, batch, names)
     if not reading.sites:
         raise ArgumentError(
             "must compute a product of a parameter and its input, found none.",
             "Pass weights through `params`: what a function closes over is a constant.",
             argument="fn",
         )
-    return Traced(closed, jax.tree.structure(shapes), params, batch, reading, loss)
+    return Traced(closed, jax.tree.structure(shapes), params, batch, reading, loss, call, tuple(names))
+
+
+def of_one(model: Traced) -> tuple[Any, Reading, Any] | None:
+    """The jaxpr of a model for the first input alone, its reading and that input; None where it insists on its batch."""
+    example = jax.tree.map(lambda leaf: leaf[:1], model.batch)
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(example)):
+        return None
+    try:
+        closed = jax.make_jaxpr(lambda params, batch: model.call(params, batch))(model.params, example)
+        reading = _read(closed, model.params, example, model.names)
+    except (TypeError, ValueError):  # a batch's length that is written into it
+        return None
+    same = [site.name for site in reading.sites] == [site.name for site in model.reading.sites]
+    return (closed, reading, example) if same else None
+
+
+def _read(closed: Any, params: Any, batch: Any, names: Sequence[str]) -> Reading:
+    leaves = jax.tree.leaves(params)
+    known = [Known(leaf, None, frozenset({name}), name) for leaf, name in zip(leaves, names, strict=True)]
+    inputs = [
+        Known(leaf, of_input(leaf.shape), name=name)
+        for leaf, name in zip(jax.tree.leaves(batch), _names(batch, "inputs"), strict=True)
+    ]
+    return read(closed, [*known, *inputs], jax.tree.leaves(batch)[0].shape[0])
 
 
 def _names(tree: Any, alone: str) -> list[str]:
@@ -89,7 +110,7 @@ def _check_leaf(leaf: Any, name: str, remedy: str) -> None:
     raise ArgumentError(f"{name} must be finite, got {count} NaN or inf of {leaf.size} entries.", remedy)
 
 
-def _check_batch(batch: Any) -> int:
+def _check_batch(batch: Any) -> None:
     leaves = jax.tree.leaves(batch)
     shapes = [tuple(leaf.shape) for leaf in leaves]
     lengths = {shape[:1] for shape in shapes}
@@ -101,7 +122,6 @@ def _check_batch(batch: Any) -> int:
         )
     for leaf, name in zip(leaves, _names(batch, ""), strict=True):
         _check_leaf(leaf, f"`batch` {name}".rstrip(), "Clean the data first: jnp.isnan(batch).any() must be False.")
-    return shapes[0][0]
 
 
 def _jaxpr(call: Callable[[Any, Any], Any], params: Any, batch: Any) -> tuple[Any, Any]:
@@ -123,8 +143,6 @@ def _jaxpr(call: Callable[[Any, Any], Any], params: Any, batch: Any) -> tuple[An
 
 
 def _check_randomness(closed: Any) -> None:
-    from jaxact.numerics import inner_jaxprs
-
     def random(jaxpr: Any) -> bool:
         return any(
             eqn.primitive.name in ("random_bits", "threefry2x32", "random_gamma", "rng_bit_generator")

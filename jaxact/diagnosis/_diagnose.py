@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxact.diagnosis._arguments import Traced, traced
+from jaxact.diagnosis._arguments import Traced, of_one, traced
 from jaxact.diagnosis._diagnosis import Diagnosis
+from jaxact.diagnosis._ends import MANY, Ends, jacobian_ends, no_ends
 from jaxact.diagnosis._measure import Watch
 from jaxact.diagnosis._predict import Prediction, predict
 from jaxact.diagnosis._reading import Reading, Site
@@ -47,7 +48,14 @@ def _watch(model: Traced) -> Watch:
     return Watch(model.closed, model.reading, model.loss, model.out_tree)
 
 
-def diagnose(fn: Any, params: Any, batch: Any = None, *, loss: Callable[..., Any] | None = None) -> Diagnosis:
+def diagnose(
+    fn: Any,
+    params: Any,
+    batch: Any = None,
+    *,
+    loss: Callable[..., Any] | None = None,
+    jacobian: bool | None = None,
+) -> Diagnosis:
     """Measure a model at every product, and say what theory expects there.
 
     The function is traced, and its jaxpr evaluated again with a tap at every product with a parameter in it, and of two
@@ -63,6 +71,8 @@ def diagnose(fn: Any, params: Any, batch: Any = None, *, loss: Callable[..., Any
         batch: inputs: an array, or a pytree of arrays, with the inputs on the first axis.
         loss: of the outputs, or of (outputs, batch), to a scalar. By default the sum of all outputs times fixed standard
             normal numbers.
+        jacobian: whether to find the ends of its singular values, for the first input: a further program to compile.
+            By default where at most 16 products are written out (a loop's body counts once).
 
     Returns:
         A `Diagnosis`: print it, or see `rows`, `to_frame()`, `chart()`.
@@ -85,12 +95,24 @@ def diagnose(fn: Any, params: Any, batch: Any = None, *, loss: Callable[..., Any
     run = _watch(model)
     measured, at_outputs = jax.device_get(jax.jit(run.all)(model.params, model.batch))
     prediction = predict(model.reading, measured, at_outputs)
-    rows = tuple(_row(model.reading, k, measured, prediction) for k in range(len(model.reading.sites)))
+    ends = _ends(model, jacobian)
+    rows = tuple(_row(model.reading, k, measured, prediction, ends) for k in range(len(model.reading.sites)))
     told = _NO_LOSS if loss is None else f"`{getattr(loss, '__name__', type(loss).__name__)}`"
     return Diagnosis(rows, told, run.notes)
 
 
-def _row(reading: Reading, k: int, measured: Mapping[str, Any], prediction: Prediction) -> Row:
+def _ends(model: Traced, jacobian: bool | None) -> Ends:
+    is_wanted = len({site.key[0] for site in model.reading.sites}) <= MANY if jacobian is None else jacobian
+    one = of_one(model) if is_wanted else None
+    if one is None:
+        return no_ends(len(model.reading.sites))
+    closed, reading, example = one
+    return jacobian_ends(closed, reading, model.params, example, model.reading.graph.batch.num_inputs)
+
+
+def _row(
+    reading: Reading, k: int, measured: Mapping[str, Any], prediction: Prediction, ends: Ends
+) -> Row:
     site: Site = reading.sites[k]
     gradient = np.sqrt(np.asarray(measured["gradient_second_moment"], float))
     expected = np.sqrt(np.asarray(prediction.gradient_second_moment, float))
@@ -105,9 +127,9 @@ def _row(reading: Reading, k: int, measured: Mapping[str, Any], prediction: Pred
         **{name: float(measured[name][k]) for name in own},
         gradient=float(gradient[k]),
         gradient_factor=_factor(gradient, k),
-        largest=float("nan"),
-        smallest=float("nan"),
-        is_exact=False,
+        largest=float(ends.largest[k]),
+        smallest=float(ends.smallest[k]),
+        is_exact=ends.is_exact,
         predicted_mean=float(prediction.mean[k]),
         predicted_second_moment=float(prediction.second_moment[k]),
         predicted_cosine=float(prediction.cosine[k]),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxact.diagnosis._axes import Axes
+from jaxact.diagnosis._axes import POSITION, Axes, batch_axis, has
 from jaxact.diagnosis._formula import VARIABLE, Formula, paired, single
 
 _NUM_PAIRS = 48
@@ -88,6 +88,7 @@ class Node:
         is_constant: whether it is one number an input, up to 1 / width.
         is_free: whether different positions are independent of each other.
         is_gaussian: whether its entries are Gaussian at large width.
+        has_positions: whether there are several for one input.
         is_blocked: whether something unknown was computed from it.
     """
 
@@ -101,6 +102,7 @@ class Node:
     is_constant: bool = False
     is_free: bool = False
     is_gaussian: bool = True
+    has_positions: bool = False
     is_blocked: bool = False
     stats: Any = None
     gradient: Any = 0.0
@@ -134,12 +136,18 @@ class Known:
         axes: what its axes stand for, None where it does not depend on the input.
         names: the parameters that it was made of.
         name: what to call it.
+        order: which axis of the parameter each of its axes was, where it is a transpose; else ().
     """
 
     array: Any
     axes: Axes | None = None
     names: frozenset[str] = frozenset()
     name: str = ""
+    order: tuple[int, ...] = ()
+
+    def axes_of_parameter(self, axes: Sequence[int]) -> tuple[int, ...]:
+        """Which axes of the parameter some of its axes are."""
+        return tuple(sorted(self.order[k] if self.order else k for k in axes))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -171,6 +179,7 @@ class Graph:
         edges = tuple(edges)
         parents = [node for node, _ in edges]
         facts.setdefault("deps", frozenset().union(*(node.deps for node in parents)))
+        facts.setdefault("has_positions", any(node.has_positions for node in parents))
         facts.setdefault("site", max((node.site for node in parents), default=-1))
         self.nodes.append(Node(compute, size, edges, **facts))
         return self.nodes[-1]
@@ -217,6 +226,7 @@ class Graph:
                 int(np.size(known.array)),
                 deps=known.names,
                 is_gaussian=False,
+                has_positions=any(has(one, POSITION) for one in known.axes or ()),
             )
         return self._made[key]
 
@@ -242,8 +252,6 @@ class Graph:
 
 def statistics(batch: Batch, array: np.ndarray, axes: Axes | None) -> Stats:
     """Those of an array [inputs, positions..., features]."""
-    from jaxact.diagnosis._axes import POSITION, batch_axis, has
-
     first = None if axes is None else batch_axis(axes, batch.num_inputs)
     if first is None:
         return Stats(*(np.full(n, v) for n, v in _pooled(batch, array)))

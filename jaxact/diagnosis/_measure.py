@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxact.diagnosis._axes import FEATURE, Axes, batch_axis, has
 from jaxact.diagnosis._formula import Formula, largest_slope, slope
 from jaxact.diagnosis._reading import Reading, Site
-from jaxact.diagnosis._taps import Path, Plan, Tap, evaluate
+from jaxact.diagnosis._taps import Path, Plan, Tap, evaluate, tapped
 
 SATURATED = 0.01  # of the largest slope
 _NUM_COMPARED = 64  # inputs
@@ -28,7 +29,8 @@ NAMES = (*_PRODUCT, *_ACTIVATION, "gradient_second_moment")
 def product_statistics(z: Float[Array, "..."], axes: Axes, num_inputs: int) -> dict[str, Array]:
     """Mean, second moment, mean cosine between inputs, and effective rank of their Gram matrix.
 
-    With G = Z Z^T of up to 64 inputs, Z [input, everything else]: the mean of G_ij / sqrt(G_ii G_jj) over i != j, and
+    With G = Z Z^T of up to 64 inputs, Z [input, everything else]: the mean of G_ij / sqrt(G_ii G_jj) over i != j whose
+    products are not all zero, and
     the participation ratio tr(G)^2 / |G|_F^2, between 1 and the number of inputs.
     """
     z = z.astype(jnp.float32)
@@ -40,8 +42,10 @@ def product_statistics(z: Float[Array, "..."], axes: Axes, num_inputs: int) -> d
     Z = jnp.moveaxis(z, first, 0).reshape(num_inputs, -1)[:count]
     G = jnp.dot(Z, Z.T, precision=jax.lax.Precision.HIGHEST)
     norms = jnp.sqrt(jnp.diagonal(G))
-    cosines = G / (norms[:, None] * norms)
-    found["cosine"] = (jnp.sum(cosines) - jnp.trace(cosines)) / (count * (count - 1))
+    scales = norms[:, None] * norms
+    is_pair = (scales > 0) & ~jnp.eye(count, dtype=bool)  # an input that ends up at 0 has no direction
+    cosines = jnp.where(is_pair, G / jnp.where(scales > 0, scales, 1), 0)
+    found["cosine"] = jnp.sum(cosines) / jnp.sum(is_pair)
     scaled = G / jnp.trace(G)  # squares of large entries could overflow
     return found | {"effective_rank": 1 / jnp.sum(jnp.square(scaled))}
 
@@ -113,8 +117,6 @@ class Watch:
 
         def objective(slots: dict[Path, Array]) -> tuple[Array, Any]:
             outputs, found = evaluate(self.plan, self.closed.jaxpr, self.closed.consts, args, slots)
-            from jaxact.diagnosis._taps import tapped
-
             outputs = [
                 tapped(each, slots[(_OUTPUTS, k)]) if (_OUTPUTS, k) in slots else each for k, each in enumerate(outputs)
             ]
@@ -139,7 +141,8 @@ class Watch:
         """One number a row, in order: what loops stacked is laid out, and read by its place."""
         paths = [path for path in found if name in found[path]]
         flat = jnp.concatenate([*(found[path][name].reshape(-1) for path in paths), jnp.full(1, jnp.nan)])
-        starts = dict(zip(paths, np.cumsum([0, *(found[path][name].size for path in paths)]), strict=False))
+        ends = list(accumulate((found[path][name].size for path in paths), initial=0))
+        starts = dict(zip(paths, ends, strict=False))
         index = [self._place(starts, site, name, flat.size - 1) for site in self.reading.sites]
         return flat[np.asarray(index, int)]
 
@@ -148,8 +151,7 @@ class Watch:
         if key is None or key[0] not in starts:
             return nowhere
         path, turns = key
-        lengths = [self.plan.loops[path[:k]] for k in range(1, len(path) + 1) if path[:k] in self.plan.loops]
-        return int(starts[path] + (np.ravel_multi_index(turns, lengths) if turns else 0))
+        return int(starts[path] + (np.ravel_multi_index(turns, self.plan.turns(path)) if turns else 0))
 
 
 def random_projection(outputs: Sequence[Array]) -> Array:

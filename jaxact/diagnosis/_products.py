@@ -52,10 +52,8 @@ def conv(graph: Graph, eqn: Any, operands: Sequence[Any], axes: Axes) -> Product
         for d, k in enumerate(spatial)
     ]  # fmt: skip
     own = (numbers.rhs_spec[1], *spatial)
-    if any(each != 1 for each in params["lhs_dilation"]):
-        own = ("transposed",)  # type: ignore[assignment]
     made = _with_weights(graph, "conv", x, weights, fan_in, math.prod(taps), (numbers.lhs_spec[1],), own, _size(eqn))
-    if own == ("transposed",):
+    if any(each != 1 for each in params["lhs_dilation"]):
         return made._replace(node=None, reason="a transposed convolution")
     return made
 
@@ -77,7 +75,7 @@ def _with_weights(
         return unknown._replace(reason="a product with a fixed matrix")
     if any(has(x.axes[k], BATCH) for k in summed):
         return unknown._replace(reason="a sum over the batch")
-    tags = frozenset((name, tuple(own)) for name in weights.names)
+    tags = frozenset((name, weights.axes_of_parameter(own)) for name in weights.names)
     node = graph.node(x) if isinstance(x, Value) else graph.measured(x)
     others = {dep for dep in node.deps if _root(dep) in weights.names}
     if any(dep not in tags for dep in others):

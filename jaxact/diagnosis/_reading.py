@@ -156,7 +156,8 @@ class _Reader:
         ]
         if varied and axes[0] is not None and len(axes[0]) != np.ndim(results[0]):
             axes[0] = of_input(np.shape(results[0]))
-        return [Known(result, each, names, name) for result, each in zip(results, axes, strict=True)]
+        order = _order(eqn, operands)
+        return [Known(result, each, names, name, order) for result, each in zip(results, axes, strict=True)]
 
     def _noted(self, outputs: list[Any], operands: Sequence[Any], key: Any) -> list[Any]:
         """Nodes know where they were made; what is used of a nonlinear formula is the activation of its product."""
@@ -252,12 +253,26 @@ class _Reader:
 
     def _cond(self, eqn: Any, operands: list[Any], path: Path, turns: tuple[int, ...], call: Any) -> list[Any]:
         which, *args = operands
-        if not isinstance(which, Known) or which.axes is not None:
-            return unknown(self.graph, eqn, operands, "a branch that the input chooses")
         branches = eqn.params["branches"]
-        k = int(np.clip(int(which.array), 0, len(branches) - 1))
-        chosen = branches[k]
-        return self.walk(chosen.jaxpr, [Known(c) for c in chosen.consts], args, (*path, k), turns, call)
+
+        def taken(k: int) -> list[Any]:
+            chosen = branches[k]
+            return self.walk(chosen.jaxpr, [Known(c) for c in chosen.consts], args, (*path, k), turns, call)
+
+        if isinstance(which, Known) and which.axes is None:
+            return taken(int(np.clip(int(which.array), 0, len(branches) - 1)))
+        for k in range(len(branches)):  # rows of all; what is not taken is measured as NaN
+            taken(k)
+        return unknown(self.graph, eqn, operands, "a branch that the input chooses")
+
+
+def _order(eqn: Any, operands: Sequence[Known]) -> tuple[int, ...]:
+    """How the axes of a parameter lie after an equation."""
+    named = [each for each in operands if each.names]
+    if eqn.primitive.name == "transpose":
+        return tuple(named[0].order[k] if named[0].order else k for k in eqn.params["permutation"]) if named else ()
+    same = [each for each in named if each.shape == tuple(eqn.outvars[0].aval.shape)]
+    return same[0].order if same else ()
 
 
 class _Shaped:

@@ -25,9 +25,10 @@ class Row:
         saturated: share of entries where the slope of the activation is below 1 % of its largest.
         gradient: root mean square of the gradient of the loss.
         gradient_factor: `gradient` over that of the next row.
-        largest: estimate of the largest singular value of the Jacobian from one input to here.
-        smallest: of the smallest; both are exact where `is_exact`.
-        is_exact: whether the whole Jacobian was formed.
+        largest: of the singular values of the Jacobian from the first input to here: an estimate from below by power
+            iteration, or exact.
+        smallest: of these, to 1e-7 of the largest, where they are exact; else NaN.
+        is_exact: whether the whole Jacobian was formed, as for inputs of up to 64 entries.
         predicted_mean: what theory says.
         predicted_second_moment: the same.
         predicted_cosine: the same.

@@ -32,7 +32,8 @@ def output_axes(eqn: Any, operands: Sequence[Any]) -> Axes:
     given = [(each.axes, each.shape) for each in operands if each.axes is not None]
     rule = _AXES.get(eqn.primitive.name)
     if rule is not None:
-        return rule(eqn, operands, shape)
+        is_product = eqn.primitive.name in ("dot_general", "conv_general_dilated")
+        return rule(eqn, operands if is_product else [each for each in operands if each.axes is not None], shape)
     same = [axes for axes, own in given if own == shape]
     varied = [axes for axes in same if any(has(one, BATCH) for one in axes)]
     if same:
@@ -108,7 +109,9 @@ def elementwise(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
         return known
     if all(each.node is values[0].node for each in values) and not any(isinstance(o, Known) for o in operands):
         args = [each.formula if isinstance(each, Value) else each for each in operands]
-        note = values[0].note if len(values) == 1 and eqn.primitive.name in _PASSING else ()
+        if values[0].note[:1] == ("mean",) and _is_square(eqn, operands):
+            return Value(_square_of_mean(graph, graph.node(values[0])), axes, shape)
+        note = _note(eqn, operands, values)
         return Value(values[0].node, axes, shape, apply(eqn, args), note)
     rule = _PAIRED.get(eqn.primitive.name)
     if rule is None or len(operands) != 2:
@@ -116,6 +119,24 @@ def elementwise(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
     parts = [graph.measured(each) if isinstance(each, Known) and each.axes is not None else each for each in operands]
     nodes = [graph.node(each) if isinstance(each, Value) else each for each in parts]
     return Value(rule(graph, *(_as_node(graph, each) for each in nodes)), axes, shape)
+
+
+def _note(eqn: Any, operands: Sequence[Any], values: Sequence[Value]) -> tuple[Any, ...]:
+    """What is still known after a primitive; a sum over the batch becomes the mean."""
+    note, name = values[0].note, eqn.primitive.name
+    if len(values) > 1 or not note:
+        return ()
+    if note[0] == "batch":
+        other = operands[1] if operands[0] is values[0] else operands[0]
+        factor = {"div": 1 / other if other else 0, "mul": other}.get(name, 0) if len(operands) == 2 else 0
+        return ("mean", note[1]) if abs(factor * note[2] - 1) < 1e-3 else ()
+    return note if name in _PASSING else ()
+
+
+def _is_square(eqn: Any, operands: Sequence[Any]) -> bool:
+    name = eqn.primitive.name
+    is_product = name == "mul" and all(isinstance(each, Value) for each in operands)
+    return name == "square" or is_product or (name == "integer_pow" and eqn.params["y"] == 2)
 
 
 _PASSING = frozenset({"max", "stop_gradient", "convert_element_type", "copy"})
@@ -224,7 +245,7 @@ _PAIRED = {"add": _add, "sub": _sub, "mul": _mul, "div": _div, "add_any": _add}
 
 
 def _cancelled(graph: Graph, eqn: Any, operands: Sequence[Any], axes: Axes) -> Value | None:
-    """x less its largest entry, and x over its sum: the two steps of a softmax."""
+    """x less its largest entry and x over its sum, the two steps of a softmax; x less its mean over the batch."""
     if len(operands) != 2 or not all(isinstance(each, Value) for each in operands):
         return None
     x, y = operands
@@ -232,6 +253,8 @@ def _cancelled(graph: Graph, eqn: Any, operands: Sequence[Any], axes: Axes) -> V
     if not rest or rest[0] != (x.node, x.formula.key):
         return None
     shape = tuple(eqn.outvars[0].aval.shape)
+    if kind == "mean" and eqn.primitive.name == "sub":
+        return Value(_batch_centred(graph, graph.node(x)), axes, shape)
     if kind == "largest" and eqn.primitive.name == "sub":
         return Value(_without_common(graph, graph.node(x), over_positions=rest[1]), axes, shape)
     if kind == "sum" and eqn.primitive.name == "div":
@@ -365,7 +388,7 @@ def total(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
     shape = tuple(eqn.outvars[0].aval.shape)
     node = graph.node(x)
     if any(has(one, BATCH) for one in reduced):
-        raise UnsupportedError("a statistic over the batch")
+        return _over_batch(graph, eqn, x, reduced, count)
     over_positions = not any(has(one, FEATURE) for one in reduced)
     is_constant = node.is_constant or not over_positions or node.is_free
     made = graph.add(
@@ -377,6 +400,54 @@ def total(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
     )
     note = ("sum", (x.node, x.formula.key), count)
     return Value(made, output_axes(eqn, operands), shape, note=note)
+
+
+def _over_batch(graph: Graph, eqn: Any, x: Value, reduced: Sequence[Any], count: int) -> Value:
+    """A sum over inputs, and positions perhaps: for each feature that of batch norm; of a nonlinear formula, a number."""
+    if any(has(one, FEATURE) for one in reduced):
+        raise UnsupportedError("a sum over inputs and features")
+    node, is_affine = graph.node(x), x.formula.is_affine
+    batch, shape = graph.batch, tuple(eqn.outvars[0].aval.shape)
+
+    def compute() -> Stats:
+        mean = count * float(np.mean(node.stats.mean))
+        second = count**2 * _in_common(graph, node) if is_affine else mean**2
+        ends = batch.ends.shape[1]
+        return Stats(*(np.full(n, v) for n, v in ((batch.num_followed, mean), (batch.num_followed, second), (ends, second))))
+
+    made = graph.add(compute, math.prod(shape), [(node, _one)], through=node.through, is_constant=not is_affine)
+    note = ("batch", (x.node, x.formula.key), count) if is_affine else ()
+    return Value(made, output_axes(eqn, [x]), shape, note=note)
+
+
+def _in_common(graph: Graph, node: Node) -> float:
+    """The mean square, over features, of the mean over inputs."""
+    batch, pairs = graph.batch, node.stats.pairs
+    n = batch.num_inputs
+    own = float(np.mean(pairs[batch.num_pairs :] if node.has_positions else node.stats.second))
+    between = float(np.mean(pairs[: batch.num_pairs])) if batch.num_pairs else own
+    return (own + (n - 1) * between) / n
+
+
+def _batch_centred(graph: Graph, x: Node) -> Node:
+    """What is left without the mean over the batch."""
+
+    def compute() -> Stats:
+        mean, second, pairs = x.stats
+        common, lengths = _in_common(graph, x), np.sqrt(second)
+        # K_i = mean over j of K_ij, as if the cosine were the same for all: longer inputs have more in common
+        own = common * lengths / np.mean(lengths)
+        left = np.maximum(second - 2 * own + common, 0)
+        return Stats(mean - float(np.mean(mean)), left, pairs - graph.batch.at_ends(own).sum(0) + common)
+
+    return graph.add(compute, x.size, [(x, _one)], through=x.through, is_gaussian=x.is_gaussian)
+
+
+def _square_of_mean(graph: Graph, x: Node) -> Node:
+    """The square of the mean over a batch, as a number: what varies between features does so in E x^2 as well."""
+    return graph.add(
+        lambda: graph.batch.constant(x.stats.second), x.size, deps=x.deps, is_constant=True
+    )
 
 
 def _summed(graph: Graph, stats: Stats, count: int, *, over_positions: bool) -> Stats:

@@ -44,9 +44,10 @@ class Plan:
 
     def slots(self) -> dict[Path, Array]:
         """Zeros whose cotangents are the second moments of the gradient: one a place and turn of its loops."""
-        return {path: jnp.zeros(self._turns(path)) for path, tap in self.taps.items() if tap.has_slot}
+        return {path: jnp.zeros(self.turns(path)) for path, tap in self.taps.items() if tap.has_slot}
 
-    def _turns(self, path: Path) -> tuple[int, ...]:
+    def turns(self, path: Path) -> tuple[int, ...]:
+        """The lengths of the loops that a path lies in."""
         return tuple(
             self.loops[path[:end]] for end in range(1, len(path) + 1) if path[:end] in self.loops
         )

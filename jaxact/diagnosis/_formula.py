@@ -105,6 +105,16 @@ def slope(formula: Formula, x: Float[Array, "..."]) -> Array:
 
 
 @lru_cache(maxsize=1024)
+def _compiled(formula: Formula) -> Any:
+    return jax.jit(formula)
+
+
+def values_of(formula: Formula, x: Vector) -> Vector:
+    """Its values on the host."""
+    return np.asarray(_compiled(formula)(jnp.asarray(x, jnp.float32)), np.float64)
+
+
+@lru_cache(maxsize=1024)
 def largest_slope(formula: Formula) -> float:
     """The largest |f'| within [-12, 12], on a grid."""
     return float(np.nanmax(np.abs(jax.jit(lambda x: slope(formula, x))(jnp.asarray(_SUP, jnp.float32)))))
@@ -157,7 +167,7 @@ def shares(formula: Formula, mean: Vector, variance: Vector, count: int) -> Shar
     """
     t, weights = _nodes(256)
     x = np.asarray(mean, float)[:, None] + _spread(variance).astype(float)[:, None] * t
-    f = np.asarray(formula(jnp.asarray(x, jnp.float32)), float)
+    f = values_of(formula, x)
     f = f / (f @ weights)[:, None]  # the shares do not change; sums are then near n
     s = np.exp(np.linspace(-14, 7, 400))[:, None, None] / count
     damped = np.exp(-s * f) * weights

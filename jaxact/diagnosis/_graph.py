@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import norm
 
 from jaxact.diagnosis._axes import POSITION, Axes, batch_axis, has
-from jaxact.diagnosis._formula import VARIABLE, Formula, paired, single
+from jaxact.diagnosis._formula import VARIABLE, Formula, paired, single, values_of
 
 _NUM_PAIRS = 48
 _NUM_INPUTS = 64
+_NUM_ATOMS = 32
 
 
 class Stats(NamedTuple):
@@ -69,8 +71,9 @@ class Batch:
             return float(np.mean(stats.pairs[: self.num_pairs] / np.sqrt(one * other))) if one.size else np.nan
 
 
-#: (a node, what its gradient's second moment gains from a gradient of 1, found when the statistics are)
-Edge = tuple["Node", Callable[[], Any]]
+#: (a node, what its gradient's second moment gains from a gradient of 1, found when the statistics are: () -> number for
+#: each input, or a WindowGain)
+Edge = tuple["Node", Any]
 
 
 @dataclass(eq=False)
@@ -89,6 +92,11 @@ class Node:
         is_free: whether different positions are independent of each other.
         is_gaussian: whether its entries are Gaussian at large width.
         has_positions: whether there are several for one input.
+        law: finds how its entries are distributed, (atoms [input, atom], variance [input, 1]): equally many about each
+            atom, normal around it; None for about its mean.
+        profile: for each axis of positions the second moment along it, over its mean, where convolutions left it uneven;
+            found with the statistics.
+        gradient_profile: the same of its gradient.
         is_blocked: whether something unknown was computed from it.
     """
 
@@ -103,6 +111,9 @@ class Node:
     is_free: bool = False
     is_gaussian: bool = True
     has_positions: bool = False
+    law: Callable[[], tuple[Any, Any]] | None = None
+    profile: tuple[np.ndarray, ...] | None = None
+    gradient_profile: tuple[np.ndarray, ...] | None = None
     is_blocked: bool = False
     stats: Any = None
     gradient: Any = 0.0
@@ -191,8 +202,8 @@ class Graph:
             return node
         key = (id(node), formula.key)
         if key not in self._made:
-            self._made[key] = self.add(
-                lambda: self._moments(node, formula),
+            made = self._made[key] = self.add(
+                lambda: uneven(made, node, formula, self._moments(node, formula)),
                 node.size,
                 [(node, lambda: self._slope(node, formula))],
                 through=node.through,
@@ -200,21 +211,22 @@ class Graph:
                 is_free=node.is_free,
                 is_gaussian=node.is_gaussian and formula.is_affine,
             )
+            if not node.is_constant and not (formula.is_affine and node.law is None):
+                made.law = lambda: transformed(made, node, formula)
         return self._made[key]
 
     def _moments(self, node: Node, formula: Formula) -> Stats:
         mean, second, pairs = node.stats
+        found = single(formula, *law(node))
         if node.is_constant:
-            return self.batch.constant(single(formula, mean, 0 * mean).mean)
-        found = single(formula, mean, second - mean**2)
+            return self.batch.constant(found.mean.mean(-1))
         means = self.batch.at_ends(mean)
         variances = self.batch.at_ends(second) - means**2
         product = paired(formula, means, variances, pairs - means[0] * means[1]).product
-        return Stats(*(np.asarray(each, np.float64) for each in (found.mean, found.second, product)))
+        return Stats(*(np.asarray(each, np.float64) for each in (found.mean.mean(-1), found.second.mean(-1), product)))
 
     def _slope(self, node: Node, formula: Formula) -> Any:
-        mean, second, _ = node.stats
-        return single(formula, mean, 0 * mean if node.is_constant else second - mean**2).slope
+        return single(formula, *law(node)).slope.mean(-1)
 
     def measured(self, known: Known) -> Node:
         """An array that is there, by its own statistics."""
@@ -247,7 +259,76 @@ class Graph:
             gradient = node.gradient if taken is None else taken
             if np.any(gradient != 0):
                 for parent, gain in node.edges:
-                    parent.gradient = parent.gradient + gain() * gradient
+                    _give(node, gradient, parent, gain)
+
+
+def uneven(made: Node, node: Node, formula: Formula, stats: Stats) -> Stats:
+    """Statistics of a formula of an array whose second moment varies along axes of positions, as if of each in turn."""
+    if node.profile is None or node.is_constant:
+        return stats
+    mean, second = float(np.mean(node.stats.mean)), float(np.mean(node.stats.second))
+    even = single(formula, np.array(mean), np.array(second - mean**2))
+    profiles, factors = [], np.ones(2)
+    for along in node.profile:
+        found = single(formula, np.full(along.shape, mean), np.maximum(second * along - mean**2, 0))
+        factors *= [_ratio(found.mean.mean(), even.mean), _ratio(found.second.mean(), even.second)]
+        profiles.append(np.asarray(found.second / max(found.second.mean(), 1e-30), np.float64))
+    made.profile = tuple(profiles)
+    return Stats(stats.mean * factors[0], stats.second * factors[1], stats.pairs * factors[1])
+
+
+def _ratio(one: Any, other: Any) -> float:
+    return float(one / other) if abs(float(other)) > 1e-12 else 1.0
+
+
+def law(node: Node) -> tuple[Any, Any]:
+    """(atoms, variance) of a node's entries: as far as is known, else a normal law of its mean and second moment."""
+    if node.law is not None:
+        return node.law()
+    mean, second, _ = node.stats
+    return mean[:, None], (0 * mean if node.is_constant else second - mean**2)[:, None]
+
+
+def transformed(made: Node, node: Node, formula: Formula) -> tuple[Any, Any]:
+    """Atoms of a formula's values: means between quantiles, spread so that mean and second moment are right."""
+    atoms, variance = law(node)
+    t = norm.ppf((np.arange(_NUM_ATOMS) + 0.5) / _NUM_ATOMS)
+    x = (atoms[:, :, None] + np.sqrt(np.maximum(variance, 0))[:, :, None] * t).reshape(len(atoms), -1)
+    values = np.sort(values_of(formula, x), -1)
+    atoms = values.reshape(len(values), _NUM_ATOMS, -1).mean(-1)
+    mean, second, _ = made.stats
+    centred = atoms - atoms.mean(-1, keepdims=True)
+    spread = np.sqrt(np.maximum(second - mean**2, 0) / np.maximum(np.mean(centred**2, -1), 1e-300))
+    return mean[:, None] + centred * spread[:, None], 0 * mean[:, None]
+
+
+class WindowGain(NamedTuple):
+    """What the gradient's second moment gains through windows over positions, and its profile before them.
+
+    Attributes:
+        gain: without zeros around.
+        before: profile after -> (share that did not fall on zeros around, profile before).
+    """
+
+    gain: float
+    before: Callable[[Any], tuple[float, Any]]
+
+
+def _give(node: Node, gradient: Any, parent: Node, gain: Any) -> None:
+    """Add a node's gradient to that of what it was computed from."""
+    if isinstance(gain, WindowGain):
+        share, profile = gain.before(node.gradient_profile)
+        given = gain.gain * share * gradient
+    else:
+        profile = node.gradient_profile if parent.size == node.size else None
+        given = gain() * gradient
+    old, new = float(np.mean(parent.gradient)), float(np.mean(given))
+    if parent.gradient_profile is None or profile is None or not old + new > 0:
+        parent.gradient_profile = profile if old == 0 else None
+    else:
+        both = zip(parent.gradient_profile, profile, strict=True)
+        parent.gradient_profile = tuple((old * one + new * other) / (old + new) for one, other in both)
+    parent.gradient = parent.gradient + given
 
 
 def statistics(batch: Batch, array: np.ndarray, axes: Axes | None) -> Stats:

@@ -39,7 +39,7 @@ def predict(reading: Reading, measured: Mapping[str, Any], at_outputs: Sequence[
     numbers = {id(site.node): k for k, site in enumerate(sites)}
     restarted = {id(site.node): k for k, site in enumerate(sites) if site.reason}
     for node in graph.nodes:
-        node.gradient = 0.0
+        node.gradient, node.gradient_profile = 0.0, None
         if id(node) in restarted:
             node.stats = _from_measured(reading, measured, restarted[id(node)])
     with np.errstate(all="ignore"):

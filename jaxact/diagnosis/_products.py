@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxact.diagnosis._axes import BATCH, FEATURE, Axes, has
-from jaxact.diagnosis._graph import Graph, Known, Node, Stats, Unknown, Value
-from jaxact.diagnosis._rules import are_independent, mean_taps
+from jaxact.diagnosis._graph import Graph, Known, Node, Stats, Unknown, Value, WindowGain
+from jaxact.diagnosis._rules import are_independent, window_sums
 
 
 class Product(NamedTuple):
@@ -32,7 +32,7 @@ def dot(graph: Graph, eqn: Any, operands: Sequence[Any], axes: Axes) -> Product:
         return _two_arrays(graph, eqn, operands, fan_in)
     number = 0 if operands[0] is weights else 1
     x, summed, own = operands[1 - number], (x_sum, y_sum)[1 - number], (x_sum, y_sum)[number]
-    return _with_weights(graph, "dense", x, weights, fan_in, 1.0, summed, own, _size(eqn))
+    return _with_weights(graph, "dense", x, weights, fan_in, summed, own, _size(eqn))
 
 
 def conv(graph: Graph, eqn: Any, operands: Sequence[Any], axes: Axes) -> Product:
@@ -44,15 +44,16 @@ def conv(graph: Graph, eqn: Any, operands: Sequence[Any], axes: Axes) -> Product
     if not (isinstance(weights, Known) and weights.axes is None):
         return Product("conv", fan_in, math.nan, None, "a convolution by an array that depends on the input")
     shape = eqn.outvars[0].aval.shape
-    taps = [
-        mean_taps(
-            x.shape[numbers.lhs_spec[2 + d]], shape[numbers.out_spec[2 + d]], weights.shape[k],
-            params["window_strides"][d], params["padding"][d][0], params["rhs_dilation"][d],
-        ) / weights.shape[k]
+    windows = [
+        (
+            shape[numbers.out_spec[2 + d]], weights.shape[k], params["window_strides"][d],
+            params["padding"][d][0], params["rhs_dilation"][d],
+        )
         for d, k in enumerate(spatial)
     ]  # fmt: skip
+    lengths = [x.shape[k] for k in numbers.lhs_spec[2:]]
     own = (numbers.rhs_spec[1], *spatial)
-    made = _with_weights(graph, "conv", x, weights, fan_in, math.prod(taps), (numbers.lhs_spec[1],), own, _size(eqn))
+    made = _with_weights(graph, "conv", x, weights, fan_in, (numbers.lhs_spec[1],), own, _size(eqn), (lengths, windows))
     if any(each != 1 for each in params["lhs_dilation"]):
         return made._replace(node=None, reason="a transposed convolution")
     return made
@@ -63,7 +64,7 @@ def _size(eqn: Any) -> int:
 
 
 def _with_weights(
-    graph: Graph, kind: str, x: Any, weights: Known, fan_in: int, share: float, summed: Any, own: Any, size: int
+    graph: Graph, kind: str, x: Any, weights: Known, fan_in: int, summed: Any, own: Any, size: int, windows: Any = None
 ) -> Product:
     """z = W x: E z^2 = n s q + n (n - 1) mu^2 k, k the mean product of two entries of x; s, mu of the actual weights."""
     array = np.asarray(weights.array, np.float64)
@@ -80,21 +81,50 @@ def _with_weights(
     others = {dep for dep in node.deps if _root(dep) in weights.names}
     if any(dep not in tags for dep in others):
         return unknown._replace(reason="weights that were used before, the other way round")
-    count = fan_in * share
     over_positions = not any(has(x.axes[k], FEATURE) for k in summed)
 
     def compute() -> Stats:
         m, q, pairs = node.stats
         batch = graph.batch
+        share, made.profile = _within(windows, node.profile)
+        count = fan_in * share
         own_positions = np.interp(np.arange(batch.num_followed), batch.own, pairs[batch.num_pairs :])
         across = own_positions if over_positions else m**2
         between = batch.products(m)
         extra = count * max(count - 1, 0) * mean**2
         return Stats(count * mean * m, count * square * q + extra * across, count * square * pairs + extra * between)
 
-    gain = size / node.size * count * square
-    made = graph.add(compute, size, [(node, lambda: gain)], deps=node.deps | tags, through=tags)
+    gain = WindowGain(size / node.size * fan_in * square, lambda profile: _before(windows, profile))
+    made = graph.add(compute, size, [(node, gain)], deps=node.deps | tags, through=tags)
     return Product(kind, fan_in, fan_in * square, made)
+
+
+def _within(windows: Any, profile: Any) -> tuple[float, Any]:
+    """(the share of a sum over windows that is not of zeros around, the profile of the sums)."""
+    if windows is None:
+        return 1.0, None
+    lengths, windows = windows
+    if profile is None or [each.size for each in profile] != lengths:
+        profile = [np.ones(length) for length in lengths]
+    sums = [window_sums(each, *window) / window[1] for each, window in zip(profile, windows, strict=True)]
+    share = math.prod(float(np.mean(each)) for each in sums)
+    return share, tuple(each / max(np.mean(each), 1e-30) for each in sums)
+
+
+def _before(windows: Any, profile: Any) -> tuple[float, Any]:
+    """The same of a gradient, by the transposed windows."""
+    if windows is None:
+        return 1.0, None
+    lengths, windows = windows
+    if profile is None or [each.size for each in profile] != [window[0] for window in windows]:
+        profile = [np.ones(window[0]) for window in windows]
+    columns = [
+        np.stack([window_sums(unit, *window) for unit in np.eye(length)]) / window[1]
+        for length, window in zip(lengths, windows, strict=True)
+    ]  # [before, after]
+    sums = [matrix @ each for matrix, each in zip(columns, profile, strict=True)]
+    share = math.prod(each.sum() / matrix.shape[1] for each, matrix in zip(sums, columns, strict=True))
+    return float(share), tuple(each / max(np.mean(each), 1e-30) for each in sums)
 
 
 def _root(dep: Any) -> Any:

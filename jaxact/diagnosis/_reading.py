@@ -151,7 +151,7 @@ class _Reader:
         names = frozenset().union(*(each.names for each in operands))
         name = next((each.name for each in operands if each.name), "")
         varied = [each for each in operands if each.axes is not None]
-        axes = [output_axes(eqn, varied) if varied else None] + [
+        axes = [output_axes(eqn, operands) if varied else None] + [
             of_input(var.aval.shape) if varied else None for var in eqn.outvars[1:]
         ]
         if varied and axes[0] is not None and len(axes[0]) != np.ndim(results[0]):

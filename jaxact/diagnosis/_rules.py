@@ -20,7 +20,7 @@ from jaxact.diagnosis._axes import (
     reshaped,
 )
 from jaxact.diagnosis._formula import apply, shares
-from jaxact.diagnosis._graph import Graph, Known, Node, Stats, Unknown, Value
+from jaxact.diagnosis._graph import Graph, Known, Node, Stats, Unknown, Value, law
 from jaxact.trace import UnsupportedError
 
 # --- Axes -------------------------------------------------------------------------------------------------------------
@@ -191,23 +191,53 @@ def _sum(graph: Graph, x: Node, y: Node, sign: float) -> Node:
 
     def compute() -> Stats:
         a, b = x.stats, y.stats
+        made.profile = _mixed_profile(x, y)
         return Stats(
             a.mean + sign * b.mean,
             a.second + b.second + 2 * sign * a.mean * b.mean,
             a.pairs + b.pairs + 2 * sign * graph.batch.products(a.mean, b.mean),
         )
 
-    return graph.add(compute, max(x.size, y.size), [(x, _one), (y, _one)], **_joint(x, y))
+    made = graph.add(compute, max(x.size, y.size), [(x, _one), (y, _one)], **_joint(x, y))
+    if (x.law is None) != (y.law is None):  # of two such sums it is nearer to normal
+        made.law = lambda: _sum_law(law(x), law(y), sign)
+    return made
+
+
+def _mixed_profile(x: Node, y: Node) -> Any:
+    """That of a sum: of the larger part more."""
+    if x.profile is None or y.profile is None or x.is_constant or y.is_constant:
+        return x.profile if y.is_constant or y.size < x.size else y.profile if x.is_constant or x.size < y.size else None
+    a, b = float(np.mean(x.stats.second)), float(np.mean(y.stats.second))
+    if a + b <= 0:
+        return x.profile
+    return tuple((a * one + b * other) / (a + b) for one, other in zip(x.profile, y.profile, strict=True))
+
+
+def _sum_law(x: tuple[Any, Any], y: tuple[Any, Any], sign: float) -> tuple[Any, Any]:
+    return x[0] + sign * y[0], x[1] + y[1]
+
+
+def _scaled_law(x: Node, c: Any) -> Any:
+    """Of x c with a number c for each input; None where x is normal."""
+    if x.law is None:
+        return None
+    return lambda: tuple(each * c()[:, None] ** k for k, each in enumerate(law(x), 1))
 
 
 def _mul(graph: Graph, x: Node, y: Node) -> Node:
     _check_independent(x, y, "the product")
 
     def compute() -> Stats:
+        made.profile = x.profile if y.size < x.size or y.is_constant else y.profile if x.size < y.size else None
         return Stats(*(a * b for a, b in zip(x.stats, y.stats, strict=True)))
 
     edges = [(x, lambda: y.stats.second), (y, lambda: x.stats.second)]
-    return graph.add(compute, max(x.size, y.size), edges, **_joint(x, y))
+    made = graph.add(compute, max(x.size, y.size), edges, **_joint(x, y))
+    if x.is_constant != y.is_constant:
+        one, other = (y, x) if x.is_constant else (x, y)
+        made.law = _scaled_law(one, lambda: other.stats.mean)
+    return made
 
 
 def _div(graph: Graph, x: Node, y: Node) -> Node:
@@ -220,7 +250,9 @@ def _div(graph: Graph, x: Node, y: Node) -> Node:
         return Stats(mean * c, second * c**2, pairs * graph.batch.products(c))
 
     edges = [(x, lambda: 1 / y.stats.mean**2), (y, lambda: x.stats.second / y.stats.mean**4)]
-    return graph.add(compute, max(x.size, y.size), edges, **_joint(x, y))
+    made = graph.add(compute, max(x.size, y.size), edges, **_joint(x, y))
+    made.law = _scaled_law(x, lambda: 1 / y.stats.mean)
+    return made
 
 
 def _joint(x: Node, y: Node) -> dict[str, Any]:
@@ -489,8 +521,14 @@ def window_sum(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
 
 def mean_taps(length: int, out: int, window: int, stride: int, low: int, dilation: int) -> float:
     """How many entries of a window lie within the array, on average over its places."""
+    return float(np.mean(window_sums(np.ones(length), out, window, stride, low, dilation)))
+
+
+def window_sums(x: np.ndarray, out: int, window: int, stride: int, low: int, dilation: int) -> np.ndarray:
+    """The sums of [length] over windows, with zeros around."""
     places = np.arange(out)[:, None] * stride - low + np.arange(window) * dilation
-    return float(np.mean(np.sum((places >= 0) & (places < length), 1)))
+    inside = (places >= 0) & (places < x.size)
+    return np.sum(np.where(inside, x[np.clip(places, 0, x.size - 1)], 0), 1)
 
 
 def largest(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
@@ -555,4 +593,4 @@ def unknown(graph: Graph, eqn: Any, operands: Sequence[Any], reason: str) -> lis
     return outputs
 
 
-__all__ = ["ELEMENTWISE", "RULES", "applied", "are_independent", "mean_taps", "output_axes", "unknown"]
+__all__ = ["ELEMENTWISE", "RULES", "applied", "are_independent", "output_axes", "unknown", "window_sums"]

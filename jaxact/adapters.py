@@ -21,7 +21,15 @@ from jaxtyping import Array
 from jaxact.errors import ArgumentError, one_line
 from jaxact.numerics import untraceable, widest_input
 
-__all__ = ["Model", "OneExample", "Parametric", "as_function", "as_parametric", "import_model", "on_one_example"]
+__all__ = [
+    "Model",
+    "OneExample",
+    "Parametric",
+    "as_function",
+    "as_parametric",
+    "import_model",
+    "on_one_example",
+]
 
 _SAME_OUTPUT = 1e-4  # relative
 _FEW = 8  # names shown where none is close
@@ -361,7 +369,8 @@ def _check_unchanged(before: Any, after: Any, remedy: str) -> None:
         )
         if one is not other
     ]
-    if changed or jax.tree.structure(before) != jax.tree.structure(after):
+    same_tree = jax.tree.structure(before) == jax.tree.structure(after)  # type: ignore[operator]
+    if changed or not same_tree:
         told = ", ".join(map(jax.tree_util.keystr, changed[:_FEW])) or "its state"
         raise _in_training(f"running it changes {told}", remedy)
 

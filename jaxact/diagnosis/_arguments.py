@@ -42,7 +42,7 @@ def traced(fn: Any, params: Any, batch: Any, loss: Callable[..., Any] | None) ->
         batch, model = params, adapters.as_parametric(fn)
         call, params, names = model.call, model.params, model.names
     else:
-        call, names = _function(fn), _names(params, "params")
+        call, names = _function(fn), tuple(_names(params, "params"))
     params, batch = jax.tree.map(jnp.asarray, (params, batch))
     _check_finite(params, names)
     _check_batch(batch)
@@ -56,11 +56,11 @@ def traced(fn: Any, params: Any, batch: Any, loss: Callable[..., Any] | None) ->
             "Pass weights through `params`: what a function closes over is a constant.",
             argument="fn",
         )
-    return Traced(closed, jax.tree.structure(shapes), params, batch, reading, loss, call, tuple(names))
+    return Traced(closed, jax.tree.structure(shapes), params, batch, reading, loss, call, names)
 
 
 def of_one(model: Traced) -> tuple[Any, Reading, Any] | None:
-    """The jaxpr of a model for the first input alone, its reading and that input; None where it insists on its batch."""
+    """A model's jaxpr for the first input alone, its reading and that input; None where it insists on its batch."""
     example = jax.tree.map(lambda leaf: leaf[:1], model.batch)
     if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(example)):
         return None
@@ -121,7 +121,9 @@ def _check_batch(batch: Any) -> None:
             argument="batch",
         )
     for leaf, name in zip(leaves, _names(batch, ""), strict=True):
-        _check_leaf(leaf, f"`batch` {name}".rstrip(), "Clean the data first: jnp.isnan(batch).any() must be False.")
+        _check_leaf(
+            leaf, f"`batch` {name}".rstrip(), "Clean the data first: jnp.isnan(batch).any() must be False."
+        )
 
 
 def _jaxpr(call: Callable[[Any, Any], Any], params: Any, batch: Any) -> tuple[Any, Any]:
@@ -134,7 +136,9 @@ def _jaxpr(call: Callable[[Any, Any], Any], params: Any, batch: Any) -> tuple[An
         raise
     except Exception as error:
         shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch)]
-        kind = ArgumentTypeError if isinstance(error, TypeError) and "argument" in str(error) else ArgumentError
+        kind = (
+            ArgumentTypeError if isinstance(error, TypeError) and "argument" in str(error) else ArgumentError
+        )
         raise kind(
             f"must take (params, inputs) with inputs {', '.join(shapes)}; it raised {one_line(error)}.",
             "Check that `fn(params, batch)` runs: the batch's shape and dtype are what the model was built for.",

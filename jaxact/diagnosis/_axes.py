@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 BATCH, POSITION, FEATURE = "batch", "position", "feature"
 #: an axis as what was merged into it, outermost first: (kind, length)
@@ -67,9 +67,9 @@ def _taken(parts: list[tuple[str, int]], length: int) -> tuple[Axis, list[tuple[
     return (tuple(taken) or axis(POSITION, length)), parts
 
 
-def product_axes(dimension_numbers: object, x: Axes, y: Axes) -> Axes:
+def product_axes(dimension_numbers: Any, x: Axes, y: Axes) -> Axes:
     """The axes of a `dot_general`."""
-    (x_sum, y_sum), (x_batch, y_batch) = dimension_numbers  # type: ignore[misc]
+    (x_sum, y_sum), (x_batch, y_batch) = dimension_numbers
     shared = [x[i] if has(x[i], BATCH) else y[j] for i, j in zip(x_batch, y_batch, strict=True)]
     x_free = [each for i, each in enumerate(x) if i not in (*x_sum, *x_batch)]
     y_free = [each for j, each in enumerate(y) if j not in (*y_sum, *y_batch)]

@@ -69,8 +69,8 @@ def diagnose(
             in eval mode, a pair (Linen module, variables), or an Equinox module, which is mapped over the batch.
         params: pytree of arrays; the rows are named by its paths.
         batch: inputs: an array, or a pytree of arrays, with the inputs on the first axis.
-        loss: of the outputs, or of (outputs, batch), to a scalar. By default the sum of all outputs times fixed standard
-            normal numbers.
+        loss: of the outputs, or of (outputs, batch), to a scalar. By default the sum of all outputs times fixed
+            standard normal numbers.
         jacobian: whether to find the ends of its singular values, for the first input: a further program to compile.
             By default where at most 16 products are written out (a loop's body counts once).
 
@@ -110,9 +110,7 @@ def _ends(model: Traced, jacobian: bool | None) -> Ends:
     return jacobian_ends(closed, reading, model.params, example, model.reading.graph.batch.num_inputs)
 
 
-def _row(
-    reading: Reading, k: int, measured: Mapping[str, Any], prediction: Prediction, ends: Ends
-) -> Row:
+def _row(reading: Reading, k: int, measured: Mapping[str, Any], prediction: Prediction, ends: Ends) -> Row:
     site: Site = reading.sites[k]
     gradient = np.sqrt(np.asarray(measured["gradient_second_moment"], float))
     expected = np.sqrt(np.asarray(prediction.gradient_second_moment, float))

@@ -17,7 +17,7 @@ from jaxact.trace import bind_equation
 
 _REACH, _NUM_NODES, _NUM_PAIR_NODES = 7.0, 1024, 64
 _SUP = np.linspace(-12, 12, 4801)  # where the largest slope is looked for
-Vector: TypeAlias = Float[np.ndarray, "..."]
+Vector: TypeAlias = np.ndarray  # of inputs, or atoms of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Formula:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Formula) and other.key == self.key
 
-    def __call__(self, x: Float[Array, "..."]) -> Array:
+    def __call__(self, x: Float[Array, "*shape"]) -> Array:
         """Its values, in the dtype that its primitives give."""
         return _evaluated(self, x, {})
 
@@ -68,9 +68,9 @@ def apply(eqn: Any, args: Sequence[Any]) -> Formula:
         return args[0]
     if len(args) == 2 and not isinstance(args[1], Formula) and (name, float(args[1])) in _NEUTRAL:
         return args[0]
-    if len(args) == 2 and not isinstance(args[0], Formula) and name in ("add", "mul"):
-        if (name, float(args[0])) in _NEUTRAL:
-            return args[1]
+    commutes = len(args) == 2 and not isinstance(args[0], Formula) and name in ("add", "mul")
+    if commutes and (name, float(args[0])) in _NEUTRAL:
+        return args[1]
     signs = tuple(each.key if isinstance(each, Formula) else ("c", float(each)) for each in args)
     key = _key((name, tuple(sorted((k, str(v)) for k, v in eqn.params.items())), signs))
     return Formula(eqn, tuple(args), key, _is_affine(name, args))
@@ -99,7 +99,7 @@ def _evaluated(formula: Formula, x: Any, done: dict[int, Any]) -> Any:
     return done[formula.key]
 
 
-def slope(formula: Formula, x: Float[Array, "..."]) -> Array:
+def slope(formula: Formula, x: Float[Array, "*shape"]) -> Array:
     """Its derivative."""
     return jax.jvp(lambda x: jnp.asarray(formula(x), x.dtype), (x,), (jnp.ones_like(x),))[1]
 
@@ -140,7 +140,12 @@ def single(formula: Formula, mean: Vector, variance: Vector) -> Single:
     return Single(*map(np.asarray, _single(formula)(_float(mean), _spread(variance))))
 
 
-def paired(formula: Formula, means: Vector, variances: Vector, covariance: Vector) -> Paired:
+def paired(
+    formula: Formula,
+    means: Float[np.ndarray, "2 pair"],
+    variances: Float[np.ndarray, "2 pair"],
+    covariance: Float[np.ndarray, " pair"],
+) -> Paired:
     """The same of pairs: means and variances [2, pair], on 64 x 64 nodes."""
     spread = _spread(variances)
     scale = spread[0] * spread[1]
@@ -175,10 +180,14 @@ def shares(formula: Formula, mean: Vector, variance: Vector, count: int) -> Shar
     s, step = s[:, :, 0], 21 / 399  # dt = t dlog(t)
 
     def integral(power: int, moments: Any, others: int) -> Any:
-        return np.sum(s**power * moments * M[0] ** max(count - others, 0), 0) * step / math.factorial(power - 1)
+        return (
+            np.sum(s**power * moments * M[0] ** max(count - others, 0), 0) * step / math.factorial(power - 1)
+        )
 
     second, third = integral(2, M[2], 1), integral(3, M[3], 1)
-    squares = integral(4, M[4] + (count - 1) * M[2] ** 2 / np.where(M[0] > 0, M[0], 1), 1)  # E a_i^2 sum_j a_j^2
+    squares = integral(
+        4, M[4] + (count - 1) * M[2] ** 2 / np.where(M[0] > 0, M[0], 1), 1
+    )  # E a_i^2 sum_j a_j^2
     return Shares(second, second - 2 * third + squares)
 
 

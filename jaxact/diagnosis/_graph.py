@@ -50,6 +50,14 @@ class Batch:
         """The inputs whose positions are paired."""
         return self.ends[0, self.num_pairs :]
 
+    def of_positions(self, pairs: np.ndarray) -> np.ndarray:
+        """What two positions of one input have in common, for every input."""
+        return self.to_inputs(pairs[self.num_pairs :])
+
+    def to_inputs(self, own: np.ndarray) -> np.ndarray:
+        """Numbers of the inputs whose positions are paired, for every input."""
+        return np.interp(np.arange(self.num_followed), self.own, own)
+
     def at_ends(self, numbers: np.ndarray) -> np.ndarray:
         """Numbers of inputs at both ends of each pair: [2, pair]."""
         return numbers[self.ends]
@@ -68,11 +76,13 @@ class Batch:
         """The mean cosine between different inputs."""
         one, other = self.at_ends(stats.second)[:, : self.num_pairs]
         with np.errstate(all="ignore"):
-            return float(np.mean(stats.pairs[: self.num_pairs] / np.sqrt(one * other))) if one.size else np.nan
+            return (
+                float(np.mean(stats.pairs[: self.num_pairs] / np.sqrt(one * other))) if one.size else np.nan
+            )
 
 
-#: (a node, what its gradient's second moment gains from a gradient of 1, found when the statistics are: () -> number for
-#: each input, or a WindowGain)
+#: (a node, what its gradient's second moment gains from a gradient of 1, found when the statistics are:
+#: () -> number for each input, or a WindowGain)
 Edge = tuple["Node", Any]
 
 
@@ -94,8 +104,8 @@ class Node:
         has_positions: whether there are several for one input.
         law: finds how its entries are distributed, (atoms [input, atom], variance [input, 1]): equally many about each
             atom, normal around it; None for about its mean.
-        profile: for each axis of positions the second moment along it, over its mean, where convolutions left it uneven;
-            found with the statistics.
+        profile: for each axis of positions the second moment along it, over its mean, where convolutions left it
+            uneven; found with the statistics.
         gradient_profile: the same of its gradient.
         is_blocked: whether something unknown was computed from it.
     """
@@ -223,7 +233,9 @@ class Graph:
         means = self.batch.at_ends(mean)
         variances = self.batch.at_ends(second) - means**2
         product = paired(formula, means, variances, pairs - means[0] * means[1]).product
-        return Stats(*(np.asarray(each, np.float64) for each in (found.mean.mean(-1), found.second.mean(-1), product)))
+        return Stats(
+            *(np.asarray(each, np.float64) for each in (found.mean.mean(-1), found.second.mean(-1), product))
+        )
 
     def _slope(self, node: Node, formula: Formula) -> Any:
         return single(formula, *law(node)).slope.mean(-1)

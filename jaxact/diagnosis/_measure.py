@@ -26,7 +26,7 @@ _ACTIVATION = ("zero", "dead", "saturated")
 NAMES = (*_PRODUCT, *_ACTIVATION, "gradient_second_moment")
 
 
-def product_statistics(z: Float[Array, "..."], axes: Axes, num_inputs: int) -> dict[str, Array]:
+def product_statistics(z: Float[Array, "*shape"], axes: Axes, num_inputs: int) -> dict[str, Array]:
     """Mean, second moment, mean cosine between inputs, and effective rank of their Gram matrix.
 
     With G = Z Z^T of up to 64 inputs, Z [input, everything else]: the mean of G_ij / sqrt(G_ii G_jj) over i != j whose
@@ -51,7 +51,7 @@ def product_statistics(z: Float[Array, "..."], axes: Axes, num_inputs: int) -> d
 
 
 def activation_statistics(
-    u: Float[Array, "..."], formula: Formula, largest: float, axes: Axes
+    u: Float[Array, "*shape"], formula: Formula, largest: float, axes: Axes
 ) -> dict[str, Array]:
     """Shares of zeros, of units that are zero on every input, and of slopes below 1 % of the largest."""
     value, steep = formula(u), jnp.abs(slope(formula, u)).astype(jnp.float32)
@@ -79,7 +79,10 @@ def plan(reading: Reading) -> Plan:
             (path, _), formula = site.activation
             done.add(path)
             measure = partial(
-                activation_statistics, formula=formula, largest=largest_slope(formula), axes=site.activation_axes
+                activation_statistics,
+                formula=formula,
+                largest=largest_slope(formula),
+                axes=site.activation_axes,
             )
             measures.setdefault(path, []).append(measure)
     taps = {path: Tap(partial(_all, each), path in slots) for path, each in measures.items()}
@@ -118,7 +121,8 @@ class Watch:
         def objective(slots: dict[Path, Array]) -> tuple[Array, Any]:
             outputs, found = evaluate(self.plan, self.closed.jaxpr, self.closed.consts, args, slots)
             outputs = [
-                tapped(each, slots[(_OUTPUTS, k)]) if (_OUTPUTS, k) in slots else each for k, each in enumerate(outputs)
+                tapped(each, slots[(_OUTPUTS, k)]) if (_OUTPUTS, k) in slots else each
+                for k, each in enumerate(outputs)
             ]
             return self._loss(outputs, batch), found
 
@@ -171,4 +175,3 @@ def call_loss(loss: Callable[..., Any], outputs: Any, batch: Any) -> Array:
     except ValueError:  # of builtins, which say nothing
         pass
     return loss(outputs)
-

@@ -80,5 +80,7 @@ def _row(reading: Reading, k: int) -> tuple[float, float, float]:
 def _from_measured(reading: Reading, measured: Mapping[str, Any], k: int) -> Stats:
     batch = reading.graph.batch
     mean, second, cosine = (float(measured[name][k]) for name in ("mean", "second_moment", "cosine"))
-    pairs = np.where(np.arange(batch.ends.shape[1]) < batch.num_pairs, np.nan_to_num(cosine) * second, mean**2)
+    pairs = np.where(
+        np.arange(batch.ends.shape[1]) < batch.num_pairs, np.nan_to_num(cosine) * second, mean**2
+    )
     return Stats(np.full(batch.num_followed, mean), np.full(batch.num_followed, second), pairs)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxact.diagnosis._axes import BATCH, FEATURE, Axes, has
+from jaxact.diagnosis._elementwise import are_independent
 from jaxact.diagnosis._graph import Graph, Known, Node, Stats, Unknown, Value, WindowGain
-from jaxact.diagnosis._rules import are_independent, window_sums
+from jaxact.diagnosis._sums import window_sums
 
 
 class Product(NamedTuple):
@@ -53,7 +54,9 @@ def conv(graph: Graph, eqn: Any, operands: Sequence[Any], axes: Axes) -> Product
     ]  # fmt: skip
     lengths = [x.shape[k] for k in numbers.lhs_spec[2:]]
     own = (numbers.rhs_spec[1], *spatial)
-    made = _with_weights(graph, "conv", x, weights, fan_in, (numbers.lhs_spec[1],), own, _size(eqn), (lengths, windows))
+    made = _with_weights(
+        graph, "conv", x, weights, fan_in, (numbers.lhs_spec[1],), own, _size(eqn), (lengths, windows)
+    )
     if any(each != 1 for each in params["lhs_dilation"]):
         return made._replace(node=None, reason="a transposed convolution")
     return made
@@ -64,9 +67,20 @@ def _size(eqn: Any) -> int:
 
 
 def _with_weights(
-    graph: Graph, kind: str, x: Any, weights: Known, fan_in: int, summed: Any, own: Any, size: int, windows: Any = None
+    graph: Graph,
+    kind: str,
+    x: Any,
+    weights: Known,
+    fan_in: int,
+    summed: Any,
+    own: Any,
+    size: int,
+    windows: Any = None,
 ) -> Product:
-    """z = W x: E z^2 = n s q + n (n - 1) mu^2 k, k the mean product of two entries of x; s, mu of the actual weights."""
+    """Of z = W x: E z^2 = n s q + n (n - 1) mu^2 k.
+
+    Here k is the mean product of two different entries of x, s and mu are mean square and mean of the actual weights.
+    """
     array = np.asarray(weights.array, np.float64)
     mean, square = float(np.mean(array)), float(np.mean(array**2))
     unknown = Product(kind, fan_in, fan_in * square, None)
@@ -88,11 +102,13 @@ def _with_weights(
         batch = graph.batch
         share, made.profile = _within(windows, node.profile)
         count = fan_in * share
-        own_positions = np.interp(np.arange(batch.num_followed), batch.own, pairs[batch.num_pairs :])
+        own_positions = batch.of_positions(pairs)
         across = own_positions if over_positions else m**2
         between = batch.products(m)
         extra = count * max(count - 1, 0) * mean**2
-        return Stats(count * mean * m, count * square * q + extra * across, count * square * pairs + extra * between)
+        return Stats(
+            count * mean * m, count * square * q + extra * across, count * square * pairs + extra * between
+        )
 
     gain = WindowGain(size / node.size * fan_in * square, lambda profile: _before(windows, profile))
     made = graph.add(compute, size, [(node, gain)], deps=node.deps | tags, through=tags)
@@ -173,7 +189,7 @@ def _average(graph: Graph, operands: Sequence[Any], x: Node, y: Node, count: int
     batch = graph.batch
 
     def spread(stats: Stats) -> np.ndarray:
-        return np.interp(np.arange(batch.num_followed), batch.own, stats.pairs[batch.num_pairs :])
+        return batch.of_positions(stats.pairs)
 
     def compute() -> Stats:
         a, v = weights.stats, values.stats
@@ -185,7 +201,10 @@ def _average(graph: Graph, operands: Sequence[Any], x: Node, y: Node, count: int
         return Stats(n * a.mean * v.mean, second, np.where(pair, n * n * squares * v.pairs, own))
 
     edges = [
-        (weights, lambda: size / weights.size * count * np.maximum(values.stats.second - spread(values.stats), 0)),
+        (
+            weights,
+            lambda: size / weights.size * count * np.maximum(values.stats.second - spread(values.stats), 0),
+        ),
         (values, lambda: size / values.size * count * weights.stats.second),
     ]
     return graph.add(compute, size, edges, through=values.through)

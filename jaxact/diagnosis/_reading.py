@@ -14,8 +14,9 @@ import numpy as np
 from jaxact.diagnosis._axes import Axes, of_input
 from jaxact.diagnosis._formula import Formula
 from jaxact.diagnosis._graph import Batch, Graph, Known, Node, Unknown, Value
+from jaxact.diagnosis._output_axes import output_axes
 from jaxact.diagnosis._products import PRODUCTS, Product
-from jaxact.diagnosis._rules import applied, output_axes, unknown
+from jaxact.diagnosis._rules import applied, unknown
 from jaxact.diagnosis._taps import Path, scan_counts
 from jaxact.trace import Place, bind_equation, called, called_body, place
 
@@ -93,7 +94,13 @@ class _Reader:
         self.reading, self.graph = reading, reading.graph
 
     def walk(
-        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], path: Path, turns: tuple[int, ...], call: Any
+        self,
+        jaxpr: Any,
+        consts: Sequence[Any],
+        args: Sequence[Any],
+        path: Path,
+        turns: tuple[int, ...],
+        call: Any,
     ) -> list[Any]:
         env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         env |= dict(zip(jaxpr.invars, args, strict=True))
@@ -104,7 +111,9 @@ class _Reader:
             env |= dict(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _step(self, eqn: Any, operands: list[Any], path: Path, turns: tuple[int, ...], call: Any) -> list[Any]:
+    def _step(
+        self, eqn: Any, operands: list[Any], path: Path, turns: tuple[int, ...], call: Any
+    ) -> list[Any]:
         name, body = eqn.primitive.name, called_body(eqn)
         if not eqn.outvars:
             return []
@@ -122,18 +131,24 @@ class _Reader:
         if name in PRODUCTS and self._is_site(operands):
             return [self._product(eqn, operands, (path, turns), call)]
         if name == "while" and self._holds_product(eqn):
-            self.reading.notes.append(f"a `while` loop at {place(eqn, call).short} holds products: not opened")
+            self.reading.notes.append(
+                f"a `while` loop at {place(eqn, call).short} holds products: not opened"
+            )
         if known and name != "while":
             return self._computed(eqn, operands)
-        outputs = applied(self.graph, eqn, operands) if name != "while" else unknown(
-            self.graph, eqn, operands, "a `while` loop"
+        outputs = (
+            applied(self.graph, eqn, operands)
+            if name != "while"
+            else unknown(self.graph, eqn, operands, "a `while` loop")
         )
         return self._noted(outputs, operands, (path, turns))
 
     def _holds_product(self, eqn: Any) -> bool:
         inner = [*jax.core.jaxprs_in_params(eqn.params)]
         return any(
-            each.primitive.name in PRODUCTS or self._holds_product(each) for jaxpr in inner for each in jaxpr.eqns
+            each.primitive.name in PRODUCTS or self._holds_product(each)
+            for jaxpr in inner
+            for each in jaxpr.eqns
         )
 
     def _is_site(self, operands: Sequence[Any]) -> bool:
@@ -197,7 +212,9 @@ class _Reader:
         node = product.node
         assert node is not None
         node.site, node.key = len(sites), (key, axes)
-        names = [each.name for each in operands if isinstance(each, Known) and each.axes is None and each.name]
+        names = [
+            each.name for each in operands if isinstance(each, Known) and each.axes is None and each.name
+        ]
         name = names[0] if names else " @ ".join(self._called(each) for each in operands)
         sites.append(
             Site(
@@ -215,7 +232,10 @@ class _Reader:
     def _restarted(self, number: int, operands: Sequence[Any], shape: tuple[int, ...]) -> Node:
         """A product whose statistics are those that will be measured."""
         deps = frozenset().union(
-            *(each.node.deps if isinstance(each, Value) else getattr(each, "deps", frozenset()) for each in operands)
+            *(
+                each.node.deps if isinstance(each, Value) else getattr(each, "deps", frozenset())
+                for each in operands
+            )
         )
         names = frozenset().union(*(each.names for each in operands if isinstance(each, Known)))
         node = self.graph.add(lambda: node.stats, math.prod(shape), deps=deps | names, through=names)
@@ -223,7 +243,9 @@ class _Reader:
 
     # --- Loops and branches -------------------------------------------------------------------------------------------
 
-    def _scan(self, eqn: Any, operands: list[Any], path: Path, turns: tuple[int, ...], call: Any) -> list[Any]:
+    def _scan(
+        self, eqn: Any, operands: list[Any], path: Path, turns: tuple[int, ...], call: Any
+    ) -> list[Any]:
         params, closed = eqn.params, eqn.params["jaxpr"]
         num_consts, num_carry = scan_counts(params)
         consts, carry = operands[:num_consts], operands[num_consts : num_consts + num_carry]
@@ -234,7 +256,9 @@ class _Reader:
         inner = called(eqn, closed.jaxpr, call)
         for i in order:
             args = [*consts, *carry, *(_row(each, i) for each in stacked)]
-            results = self.walk(closed.jaxpr, [Known(c) for c in closed.consts], args, path, (*turns, i), inner)
+            results = self.walk(
+                closed.jaxpr, [Known(c) for c in closed.consts], args, path, (*turns, i), inner
+            )
             carry = results[:num_carry]
             rows.append(results[num_carry:])
         ordered = rows[::-1] if params["reverse"] else rows
@@ -251,7 +275,9 @@ class _Reader:
         (result,) = unknown(self.graph, _Shaped(shape), rows, "the turns of a loop put side by side")
         return result
 
-    def _cond(self, eqn: Any, operands: list[Any], path: Path, turns: tuple[int, ...], call: Any) -> list[Any]:
+    def _cond(
+        self, eqn: Any, operands: list[Any], path: Path, turns: tuple[int, ...], call: Any
+    ) -> list[Any]:
         which, *args = operands
         branches = eqn.params["branches"]
 
@@ -270,7 +296,11 @@ def _order(eqn: Any, operands: Sequence[Known]) -> tuple[int, ...]:
     """How the axes of a parameter lie after an equation."""
     named = [each for each in operands if each.names]
     if eqn.primitive.name == "transpose":
-        return tuple(named[0].order[k] if named[0].order else k for k in eqn.params["permutation"]) if named else ()
+        return (
+            tuple(named[0].order[k] if named[0].order else k for k in eqn.params["permutation"])
+            if named
+            else ()
+        )
     same = [each for each in named if each.shape == tuple(eqn.outvars[0].aval.shape)]
     return same[0].order if same else ()
 
@@ -294,4 +324,3 @@ def _row(stacked: Any, i: int) -> Any:
     if isinstance(stacked, Value):
         return Value(stacked.node, stacked.axes[1:], stacked.shape[1:], stacked.formula)
     return Unknown(stacked.reason, stacked.axes[1:], stacked.shape[1:], stacked.deps)
-

@@ -1,4 +1,4 @@
-"""A jaxpr evaluated with taps: what chosen values look like, and how large the gradient there is, in the same program."""
+"""A jaxpr evaluated with taps: what chosen values look like, and how large the gradient is there, in one program."""
 
 from __future__ import annotations
 
@@ -48,13 +48,11 @@ class Plan:
 
     def turns(self, path: Path) -> tuple[int, ...]:
         """The lengths of the loops that a path lies in."""
-        return tuple(
-            self.loops[path[:end]] for end in range(1, len(path) + 1) if path[:end] in self.loops
-        )
+        return tuple(self.loops[path[:end]] for end in range(1, len(path) + 1) if path[:end] in self.loops)
 
 
 @jax.custom_vjp
-def tapped(z: Float[Array, "..."], slot: Float[Array, ""]) -> Float[Array, "..."]:
+def tapped(z: Float[Array, "*shape"], slot: Float[Array, ""]) -> Float[Array, "*shape"]:
     """The value itself; the cotangent of `slot` is the mean square of the cotangent of z, which passes unchanged.
 
     So no gradient is kept: in a loop, what would be stacked over its turns is one number a turn.

@@ -12,9 +12,9 @@ The way of one equation, `z = gelu(W @ x)` say:
 4. The slopes of a formula over intervals, or the whole line, are bounded from the formula alone (`_slopes`), by
    enclosures over panels (`_jets`) in interval arithmetic (`_intervals`) from facts on each primitive (`_curves`).
 
-The result, a `Program`, is what `jaxact.lipschitz` bounds. What any other walk over a jaxpr needs has a door of its own: an
-equation's place in the user's source (`place`, `called`), the body of a call (`called_body`), and the primitive itself
-(`bind_equation`).
+The result, a `Program`, is what `jaxact.lipschitz` bounds. What any other walk over a jaxpr needs has a door of its
+own: an equation's place in the user's source (`place`, `called`), the body of a call (`called_body`), and the primitive
+itself (`bind_equation`).
 """
 
 from jaxact.trace._expr import Expr, UnsupportedError, evaluate_node, nodes

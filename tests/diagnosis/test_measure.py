@@ -57,7 +57,9 @@ def by_hand(z, u, slope, largest):
 
 def check(row, expected):
     for name, value in expected.items():
-        np.testing.assert_allclose(getattr(row, name), value, rtol=2e-5, atol=1e-6, err_msg=f"{row.name} {name}")
+        np.testing.assert_allclose(
+            getattr(row, name), value, rtol=2e-5, atol=1e-6, err_msg=f"{row.name} {name}"
+        )
 
 
 def test_the_rows_of_an_mlp_are_what_numpy_finds():
@@ -71,7 +73,9 @@ def test_the_rows_of_an_mlp_are_what_numpy_finds():
         u = np.asarray(z + MLP[k][1])
         expected = by_hand(z, u, (u > 0) * 1.0, 1.0)
         if k == 2:  # no activation follows
-            expected = {name: expected[name] for name in ("mean", "second_moment", "cosine", "effective_rank")}
+            expected = {
+                name: expected[name] for name in ("mean", "second_moment", "cosine", "effective_rank")
+            }
             assert np.isnan(row.zero)
         check(row, expected | {"gradient": np.sqrt(np.mean(np.square(g)))})
         assert row.fan_in == 7
@@ -88,7 +92,7 @@ def test_the_whole_jacobian_of_a_small_input_is_exact_and_that_of_a_large_one_is
         w, x = normal(1, 3, size, size) / size**0.5, normal(2, 40, size)
         rows = jaxact.diagnose(scanned, w, x).rows
         for k, row in enumerate(rows):
-            J = jax.jacfwd(lambda x, k=k: scanned(w[:k], x[None])[0] @ w[k])(x[0])
+            J = jax.jacfwd(lambda x, w=w, k=k: scanned(w[:k], x[None])[0] @ w[k])(x[0])
             values = np.linalg.svd(np.asarray(J), compute_uv=False)
             assert row.is_exact == is_exact
             if is_exact:

@@ -1,5 +1,7 @@
 """What is predicted, against closed forms, against theory's maps, and against what is measured at width 512."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,9 @@ def check_within(rows, share, gradient=None):
     """Second moment and gradient factor of every row that is predicted: which must be all."""
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         assert row.reason == "", row
-        np.testing.assert_allclose(row.predicted_second_moment, row.second_moment, rtol=share, err_msg=row.name)
+        np.testing.assert_allclose(
+            row.predicted_second_moment, row.second_moment, rtol=share, err_msg=row.name
+        )
         if after is not None:
             told = (row.predicted_gradient_factor, row.gradient_factor)
             np.testing.assert_allclose(*told, rtol=gradient or share, err_msg=row.name)
@@ -54,7 +58,7 @@ def check_within(rows, share, gradient=None):
 def test_a_relu_halves_the_second_moment_and_the_gradient():
     params = [centred(k, 64, 64, scale=s) for k, s in enumerate((1.0, 1.3, 0.8))]
     rows = rows_of(plain(jax.nn.relu), params, normal(9, 40, 64))
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in pairwise(rows):
         scale = row.weight_scale / 2
         np.testing.assert_allclose(
             row.predicted_second_moment / before.predicted_second_moment, scale, rtol=5e-3
@@ -70,13 +74,15 @@ def test_rows_follow_theorys_maps(name):
     x = normal(9, 40, 64)
     x = x / jnp.sqrt(jnp.mean(x**2, 1, keepdims=True))  # one second moment for all inputs
     rows = rows_of(plain(act), params, x)
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in pairwise(rows):
         found = theory.moments(act, variance=before.predicted_second_moment)
         second = row.weight_scale * found.second_moment
         np.testing.assert_allclose(row.predicted_second_moment, second, rtol=1e-3)
         gain = row.weight_scale * found.slope_second_moment
         np.testing.assert_allclose(before.predicted_gradient_factor**2, gain, rtol=1e-3)
-        c = theory.correlation_map(act, before.predicted_cosine, q=before.predicted_second_moment, sigma_w=1.0)
+        c = theory.correlation_map(
+            act, before.predicted_cosine, q=before.predicted_second_moment, sigma_w=1.0
+        )
         # The mean over pairs whose cosines differ by 1 / sqrt(64), which the map bends.
         np.testing.assert_allclose(row.predicted_cosine, c, atol=0.01)
 

@@ -75,12 +75,19 @@ def of_one(model: Traced) -> tuple[Any, Reading, Any] | None:
 
 def _read(closed: Any, params: Any, batch: Any, names: Sequence[str]) -> Reading:
     leaves = jax.tree.leaves(params)
-    known = [Known(leaf, None, frozenset({name}), name) for leaf, name in zip(leaves, names, strict=True)]
+    known = [
+        Known(_on_host(leaf), None, frozenset({name}), name) for leaf, name in zip(leaves, names, strict=True)
+    ]
     inputs = [
-        Known(leaf, of_input(leaf.shape), name=name)
+        Known(_on_host(leaf), of_input(leaf.shape), name=name)
         for leaf, name in zip(jax.tree.leaves(batch), _names(batch, "inputs"), strict=True)
     ]
     return read(closed, [*known, *inputs], jax.tree.leaves(batch)[0].shape[0])
+
+
+def _on_host(leaf: Any) -> Any:
+    """In NumPy, so that no operation is compiled for each shape; random keys stay."""
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else np.asarray(leaf)
 
 
 def _names(tree: Any, alone: str) -> list[str]:
@@ -104,9 +111,9 @@ def _check_finite(params: Any, names: Sequence[str]) -> None:
 
 
 def _check_leaf(leaf: Any, name: str, remedy: str) -> None:
-    if not jnp.issubdtype(leaf.dtype, jnp.floating) or bool(jnp.isfinite(leaf).all()):
-        return
-    count = int(np.sum(~np.isfinite(np.asarray(leaf, np.float32))))
+    if not jnp.issubdtype(leaf.dtype, jnp.floating) or np.isfinite(np.asarray(leaf)).all():
+        return  # on the host: on the device every shape would be compiled for
+    count = int(np.sum(~np.isfinite(np.asarray(leaf))))
     raise ArgumentError(f"{name} must be finite, got {count} NaN or inf of {leaf.size} entries.", remedy)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxact.diagnosis._axes import Axes, of_input
@@ -18,9 +17,7 @@ from jaxact.diagnosis._output_axes import output_axes
 from jaxact.diagnosis._products import PRODUCTS, Product
 from jaxact.diagnosis._rules import applied, unknown
 from jaxact.diagnosis._taps import Path, scan_counts
-from jaxact.trace import Place, bind_equation, called, called_body, place
-
-_MANY = 32  # equations of a body of constants that are run at once
+from jaxact.trace import Place, called, called_body, compute_equation, place
 
 
 @dataclass(eq=False)
@@ -162,7 +159,7 @@ class _Reader:
 
     def _computed(self, eqn: Any, operands: Sequence[Known]) -> list[Any]:
         """Arrays of parameters, or of inputs before any product, as they are."""
-        results = bind_equation(eqn, [each.array for each in operands], eqn.params)
+        results = compute_equation(eqn, [each.array for each in operands])
         names = frozenset().union(*(each.names for each in operands))
         name = next((each.name for each in operands if each.name), "")
         varied = [each for each in operands if each.axes is not None]
@@ -270,7 +267,7 @@ class _Reader:
         if all(isinstance(each, Known) for each in rows):
             first = rows[0]
             axes = None if first.axes is None else (of_input((1, len(rows)))[1], *first.axes)
-            return Known(jnp.stack([each.array for each in rows]), axes, first.names, first.name)
+            return Known(np.stack([np.asarray(each.array) for each in rows]), axes, first.names, first.name)
         shape = (len(rows), *rows[0].shape)
         (result,) = unknown(self.graph, _Shaped(shape), rows, "the turns of a loop put side by side")
         return result

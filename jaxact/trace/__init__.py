@@ -14,11 +14,12 @@ The way of one equation, `z = gelu(W @ x)` say:
 
 The result, a `Program`, is what `jaxact.lipschitz` bounds. What any other walk over a jaxpr needs has a door of its
 own: an equation's place in the user's source (`place`, `called`), the body of a call (`called_body`), and the primitive
-itself (`bind_equation`).
+itself (`bind_equation`; `compute_equation` on the host).
 """
 
 from jaxact.trace._expr import Expr, UnsupportedError, evaluate_node, nodes
 from jaxact.trace._host import bound as bind_equation
+from jaxact.trace._host import computed as compute_equation
 from jaxact.trace._intervals import centered
 from jaxact.trace._jets import compile_formula
 from jaxact.trace._operators import Dense, Diagonal, Identity, Linear, Operator, matvec
@@ -69,6 +70,7 @@ __all__ = [
     "called_body",
     "centered",
     "compile_formula",
+    "compute_equation",
     "evaluate",
     "evaluate_node",
     "find_jumps",

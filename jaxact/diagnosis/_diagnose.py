@@ -15,6 +15,7 @@ from jaxact.diagnosis._measure import Watch
 from jaxact.diagnosis._predict import Prediction, predict
 from jaxact.diagnosis._reading import Reading, Site
 from jaxact.diagnosis._rows import Row
+from jaxact.errors import ArgumentError, one_line
 
 _NO_LOSS = "a fixed random projection of the outputs, summed over the inputs (no loss was given)"
 
@@ -45,7 +46,16 @@ def watch(fn: Any, params: Any, batch: Any = None, *, loss: Callable[..., Any] |
 
 
 def _watch(model: Traced) -> Watch:
-    return Watch(model.closed, model.reading, model.loss, model.out_tree)
+    run = Watch(model.closed, model.reading, model.loss, model.out_tree)
+    try:
+        jax.eval_shape(run.all, model.params, model.batch)
+    except ValueError as error:  # a `while` loop, for one
+        raise ArgumentError(
+            f"must have a gradient; it raised {one_line(error)}.",
+            "Write a loop of a known number of turns as jax.lax.scan or fori_loop with static ends.",
+            argument="fn",
+        ) from error
+    return run
 
 
 def diagnose(

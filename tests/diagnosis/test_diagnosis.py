@@ -106,6 +106,12 @@ REFUSED = {
     "random numbers": (
         lambda: jaxact.diagnose(lambda w, x: x @ w * jax.random.normal(KEY, (5,)), W, X), ValueError, "random numbers"
     ),
+    "a while loop": (
+        lambda: jaxact.diagnose(
+            lambda w, x: jax.lax.while_loop(lambda h: h.sum() > 0, lambda h: h @ w - 1, x) @ w, W, X
+        ),
+        ValueError, "gradient.*Reverse-mode.*jax.lax.scan",
+    ),
     "a vector loss": (lambda: jaxact.diagnose(lambda w, x: x @ w, W, X, loss=lambda y: y), TypeError, "real scalar"),
     "no loss": (lambda: jaxact.diagnose(lambda w, x: x @ w, W, X, loss=3), TypeError, "got int"),
     "a loss that fails": (

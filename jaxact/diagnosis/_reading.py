@@ -17,6 +17,7 @@ from jaxact.diagnosis._output_axes import output_axes
 from jaxact.diagnosis._products import PRODUCTS, Product
 from jaxact.diagnosis._rules import applied, unknown
 from jaxact.diagnosis._taps import Path, scan_counts
+from jaxact.numerics import inner_jaxprs
 from jaxact.trace import Place, called, called_body, compute_equation, place
 
 
@@ -141,11 +142,11 @@ class _Reader:
         return self._noted(outputs, operands, (path, turns))
 
     def _holds_product(self, eqn: Any) -> bool:
-        inner = [*jax.core.jaxprs_in_params(eqn.params)]
+        bodies = [getattr(inner, "jaxpr", inner) for inner in inner_jaxprs(eqn)]
         return any(
             each.primitive.name in PRODUCTS or self._holds_product(each)
-            for jaxpr in inner
-            for each in jaxpr.eqns
+            for body in bodies
+            for each in body.eqns
         )
 
     def _is_site(self, operands: Sequence[Any]) -> bool:

@@ -108,7 +108,7 @@ REFUSED = {
     ),
     "a while loop": (
         lambda: jaxact.diagnose(
-            lambda w, x: jax.lax.while_loop(lambda h: h.sum() > 0, lambda h: h @ w - 1, x) @ w, W, X
+            lambda w, x: jax.lax.while_loop(lambda h: h.sum() > 0, lambda h: h @ w - 1, x @ w) @ w, W, X
         ),
         ValueError, "gradient.*Reverse-mode.*jax.lax.scan",
     ),

@@ -134,8 +134,9 @@ def transformer(p, x, *, pre, heads=8):
     return x if pre else layer_norm(x)
 
 
-@pytest.mark.parametrize("pre", [True, False])
-def test_transformer_blocks_are_predicted(pre):
+# The gradients of different tokens, which attention makes alike, count as independent at its values: 12 % post-norm.
+@pytest.mark.parametrize(("pre", "gradient"), [(True, 0.1), (False, 0.15)])
+def test_transformer_blocks_are_predicted(pre, gradient):
     def block(number):
         p = {name: weights(10 * number + k, WIDTH, WIDTH) for k, name in enumerate("qkvo")}
         up, down = weights(10 * number + 5, WIDTH, 2 * WIDTH), weights(10 * number + 6, 2 * WIDTH, WIDTH)
@@ -148,7 +149,7 @@ def test_transformer_blocks_are_predicted(pre):
 
     rows = rows_of(fn, [block(0), block(1)], normal(99, 6, 12, WIDTH))
     assert [row.kind for row in rows[:5]] == ["dense"] * 3 + ["attention"] * 2
-    check_within(rows, 0.1, gradient=0.15)
+    check_within(rows, 0.1, gradient=gradient)
 
 
 class Images(nnx.Module):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         activations,
         adapters,
         cache,
+        diagnosis,
         errors,
         fit,
         lipschitz,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         theory,
         trace,
     )
+    from jaxact.diagnosis import diagnose
 
     __version__: str
 
@@ -31,6 +33,8 @@ __all__ = [
     "activations",
     "adapters",
     "cache",
+    "diagnose",
+    "diagnosis",
     "errors",
     "fit",
     "lipschitz",
@@ -43,9 +47,14 @@ __all__ = [
     "trace",
 ]
 
+#: functions at the top -> the package that they are from
+_FUNCTIONS = {"diagnose": "jaxact.diagnosis"}
+
 
 def __getattr__(name: str) -> Any:
     # Not at the top: jax takes a second, flax another, and who wants activations needs no flax.
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     if name == "__version__":

@@ -21,7 +21,15 @@ from jaxtyping import Array
 from jaxact.errors import ArgumentError, one_line
 from jaxact.numerics import untraceable, widest_input
 
-__all__ = ["Model", "OneExample", "as_function", "import_model", "on_one_example"]
+__all__ = [
+    "Model",
+    "OneExample",
+    "Parametric",
+    "as_function",
+    "as_parametric",
+    "import_model",
+    "on_one_example",
+]
 
 _SAME_OUTPUT = 1e-4  # relative
 _FEW = 8  # names shown where none is close
@@ -65,6 +73,22 @@ class OneExample(NamedTuple):
     dtype: Any
     call: Callable[[Any], Any]
     tangent: Callable[[Any, Any], Any] | None
+
+
+class Parametric(NamedTuple):
+    """A model as a function of its parameters too.
+
+    Attributes:
+        kind: in words.
+        call: (params, batch) -> array or pytree of arrays; takes a batch, whatever its framework's layers take.
+        params: pytree of arrays.
+        names: of the leaves of `params`, as their user would write them.
+    """
+
+    kind: str
+    call: Callable[[Any, Any], Any]
+    params: Any
+    names: tuple[str, ...]
 
 
 # --- By name --------------------------------------------------------------------------------------------------
@@ -254,6 +278,116 @@ def _nnx_model(module: Any, name: str) -> Model:
     is_ours = any(_is_a(module, "jaxact.nn", each) for each in ("MLP", "ResNet", "Stack"))
     forward = functools.partial(call, mode="forward") if is_ours else None
     return Model(name, "NNX module in eval mode", call, True, forward)
+
+
+# --- With its parameters --------------------------------------------------------------------------------------
+
+
+def as_parametric(value: Any, *, name: str = "`fn`") -> Parametric:
+    """Make a function of (params, batch) from a module, in the mode that it is in.
+
+    Args:
+        value: an NNX module, a pair (Linen module, variables), or an Equinox module, which is mapped over the batch.
+        name: what errors call it.
+
+    Returns:
+        A `Parametric`. Its `call` raises ValueError where the module is in training mode: what it changes as it runs
+        would be lost.
+
+    Raises:
+        ValueError: it is none of these.
+
+    Example:
+        >>> from flax import nnx
+        >>> as_parametric(nnx.Linear(3, 2, rngs=nnx.Rngs(0))).names
+        ('bias', 'kernel')
+    """
+    if isinstance(value, tuple | list) and len(value) == 2 and _is_a(value[0], "flax.linen", "Module"):
+        return _linen_parametric(*value)
+    if _is_a(value, "flax.nnx", "Module"):
+        return _nnx_parametric(value)
+    if _is_a(value, "equinox", "Module"):
+        return _equinox_parametric(value)
+    raise ArgumentError(
+        f"{name} must be an NNX module, a pair (Linen module, variables) or an Equinox module where no `params` "
+        f"are given, got {_article(type(value).__name__)}.",
+        "Give a function its parameters: (fn, params, batch).",
+    )
+
+
+def _nnx_parametric(module: Any) -> Parametric:
+    nnx = sys.modules["flax.nnx"]
+    graph, state = nnx.split(module)
+    pure = nnx.to_pure_dict(state)
+
+    def call(params: Any, batch: Any) -> Any:
+        given = jax.tree.map(lambda x: x, state)
+        nnx.replace_by_pure_dict(given, params)
+        copy = nnx.merge(graph, given)
+        output = copy(batch)
+        after = nnx.to_pure_dict(nnx.state(copy))
+        _check_unchanged(params, after, "module.eval()")
+        return output
+
+    return Parametric("NNX module", call, pure, _dotted(pure))
+
+
+def _linen_parametric(module: Any, variables: Any) -> Parametric:
+    errors = sys.modules["flax.errors"]
+
+    def call(params: Any, batch: Any) -> Any:
+        try:
+            return module.apply(params, batch)
+        except (errors.ModifyScopeVariableError, errors.InvalidRngError) as error:
+            raise _in_training(one_line(error), "deterministic=True, use_running_average=True") from error
+
+    paths = jax.tree_util.tree_flatten_with_path(variables)[0]
+    names = tuple(jax.tree_util.keystr(path).removeprefix("['params']") for path, _ in paths)
+    return Parametric("Linen module with its variables", call, variables, names)
+
+
+def _equinox_parametric(module: Any) -> Parametric:
+    equinox = sys.modules["equinox"]
+    params, static = equinox.partition(module, equinox.is_inexact_array)
+
+    def call(params: Any, batch: Any) -> Any:
+        try:
+            return jax.vmap(equinox.combine(params, static))(batch)
+        except RuntimeError as error:
+            raise _in_training(one_line(error), "eqx.nn.inference_mode(model)") from error
+
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    names = tuple(jax.tree_util.keystr(path).lstrip(".") for path, _ in paths)
+    return Parametric("Equinox module", call, params, names)
+
+
+def _check_unchanged(before: Any, after: Any, remedy: str) -> None:
+    changed = [
+        path
+        for (path, one), other in zip(
+            jax.tree_util.tree_flatten_with_path(before)[0], jax.tree.leaves(after), strict=False
+        )
+        if one is not other
+    ]
+    same_tree = jax.tree.structure(before) == jax.tree.structure(after)  # type: ignore[operator]
+    if changed or not same_tree:
+        told = ", ".join(map(jax.tree_util.keystr, changed[:_FEW])) or "its state"
+        raise _in_training(f"running it changes {told}", remedy)
+
+
+def _in_training(what: str, remedy: str) -> ArgumentError:
+    return ArgumentError(
+        f"must not be in training mode: {what}.", f"Put it into inference mode: {remedy}.", argument="fn"
+    )
+
+
+def _dotted(tree: Any) -> tuple[str, ...]:
+    """Paths as their user would write them: layers[3].kernel."""
+    names = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        keys = [getattr(entry, "key", getattr(entry, "idx", None)) for entry in path]
+        names.append("".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip("."))
+    return tuple(names)
 
 
 def _is_a(value: Any, module: str, name: str) -> bool:

@@ -12,10 +12,14 @@ The way of one equation, `z = gelu(W @ x)` say:
 4. The slopes of a formula over intervals, or the whole line, are bounded from the formula alone (`_slopes`), by
    enclosures over panels (`_jets`) in interval arithmetic (`_intervals`) from facts on each primitive (`_curves`).
 
-The result, a `Program`, is what `jaxact.lipschitz` bounds.
+The result, a `Program`, is what `jaxact.lipschitz` bounds. What any other walk over a jaxpr needs has a door of its
+own: an equation's place in the user's source (`place`, `called`), the body of a call (`called_body`), and the primitive
+itself (`bind_equation`; `compute_equation` on the host).
 """
 
 from jaxact.trace._expr import Expr, UnsupportedError, evaluate_node, nodes
+from jaxact.trace._host import bound as bind_equation
+from jaxact.trace._host import computed as compute_equation
 from jaxact.trace._intervals import centered
 from jaxact.trace._jets import compile_formula
 from jaxact.trace._operators import Dense, Diagonal, Identity, Linear, Operator, matvec
@@ -34,7 +38,8 @@ from jaxact.trace._program import (
     evaluate,
 )
 from jaxact.trace._slopes import LARGEST, SlopeRange, find_jumps, slope_range, value_range
-from jaxact.trace._walk import Lowered, from_function, lower, lower_both
+from jaxact.trace._source import Place, called, place
+from jaxact.trace._walk import Lowered, called_body, from_function, lower, lower_both
 from jaxact.trace._wide import forget, run_again
 
 __all__ = [
@@ -51,6 +56,7 @@ __all__ = [
     "Linear",
     "Lowered",
     "Operator",
+    "Place",
     "Program",
     "Reach",
     "SlopeRange",
@@ -59,8 +65,12 @@ __all__ = [
     "UnsupportedError",
     "Values",
     "applied",
+    "bind_equation",
+    "called",
+    "called_body",
     "centered",
     "compile_formula",
+    "compute_equation",
     "evaluate",
     "evaluate_node",
     "find_jumps",
@@ -70,6 +80,7 @@ __all__ = [
     "lower_both",
     "matvec",
     "nodes",
+    "place",
     "run_again",
     "slope_range",
     "value_range",

@@ -207,7 +207,7 @@ def walk(graph: Graph, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -
         if eqn in same:  # written twice
             env |= {var: env[first] for var, first in zip(eqn.outvars, same[eqn].outvars, strict=True)}
             continue
-        handing_on = eqn.primitive.name in LOOPS or _body(eqn) is not None
+        handing_on = eqn.primitive.name in LOOPS or called_body(eqn) is not None
         operands = [(peek if handing_on else read)(atom) for atom in eqn.invars]
         env |= dict(zip(eqn.outvars, _step(graph, eqn, operands), strict=True))
     graph.eqn = before
@@ -244,7 +244,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _step(graph: Graph, eqn: Any, operands: list[Any]) -> Sequence[Any]:
-    name, inner = eqn.primitive.name, _body(eqn)
+    name, inner = eqn.primitive.name, called_body(eqn)
     if not eqn.outvars:  # debug.print and its like
         return []
     if all(map(is_constant, operands)) and (inner is None or name in LOOPS or len(inner[0].eqns) > _MANY):
@@ -278,7 +278,7 @@ def _entered(graph: Graph, eqn: Any) -> Iterator[None]:
             graph.made_at.setdefault(node, (eqn, graph.call))
 
 
-def _body(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+def called_body(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     """The body of an equation that merely calls one (jit, custom_jvp, remat ...), with its constants."""
     if eqn.primitive.name in ("reduce", "reduce_window"):  # their jaxpr combines two entries
         return None

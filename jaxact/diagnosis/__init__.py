@@ -1,0 +1,13 @@
+"""What ails a model: every product of any JAX function measured, with theory's prediction beside it.
+
+The way of a diagnosis: `_arguments` traces the model, `_reading` walks its jaxpr once, by the rules of `_rules` and
+`_products` on the statistics of `_graph`; `_measure` makes the one program that measures all rows, by the taps of
+`_taps`; `_predict` fills in the graph from the measured input.
+"""
+
+from jaxact.diagnosis._diagnose import diagnose, watch
+from jaxact.diagnosis._diagnosis import Diagnosis
+from jaxact.diagnosis._measure import Watch
+from jaxact.diagnosis._rows import Row
+
+__all__ = ["Diagnosis", "Row", "Watch", "diagnose", "watch"]

@@ -1,0 +1,153 @@
+"""What ails a model: every product measured by one compiled program, and predicted beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxact.diagnosis._arguments import Traced, of_one, traced
+from jaxact.diagnosis._diagnosis import Diagnosis
+from jaxact.diagnosis._ends import MANY, Ends, jacobian_ends, no_ends
+from jaxact.diagnosis._measure import Watch
+from jaxact.diagnosis._predict import Prediction, predict
+from jaxact.diagnosis._reading import Reading, Site
+from jaxact.diagnosis._rows import Row
+from jaxact.errors import ArgumentError, one_line
+
+_NO_LOSS = "a fixed random projection of the outputs, summed over the inputs (no loss was given)"
+
+
+def watch(fn: Any, params: Any, batch: Any = None, *, loss: Callable[..., Any] | None = None) -> Watch:
+    """Make the measuring part of `diagnose`, to be used within a training loop.
+
+    Args:
+        fn: as in `diagnose`.
+        params: as in `diagnose`; only structure, shapes and dtypes matter.
+        batch: as in `diagnose`; the same.
+        loss: as in `diagnose`.
+
+    Returns:
+        A pure function (params, batch) -> {name: [row]}, to be jitted or called within a jitted step.
+
+    Raises:
+        ValueError: as in `diagnose`.
+        TypeError: as in `diagnose`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> numbers = watch(lambda w, x: x @ w, jnp.eye(3), jnp.ones((2, 3)))
+        >>> float(numbers(2 * jnp.eye(3), jnp.ones((2, 3)))["second_moment"][0])
+        4.0
+    """
+    return _watch(traced(fn, params, batch, loss))
+
+
+def _watch(model: Traced) -> Watch:
+    run = Watch(model.closed, model.reading, model.loss, model.out_tree)
+    try:
+        jax.eval_shape(run.all, model.params, model.batch)
+    except ValueError as error:  # a `while` loop, for one
+        raise ArgumentError(
+            f"must have a gradient; it raised {one_line(error)}.",
+            "Write a loop of a known number of turns as jax.lax.scan or fori_loop with static ends.",
+            argument="fn",
+        ) from error
+    return run
+
+
+def diagnose(
+    fn: Any,
+    params: Any,
+    batch: Any = None,
+    *,
+    loss: Callable[..., Any] | None = None,
+    jacobian: bool | None = None,
+) -> Diagnosis:
+    """Measure a model at every product, and say what theory expects there.
+
+    The function is traced, and its jaxpr evaluated again with a tap at every product with a parameter in it, and of two
+    arrays that depend on the input: inside jit, custom derivatives, remat, scan (each turn is a row of its own) and
+    cond. One compiled program measures all. The prediction walks the same jaxpr with statistics in place of arrays,
+    from the inputs as they are, and takes each weight array as random with the mean and mean square that it has: exact
+    at infinite width at initialisation, an approximation elsewhere.
+
+    Args:
+        fn: function of (params, inputs). Or a module with `params` left out, `diagnose(module, batch)`: an NNX module
+            in eval mode, a pair (Linen module, variables), or an Equinox module, which is mapped over the batch.
+        params: pytree of arrays; the rows are named by its paths.
+        batch: inputs: an array, or a pytree of arrays, with the inputs on the first axis.
+        loss: of the outputs, or of (outputs, batch), to a scalar. By default the sum of all outputs times fixed
+            standard normal numbers.
+        jacobian: whether to find the ends of its singular values, for the first input: a further program to compile.
+            By default where at most 16 products are written out (a loop's body counts once).
+
+    Returns:
+        A `Diagnosis`: print it, or see `rows`, `to_frame()`, `chart()`.
+
+    Raises:
+        ValueError: params or batch hold NaN or inf, the model does not take the batch, is in training mode, or has no
+            product.
+        TypeError: `fn` is no such function, or the loss no scalar.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> w = jax.random.normal(jax.random.key(0), (3, 64, 64)) / 8
+        >>> def model(w, x):
+        ...     return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0]
+        >>> found = diagnose(model, w, jnp.ones((4, 64)))
+        >>> [row.name for row in found.rows]
+        ['params[0]', 'params[1]', 'params[2]']
+    """
+    model = traced(fn, params, batch, loss)
+    run = _watch(model)
+    measured, at_outputs = jax.device_get(jax.jit(run.all)(model.params, model.batch))
+    prediction = predict(model.reading, measured, at_outputs)
+    ends = _ends(model, jacobian)
+    rows = tuple(_row(model.reading, k, measured, prediction, ends) for k in range(len(model.reading.sites)))
+    told = _NO_LOSS if loss is None else f"`{getattr(loss, '__name__', type(loss).__name__)}`"
+    return Diagnosis(rows, told, run.notes)
+
+
+def _ends(model: Traced, jacobian: bool | None) -> Ends:
+    is_wanted = len({site.key[0] for site in model.reading.sites}) <= MANY if jacobian is None else jacobian
+    one = of_one(model) if is_wanted else None
+    if one is None:
+        return no_ends(len(model.reading.sites))
+    closed, reading, example = one
+    return jacobian_ends(closed, reading, model.params, example, model.reading.graph.batch.num_inputs)
+
+
+def _row(reading: Reading, k: int, measured: Mapping[str, Any], prediction: Prediction, ends: Ends) -> Row:
+    site: Site = reading.sites[k]
+    gradient = np.sqrt(np.asarray(measured["gradient_second_moment"], float))
+    expected = np.sqrt(np.asarray(prediction.gradient_second_moment, float))
+    own = ("mean", "second_moment", "cosine", "effective_rank", "zero", "dead", "saturated")
+    return Row(
+        name=site.name,
+        line=site.place.short,
+        kind=site.kind,
+        shape=site.shape,
+        fan_in=site.fan_in,
+        weight_scale=site.weight_scale,
+        **{name: float(measured[name][k]) for name in own},
+        gradient=float(gradient[k]),
+        gradient_factor=_factor(gradient, k),
+        largest=float(ends.largest[k]),
+        smallest=float(ends.smallest[k]),
+        is_exact=ends.is_exact,
+        predicted_mean=float(prediction.mean[k]),
+        predicted_second_moment=float(prediction.second_moment[k]),
+        predicted_cosine=float(prediction.cosine[k]),
+        predicted_gradient=float(expected[k]),
+        predicted_gradient_factor=_factor(np.where(prediction.anchored, gradient, expected), k),
+        reason=site.reason,
+    )
+
+
+def _factor(gradients: np.ndarray, k: int) -> float:
+    if k + 1 >= len(gradients) or not gradients[k + 1] > 0:
+        return float("nan")
+    return float(gradients[k] / gradients[k + 1])

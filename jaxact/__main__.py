@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from jaxact import xla
 from jaxact._cli._commands import COMMANDS
 from jaxact._cli._output import InputError
 from jaxact.cache import use_compilation_cache
@@ -115,6 +116,7 @@ def run() -> NoReturn:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     print_any_text()
     use_compilation_cache()
+    xla.compile_fast()
     try:
         sys.exit(main())
     except KeyboardInterrupt:

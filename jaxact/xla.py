@@ -13,17 +13,23 @@ def options(level: int, *, is_fused_anew: bool = False) -> dict[str, Any]:
     third, and what they emit runs as fast, but for long loops with batch norms (8 to 14 % slower, jaxlib 0.10.2): ask
     for the new ones there, by `is_fused_anew`. Other backends take no notice.
     """
-    return {_LEVEL: level} if is_fused_anew or not _has_emitters() else {_LEVEL: level, _EMITTERS: False}
+    return {_LEVEL: level, **({_EMITTERS: is_fused_anew} if _has_emitters() else {})}
 
 
-def compile_fast() -> None:
-    """Let this process and those it starts compile fast rather than well; before jax first compiles, or too late.
+def compile_fast(level: int | None = None) -> None:
+    """Let this process and those it starts use the older emitters, and a level of LLVM; before jax first compiles.
 
-    For what compiles much and computes little. What XLA_FLAGS says already stands.
+    For programs alone, which compile much: importing the library changes no setting. What XLA_FLAGS says stands.
+
+    Args:
+        level: 0 where little is computed; None for XLA's own, 3.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    fast = [f"--{name}={str(value).lower()}" for name, value in options(0).items() if name not in flags]
-    os.environ["XLA_FLAGS"] = " ".join([flags, *fast]).strip()
+    fast = options(level or 0)
+    if level is None:
+        del fast[_LEVEL]
+    added = [f"--{name}={str(value).lower()}" for name, value in fast.items() if name not in flags]
+    os.environ["XLA_FLAGS"] = " ".join([flags, *added]).strip()
 
 
 def is_level_given() -> bool:

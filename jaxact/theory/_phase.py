@@ -95,7 +95,7 @@ def mean_field(
     slopes give the depth scales (Poole et al. 2016; Schoenholz et al. 2017, "Deep information propagation"). q_star is
     the first fixed point on the way from q = 1 (unit inputs), found on a table of V from q = 1e-24 to 1e24 and by
     Newton's method: to about 1e-13 / |1 - V'(q_star)| relative in float64. It is 1 where all q are fixed (relu at
-    sigma_w = sqrt(2)).
+    sigma_w = sqrt(2)), or 1 is and V'(1) = 1 (`shape` by "tat").
     c_star is the root of C's Hermite expansion to degree 95 or, where that leaves out more than 1e-9 of C'(c_star) as
     it does close above criticality, of C by quadrature. xi_c is NaN so close above criticality that rounding leaves
     less than a percent of it: in float32 within about 1e-2 of the critical sigma_w, in float64 within 1e-5. At q_star =
@@ -176,7 +176,11 @@ def _at(activation, points, lengths, table, sigma_w, sigma_b):
     """`MeanField` at one point."""
     w, b = sigma_w**2, sigma_b**2
     excess = w * table + b - lengths
-    low, high, is_fixed, falls, rises = _bracket(lengths, excess)
+    x, weights = gaussian_nodes(points, jnp.zeros_like(w), jnp.ones_like(w), is_wide=grows_fast(activation))
+    # V'(1) = 1 neither repels nor attracts (a shaped activation's): on which side rounding lies decides nothing.
+    steep = w * jnp.sum(x * activation(x) * activation.derivative(x) * weights)
+    repels = steep > 1 + jnp.sqrt(jnp.finfo(w.dtype).eps)
+    low, high, is_fixed, falls, rises = _bracket(lengths, excess, repels)
     is_known, diverges = _beyond(lengths, w, table, excess, rises)
     vanishes = falls & (b == 0)
     # Below the table V is a straight line from b.
@@ -290,12 +294,15 @@ def _panels(fixed, moving):
     return z.reshape(*moving.shape[:-1], -1), weights.reshape(*moving.shape[:-1], -1)
 
 
-def _bracket(lengths, excess):
-    """Where V(q) - q changes its sign first on the way from q = 1; whether it does nowhere below or above."""
+def _bracket(lengths, excess, repels):
+    """Where V(q) - q changes its sign first on the way from q = 1; whether it does nowhere below or above.
+
+    `repels` says whether 1, if it is a fixed point, is one that signals leave.
+    """
     at_start = excess[_START]
     size = lengths * 64 * jnp.finfo(lengths.dtype).eps
     around = slice(_START - 1, _START + 2)  # one alone may be a fixed point like others, even a repelling one
-    is_fixed = (jnp.abs(excess[around]) <= size[around]).all()
+    is_fixed = (jnp.abs(excess) <= size)[around].all() | ((jnp.abs(at_start) <= size[_START]) & ~repels)
     index = jnp.arange(len(lengths))
     # Not by rounding: with slopes of 1 (relu at sigma_w = sqrt(2), tanh at 1) it decides nothing.
     above = (index > _START) & (excess <= -size)

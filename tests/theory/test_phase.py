@@ -189,6 +189,15 @@ def test_in_float32_depth_scales_are_right_or_nan():
     np.testing.assert_allclose(found.c_star, exact.c_star, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", ["gelu", "tanh", "softplus"])
+@pytest.mark.parametrize("error", [-1e-15, 0.0, 1e-15])
+def test_signals_stay_at_a_fixed_point_that_neither_repels_nor_attracts(name, error):
+    shaped = theory.shape(activations.parse(name), 64, method="tat")  # Q(1) = 1 and Q'(1) = 1
+    found = theory.mean_field(shaped, sigma_w=1.0 + error)
+    np.testing.assert_allclose(found.q_star, 1, rtol=1e-6)
+    np.testing.assert_allclose(found.chi, 1, rtol=1e-6)
+
+
 def test_a_fixed_point_at_one_that_repels_is_not_where_signals_go():
     gelu = activations.gelu
     edge = theory.critical_point(gelu, q_star=1.0)

@@ -18,6 +18,17 @@ from jaxact.errors import one_line
 
 _LABELS = ("labels", "y")
 _INPUTS = ("inputs", "x", "images")
+#: what numpy and zipfile raise of damaged files, found by writing random bytes into whole ones
+_DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Inputs(NamedTuple):
@@ -100,7 +111,7 @@ def _loaded(path: Path) -> dict[str, np.ndarray]:
         with open(path, "rb") as file:  # which numpy leaves open where it finds no archive
             found = np.load(file, allow_pickle=False)
             return {"the array": found} if isinstance(found, np.ndarray) else dict(found)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise InputError(
             f"`--batch` must be a .npz file of numbers, got {str(path)!r}: {one_line(error)}. "
             "Write it with numpy.savez(file, inputs=..., labels=...)."

@@ -81,7 +81,7 @@ def _lines(
 
     A click on the legend picks a series out, in all panels: the first has the parameter.
     """
-    data = [
+    data: list[dict[str, Any]] = [
         {"product": k, "name": row.name, "line": row.line, "series": label, "value": value}
         for k, row in enumerate(rows, 1)
         for field, label in series.items()

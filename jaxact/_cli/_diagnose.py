@@ -112,32 +112,9 @@ def _print(name: str, model: Parametric, inputs: Inputs, found: Diagnosis) -> No
     print(
         f"{name}: {model.kind}, inputs {inputs.values.dtype}{shape_text(inputs.values.shape)}, {inputs.source}"
     )
-    print("\n".join(_shortened(found.table(width).splitlines())))
-    if hidden := found.left_out(width):
-        print(f"no room for: {', '.join(hidden)}. A wider terminal, --html or --json has them.")
-    for remark in found.remarks():
-        print(remark)
-    for finding in found.findings:
-        print("\n".join(["", *_told(finding)]))
-
-
-def _shortened(lines: list[str]) -> list[str]:
-    """The first and the last rows of a long table."""
-    if len(lines) <= _MOST_ROWS + 1:
-        return lines
-    half = _MOST_ROWS // 2
-    return [*lines[: half + 1], f"... {len(lines) - 1 - 2 * half} more: --json has all", *lines[-half:]]
-
-
-def _told(finding: Any) -> list[str]:
-    """A finding in lines, by its fields; a sentence as it is."""
-    if not hasattr(finding, "text"):
-        return [str(finding)]
-    about = [str(getattr(finding, each, "")) for each in ("severity", "kind", "layer")]
-    head = ", ".join(each for each in about if each)
-    rest = [f"  {each}: {words}" for each in ("cause", "remedy") if (words := getattr(finding, each, ""))]
-    code = [f"    {line}" for line in getattr(finding, "code", "").splitlines()]
-    return [f"{head}: {finding.text}", *rest, *code]
+    print(found.text(width, _MOST_ROWS))
+    if len(found.rows) > _MOST_ROWS or width < _WIDE:
+        print("--html and --json have every row and column.")
 
 
 # --- As a page ----------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Diagnosis:
     findings: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join([self.table(), *self.remarks(), *map(str, self.findings)])
+        return self.text()
 
     def _repr_html_(self) -> str:
         titles, *lines = self._columns_of_text(self._used())
@@ -66,8 +66,8 @@ class Diagnosis:
         body = "".join(
             f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines
         )
-        told = [*self.remarks(), *map(str, self.findings)]
-        below = "".join(f"<p>{html.escape(line)}</p>" for line in told)
+        said = [*self.remarks(), *self._found()]
+        below = "".join(f"<p>{html.escape(line)}</p>" for line in said)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
 
     def to_frame(self) -> Any:
@@ -108,43 +108,63 @@ class Diagnosis:
         """
         from jaxact.diagnosis import _page
 
-        return _page.page(self.rows, self.loss, self.remarks(), self.findings, name, facts or {})
+        findings = self.findings or [" ".join([*self._found(), _page.summary(self.rows)])]
+        return _page.page(self.rows, self.loss, self.remarks(), findings, name, facts or {})
 
-    def table(self, width: int | None = None) -> str:
+    def text(self, width: int | None = None, num_rows: int | None = None) -> str:
+        """The table, the remarks and the findings.
+
+        Args:
+            width: as in `table`; what it has no room for is named.
+            num_rows: as in `table`.
+        """
+        hidden = [] if width is None else self._hidden(width)
+        said = [f"no room for: {', '.join(hidden)}."] if hidden else []
+        return "\n".join([self.table(width, num_rows), *said, *self.remarks(), *self._found()])
+
+    def table(self, width: int | None = None, num_rows: int | None = None) -> str:
         """The rows as aligned text.
 
         Args:
             width: in characters: the most telling columns that it has room for; at least the names and the second
                 moment. By default as wide as all columns are.
+            num_rows: of more, only so many are shown, the first and the last. By default all.
         """
         used = self._used()
         if width is not None:
             used = self._fitting(used, width)
         lines = self._columns_of_text(used)
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        is_text = [True, *(_COLUMNS[name][1] == "s" for name in used)]
-        return "\n".join(_aligned(line, widths, is_text) for line in lines)
-
-    def left_out(self, width: int) -> list[str]:
-        """The titles of the columns that a table of this width has no room for."""
-        used = self._used()
-        return [_title(name) for name in used if name not in self._fitting(used, width)]
+        num_text = 1 + sum(_COLUMNS[name][1] == "s" for name in used)
+        text = [(" " * _GAP).join(aligned(line, widths, num_text)).rstrip() for line in lines]
+        if num_rows is not None and len(self.rows) > num_rows:
+            first, last = 1 + (num_rows + 1) // 2, num_rows // 2
+            text[first : len(text) - last] = [f"... {len(self.rows) - num_rows} more"]
+        return "\n".join(text)
 
     def remarks(self) -> list[str]:
         """Which gradients these are, what is measured only, and the notes: a sentence each."""
         reasons = dict.fromkeys(row.reason for row in self.rows if row.reason)
         only = [
-            f"measured only, {reason}: {', '.join(_shortened(r.name) for r in self.rows if r.reason == reason)}."
+            f"measured only, {reason}: {', '.join(shortened(r.name) for r in self.rows if r.reason == reason)}."
             for reason in reasons
         ]
         return [f"gradient of {self.loss}.", *only, *self.notes]
+
+    def _found(self) -> list[str]:
+        return list(map(str, self.findings))
+
+    def _hidden(self, width: int) -> list[str]:
+        """The titles of the columns that a table of this width has no room for."""
+        used = self._used()
+        return [_title(name) for name in used if name not in self._fitting(used, width)]
 
     def _used(self) -> list[str]:
         """The columns that any row has a value for."""
         return [
             name
             for name, (_, digits) in _COLUMNS.items()
-            if any(_told(getattr(row, name), digits) for row in self.rows)
+            if any(told(getattr(row, name), digits) for row in self.rows)
         ]
 
     def _fitting(self, used: Sequence[str], width: int) -> list[str]:
@@ -162,17 +182,19 @@ class Diagnosis:
     def _columns_of_text(self, used: Sequence[str]) -> list[list[str]]:
         """The titles, and the cells of every row."""
         cells = [
-            [_shortened(row.name), *(_told(getattr(row, name), _COLUMNS[name][1]) for name in used)]
+            [shortened(row.name), *(told(getattr(row, name), _COLUMNS[name][1]) for name in used)]
             for row in self.rows
         ]
         return [["product", *(_COLUMNS[name][0] for name in used)], *cells]
 
 
-def _told(value: Any, digits: str) -> str:
+def told(value: Any, digits: str) -> str:
+    """A number as tables show it; nothing for NaN."""
     return "" if isinstance(value, float) and math.isnan(value) else format(value, digits)
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """A name's end, where it is long."""
     return name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}"
 
 
@@ -182,10 +204,9 @@ def _title(name: str) -> str:
     return f"{_COLUMNS[name.removeprefix('predicted_')][0]} by theory" if title == "theory" else title
 
 
-def _aligned(line: Sequence[str], widths: Sequence[int], is_text: Sequence[bool]) -> str:
-    """Text to the left, numbers to the right."""
-    cells = [
-        cell.ljust(width) if left else cell.rjust(width)
-        for cell, width, left in zip(line, widths, is_text, strict=True)
+def aligned(line: Sequence[str], widths: Sequence[int], num_text: int = 3) -> list[str]:
+    """Text, which comes first, to the left, numbers to the right."""
+    return [
+        cell.ljust(width) if k < num_text else cell.rjust(width)
+        for k, (cell, width) in enumerate(zip(line, widths, strict=True))
     ]
-    return (" " * _GAP).join(cells).rstrip()

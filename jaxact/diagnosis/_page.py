@@ -74,12 +74,12 @@ def page(
     specs = {}
     for key, chart in charts(rows).items() if len(rows) > 1 else ():
         specs[key] = visible_tree(chart.to_dict(validate=False))
-    said = list(map(_said, findings)) or [_Said(summary(rows))]
+    said = list(map(_said, findings))
     notes = [_Said(remark, "Notes") for remark in remarks]
     return render(
         Page(
             name=f"Diagnosis of {name}",
-            lead=summary(rows) if findings else "",
+            lead=summary(rows) if hasattr(findings[0], "text") else "",
             origin=[f"{len(rows)} products", f"gradient of {loss}"],
             findings=[*said, *notes],
             figures=specs,
@@ -115,18 +115,18 @@ def _way(what: str, start: float, end: float, expected: float) -> str:
 
 
 def _said(finding: Any) -> _Said:
-    """A finding by its fields, as far as it has them; or a sentence."""
-    text = str(getattr(finding, "text", finding))
-    about = [str(getattr(finding, name, "")) for name in ("severity", "kind", "layer")]
-    return _Said(text, ", ".join(each for each in about if each), Markup().join(_advice(finding)))
+    """A finding by its fields; or a sentence."""
+    if not hasattr(finding, "text"):
+        return _Said(str(finding))
+    return _Said(finding.text, f"{finding.kind} at {finding.layer}", Markup().join(_advice(finding)))
 
 
 def _advice(finding: Any) -> Iterator[Markup]:
-    for name in ("cause", "remedy"):
-        if words := getattr(finding, name, ""):
-            yield Markup("<p><b>{}.</b> {}</p>").format(name.capitalize(), words)
-    if code := getattr(finding, "code", ""):
-        yield Markup("<pre><code>{}</code></pre>").format(code)
+    for title, words in (("Cause", finding.cause), ("Remedy", finding.remedy)):
+        if words:
+            yield Markup("<p><b>{}.</b> {}</p>").format(title, words)
+    if finding.code:
+        yield Markup("<pre><code>{}</code></pre>").format(finding.code)
 
 
 def _table(rows: Sequence[Row]) -> pd.DataFrame:

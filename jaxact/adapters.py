@@ -28,6 +28,8 @@ __all__ = [
     "as_function",
     "as_parametric",
     "import_model",
+    "import_object",
+    "made",
     "on_one_example",
 ]
 
@@ -95,20 +97,34 @@ class Parametric(NamedTuple):
 
 
 def import_model(name: str) -> Model:
-    """Import a model, looking in the current directory first.
-
-    The current directory becomes the first place that Python imports from, as for a script that lies there, and JAX's
-    caches are cleared: they hold NumPy constants in float32 of what the module ran already.
+    """Import a model as a function of one array.
 
     Args:
-        name: MODULE:NAME, both may be dotted; what it names is as in `as_function`.
+        name: as in `import_object`; what it names is as in `as_function`.
 
     Returns:
         A `Model`.
 
     Raises:
-        ValueError: there is no such module or attribute, with the closest that there is; its own code fails; or it is
-            no model.
+        ValueError: as in `import_object`, or it is no model.
+    """
+    return as_function(import_object(name), name=name)
+
+
+def import_object(name: str) -> Any:
+    """Import whatever has a name, looking in the current directory first.
+
+    The current directory becomes the first place that Python imports from, as for a script that lies there, and JAX's
+    caches are cleared: they hold NumPy constants in float32 of what the module ran already.
+
+    Args:
+        name: MODULE:NAME, both may be dotted.
+
+    Returns:
+        The object, as it is.
+
+    Raises:
+        ValueError: there is no such module or attribute, with the closest that there is; or its own code fails.
     """
     module_name, _, path = name.partition(":")
     _check_name(name, module_name, path)
@@ -118,7 +134,7 @@ def import_model(name: str) -> Model:
             raise ArgumentError(f"{where} has no {part!r}, in {name!r}.", _instead(part, value))
         value = getattr(value, part)
         where += f".{part}" if ":" in where else f":{part}"
-    return as_function(value, name=name)
+    return value
 
 
 def _check_name(name: str, module_name: str, path: str) -> None:
@@ -232,12 +248,16 @@ def _check_callable(value: Any, name: str, what: str) -> None:
             f"{name} must be a function of one array, a module, or a function that returns one; it {what}.",
             "Write `def model(x): ...` there, for instance.",
         )
+    _check_no_class(value, name)
+    _check_one_array(value, name)
+
+
+def _check_no_class(value: Any, name: str) -> None:
     if inspect.isclass(value):
         raise ArgumentError(
             f"{name} is a class that needs arguments, {value.__name__}.",
             "Write a function without arguments that returns the module, and name that.",
         )
-    _check_one_array(value, name)
 
 
 def _check_one_array(function: Callable[..., Any], name: str, *before: Any) -> None:
@@ -287,7 +307,9 @@ def as_parametric(value: Any, *, name: str = "`fn`") -> Parametric:
     """Make a function of (params, batch) from a module, in the mode that it is in.
 
     Args:
-        value: an NNX module, a pair (Linen module, variables), or an Equinox module, which is mapped over the batch.
+        value: an NNX module, a pair (Linen module, variables), an Equinox module, which is mapped over the batch, a
+            pair (function of (params, inputs), params), or a function or class without arguments that returns one of
+            these, and is called once. A `Parametric` is given back.
         name: what errors call it.
 
     Returns:
@@ -302,17 +324,29 @@ def as_parametric(value: Any, *, name: str = "`fn`") -> Parametric:
         >>> as_parametric(nnx.Linear(3, 2, rngs=nnx.Rngs(0))).names
         ('bias', 'kernel')
     """
-    if isinstance(value, tuple | list) and len(value) == 2 and _is_a(value[0], "flax.linen", "Module"):
-        return _linen_parametric(*value)
+    value = made(value, name=name)
+    if isinstance(value, Parametric):
+        return value
+    if isinstance(value, tuple | list) and len(value) == 2 and callable(value[0]):
+        is_linen = _is_a(value[0], "flax.linen", "Module")
+        return _linen_parametric(*value) if is_linen else _function_parametric(*value)
     if _is_a(value, "flax.nnx", "Module"):
         return _nnx_parametric(value)
     if _is_a(value, "equinox", "Module"):
         return _equinox_parametric(value)
+    _check_no_class(value, name)
     raise ArgumentError(
         f"{name} must be an NNX module, a pair (Linen module, variables) or an Equinox module where no `params` "
         f"are given, got {_article(type(value).__name__)}.",
         "Give a function its parameters: (fn, params, batch).",
+        give="params",
     )
+
+
+def _function_parametric(function: Callable[[Any, Any], Any], params: Any) -> Parametric:
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    names = tuple(jax.tree_util.keystr(path).lstrip(".") or "params" for path, _ in paths)
+    return Parametric("function of (params, inputs)", function, params, names)
 
 
 def _nnx_parametric(module: Any) -> Parametric:
@@ -417,6 +451,19 @@ def _needs_nothing(value: Any) -> bool:
     return all(
         each.default is not each.empty or each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters
     )
+
+
+def made(value: Any, *, name: str = "`value`") -> Any:
+    """Call a function or class without arguments for what it returns; any other value is given back.
+
+    Args:
+        value: anything.
+        name: what errors call it.
+
+    Raises:
+        ValueError: it fails.
+    """
+    return _called(value, name) if _needs_nothing(value) else value
 
 
 def _called(value: Any, name: str) -> Any:

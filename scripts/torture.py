@@ -37,6 +37,7 @@ import numpy as np
 import xarray as xr
 
 import train.__main__
+from jaxact.page import _render
 from train import report, results, runner, workers  # noqa: F401  # what runs import, before they are forked
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -590,8 +591,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     with multiprocessing.get_context("fork").Pool(1) as pool:
         # A second of every run, and always the same; by a process of its own, as it starts threads.
-        bundle = pool.apply(report._bundle)
-    report._bundle = lambda: bundle
+        bundle = pool.apply(_render.bundle)
+    _render.bundle = lambda: bundle
     is_well = True
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         torture = Torture(Path(folder).resolve(), quick=given.quick)

@@ -16,10 +16,10 @@ from typing import Any
 
 from jaxact import xla
 from jaxact.cache import use_compilation_cache
+from jaxact.escapes import on_one_line, visible
 from jaxact.streams import print_any_text
 from train import config, options, request
 from train.config import ConfigError, StorageError
-from train.escapes import on_one_line, visible
 from train.experiment import Experiment
 from train.interrupt import Interrupted, interruptible
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from jaxact.escapes import visible
 from train import config, fingerprint, request
 from train.config import ConfigError
-from train.escapes import visible
 from train.experiment import Cell, Experiment
 from train.lines import HostLostError, Line
 from train.outcomes import Failure, Measurement

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train import interrupt, records, results
+from jaxact.files import write_atomically
+from train import interrupt, records
 
 Record = Mapping[str, np.ndarray]
 _NAME = re.compile(r"(\d+)-(\d+)", re.ASCII)  # of a checkpoint: which loop, and how many of its chunks
@@ -270,7 +271,7 @@ class _Keeper:
         fields = {each: [value.dtype.name, list(value.shape)] for each, value in tree["records"].items()}
         # First: a checkpoint is there once its folder is.
         said = json.dumps(_Said(self.key, fields)._asdict())
-        results.write_atomically(self.folder / f"{name}.json", said.encode())
+        write_atomically(self.folder / f"{name}.json", said.encode())
         fit.save(self.folder / name, tree)
         number = name.partition("-")[0]
         for path in self.folder.glob(f"{number}-*"):

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
+from jaxact.escapes import on_one_line
 from train import workers
-from train.escapes import on_one_line
 from train.experiment import Cell, Experiment
 from train.progress import clock
 

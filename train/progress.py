@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
-from train.escapes import visible
+from jaxact.escapes import visible
 from train.experiment import Cell
 from train.snapshot import MOST_FAILED, Failed, Log, Running, Snapshot
 

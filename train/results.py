@@ -1,6 +1,5 @@
 """The stored result of a study: one labelled xarray Dataset in one NetCDF file, whole or not there."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from jaxact.files import write_atomically
 from train import netcdf
 
 FORMAT = "jaxact-study-2"
@@ -78,31 +78,6 @@ def save(dataset: xr.Dataset, path: Path) -> None:
     buffer.seek(0, os.SEEK_END)
     buffer.write(_SEAL + digest)  # HDF5 looks at nothing beyond its own end
     write_atomically(path, buffer.getbuffer())
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file under a temporary name, flush it to the disk, then rename it into place.
-
-    Raises:
-        OSError: if it cannot be written; the temporary file is removed and `path` is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    with contextlib.suppress(OSError):  # not every file system can flush a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def load(path: str | os.PathLike[str]) -> xr.Dataset:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import xarray as xr
 from rich.console import Console
 
+from jaxact.files import write_atomically
 from train import (
     causes,
     config,
@@ -175,7 +176,7 @@ def take_up_code(directory: Path, config_path: Path, *, allow_changed: bool = Fa
         with _writing(f"note the code in {directory}"):
             if (earlier := directory / "config.py").read_bytes() != config_path.read_bytes():
                 shutil.copyfile(earlier, directory / f"config-{record.code['config.py']}.py")
-                results.write_atomically(earlier, config_path.read_bytes())
+                write_atomically(earlier, config_path.read_bytes())
             _write(record._replace(code=fingerprint.files(config_path)), directory)
 
 
@@ -374,7 +375,7 @@ def peak_memory(num_workers: int) -> float:
 
 def _write(record: Record, directory: Path) -> None:
     fields = record._replace(digest=_digest(record))._asdict()
-    results.write_atomically(directory / "config.json", json.dumps(fields, indent=2).encode())
+    write_atomically(directory / "config.json", json.dumps(fields, indent=2).encode())
 
 
 def undamaged(record: Record) -> Record:

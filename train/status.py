@@ -12,9 +12,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from jaxact.escapes import on_one_line
 from train import locks, runner, snapshot
 from train.config import ConfigError
-from train.escapes import on_one_line
 from train.progress import clock
 from train.snapshot import Running, Snapshot
 

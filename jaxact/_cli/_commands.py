@@ -220,6 +220,88 @@ NaN is null, infinities are the strings "inf" and "-inf".
 """
 
 
+def _diagnose_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODULE:NAME",
+        help="an NNX or Equinox module, a pair (Linen module, variables) or (function of (params, inputs), params), "
+        "or a function without arguments that returns one of these; or a function of (params, inputs) and --params; "
+        "the current directory is searched first",
+    )
+    parser.add_argument(
+        "--params",
+        metavar="NAME",
+        help="the parameters of a function: NAME in the same module, or MODULE:NAME",
+    )
+    parser.add_argument(
+        "--input-shape",
+        type=_values.shape,
+        metavar="SHAPE",
+        help="of the whole batch, inputs first: 32,784, or 32,28,28,1; they are drawn standard normal",
+    )
+    parser.add_argument(
+        "--input-dtype",
+        choices=("float32", "float16", "int32", "int8", "uint8"),
+        metavar="DTYPE",
+        help="of the inputs: float32, float16, int32, int8 or uint8; default: float32, or as the file has them",
+    )
+    parser.add_argument(
+        "--input-max",
+        type=_values.at_least_one,
+        metavar="N",
+        help="draw integers from 0 to N - 1, as tokens",
+    )
+    parser.add_argument(
+        "--seed", type=_values.count, default=0, metavar="N", help="of what is drawn; default: 0"
+    )
+    parser.add_argument(
+        "--batch",
+        metavar="FILE.npz[:NAME]",
+        help='inputs from a file: the array NAME, or "inputs", or the only one; with an array "labels" or "y" beside '
+        "it the gradient is that of their cross-entropy",
+    )
+    parser.add_argument(
+        "--loss",
+        metavar="MODULE:NAME",
+        help="a function of outputs, of (outputs, inputs), or of (outputs, labels) where the file has labels, to a "
+        "scalar; default: cross-entropy with labels, else a fixed random projection of the outputs",
+    )
+    parser.add_argument(
+        "--jacobian",
+        action=argparse.BooleanOptionalAction,
+        help="whether to find the ends of the Jacobian's singular values; default: for up to 16 products",
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help='write an interactive page that needs no network; needs pip install "jaxact[study]"',
+    )
+    _add_json(parser)
+
+
+_DIAGNOSE_DETAILS = """\
+every product of a parameter, and of two arrays that depend on the input, in order of execution:
+  E z^2      second moment of the product, before any bias; theory: what mean-field theory expects there
+  gradient   root mean square of the loss's gradient at the product; theory: the same, given it at the outputs
+  cosine     mean cosine between the products of different inputs
+  zero, dead, saturated   after the activation that follows: shares of exact zeros, of units that are zero for every
+             input, and of slopes below 1 % of the largest
+Theory is exact at infinite width at initialisation, an approximation elsewhere. Modules must be in inference mode.
+
+example:
+  python -m jaxact diagnose mymodule:model --batch data.npz --html report.html
+
+--json prints {"model", "kind", "inputs": {shape, dtype, from}, "loss" (which gradients these are), "rows", "notes",
+"findings"}, each row with
+  name, line, kind, shape, fan_in, weight_scale, mean, second_moment, cosine, effective_rank, zero, dead, saturated,
+  gradient, gradient_factor (over that of the next row), largest, smallest (singular values of the Jacobian from the
+  first input to here), is_exact (whether these are), predicted_mean, predicted_second_moment, predicted_cosine,
+  predicted_gradient, predicted_gradient_factor, reason (why there is no theory)
+NaN is null, infinities are the strings "inf" and "-inf".
+"""
+
+
 def _list_options(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
@@ -253,6 +335,12 @@ COMMANDS = {
         "bound the Lipschitz constant of your own model from both sides",
         _certify_options,
         _CERTIFY_DETAILS,
+    ),
+    "diagnose": Command(
+        "jaxact._cli._diagnose:run",
+        "measure every product of your own model, with theory beside it",
+        _diagnose_options,
+        _DIAGNOSE_DETAILS,
     ),
     "list": Command(
         "jaxact._cli._describe:list_names", "the names of all activations, with their formulas", _list_options

@@ -49,14 +49,16 @@ def in_options(
 
 
 @contextlib.contextmanager
-def errors_in_options() -> "Iterator[None]":
-    """Turn what the library refuses into an `InputError`."""
-    from jaxact.errors import ArgumentError
+def errors_in_options(
+    subjects: "Mapping[str, str] | None" = None, remedies: "Mapping[str, str] | None" = None
+) -> "Iterator[None]":
+    """Turn what the library refuses into an `InputError`; the arguments are as in `in_options`."""
+    from jaxact.errors import ArgumentError, ArgumentTypeError
 
     try:
         yield
-    except ArgumentError as error:
-        raise InputError(in_options(error)) from error
+    except (ArgumentError, ArgumentTypeError) as error:
+        raise InputError(in_options(error, subjects, remedies)) from error
 
 
 def parse_activations(texts: "Sequence[str]") -> "list[Activation]":

@@ -64,6 +64,11 @@ def count(text: str) -> int:
     return _integer(text, "it", 0)
 
 
+def at_least_one(text: str) -> int:
+    """An integer from 1 on."""
+    return _integer(text, "it", 1)
+
+
 def batch(text: str) -> int:
     """A batch size, at least 4."""
     return _integer(text, "a batch size", 4)

@@ -40,9 +40,9 @@ def traced(fn: Any, params: Any, batch: Any, loss: Callable[..., Any] | None) ->
     """
     if batch is None:
         batch, model = params, adapters.as_parametric(fn)
-        call, params, names = model.call, model.params, model.names
     else:
-        call, names = _function(fn), tuple(_names(params, "params"))
+        model = adapters.as_parametric((_function(fn), params))
+    _, call, params, names = model
     params, batch = jax.tree.map(jnp.asarray, (params, batch))
     _check_finite(params, names)
     _check_batch(batch)
@@ -107,14 +107,15 @@ def _function(fn: Any) -> Callable[[Any, Any], Any]:
 
 def _check_finite(params: Any, names: Sequence[str]) -> None:
     for leaf, name in zip(jax.tree.leaves(params), names, strict=True):
-        _check_leaf(leaf, f"`params` {name}", "Diagnose the parameters of an earlier step.")
+        _check_leaf(leaf, "params", name, "Diagnose the parameters of an earlier step.")
 
 
-def _check_leaf(leaf: Any, name: str, remedy: str) -> None:
+def _check_leaf(leaf: Any, argument: str, name: str, remedy: str) -> None:
     if not jnp.issubdtype(leaf.dtype, jnp.floating) or np.isfinite(np.asarray(leaf)).all():
         return  # on the host: on the device every shape would be compiled for
     count = int(np.sum(~np.isfinite(np.asarray(leaf))))
-    raise ArgumentError(f"{name} must be finite, got {count} NaN or inf of {leaf.size} entries.", remedy)
+    rule = f"{name} must be finite, got {count} NaN or inf of {leaf.size} entries.".lstrip()
+    raise ArgumentError(rule, remedy, argument=argument)
 
 
 def _check_batch(batch: Any) -> None:
@@ -128,9 +129,7 @@ def _check_batch(batch: Any) -> None:
             argument="batch",
         )
     for leaf, name in zip(leaves, _names(batch, ""), strict=True):
-        _check_leaf(
-            leaf, f"`batch` {name}".rstrip(), "Clean the data first: jnp.isnan(batch).any() must be False."
-        )
+        _check_leaf(leaf, "batch", name, "Clean the data first: jnp.isnan(batch).any() must be False.")
 
 
 def _jaxpr(call: Callable[[Any, Any], Any], params: Any, batch: Any) -> tuple[Any, Any]:
@@ -150,6 +149,7 @@ def _jaxpr(call: Callable[[Any, Any], Any], params: Any, batch: Any) -> tuple[An
             f"must take (params, inputs) with inputs {', '.join(shapes)}; it raised {one_line(error)}.",
             "Check that `fn(params, batch)` runs: the batch's shape and dtype are what the model was built for.",
             argument="fn",
+            give="inputs",
         ) from error
 
 

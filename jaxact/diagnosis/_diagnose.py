@@ -23,6 +23,10 @@ _NO_LOSS = "a fixed random projection of the outputs, summed over the inputs (no
 def watch(fn: Any, params: Any, batch: Any = None, *, loss: Callable[..., Any] | None = None) -> Watch:
     """Make the measuring part of `diagnose`, to be used within a training loop.
 
+    It lives here rather than in `jaxact.probes`, which measures what its caller hands over, for it reads the model's
+    jaxpr. A call costs 0.6 to 1.9 training steps (dense and convolutional networks of ten layers): every
+    hundredth step, some one percent. `scripts/watch_tensorboard.py` and `scripts/watch_wandb.py` are whole programs.
+
     Args:
         fn: as in `diagnose`.
         params: as in `diagnose`; only structure, shapes and dtypes matter.

@@ -1,6 +1,5 @@
 """Numbers for TensorBoard and W&B: read back from the event files, and from the calls that a stub of wandb gets."""
 
-import struct
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -8,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import xarray as xr
-from tensorboardX.proto.event_pb2 import Event
+from event_files import events
 
 from train import loggers, request, results
 
@@ -32,20 +31,6 @@ def study(tmp_path):
 def only_run(tmp_path):
     (directory,) = (tmp_path / "runs").iterdir()
     return directory
-
-
-def events(folder):
-    """What an event file holds: {(tag, step): value or image}. Records are framed by length and two checksums."""
-    found = {}
-    for path in folder.glob("events*"):
-        content = path.read_bytes()
-        while content:
-            (length,) = struct.unpack("<Q", content[:8])
-            event, content = Event.FromString(content[12 : 12 + length]), content[16 + length :]
-            for each in event.summary.value:
-                is_image = each.WhichOneof("value") == "image"
-                found[each.tag, event.step] = each.image if is_image else each.simple_value
-    return found
 
 
 def stub():

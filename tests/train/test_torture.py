@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from jaxact.files import write_atomically
 from train import results
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "torture.py"
@@ -67,7 +68,7 @@ def test_file_events_below_the_folder_are_met_once_each(torture, tmp_path, monke
     )
     (tmp_path / "out").write_text("no event")
     (tmp_path / "in").mkdir()  # 1
-    results.write_atomically(tmp_path / "in" / "a", b"x")  # open, fsync, rename, fsync of the folder
+    write_atomically(tmp_path / "in" / "a", b"x")  # open, fsync, rename, fsync of the folder
     (tmp_path / "in" / "a").read_text()
     assert count() == 5
     assert met == [1]  # before the fsync the temporary file was there

@@ -182,7 +182,7 @@
     } catch (error) {
       figure.view = undefined;
       figure.place.dataset.state = "failed";
-      const words = `This figure could not be drawn: ${error.message}. The folder figures/ holds it as a picture.`;
+      const words = `This figure could not be drawn: ${error.message}. ${root.dataset.picture}`;
       figure.place.replaceChildren(make("p", { className: "error" }, words));
     }
   }

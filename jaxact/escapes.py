@@ -1,6 +1,9 @@
 """Text as it may be shown: what a terminal would obey, and SVG cannot hold, is written as an escape."""
 
 import unicodedata
+from typing import Any
+
+__all__ = ["on_one_line", "visible", "visible_tree"]
 
 
 def visible(text: str) -> str:
@@ -15,6 +18,15 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(_escape(letter) if _is_unseen(letter) else letter for letter in text)
+
+
+def visible_tree(value: Any) -> Any:
+    """The same JSON, its text with escapes for control characters: SVG cannot hold them."""
+    if isinstance(value, dict):
+        return {visible_tree(key): visible_tree(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [visible_tree(each) for each in value]
+    return visible(value) if isinstance(value, str) else value
 
 
 def on_one_line(text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxact import theme
+from jaxact.diagnosis._finding import Finding
 from jaxact.diagnosis._rows import Row
 from jaxact.errors import ArgumentError
 
@@ -43,13 +44,13 @@ class Diagnosis:
         rows: a `Row` for every product, in order of execution.
         loss: which gradients these are, in words.
         notes: what is approximate, or was passed over.
-        findings: sentences on what is wrong.
+        findings: a `Finding` for every fault, the gravest first.
     """
 
     rows: tuple[Row, ...]
     loss: str
     notes: tuple[str, ...] = ()
-    findings: tuple[Any, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def __str__(self) -> str:
         titles, lines = self._cells()
@@ -63,7 +64,7 @@ class Diagnosis:
         body = "".join(
             f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines
         )
-        below = "".join(f"<p>{html.escape(line)}</p>" for line in self._below())
+        below = "".join(f"<p>{_page(line)}</p>" for line in self._below() if line)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
 
     def to_frame(self) -> Any:
@@ -109,7 +110,14 @@ class Diagnosis:
             f"measured only, {reason}: {', '.join(_shortened(r.name) for r in self.rows if r.reason == reason)}."
             for reason in reasons
         ]
-        return [f"gradient of {self.loss}.", *only, *self.notes, *map(str, self.findings)]
+        return [f"gradient of {self.loss}.", *only, *self.notes, *self._found()]
+
+    def _found(self) -> list[str]:
+        return ["", *map(str, self.findings)] if self.findings else ["nothing wrong found."]
+
+
+def _page(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
 
 
 def _told(value: Any, digits: str) -> str:

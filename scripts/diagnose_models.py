@@ -200,14 +200,11 @@ def wrong_fan(size: Size) -> Case:
     class Linen(nn.Module):
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            init = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=2)
-            for k in range(int(6 * size.depth)):
-                # in_axis=2 alone counts the window in as flax counts it: scaled here as one that forgot it
-                scaled = (
-                    lambda key, shape, dtype=jnp.float32: math.sqrt(2 / shape[2])
-                    * jax.random.normal(key, shape, dtype)
-                )
-                x = nn.relu(nn.Conv(size.width // 4, (3, 3), kernel_init=scaled if k else init)(x))
+            def init(key: Any, shape: Any, dtype: Any = jnp.float32) -> Any:
+                return math.sqrt(2 / shape[2]) * jax.random.normal(key, shape, dtype)
+
+            for _ in range(int(6 * size.depth)):
+                x = nn.relu(nn.Conv(size.width // 4, (3, 3), kernel_init=init)(x))
             return nn.Dense(10)(x.mean((1, 2)))
 
     return linen(Linen(), images(size), size, ("wrong fan",), named("Conv"))
@@ -260,10 +257,10 @@ def post_activation(size: Size) -> Case:
     def fn(params: Any, x: Any) -> Any:
         h = x @ params[0]
         for w in params[1:]:
-            h = jnp.tanh(h + jnp.tanh(h) @ w)
+            h = jax.nn.sigmoid(h + h @ w)
         return h
 
-    return Case((fn, weights(size, 40, scale=0.5), inputs(size)), ("post-activation",))
+    return Case((fn, weights(size, 16), inputs(size)), ("post-activation",))
 
 
 def plain_batch_norm(size: Size) -> Case:
@@ -458,11 +455,12 @@ def infinite_gradient(size: Size) -> Case:
     class Linen(nn.Module):
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            x = nn.relu(nn.Dense(size.width, name="first")(x))
-            x = nn.Dense(size.width, name="second")(jnp.sqrt(x))
+            x = nn.Dense(size.width, name="first")(x)
+            x = nn.Dense(size.width, name="second")(jnp.sqrt(jnp.square(x)))
             return nn.Dense(5, name="third")(x)
 
-    return linen(Linen(), inputs(size), size, ("not finite",), named("first"))
+    x = inputs(size).at[3].set(0)
+    return linen(Linen(), x, size, ("not finite",), named("first"))
 
 
 def large_rate(size: Size) -> Case:
@@ -493,7 +491,7 @@ FAULTS: dict[str, Callable[[Size], Case]] = {
     "pixels of 0 to 255": pixels,
     "inputs of mean 5": shifted,
     "biases that drown": ordered,
-    "post-activation tanh": post_activation,
+    "post-activation sigmoid": post_activation,
     "plain batch norm, deep": plain_batch_norm,
     "residual sums unscaled": unscaled_residual,
     "transformer without norm": missing_norm,
@@ -566,7 +564,7 @@ def training(module: Any, x: Any) -> Case:
     graph, params, rest = nnx.split(module, nnx.Param, ...)
 
     def fn(params: Any, x: Any) -> Any:
-        return nnx.merge(graph, params, rest)(x)
+        return nnx.merge(graph, params, rest, copy=True)(x)
 
     return Case((fn, nnx.to_pure_dict(params), x))
 

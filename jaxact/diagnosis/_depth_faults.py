@@ -105,15 +105,15 @@ def _named(evidence: Evidence, signal: Trend, gradient: Trend, strongest: Trend)
     if evidence.tied:
         kind, cause = "tied weights", _tied_cause(evidence, rows)
         return made(evidence, kind, severity, start, text, cause, _tied_scale(evidence, rows))
-    if 2 * len(own) >= max(1, round(skips * len(evidence.weighted))) and own:
-        cause = "the activation stands after the sum, so that every shortcut passes through it: a signal that comes "
-        cause += "through n of them unclipped is one in sqrt(pi n) with relu, and loses a factor of slope with others."
-        return made(evidence, "post-activation", severity, start, text, cause)
     if skips > _HALF * 0.6 and signal.is_clear and signal.decades > 0:  # a branch of two: every other starts at a sum
         has_scores = any(row.kind == "attention" for row in evidence.rows)
         kind = "missing norm" if has_scores else "residual growth"
         cause = "every branch adds a second moment as large as that of its input, and nothing divides it out again."
         return made(evidence, kind, severity, start, text, cause)
+    if 2 * len(own) >= max(1, round(skips * len(evidence.weighted))) and own:
+        cause = "the activation stands after the sum, so that every shortcut passes through it: a signal that comes "
+        cause += "through n of them unclipped is one in sqrt(pi n) with relu, and loses a factor of slope with others."
+        return made(evidence, "post-activation", severity, start, text, cause)
     if explodes and normed > _HALF and skips < _HALF:
         cause = "batch norm without shortcuts: going back, E f'^2 / Var f is above 1 for every nonlinear f "
         cause += "(Yang et al. 2019), pi / (pi - 1) = 1.47 of the square for relu."

@@ -55,10 +55,15 @@ class Evidence:
 
     @cached_property
     def tied(self) -> str:
-        """The parameter that at least four products and half of all share, or ""."""
-        counts = Counter(self.rows[k].name for k in self.weighted)
+        """The parameter that acts on what it made itself at least four times, in a third of all products, or ""."""
+        last: dict[str, int] = {}
+        counts: Counter[str] = Counter()
+        for k in self.weighted:
+            name = self.rows[k].name
+            counts[name] += last.get(name) in self.skeleton.before[k]
+            last[name] = k
         name, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
-        return name if count >= 4 and 2 * count >= len(self.weighted) else ""
+        return name if count >= 3 and 3 * (count + 1) >= len(self.weighted) else ""
 
     @cached_property
     def gradients(self) -> Float[np.ndarray, " row"]:

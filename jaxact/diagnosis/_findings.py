@@ -20,7 +20,7 @@ _CAUSES: dict[str, frozenset[str]] = {
     }),
     "wrong fan": frozenset({"weight scale", "exploding signal", "exploding gradient", "vanishing gradient"}),
     "input scale": frozenset({"saturated units", "mean shift", "dead units"}),
-    "saturated units": frozenset({"vanishing gradient", "weight scale"}),
+    "saturated units": frozenset({"vanishing gradient"}),
 }  # fmt: skip
 
 
@@ -37,13 +37,13 @@ def findings(evidence: Evidence) -> tuple[Finding, ...]:
     if blocked:
         return tuple(blocked)
     found += depth_faults(evidence)
-    return tuple(sorted(_told_once(found), key=lambda each: -each.severity))
+    return tuple(_told_once(found))
 
 
 def _told_once(found: list[Finding]) -> list[Finding]:
-    """Without what follows from another finding; the cause takes on the severity of what it causes."""
-    kept = []
-    for each in found:
+    """Without what follows from another finding; the gravest first."""
+    kept: list[Finding] = []
+    for each in sorted(found, key=lambda each: -each.severity):
         causes = [
             other
             for other in found
@@ -51,7 +51,8 @@ def _told_once(found: list[Finding]) -> list[Finding]:
             and len(set(each.layers) & set(other.layers)) * 2 >= len(other.layers)
             and other.severity * 4 >= each.severity
         ]
-        if not causes:
+        is_told = any(each.kind == other.kind and set(each.layers) & set(other.layers) for other in kept)
+        if not causes and not is_told:
             kept.append(each)
     return kept
 

@@ -11,9 +11,9 @@ from jaxact.diagnosis._evidence import Evidence
 from jaxact.diagnosis._finding import BLOCKED, Finding, made
 from jaxact.diagnosis._skeleton import INPUT, Mark
 
-# In sigma_w^2. LeCun's 1, He's 2, Glorot's 2 / (1 + fan_out / fan_in) and PyTorch's 1 / 3 in place of one another are at
-# most about this far apart; by themselves they do harm with depth alone, which is looked at over the depth.
-_OFF = 4.0
+# In sigma_w^2. PyTorch's 1 / 3 where relu wants 2 is off by 6, LeCun's 1 by 2, Glorot's 2 / (1 + fan_out / fan_in)
+# between: what all use does harm with depth alone, and is looked at over the depth. A window left out is 9 and more.
+_OFF = 7.0
 _OFF_UNKNOWN = 100.0  # where no activation says what preserves: a decade of the signal
 _SOME = 8  # inputs or positions: of fewer, a unit is off for all of them by chance
 _INPUT_RMS = 10.0  # a decade above what initialisers are made for
@@ -181,7 +181,7 @@ def _logs(evidence: Evidence, sign: int) -> dict[int, float]:
         if not row.weight_scale > 0 or evidence.is_normed(k):
             continue
         if scale is not None and 1 / scale.gradient < _FLAT:
-            continue  # that of the activation, not of the weights
+            continue  # the slopes of the activation, flat or saturated, and not the weights
         ratio, off = (row.weight_scale, _OFF_UNKNOWN) if scale is None else (scale.ratio, _OFF)
         is_small_branch = sign < 0 and evidence.ends_branch(k)
         if sign * math.log(ratio) > math.log(off) and not is_small_branch:

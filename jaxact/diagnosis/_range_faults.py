@@ -96,7 +96,8 @@ def _underflow(evidence: Evidence) -> list[Finding]:
             continue
         smallest = float(jnp.finfo(row.dtype).smallest_subnormal)
         after = [gradients[n] for n in evidence.skeleton.after(k)]
-        vanished = gradients[k] == 0 and any(g > 0 for g in after) and _is_reached(evidence, k)
+        is_passed = any(g > 0 for g in after) or k in evidence.skeleton.heads
+        vanished = gradients[k] == 0 and is_passed and _is_reached(evidence, k)
         if vanished or 0 < gradients[k] < max(_LOST * smallest, NOTHING):
             lost.append(k)
     if not lost:

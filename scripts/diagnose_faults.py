@@ -29,7 +29,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--fresh", action="store_true", help="sizes and seeds that no threshold was looked at with")
+    parser.add_argument(
+        "--fresh", action="store_true", help="sizes and seeds that no threshold was looked at with"
+    )
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--text", action="store_true", help="print the findings in full")
     options = parser.parse_args()
@@ -38,7 +40,10 @@ def main() -> None:
     counts = {}
     for what, cases in (("named", models.FAULTS), ("false alarms", models.HEALTHY)):
         chosen = [name for name in cases if options.only in name]
-        passed = [_told(table, name, cases[name](sizes[k % len(sizes)]), options.text) for k, name in enumerate(chosen)]
+        passed = [
+            _told(table, name, cases[name](sizes[k % len(sizes)]), options.text)
+            for k, name in enumerate(chosen)
+        ]
         right = sum(passed) if what == "named" else len(passed) - sum(passed)
         counts[what] = f"{right} of {len(passed)}"
     console = Console(width=150)
@@ -55,7 +60,10 @@ def _told(table: Table, name: str, case: Case, with_text: bool) -> bool:
     others = ", ".join(each.kind for each in found.findings[1:])
     row = [first.kind, first.layer] if first else ["", ""]
     table.add_row(name, " / ".join(case.kinds), *row, others, f"{seconds:.1f}", "" if is_right else "X")
-    print(f"{'ok' if is_right else 'X '} {name}: {[(f.kind, f.layer, round(f.severity, 1)) for f in found.findings]}", flush=True)
+    print(
+        f"{'ok' if is_right else 'X '} {name}: {[(f.kind, f.layer, round(f.severity, 1)) for f in found.findings]}",
+        flush=True,
+    )
     if with_text:
         print(*found.findings, sep="\n")
     return is_right

@@ -56,9 +56,7 @@ def images(size: Size, num: int = 16, side: int = 8, channels: int = 3) -> jax.A
 def weights(size: Size, depth: int, scale: float = 1.0) -> list[jax.Array]:
     """[sigma_w^2 = scale] matrices."""
     n = size.width
-    return [
-        math.sqrt(scale / n) * normal(100 * size.seed + k, n, n) for k in range(int(depth * size.depth))
-    ]
+    return [math.sqrt(scale / n) * normal(100 * size.seed + k, n, n) for k in range(int(depth * size.depth))]
 
 
 def plain(act: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
@@ -92,15 +90,12 @@ def exactly(name: str) -> Callable[[str], bool]:
 class MLP(nnx.Module):
     """Dense layers of NNX, `act` between them."""
 
-    def __init__(self, size: Size, depth: int, act: Any, *, scale: float, bias: float = 0.0, head: int = 10):
+    def __init__(self, size: Size, depth: int, act: Any, *, scale: float):
         rngs = nnx.Rngs(size.seed)
-        init = dict(
-            kernel_init=nnx.initializers.variance_scaling(scale, "fan_in", "normal"),
-            bias_init=nnx.initializers.constant(bias),
-        )
+        init = {"kernel_init": nnx.initializers.variance_scaling(scale, "fan_in", "normal")}
         n = size.width
         self.layers = nnx.List([nnx.Linear(n, n, rngs=rngs, **init) for _ in range(int(depth * size.depth))])
-        self.head = nnx.Linear(n, head, rngs=rngs)
+        self.head = nnx.Linear(n, 10, rngs=rngs)
         self.act = act
 
     def __call__(self, x: Any) -> Any:
@@ -220,13 +215,9 @@ def dead_relu(size: Size) -> Case:
 
 
 def saturated_tanh(size: Size) -> Case:
-    model = eqx.nn.MLP(
-        size.width, 10, size.width, 4, activation=jnp.tanh, key=jax.random.key(size.seed)
-    )
+    model = eqx.nn.MLP(size.width, 10, size.width, 4, activation=jnp.tanh, key=jax.random.key(size.seed))
     model = eqx.tree_at(lambda m: m.layers[1].weight, model, replace_fn=lambda w: 60 * w)
-    return Case(
-        (model, 2 * inputs(size)), ("saturated units", "weight scale"), exactly("layers[1].weight")
-    )
+    return Case((model, 2 * inputs(size)), ("saturated units", "weight scale"), exactly("layers[1].weight"))
 
 
 def pixels(size: Size) -> Case:
@@ -298,7 +289,8 @@ class Stream(nnx.Module):
 
 def unscaled_residual(size: Size) -> Case:
     return Case(
-        (Stream(size, 16, nnx.initializers.lecun_normal()), inputs(size)), ("residual growth", "exploding signal")
+        (Stream(size, 16, nnx.initializers.lecun_normal()), inputs(size)),
+        ("residual growth", "exploding signal"),
     )
 
 
@@ -351,14 +343,13 @@ def tokens(size: Size) -> jax.Array:
 
 def missing_norm(size: Size) -> Case:
     return Case(
-        (Transformer(size, 8, normed=False), tokens(size)), ("missing norm", "residual growth", "exploding signal")
+        (Transformer(size, 8, normed=False), tokens(size)),
+        ("missing norm", "residual growth", "exploding signal"),
     )
 
 
 def unscaled_attention(size: Size) -> Case:
-    return Case(
-        (Transformer(size, 3, scaled=False), tokens(size)), ("saturated attention",), named(" @ ")
-    )
+    return Case((Transformer(size, 3, scaled=False), tokens(size)), ("saturated attention",), named(" @ "))
 
 
 # --- Loops ------------------------------------------------------------------------------------------------------------
@@ -370,7 +361,9 @@ def recurrent(act: Any = jnp.tanh, *, every: bool = False) -> Callable[[Any, Any
             h = act(h @ params["recurrent"] + x @ params["input"])
             return h, h
 
-        last, states = jax.lax.scan(step, jnp.zeros((x.shape[0], params["recurrent"].shape[0])), x.swapaxes(0, 1))
+        last, states = jax.lax.scan(
+            step, jnp.zeros((x.shape[0], params["recurrent"].shape[0])), x.swapaxes(0, 1)
+        )
         return (states if every else last) @ params["out"]
 
     return fn
@@ -411,7 +404,9 @@ def tied_scan(size: Size) -> Case:
         "head": normal(7 + size.seed, n, 5) / math.sqrt(n),
     }
     return Case(
-        (fn, params, inputs(size)), ("tied weights", "vanishing signal", "vanishing gradient"), named("shared")
+        (fn, params, inputs(size)),
+        ("tied weights", "vanishing signal", "vanishing gradient"),
+        named("shared"),
     )
 
 
@@ -496,7 +491,9 @@ FAULTS: dict[str, Callable[[Size], Case]] = {
     "residual sums unscaled": unscaled_residual,
     "transformer without norm": missing_norm,
     "attention unscaled": unscaled_attention,
-    "RNN of gain 3": recurrent_of_gain(3.0, jax.nn.relu, ("weight scale", "exploding signal", "exploding gradient")),
+    "RNN of gain 3": recurrent_of_gain(
+        3.0, jax.nn.relu, ("weight scale", "exploding signal", "exploding gradient")
+    ),
     "RNN of gain 0.3": recurrent_of_gain(0.3, jnp.tanh, ("weight scale", "vanishing gradient")),
     "tied weights in a deep scan": tied_scan,
     "float16 overflow": float16_overflow,
@@ -527,7 +524,7 @@ class Block(nnx.Module):
     """The basic block of a ResNet."""
 
     def __init__(self, n: int, m: int, stride: int, rngs: nnx.Rngs):
-        he = dict(use_bias=False, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
+        he = {"use_bias": False, "kernel_init": nnx.initializers.he_normal(), "rngs": rngs}
         self.first = nnx.Conv(n, m, (3, 3), strides=stride, **he)
         self.last = nnx.Conv(m, m, (3, 3), **he)
         self.norms = nnx.List([nnx.BatchNorm(m, rngs=rngs) for _ in range(2)])

@@ -13,8 +13,8 @@ from jaxact.diagnosis._layer_faults import scale_of
 from jaxact.diagnosis._skeleton import Mark
 
 _LEAST = 5  # products: of fewer there is no trend to be told from steps
-# Networks train up to about six depth scales (Schoenholz et al. 2017, section 5 and figure 5): a second moment changes by
-# e^6 = 400 over them, a root mean square by e^3 = 20.
+# Networks train up to about six depth scales (Schoenholz et al. 2017, section 5 and figure 5): over them a second
+# moment changes by e^6 = 400, a root mean square by e^3 = 20.
 _DECADES = 3 / math.log(10)
 _MONOTONE = 0.5  # Kendall's tau: three pairs of layers of four in order
 _EXPLAINED = 0.6  # of the trend, by sigma_w^2 E f'^2 of the layers
@@ -105,7 +105,9 @@ def _named(evidence: Evidence, signal: Trend, gradient: Trend, strongest: Trend)
     if evidence.tied:
         kind, cause = "tied weights", _tied_cause(evidence, rows)
         return made(evidence, kind, severity, start, text, cause, _tied_scale(evidence, rows))
-    if skips > _HALF * 0.6 and signal.is_clear and signal.decades > 0:  # a branch of two: every other starts at a sum
+    if (
+        skips > _HALF * 0.6 and signal.is_clear and signal.decades > 0
+    ):  # a branch of two: every other starts at a sum
         has_scores = any(row.kind == "attention" for row in evidence.rows)
         kind = "missing norm" if has_scores else "residual growth"
         cause = "every branch adds a second moment as large as that of its input, and nothing divides it out again."
@@ -125,7 +127,9 @@ def _of_weights(evidence: Evidence, found: Trend, is_gradient: bool, start: list
     """Whether sigma_w^2 beside what preserves explains a trend."""
     scales = {k: scale for k in found.rows if (scale := scale_of(evidence, k)) is not None}
     grows = found.decades > 0
-    kind = ("vanishing" if grows == is_gradient else "exploding") + (" gradient" if is_gradient else " signal")
+    kind = ("vanishing" if grows == is_gradient else "exploding") + (
+        " gradient" if is_gradient else " signal"
+    )
     severity = abs(found.decades)
     if not scales:
         cause = "each layer changes it by the same factor; no activation between two products says what preserves."

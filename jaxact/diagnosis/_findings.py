@@ -15,8 +15,8 @@ KINDS = tuple(REMEDIES)
 #: a fault -> what follows from it where it concerns the same products
 _CAUSES: dict[str, frozenset[str]] = {
     "weight scale": frozenset({
-        "vanishing gradient", "exploding gradient", "vanishing signal", "exploding signal", "saturated units", "chaotic",
-        "ordered", "saturated attention",
+        "vanishing gradient", "exploding gradient", "vanishing signal", "exploding signal", "saturated units",
+        "chaotic", "ordered", "saturated attention",
     }),
     "wrong fan": frozenset({"weight scale", "exploding signal", "exploding gradient", "vanishing gradient"}),
     "input scale": frozenset({"saturated units", "mean shift", "dead units"}),
@@ -70,8 +70,10 @@ def _learning_rate(evidence: Evidence) -> list[Finding]:
         if name in place and math.isfinite(share)
     ]
     share, k = max(shares, default=(0.0, 0))
-    text = f"the rate {rate:.3g} is {rate / limit:.3g} times 2 / sharpness = {limit:.3g}; the largest eigenvalue of the "
-    text += f"Hessian is {sharpness.largest:.3g}, to {sharpness.error:.1g}, {share:.0%} of its direction in this parameter."
+    text = (
+        f"the rate {rate:.3g} is {rate / limit:.3g} times 2 / sharpness = {limit:.3g}; the Hessian's largest "
+    )
+    text += f"eigenvalue is {sharpness.largest:.3g} (to {sharpness.error:.1g}), {share:.0%} of its vector in here."
     cause = "along that direction each step of gradient descent overshoots by more than it corrects."
     severity = math.log10(rate / limit)
     return [made(evidence, "learning rate", severity, [k], text, cause, limit)]

@@ -127,7 +127,9 @@ def _saturated(evidence: Evidence) -> list[Finding]:
     share = row.saturated - row.zero
     text = f"{share:.0%} of the slopes after it are below 1 % of the largest; z has root mean square "
     text += f"{math.sqrt(row.second_moment):.3g}" + (f", in {len(bad)} layers." if len(bad) > 1 else ".")
-    cause = f"preactivations too large for the activation: sigma_w^2 is {row.weight_scale:.3g}, or biases or inputs are."
+    cause = (
+        f"preactivations too large for the activation: sigma_w^2 is {row.weight_scale:.3g}, or biases are."
+    )
     severity = -math.log10(max(row.slope_second_moment, 1e-38)) / 2 * len(bad)
     scale = row.weight_scale / max(row.second_moment, 1e-30)
     return [made(evidence, "saturated units", max(severity, 0.3), bad, text, cause, scale)]
@@ -139,9 +141,11 @@ def _attention(evidence: Evidence) -> list[Finding]:
     if not few:
         return []
     row = evidence.rows[few[0]]
-    text = f"a query looks at {1 / row.concentration:.2g} of {_num_keys(evidence, few[0])} keys, so that of its "
-    text += f"gradient {1 - row.concentration:.1%} are left; scores have root mean square {math.sqrt(row.second_moment):.3g}."
-    cause = "scores beyond sqrt(2 log keys), where one key takes all: they grow as the root of the heads' width."
+    text = (
+        f"a query looks at {1 / row.concentration:.2g} of {_num_keys(evidence, few[0])} keys, which leaves "
+    )
+    text += f"{1 - row.concentration:.1%} of its gradient; scores have root mean square {_root(evidence, few[0]):.3g}."
+    cause = "scores beyond sqrt(2 log keys), where one key takes all: they grow with the root of the heads' width."
     severity = -math.log10(max(1 - row.concentration, 1e-38)) * len(few)
     return [made(evidence, "saturated attention", severity, few, text, cause)]
 
@@ -157,7 +161,9 @@ def _mean(evidence: Evidence) -> list[Finding]:
         row = evidence.rows[k]
         share = row.mean**2 / row.second_moment if row.second_moment > 0 else 0.0
         if share > _MEAN and row.shape[-1] >= 2 * _SOME:  # of fewer units by chance
-            text = f"the mean of the preactivations is {row.mean:.3g} at a root mean square of {_root(evidence, k):.3g}."
+            text = (
+                f"preactivations have mean {row.mean:.3g} at a root mean square of {_root(evidence, k):.3g}."
+            )
             cause = "weights whose mean is not 0, on inputs whose mean is not."
             severity = -math.log10(max(1 - share, 1e-12))
             found.append(made(evidence, "mean shift", severity, [k], text, cause))
@@ -168,13 +174,11 @@ def _mean(evidence: Evidence) -> list[Finding]:
 
 
 def _scales(evidence: Evidence) -> list[Finding]:
-    return [
-        finding for sign in (1, -1) for finding in _scales_off(evidence, _logs(evidence, sign), sign)
-    ]
+    return [finding for sign in (1, -1) for finding in _scales_off(evidence, _logs(evidence, sign), sign)]
 
 
 def _logs(evidence: Evidence, sign: int) -> dict[int, float]:
-    """row -> log of how far sigma_w^2 is off in one direction, where it is."""
+    """By row the log of how far sigma_w^2 is off in one direction, where it is."""
     logs = {}
     for k in evidence.weighted:
         row, scale = evidence.rows[k], scale_of(evidence, k)

@@ -12,8 +12,12 @@ from jaxact.diagnosis._finding import BLOCKED, Finding, made
 from jaxact.diagnosis._skeleton import INPUT
 
 _NARROW = ("float16", "bfloat16")
-_NEAR = 4.0  # times less than the largest number: training makes weights and signals this much larger, and more
-_LOST = 8.0  # times the smallest number: below, rounding is worse than 1/16, and what is a tenth as large is 0
+_NEAR = (
+    4.0  # times less than the largest number: training makes weights and signals this much larger, and more
+)
+_LOST = (
+    8.0  # times the smallest number: below, rounding is worse than 1/16, and what is a tenth as large is 0
+)
 _HALF = 0.5  # of the last place: a smaller update leaves the parameter as it is
 
 
@@ -64,7 +68,9 @@ def _gradient_not_finite(evidence: Evidence) -> list[Finding]:
     if not bad:
         return []
     text = f"the outputs are finite, but the gradient is {gradients[bad[-1]]} from here back to the inputs."
-    cause = "an infinite slope in what follows, as that of a root or a norm at 0, or overflow on the way back."
+    cause = (
+        "an infinite slope in what follows, as that of a root or a norm at 0, or overflow on the way back."
+    )
     return [made(evidence, "not finite", BLOCKED, bad[::-1], text, cause)]
 
 
@@ -116,7 +122,7 @@ def _is_reached(evidence: Evidence, k: int) -> bool:
     """Whether what follows passes a gradient: units that are alive, and weights that are not zero."""
     row = evidence.rows[k]
     after = [evidence.rows[n] for n in evidence.skeleton.after(k)]
-    return not row.dead == 1 and all(each.weight_scale != 0 for each in after)
+    return row.dead != 1 and all(each.weight_scale != 0 for each in after)
 
 
 def _swallowed(evidence: Evidence) -> list[Finding]:

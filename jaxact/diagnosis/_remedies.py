@@ -37,7 +37,8 @@ REMEDIES: dict[str, tuple[str, str]] = {
     ),
     "ordered": (
         "Use larger weights (the edge of chaos), fewer layers, or shortcuts.",
-        "from jaxact import activations, theory\nf = theory.shape(activations.relu, depth={depth}, method='tat', eta=0.9)",
+        "from jaxact import activations, theory\nf = theory.shape(activations.softplus, depth={depth})\n"
+        "kernel_init = theory.initializers.orthogonal()",
     ),
     "chaotic": (
         "Use smaller weights: the edge of chaos.",

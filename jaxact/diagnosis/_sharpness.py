@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-_STEPS = 12  # each costs two or three gradient steps; the largest eigenvalue is known to a few per cent after ten
+_STEPS = (
+    12  # each costs two or three gradient steps; the largest eigenvalue is known to a few per cent after ten
+)
 
 
 class Sharpness(NamedTuple):

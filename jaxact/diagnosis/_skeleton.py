@@ -70,7 +70,9 @@ class Skeleton:
         self.before: list[frozenset[int]] = [frozenset()] * len(reading.sites)
         self.softmaxes: dict[int, Softmax] = {}
         count = len(closed.jaxpr.invars)
-        origins = [_NOWHERE if k < num_params else Origin(frozenset({INPUT}), Mark.NONE) for k in range(count)]
+        origins = [
+            _NOWHERE if k < num_params else Origin(frozenset({INPUT}), Mark.NONE) for k in range(count)
+        ]
         outputs = self._walk(closed.jaxpr, origins, (), ())
         self.heads = frozenset().union(*(each.sites for each in outputs))
 

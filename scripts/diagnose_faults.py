@@ -1,7 +1,8 @@
 """How many planted faults a diagnosis names first, with kind and layer, and how often it sees one where there is none.
 
     python scripts/diagnose_faults.py                        # some four minutes on two cores
-    python scripts/diagnose_faults.py --fresh                # other widths, depths and seeds
+    python scripts/diagnose_faults.py --fresh                # the same at other widths, depths and seeds
+    python scripts/diagnose_faults.py --other                # 17 other designs
 
 The models are those of `diagnose_models.py`. A fault counts as named where the first finding is of a kind that tells it
 (a weight scale or what it does to signal or gradient, where the fault is in all layers) and lies in the layer.
@@ -32,13 +33,19 @@ def main() -> None:
     parser.add_argument(
         "--fresh", action="store_true", help="sizes and seeds that no threshold was looked at with"
     )
+    parser.add_argument(
+        "--other", action="store_true", help="other designs, drawn up after every threshold was fixed"
+    )
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--text", action="store_true", help="print the findings in full")
     options = parser.parse_args()
     sizes = FRESH if options.fresh else [Size()]
     table = Table("model", "expected", "first finding", "layer", "others", "s", "")
     counts = {}
-    for what, cases in (("named", models.FAULTS), ("false alarms", models.HEALTHY)):
+    faults, healthy = (
+        (models.OTHER_FAULTS, models.OTHER_HEALTHY) if options.other else (models.FAULTS, models.HEALTHY)
+    )
+    for what, cases in (("named", faults), ("false alarms", healthy)):
         chosen = [name for name in cases if options.only in name]
         passed = [
             _told(table, name, cases[name](sizes[k % len(sizes)]), options.text)

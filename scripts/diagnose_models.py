@@ -685,3 +685,221 @@ HEALTHY: dict[str, Callable[[Size], Case]] = {
     "convolutions, batch norm": convnet,
     "branches that start at 0": zero_branches,
 }
+
+
+# --- Other designs, drawn up after every threshold was fixed ----------------------------------------------------------
+
+
+def plain_resnet(size: Size) -> Case:
+    """Convolutional blocks h + conv(relu(conv(h))) of He's scale, without norm."""
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            he, n = nn.initializers.he_normal(), size.width // 4
+            h = nn.Conv(n, (3, 3))(x)
+            for _ in range(int(12 * size.depth)):
+                h = h + nn.Conv(n, (3, 3), kernel_init=he)(nn.relu(nn.Conv(n, (3, 3), kernel_init=he)(h)))
+            return nn.Dense(10)(h.mean((1, 2)))
+
+    return linen(Linen(), images(size), size, ("residual growth", "exploding signal"))
+
+
+def zero_convolution(size: Size) -> Case:
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            he, n = nn.initializers.he_normal(), size.width // 4
+            for k in range(5):
+                init = nn.initializers.zeros if k == 2 else he
+                x = nn.tanh(nn.Conv(n, (3, 3), kernel_init=init)(x))
+            return nn.Dense(10)(x.mean((1, 2)))
+
+    return linen(Linen(), images(size), size, ("zero initialised",), named("Conv_2"))
+
+
+def dead_convolution(size: Size) -> Case:
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            he, n = nn.initializers.he_normal(), size.width // 2
+            for k in range(4):
+                bias = nn.initializers.constant(-8.0 if k == 1 else 0.0)
+                x = nn.relu(nn.Conv(n, (3, 3), kernel_init=he, bias_init=bias)(x))
+            return nn.Dense(10)(x.mean((1, 2)))
+
+    return linen(Linen(), images(size), size, ("dead units",), named("Conv_1"))
+
+
+def large_projection(size: Size) -> Case:
+    """One output projection of attention times 60, in a pre-norm transformer: it drowns the stream."""
+    model = Transformer(size, 4)
+    model.attention[2].o.kernel[...] = 60 * model.attention[2].o.kernel[...]
+    return Case((model, tokens(size)), ("weight scale",), exactly("attention[2].o.kernel"))
+
+
+def sharp_queries(size: Size) -> Case:
+    """One query projection times 30: its softmax saturates."""
+    model = Transformer(size, 4)
+    model.attention[1].q.kernel[...] = 30 * model.attention[1].q.kernel[...]
+    return Case((model, tokens(size)), ("saturated attention", "weight scale"), named("attention[1].q"))
+
+
+def saturated_by_bias(size: Size) -> Case:
+    model = eqx.nn.MLP(size.width, 10, size.width, 4, activation=jnp.tanh, key=jax.random.key(size.seed))
+    model = eqx.tree_at(lambda m: m.layers[2].bias, model, replace_fn=lambda b: 0 * b + 5.0)
+    return Case((model, inputs(size)), ("saturated units",), exactly("layers[2].weight"))
+
+
+def post_norm(size: Size) -> Case:
+    """norm(h + f(h)) forty times: what the norm takes from the gradient the branch adds, so that it stays."""
+
+    def fn(params: Any, x: Any) -> Any:
+        h = x @ params[0]
+        for w in params[1:]:
+            h = h + jax.nn.relu(h) @ w
+            h = h * jax.lax.rsqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-6)
+        return h
+
+    return Case((fn, weights(size, 40, scale=2.0), inputs(size)))
+
+
+def swish_small(size: Size) -> Case:
+    return Case(
+        (MLP(size, 18, jax.nn.silu, scale=0.8), inputs(size)),
+        ("weight scale", "vanishing signal", "vanishing gradient"),
+    )
+
+
+def norm_at_zero(size: Size) -> Case:
+    """Unit vectors of features that are 0 for one input."""
+
+    def fn(params: Any, x: Any) -> Any:
+        h = x @ params[0]
+        h = h / jnp.linalg.norm(h, axis=-1, keepdims=True)
+        return jnp.tanh(h @ params[1]) @ params[2]
+
+    x = inputs(size).at[1].set(0)
+    return Case((fn, weights(Size(size.width, 1, size.seed), 3), x), ("not finite",), exactly("[0]"))
+
+
+def float16_scores(size: Size) -> Case:
+    """float16 attention whose scores leave the type."""
+
+    def fn(params: Any, x: Any) -> Any:
+        q, k, v = (x @ params[name] for name in ("query", "key", "value"))
+        return jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", q, k) / math.sqrt(q.shape[-1])) @ v
+
+    ws = dict(zip(("query", "key", "value"), weights(Size(size.width, 1, size.seed), 3, 3000.0), strict=True))
+    x = normal(82 + size.seed, 8, 12, size.width)
+    return Case((fn, half(ws, jnp.float16), half(4 * x, jnp.float16)), ("overflow",), named(" @ "))
+
+
+def small_tanh(size: Size) -> Case:
+    return Case(
+        (
+            eqx.nn.MLP(size.width, 10, size.width, 2, activation=jnp.tanh, key=jax.random.key(size.seed)),
+            inputs(size),
+        )
+    )
+
+
+class Gru(nn.Module):
+    """A GRU over a sequence, read at its end."""
+
+    size: Size
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Dense(5)(nn.RNN(nn.GRUCell(self.size.width))(x)[:, -1])
+
+
+def gru(size: Size) -> Case:
+    return linen(Gru(size), sequences(size, 16), size)
+
+
+def causal(size: Size) -> Case:
+    """Two pre-norm blocks of Linen with a causal mask, on embedded tokens."""
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            n = size.width
+            h = nn.Embed(50, n, embedding_init=nn.initializers.normal(1.0))(x)
+            for _ in range(2):
+                mask = nn.make_causal_mask(x)
+                h = h + nn.MultiHeadDotProductAttention(4)(nn.LayerNorm()(h), mask=mask)
+                h = h + nn.Dense(n)(nn.gelu(nn.Dense(4 * n)(nn.LayerNorm()(h))))
+            return nn.Dense(50)(nn.LayerNorm()(h))
+
+    x = jax.random.randint(jax.random.key(size.seed), (8, 16), 0, 50)
+    return linen(Linen(), x, size)
+
+
+def dense_net(size: Size) -> Case:
+    """Every layer sees all before it, concatenated."""
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            he = nn.initializers.he_normal()
+            for _ in range(6):
+                x = jnp.concatenate([x, nn.Dense(size.width // 4, kernel_init=he)(nn.relu(x))], -1)
+            return nn.Dense(10)(x)
+
+    return linen(Linen(), inputs(size), size)
+
+
+def autoencoder(size: Size) -> Case:
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            he, n = nn.initializers.he_normal(), size.width
+            for m in (n // 2, n // 8, n // 2):
+                x = nn.relu(nn.Dense(m, kernel_init=he)(x))
+            return nn.sigmoid(nn.Dense(n)(x))
+
+    return linen(Linen(), inputs(size), size)
+
+
+def orthogonal_tanh(size: Size) -> Case:
+    ws = [jnp.linalg.qr(w)[0] for w in weights(size, 30)]
+    return Case((plain(jnp.tanh), ws, inputs(size)))
+
+
+def default_cnn(size: Size) -> Case:
+    """Equinox' own initialisation, four convolutions and two dense layers."""
+    keys = jax.random.split(jax.random.key(size.seed), 6)
+    n = size.width // 4
+    convs = [eqx.nn.Conv2d(3 if k == 0 else n, n, 3, padding=1, key=keys[k]) for k in range(4)]
+    layers: list[Any] = [part for conv in convs for part in (conv, eqx.nn.Lambda(jax.nn.relu))]
+    layers += [
+        eqx.nn.AvgPool2d(2, 2),
+        eqx.nn.Lambda(jnp.ravel),
+        eqx.nn.Linear(16 * n, size.width, key=keys[4]),
+    ]
+    layers += [eqx.nn.Lambda(jax.nn.relu), eqx.nn.Linear(size.width, 10, key=keys[5])]
+    return Case((eqx.nn.Sequential(layers), images(size).transpose(0, 3, 1, 2)))
+
+
+OTHER_FAULTS: dict[str, Callable[[Size], Case]] = {
+    "ResNet without norm": plain_resnet,
+    "a convolution of zeros": zero_convolution,
+    "convolution's bias of -8": dead_convolution,
+    "attention's output times 60": large_projection,
+    "one query layer times 30": sharp_queries,
+    "tanh behind a bias of 5": saturated_by_bias,
+    "swish with 0.8": swish_small,
+    "unit vector of 0": norm_at_zero,
+    "float16 scores": float16_scores,
+}
+OTHER_HEALTHY: dict[str, Callable[[Size], Case]] = {
+    "tanh MLP, Equinox": small_tanh,
+    "post-norm, 40 blocks": post_norm,
+    "GRU": gru,
+    "causal transformer": causal,
+    "DenseNet": dense_net,
+    "autoencoder": autoencoder,
+    "orthogonal tanh": orthogonal_tanh,
+    "Equinox' own CNN": default_cnn,
+}

@@ -75,7 +75,7 @@ def depth_faults(evidence: Evidence) -> list[Finding]:
 
 
 def _trends(evidence: Evidence) -> tuple[Trend, Trend]:
-    rows = [k for k in evidence.weighted if not evidence.tied or evidence.rows[k].name == evidence.tied]
+    rows = [k for k in evidence.weighted if not evidence.tied or evidence.rows[k].name in evidence.tied]
     signal = np.sqrt(evidence.column("second_moment"))
     gradients = _floored(evidence, rows)
     return trend(rows, signal[rows]), trend(rows, gradients[rows])

@@ -15,6 +15,7 @@ from jaxact.diagnosis._rows import Row
 from jaxact.diagnosis._sharpness import Sharpness
 from jaxact.diagnosis._skeleton import INPUT, Mark, Skeleton
 
+_SUMS_AND_NORMS = Mark.NORMED | Mark.SKIPPED
 NOTHING = 1e-19  # whose square float32 does not hold: what is smaller was measured as 0
 
 
@@ -54,16 +55,23 @@ class Evidence:
         return [k for k, row in enumerate(self.rows) if row.kind != "attention"]
 
     @cached_property
-    def tied(self) -> str:
-        """The parameter that acts on what it made itself at least four times, in a third of all products, or ""."""
+    def tied(self) -> frozenset[str]:
+        """The parameters that act on what they made themselves at least four times, if half of all products do."""
         last: dict[str, int] = {}
         counts: Counter[str] = Counter()
         for k in self.weighted:
             name = self.rows[k].name
             counts[name] += last.get(name) in self.skeleton.before[k]
             last[name] = k
-        name, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
-        return name if count >= 3 and 3 * (count + 1) >= len(self.weighted) else ""
+        tied = frozenset(name for name, count in counts.items() if count >= 3)
+        share = [self.rows[k].name in tied or self._is_beside(k, tied) for k in self.weighted]
+        return tied if np.mean(share) >= 1 / 2 else frozenset()
+
+    def _is_beside(self, k: int, tied: frozenset[str]) -> bool:
+        """Whether a product of the inputs is one of those that recurring products are added to."""
+        return self.skeleton.source(k).sites == {INPUT} and any(
+            self.rows[n].name in tied for n in self.skeleton.after(k)
+        )
 
     @cached_property
     def gradients(self) -> Float[np.ndarray, " row"]:
@@ -83,9 +91,9 @@ class Evidence:
         return None if j == INPUT else j
 
     def is_normed(self, k: int) -> bool:
-        """Whether a norm follows a product before any other does, so that its scale does not count."""
+        """Whether a norm of its own follows a product, so that its scale does not count; of a sum it does."""
         feeds = [each for n in self.skeleton.after(k) for each in self.skeleton.feeds[n] if k in each.sites]
-        return bool(feeds) and all(Mark.NORMED in each.marks for each in feeds)
+        return bool(feeds) and all(each.marks & _SUMS_AND_NORMS == Mark.NORMED for each in feeds)
 
     def ends_branch(self, k: int) -> bool:
         """Whether a product is added to a shortcut."""

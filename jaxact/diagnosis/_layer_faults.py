@@ -107,7 +107,10 @@ def _dead(evidence: Evidence) -> list[Finding]:
     for k, row in enumerate(evidence.rows):
         units = row.shape[-1]
         by_chance = _SHARE + 1.5 / math.sqrt(units)  # three standard deviations, all inputs alike
-        if row.dead > by_chance and row.second_moment > 0 and np.prod(row.shape[:-1]) >= _SOME:
+        has_slope = (
+            row.saturated >= row.dead
+        )  # not a formula that is 0 everywhere, as of a state that starts at 0
+        if row.dead > by_chance and has_slope and row.second_moment > 0 and np.prod(row.shape[:-1]) >= _SOME:
             blocked = BLOCKED if row.dead == 1 else -math.log10(1 - row.dead)
             text = f"{row.dead:.0%} of the units after it are 0 for every input; E z^2 is {row.second_moment:.3g}."
             cause = "a bias or mean far below 0: of weights and inputs alone at most half of the units are."

@@ -37,7 +37,7 @@ REMEDIES: dict[str, tuple[str, str]] = {
     ),
     "ordered": (
         "Use larger weights (the edge of chaos), fewer layers, or shortcuts.",
-        "from jaxact import activations, theory\nf = theory.shape(activations.softplus, depth={depth})\n"
+        "from jaxact import activations, theory\nf = theory.shape(activations.softplus(), depth={depth})\n"
         "kernel_init = theory.initializers.orthogonal()",
     ),
     "chaotic": (

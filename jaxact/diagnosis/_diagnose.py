@@ -11,10 +11,13 @@ import numpy as np
 from jaxact.diagnosis._arguments import Traced, of_one, traced
 from jaxact.diagnosis._diagnosis import Diagnosis
 from jaxact.diagnosis._ends import MANY, Ends, jacobian_ends, no_ends
-from jaxact.diagnosis._measure import Watch
+from jaxact.diagnosis._evidence import Evidence, flattened
+from jaxact.diagnosis._findings import findings
+from jaxact.diagnosis._measure import NAMES, Watch, call_loss
 from jaxact.diagnosis._predict import Prediction, predict
 from jaxact.diagnosis._reading import Reading, Site
 from jaxact.diagnosis._rows import Row
+from jaxact.diagnosis._sharpness import Sharpness, sharpness
 from jaxact.errors import ArgumentError, one_line
 
 _NO_LOSS = "a fixed random projection of the outputs, summed over the inputs (no loss was given)"
@@ -50,7 +53,8 @@ def watch(fn: Any, params: Any, batch: Any = None, *, loss: Callable[..., Any] |
 
 
 def _watch(model: Traced) -> Watch:
-    run = Watch(model.closed, model.reading, model.loss, model.out_tree)
+    num_leaves = len(jax.tree.leaves(model.batch))
+    run = Watch(model.closed, model.reading, model.loss, model.out_tree, num_leaves)
     try:
         jax.eval_shape(run.all, model.params, model.batch)
     except ValueError as error:  # a `while` loop, for one
@@ -69,6 +73,7 @@ def diagnose(
     *,
     loss: Callable[..., Any] | None = None,
     jacobian: bool | None = None,
+    learning_rate: float | None = None,
 ) -> Diagnosis:
     """Measure a model at every product, and say what theory expects there.
 
@@ -87,13 +92,15 @@ def diagnose(
             standard normal numbers.
         jacobian: whether to find the ends of its singular values, for the first input: a further program to compile.
             By default where at most 16 products are written out (a loop's body counts once).
+        learning_rate: of gradient descent, to be held against the sharpness of the loss, 2 over the largest eigenvalue
+            of its Hessian: twelve products with it, some forty gradient steps.
 
     Returns:
-        A `Diagnosis`: print it, or see `rows`, `to_frame()`, `chart()`.
+        A `Diagnosis`: print it, or see `findings`, the gravest first, `rows`, `to_frame()`, `chart()`.
 
     Raises:
         ValueError: params or batch hold NaN or inf, the model does not take the batch, is in training mode, or has no
-            product.
+            product; the learning rate is not positive, or without a loss.
         TypeError: `fn` is no such function, or the loss no scalar.
 
     Example:
@@ -105,14 +112,43 @@ def diagnose(
         >>> [row.name for row in found.rows]
         ['params[0]', 'params[1]', 'params[2]']
     """
+    _check_rate(learning_rate, loss)
     model = traced(fn, params, batch, loss)
     run = _watch(model)
-    measured, at_outputs = jax.device_get(jax.jit(run.all)(model.params, model.batch))
+    measured, at_outputs, value = jax.device_get(jax.jit(run.all)(model.params, model.batch))
     prediction = predict(model.reading, measured, at_outputs)
     ends = _ends(model, jacobian)
     rows = tuple(_row(model.reading, k, measured, prediction, ends) for k in range(len(model.reading.sites)))
     told = _NO_LOSS if loss is None else f"`{getattr(loss, '__name__', type(loss).__name__)}`"
-    return Diagnosis(rows, told, run.notes)
+    evidence = Evidence(
+        rows=rows,
+        skeleton=run.skeleton,
+        fields=tuple(site.field for site in model.reading.sites),
+        inputs=flattened(model.batch),
+        loss=float(value),
+        names=model.names,
+        dtypes=tuple(leaf.dtype.name for leaf in jax.tree.leaves(model.params)),
+        learning_rate=learning_rate,
+        sharpness=_sharpness(model) if learning_rate is not None else None,
+    )
+    return Diagnosis(rows, told, run.notes, findings(evidence))
+
+
+def _check_rate(learning_rate: float | None, loss: Any) -> None:
+    if learning_rate is not None and (loss is None or not learning_rate > 0):
+        raise ArgumentError(
+            f"must be positive and come with a loss, got {learning_rate} and loss={loss!r}.",
+            "Give the training loss: diagnose(fn, params, batch, loss=..., learning_rate=0.1).",
+            argument="learning_rate",
+        )
+
+
+def _sharpness(model: Traced) -> Sharpness:
+    loss = model.loss
+    assert loss is not None
+    return sharpness(
+        lambda params: call_loss(loss, model.call(params, model.batch), model.batch), model.params
+    )
 
 
 def _ends(model: Traced, jacobian: bool | None) -> Ends:
@@ -128,7 +164,7 @@ def _row(reading: Reading, k: int, measured: Mapping[str, Any], prediction: Pred
     site: Site = reading.sites[k]
     gradient = np.sqrt(np.asarray(measured["gradient_second_moment"], float))
     expected = np.sqrt(np.asarray(prediction.gradient_second_moment, float))
-    own = ("mean", "second_moment", "cosine", "effective_rank", "zero", "dead", "saturated")
+    own = [name for name in NAMES if name != "gradient_second_moment"]
     return Row(
         name=site.name,
         line=site.place.short,
@@ -136,6 +172,7 @@ def _row(reading: Reading, k: int, measured: Mapping[str, Any], prediction: Pred
         shape=site.shape,
         fan_in=site.fan_in,
         weight_scale=site.weight_scale,
+        dtype=site.dtype,
         **{name: float(measured[name][k]) for name in own},
         gradient=float(gradient[k]),
         gradient_factor=_factor(gradient, k),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxact.diagnosis._finding import Finding
 from jaxact.diagnosis._rows import Row
 from jaxact.errors import ArgumentError
 
@@ -49,13 +50,13 @@ class Diagnosis:
         rows: a `Row` for every product, in order of execution.
         loss: which gradients these are, in words.
         notes: what is approximate, or was passed over.
-        findings: sentences on what is wrong.
+        findings: a `Finding` for every fault, the gravest first.
     """
 
     rows: tuple[Row, ...]
     loss: str
     notes: tuple[str, ...] = ()
-    findings: tuple[Any, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def __str__(self) -> str:
         return self.text()
@@ -152,7 +153,7 @@ class Diagnosis:
         return [f"gradient of {self.loss}.", *only, *self.notes]
 
     def _found(self) -> list[str]:
-        return list(map(str, self.findings))
+        return ["", *map(str, self.findings)] if self.findings else ["nothing wrong found."]
 
     def _hidden(self, width: int) -> list[str]:
         """The titles of the columns that a table of this width has no room for."""

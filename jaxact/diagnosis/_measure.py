@@ -15,26 +15,32 @@ from jaxtyping import Array, Float
 
 from jaxact.diagnosis._axes import FEATURE, Axes, batch_axis, has
 from jaxact.diagnosis._formula import Formula, largest_slope, slope
-from jaxact.diagnosis._reading import Reading, Site
+from jaxact.diagnosis._reading import Reading
+from jaxact.diagnosis._skeleton import Skeleton
 from jaxact.diagnosis._taps import Path, Plan, Tap, evaluate, tapped
 
 SATURATED = 0.01  # of the largest slope
 _NUM_COMPARED = 64  # inputs
 _OUTPUTS = -1  # the path of the function's outputs starts with this
-_PRODUCT = ("mean", "second_moment", "cosine", "effective_rank")
-_ACTIVATION = ("zero", "dead", "saturated")
-NAMES = (*_PRODUCT, *_ACTIVATION, "gradient_second_moment")
+_PRODUCT = ("mean", "second_moment", "largest_entry", "cosine", "effective_rank")
+_ACTIVATION = ("zero", "dead", "saturated", "activation_second_moment", "slope_second_moment")
+_SOFTMAX = ("concentration",)
+NAMES = (*_PRODUCT, *_ACTIVATION, *_SOFTMAX, "gradient_second_moment")
 
 
 def product_statistics(z: Float[Array, "*shape"], axes: Axes, num_inputs: int) -> dict[str, Array]:
-    """Mean, second moment, mean cosine between inputs, and effective rank of their Gram matrix.
+    """Mean, second moment, largest |z|, mean cosine between inputs, and effective rank of their Gram matrix.
 
     With G = Z Z^T of up to 64 inputs, Z [input, everything else]: the mean of G_ij / sqrt(G_ii G_jj) over i != j whose
     products are not all zero, and
     the participation ratio tr(G)^2 / |G|_F^2, between 1 and the number of inputs.
     """
     z = z.astype(jnp.float32)
-    found = {"mean": jnp.mean(z), "second_moment": jnp.mean(jnp.square(z))}
+    found = {
+        "mean": jnp.mean(z),
+        "second_moment": jnp.mean(jnp.square(z)),
+        "largest_entry": jnp.max(jnp.abs(z)),
+    }
     first = batch_axis(axes, num_inputs)
     count = min(num_inputs, _NUM_COMPARED)
     if first is None or count < 2:
@@ -53,18 +59,27 @@ def product_statistics(z: Float[Array, "*shape"], axes: Axes, num_inputs: int) -
 def activation_statistics(
     u: Float[Array, "*shape"], formula: Formula, largest: float, axes: Axes
 ) -> dict[str, Array]:
-    """Shares of zeros, of units that are zero on every input, and of slopes below 1 % of the largest."""
+    """Shares of zeros, of units that are zero on every input, and of slopes below 1 % of the largest; E f^2, E f'^2."""
     value, steep = formula(u), jnp.abs(slope(formula, u)).astype(jnp.float32)
     others = tuple(k for k, one in enumerate(axes) if not has(one, FEATURE))
     return {
         "zero": jnp.mean(value == 0, dtype=jnp.float32),
         "dead": jnp.mean(jnp.all(value == 0, others), dtype=jnp.float32),
         "saturated": jnp.mean(steep < SATURATED * largest, dtype=jnp.float32),
+        "activation_second_moment": jnp.mean(jnp.square(value.astype(jnp.float32))),
+        "slope_second_moment": jnp.mean(jnp.square(steep)),
     }
 
 
-def plan(reading: Reading) -> Plan:
-    """The taps of every product, and of the array that its activation is a formula of."""
+def concentration(exponentials: Float[Array, "*shape"], axes: tuple[int, ...]) -> dict[str, Array]:
+    """The mean of sum p^2 of a softmax p, from its exponentials: 1 / n where all are alike, 1 where one takes all."""
+    e = exponentials.astype(jnp.float32)
+    total = jnp.sum(e, axes)
+    return {"concentration": jnp.mean(jnp.sum(jnp.square(e), axes) / jnp.square(total))}
+
+
+def plan(reading: Reading, skeleton: Skeleton) -> Plan:
+    """The taps of every product, of the array that its activation is a formula of, and of softmaxes."""
     num_inputs = reading.graph.batch.num_inputs
     measures: dict[Path, list[Callable[[Array], dict[str, Array]]]] = {}
     slots: set[Path] = set()
@@ -85,6 +100,8 @@ def plan(reading: Reading) -> Plan:
                 axes=site.activation_axes,
             )
             measures.setdefault(path, []).append(measure)
+    for path, axes in {softmax.key[0]: softmax.axes for softmax in skeleton.softmaxes.values()}.items():
+        measures.setdefault(path, []).append(partial(concentration, axes=axes))
     taps = {path: Tap(partial(_all, each), path in slots) for path, each in measures.items()}
     return Plan(taps, reading.loops)
 
@@ -102,11 +119,15 @@ class Watch:
     Attributes:
         names: of the rows, in order.
         notes: what is not measured.
+        skeleton: which products feed which.
     """
 
-    def __init__(self, closed: Any, reading: Reading, loss: Callable[..., Any] | None, out_tree: Any):
+    def __init__(
+        self, closed: Any, reading: Reading, loss: Callable[..., Any] | None, out_tree: Any, num_leaves: int
+    ):
         self.closed, self.reading, self.loss, self.out_tree = closed, reading, loss, out_tree
-        self.plan = plan(reading)
+        self.skeleton = Skeleton(closed, reading, len(closed.jaxpr.invars) - num_leaves)
+        self.plan = plan(reading, self.skeleton)
         self.names = tuple(site.name for site in reading.sites)
         self.notes = tuple(reading.notes)
 
@@ -114,8 +135,8 @@ class Watch:
         """Measure; see `jaxact.diagnosis.Row` for what each number is."""
         return self.all(params, batch)[0]
 
-    def all(self, params: Any, batch: Any) -> tuple[dict[str, Array], list[Array]]:
-        """The rows' numbers, and the gradient's second moment at each of the function's outputs."""
+    def all(self, params: Any, batch: Any) -> tuple[dict[str, Array], list[Array], Array]:
+        """The rows' numbers, the gradient's second moment at each of the function's outputs, and the loss."""
         args = [*jax.tree.leaves(params), *jax.tree.leaves(batch)]
 
         def objective(slots: dict[Path, Array]) -> tuple[Array, Any]:
@@ -124,16 +145,17 @@ class Watch:
                 tapped(each, slots[(_OUTPUTS, k)]) if (_OUTPUTS, k) in slots else each
                 for k, each in enumerate(outputs)
             ]
-            return self._loss(outputs, batch), found
+            loss = self._loss(outputs, batch)
+            return loss, (found, loss)
 
         real = [k for k, aval in enumerate(self.closed.out_avals) if jnp.issubdtype(aval.dtype, jnp.floating)]
         slots = self.plan.slots() | {(_OUTPUTS, k): jnp.zeros(()) for k in real}
-        gradients, found = jax.grad(objective, has_aux=True)(slots)
+        gradients, (found, loss) = jax.grad(objective, has_aux=True)(slots)
         at_outputs = [gradients.get((_OUTPUTS, k), jnp.zeros(())) for k in range(len(self.closed.out_avals))]
         for path in found:
             if path in gradients:
                 found[path] = found[path] | {"gradient_second_moment": gradients[path]}
-        return {name: self._rows(found, name) for name in NAMES}, at_outputs
+        return {name: self._rows(found, name) for name in NAMES}, at_outputs, loss
 
     def _loss(self, outputs: list[Array], batch: Any) -> Array:
         if self.loss is None:
@@ -147,11 +169,18 @@ class Watch:
         flat = jnp.concatenate([*(found[path][name].reshape(-1) for path in paths), jnp.full(1, jnp.nan)])
         ends = list(accumulate((found[path][name].size for path in paths), initial=0))
         starts = dict(zip(paths, ends, strict=False))
-        index = [self._place(starts, site, name, flat.size - 1) for site in self.reading.sites]
+        count = len(self.reading.sites)
+        index = [self._place(starts, self._key(k, name), flat.size - 1) for k in range(count)]
         return flat[np.asarray(index, int)]
 
-    def _place(self, starts: Mapping[Path, int], site: Site, name: str, nowhere: int) -> int:
-        key = site.key if name not in _ACTIVATION else site.activation and site.activation[0]
+    def _key(self, k: int, name: str) -> Any:
+        """Where a number of a row is measured: (path, turns), or None."""
+        site, softmax = self.reading.sites[k], self.skeleton.softmaxes.get(k)
+        if name in _SOFTMAX:
+            return softmax and softmax.key
+        return site.activation and site.activation[0] if name in _ACTIVATION else site.key
+
+    def _place(self, starts: Mapping[Path, int], key: Any, nowhere: int) -> int:
         if key is None or key[0] not in starts:
             return nowhere
         path, turns = key

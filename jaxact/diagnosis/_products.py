@@ -15,13 +15,17 @@ from jaxact.diagnosis._sums import window_sums
 
 
 class Product(NamedTuple):
-    """What is known of a product; `node` is None where it cannot be predicted, for the reason given."""
+    """What is known of a product; `node` is None where it cannot be predicted, for the reason given.
+
+    `field` is the number of positions of a convolution's window, 1 elsewhere.
+    """
 
     kind: str
     fan_in: int
     weight_scale: float
     node: Node | None
     reason: str = ""
+    field: int = 1
 
 
 def dot(graph: Graph, eqn: Any, operands: Sequence[Any], axes: Axes) -> Product:
@@ -56,7 +60,7 @@ def conv(graph: Graph, eqn: Any, operands: Sequence[Any], axes: Axes) -> Product
     own = (numbers.rhs_spec[1], *spatial)
     made = _with_weights(
         graph, "conv", x, weights, fan_in, (numbers.lhs_spec[1],), own, _size(eqn), (lengths, windows)
-    )
+    )._replace(field=math.prod(weights.shape[k] for k in spatial))
     if any(each != 1 for each in params["lhs_dilation"]):
         return made._replace(node=None, reason="a transposed convolution")
     return made

@@ -38,6 +38,8 @@ class Site:
         reason: why there is no prediction, or "".
         activation: (key of the array that the formula is of, the formula) that follows, or None.
         activation_axes: of that array.
+        field: the number of positions of a convolution's window, 1 elsewhere.
+        dtype: of its output.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Site:
     reason: str = ""
     activation: tuple[tuple[Path, tuple[int, ...]], Formula] | None = None
     activation_axes: Axes = ()
+    field: int = 1
+    dtype: str = "float32"
 
 
 @dataclass
@@ -217,7 +221,7 @@ class _Reader:
         sites.append(
             Site(
                 name, product.kind, place(eqn, call), key, shape, axes, product.fan_in, product.weight_scale, node,
-                product.reason,
+                product.reason, field=product.field, dtype=eqn.outvars[0].aval.dtype.name,
             )
         )  # fmt: skip
         return Value(node, axes, shape)

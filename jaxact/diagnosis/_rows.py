@@ -23,6 +23,11 @@ class Row:
         zero: share of exact zeros after the activation that follows.
         dead: share of units that are zero there for every input.
         saturated: share of entries where the slope of the activation is below 1 % of its largest.
+        largest_entry: the largest |z|.
+        activation_second_moment: mean square of the activation that follows, E f^2.
+        slope_second_moment: of its slope, E f'^2.
+        concentration: of the softmax that follows a product of two arrays, the mean of sum p^2.
+        dtype: of the product.
         gradient: root mean square of the gradient of the loss.
         gradient_factor: `gradient` over that of the next row.
         largest: of the singular values of the Jacobian from the first input to here: an estimate from below by power
@@ -50,6 +55,11 @@ class Row:
     zero: float
     dead: float
     saturated: float
+    largest_entry: float
+    activation_second_moment: float
+    slope_second_moment: float
+    concentration: float
+    dtype: str
     gradient: float
     gradient_factor: float
     largest: float

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         theme,
         theory,
         trace,
+        xla,
     )
     from jaxact.diagnosis import diagnose
 
@@ -51,6 +52,7 @@ __all__ = [
     "theme",
     "theory",
     "trace",
+    "xla",
 ]
 
 #: functions at the top -> the package that they are from

@@ -42,6 +42,12 @@ def batch_norm(h):
     return (h - h.mean(0)) * jax.lax.rsqrt(h.var(0) + 1e-5)
 
 
+def pre_norm(w, x):
+    """Blocks h + norm(h) W, and a norm at the end: a large branch drowns the others."""
+    norm = lambda h: h * jax.lax.rsqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-6)  # noqa: E731
+    return norm(jax.lax.scan(lambda h, w: (h + norm(h) @ w, None), x, w)[0])
+
+
 def stacked(depth, scale, **changed):
     ws = weights(depth, scale)
     for name, factor in changed.items():
@@ -59,6 +65,7 @@ FAULTS = {
     "sigmoid": (scanned(jax.nn.sigmoid), stacked(10, 1.0), X, {}, "vanishing gradient", ""),
     "plain batch norm": (scanned(relu, batch_norm), stacked(30, 2.0), X, {}, "batch norm explosion", ""),
     "residual sums": (scanned(relu, shortcut=jnp.add), stacked(20, 2.0), X, {}, "residual growth", ""),
+    "one large branch": (pre_norm, stacked(6, 1.0, w4=60.0), X, {}, "weight scale", "params[4]"),
     "pixels": (scanned(tanh), stacked(3, 1.0), 128 + 70 * X, {}, "input scale", "params[0]"),
     "a mean of 6": (scanned(relu), stacked(3, 2.0), X + 6, {}, "mean shift", "params[0]"),
     "dead units": (lambda w, x: relu(x @ w[0] - 9) @ w[1], weights(2, 2.0), X, {}, "dead units", "[0]"),
@@ -175,5 +182,7 @@ def test_a_rate_is_positive_and_comes_with_a_loss(options):
 def test_the_code_of_a_remedy_is_python(kind):
     sentence, code = remedy(kind, "layer", 1.5, 8)
     assert sentence.endswith(".")
-    compile(code, kind, "exec")
+    program = compile(code, kind, "exec")
+    if code.startswith("from jaxact"):
+        exec(program)
     assert tuple(REMEDIES) == KINDS

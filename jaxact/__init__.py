@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         theory,
         trace,
     )
-    from jaxact.diagnosis import diagnose
+    from jaxact.diagnosis import diagnose, initialize
 
     __version__: str
 
@@ -37,6 +37,7 @@ __all__ = [
     "diagnosis",
     "errors",
     "fit",
+    "initialize",
     "lipschitz",
     "nn",
     "numerics",
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 #: functions at the top -> the package that they are from
-_FUNCTIONS = {"diagnose": "jaxact.diagnosis"}
+_FUNCTIONS = {"diagnose": "jaxact.diagnosis", "initialize": "jaxact.diagnosis"}
 
 
 def __getattr__(name: str) -> Any:

@@ -54,7 +54,7 @@ class Diagnosis:
     def __str__(self) -> str:
         titles, lines = self._cells()
         widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
-        text = ["  ".join(_aligned(line, widths)).rstrip() for line in [titles, *lines]]
+        text = ["  ".join(aligned(line, widths)).rstrip() for line in [titles, *lines]]
         return "\n".join([*text, *self._below()])
 
     def _repr_html_(self) -> str:
@@ -94,11 +94,11 @@ class Diagnosis:
         used = [
             name
             for name in _COLUMNS
-            if any(_told(getattr(row, name), _COLUMNS[name][1]) for row in self.rows)
+            if any(told(getattr(row, name), _COLUMNS[name][1]) for row in self.rows)
         ]
         titles = ["product", "line", *(_COLUMNS[name][0] for name in used)]
         lines = [
-            [_shortened(row.name), row.line, *(_told(getattr(row, name), _COLUMNS[name][1]) for name in used)]
+            [shortened(row.name), row.line, *(told(getattr(row, name), _COLUMNS[name][1]) for name in used)]
             for row in self.rows
         ]
         return titles, lines
@@ -106,21 +106,23 @@ class Diagnosis:
     def _below(self) -> list[str]:
         reasons = dict.fromkeys(row.reason for row in self.rows if row.reason)
         only = [
-            f"measured only, {reason}: {', '.join(_shortened(r.name) for r in self.rows if r.reason == reason)}."
+            f"measured only, {reason}: {', '.join(shortened(r.name) for r in self.rows if r.reason == reason)}."
             for reason in reasons
         ]
         return [f"gradient of {self.loss}.", *only, *self.notes, *map(str, self.findings)]
 
 
-def _told(value: Any, digits: str) -> str:
+def told(value: Any, digits: str) -> str:
+    """A number as tables show it; nothing for NaN."""
     return "" if isinstance(value, float) and math.isnan(value) else format(value, digits)
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """A name's end, where it is long."""
     return name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}"
 
 
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+def aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
     """Text to the left, numbers to the right."""
     return [
         cell.ljust(width) if k < 3 else cell.rjust(width)

@@ -365,9 +365,7 @@ def _equinox_parametric(module: Any) -> Parametric:
 
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     names = tuple(jax.tree_util.keystr(path).lstrip(".") for path, _ in paths)
-    return Parametric(
-        "Equinox module", call, params, names, lambda params: equinox.combine(params, static)
-    )
+    return Parametric("Equinox module", call, params, names, lambda params: equinox.combine(params, static))
 
 
 def _check_unchanged(before: Any, after: Any, remedy: str) -> None:

@@ -1,4 +1,4 @@
-"""Which share of a sum each product is: parallel products of one preactivation, and the branches of residual streams."""
+"""Which share of a sum each product is: products added up to one preactivation, and branches of residual streams."""
 
 from __future__ import annotations
 
@@ -174,4 +174,3 @@ class _Structure:
                 yield term.site, formula
             elif term.formula is not None and self._root(term.edges[0][0]).is_product:
                 yield self._root(term.edges[0][0]).site, term.formula
-

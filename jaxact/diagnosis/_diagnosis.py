@@ -92,9 +92,7 @@ class Diagnosis:
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         used = [
-            name
-            for name in _COLUMNS
-            if any(told(getattr(row, name), _COLUMNS[name][1]) for row in self.rows)
+            name for name in _COLUMNS if any(told(getattr(row, name), _COLUMNS[name][1]) for row in self.rows)
         ]
         titles = ["product", "line", *(_COLUMNS[name][0] for name in used)]
         lines = [

@@ -23,7 +23,9 @@ class Entries:
         sizes = [leaf.size if real else 0 for leaf, real in zip(leaves, self.is_real, strict=True)]
         self.ends = np.cumsum([0, *sizes])
         real = [
-            np.asarray(leaf, np.float64).reshape(-1) for leaf, r in zip(leaves, self.is_real, strict=True) if r
+            np.asarray(leaf, np.float64).reshape(-1)
+            for leaf, r in zip(leaves, self.is_real, strict=True)
+            if r
         ]
         self.values = np.concatenate([*real, np.zeros(0)])
         self.is_changed = np.zeros(self.values.size, bool)

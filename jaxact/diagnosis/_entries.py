@@ -12,8 +12,8 @@ from jaxact.diagnosis._graph import Known, Node, Value
 from jaxact.trace import move_equation
 
 _MOVING = frozenset({
-    "broadcast_in_dim", "concatenate", "copy", "copy_p", "dynamic_slice", "expand_dims", "gather", "optimization_barrier",
-    "pad", "reshape", "rev", "slice", "split", "squeeze", "transpose",
+    "broadcast_in_dim", "concatenate", "copy", "copy_p", "dynamic_slice", "expand_dims", "gather",
+    "optimization_barrier", "pad", "reshape", "rev", "slice", "split", "squeeze", "transpose",
 })  # fmt: skip
 _SAME = frozenset({"convert_element_type", "neg", "reduce_precision", "stop_gradient"})
 _SCALING = frozenset({"mul", "div"})

@@ -69,7 +69,9 @@ class Initialization:
             for each in self.changes
         ]  # fmt: skip
         widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
-        table = ["  ".join([*aligned(line[:-1], widths[:-1]), line[-1]]).rstrip() for line in [titles, *lines]]
+        table = [
+            "  ".join([*aligned(line[:-1], widths[:-1]), line[-1]]).rstrip() for line in [titles, *lines]
+        ]
         return "\n".join([*table, *self.notes])
 
     __repr__ = __str__

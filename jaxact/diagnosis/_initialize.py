@@ -44,8 +44,8 @@ def initialize(
 
         1,   1 / n for each of n products that are added up,   1 / L for the last product of each of L residual branches
 
-    (1 / (L (1 - r) + L^2 r) where a branch's output has a mean, r = mean^2 / second moment), so that a preactivation has
-    second moment 1 and a stream at most about 2. A weight that several products share gets the geometric mean of what
+    (1 / (L (1 - r) + L^2 r) where a branch's output has a mean, r = mean^2 / second moment), so that a preactivation
+    has second moment 1 and a stream at most about 2. A weight that several products share gets the geometric mean of what
     each asks for. Their biases become 0. All other parameters stay as they are, bit for bit.
 
     Args:
@@ -147,9 +147,7 @@ class _Run:
         told = notes(reading, self.parts, self.chains, solution, second, self.groups)
         leaves = [
             old if new is same else new
-            for old, same, new in zip(
-                self.given, self.entries.leaves, self.entries.current(), strict=True
-            )
+            for old, same, new in zip(self.given, self.entries.leaves, self.entries.current(), strict=True)
         ]
         tree = jax.tree.unflatten(jax.tree.structure(self.model.params), leaves)
         return Initialization(self.model.rebuild(tree), self._changes(second), tuple(told))
@@ -197,7 +195,10 @@ class _Run:
             factors = solution.factor.copy()
             if measured:
                 only = are_measured(reading) & ~is_kept
-                factors[only], solution.second[only] = measured["factor"][only], measured["second_moment"][only]
+                factors[only], solution.second[only] = (
+                    measured["factor"][only],
+                    measured["second_moment"][only],
+                )
                 self.measured = only | self.measured
             moved = self._apply(factors)
             self._apply_biases(reading, solution)
@@ -245,13 +246,15 @@ class _Run:
     def _apply(self, factors: np.ndarray) -> float:
         """Scale every weight by the geometric mean of its factors; the largest |log| of these."""
         largest = 0.0
-        for first, own in self._unique_groups():
+        for _, own in self._unique_groups():
             given = [factors[k] for k in own if np.isfinite(factors[k]) and factors[k] > 0]
             if not given:
                 continue
             log = float(np.mean(np.log(given)))
             weights = [self.reading.sites[k].weight for k in own]
-            self.entries.scale(np.concatenate([w.entries.reshape(-1) for w in weights if w is not None]), np.exp(log))
+            self.entries.scale(
+                np.concatenate([w.entries.reshape(-1) for w in weights if w is not None]), np.exp(log)
+            )
             largest = max(largest, abs(log))
         return largest
 
@@ -283,15 +286,17 @@ class _Run:
 
     def _changes(self, second: np.ndarray) -> tuple[Change, ...]:
         new, deviations = self._scales(), self._deviations()
-        return tuple(
-            self._change(k, own, second, new, deviations) for k, own in self._unique_groups()
-        )
+        return tuple(self._change(k, own, second, new, deviations) for k, own in self._unique_groups())
 
     def _change(
         self, k: int, own: tuple[int, ...], second: np.ndarray, new: np.ndarray, deviations: dict[int, float]
     ) -> Change:
         site, known = self.reading.sites[k], [second[j] for j in own if second[j] > 0]
-        reason = self.parts[k].reason if self.target == "forward" or second[k] == self.parts[k].second else self.target
+        reason = (
+            self.parts[k].reason
+            if self.target == "forward" or second[k] == self.parts[k].second
+            else self.target
+        )
         reason += f", shared by {len(own)} products" if len(own) > 1 else ""
         reason += ", measured" if self.measured[k] or self.method == "data" else ""
         return Change(

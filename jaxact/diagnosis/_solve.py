@@ -83,7 +83,9 @@ class _Walk:
         """What is done once a node's statistics are there."""
         if id(node) in self.added and self.target == "critical":
             variance = self.bias[self.added[id(node)]]
-            node.stats = Stats(0 * node.stats.mean, 0 * node.stats.second + variance, 0 * node.stats.pairs + variance)
+            node.stats = Stats(
+                0 * node.stats.mean, 0 * node.stats.second + variance, 0 * node.stats.pairs + variance
+            )
         k = self.numbers.get(id(node))
         if k is None:
             return

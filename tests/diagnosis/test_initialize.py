@@ -94,7 +94,12 @@ def rnn_seconds(p, x):
 
 
 IMAGES = normal(98, 16, 12, 12, 8)
-RNN = {"w": normal(1, WIDTH, WIDTH), "u": normal(2, 64, WIDTH), "b": normal(3, WIDTH), "out": normal(4, WIDTH, 99)}
+RNN = {
+    "w": normal(1, WIDTH, WIDTH),
+    "u": normal(2, 64, WIDTH),
+    "b": normal(3, WIDTH),
+    "out": normal(4, WIDTH, 99),
+}
 MODELS = {
     "mlp": (mlp(jax.nn.gelu), layers(5), X, mlp_seconds),
     "residual scan": (scanned, normal(5, 7, WIDTH, WIDTH), X, scan_seconds),
@@ -105,24 +110,32 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("weights", ["gaussian", None])
-@pytest.mark.parametrize("method", ["theory", "data"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_product_gets_its_second_moment(name, method, weights):
+def test_theory_gives_every_product_its_second_moment(name):
     fn, params, x, measure = MODELS[name]
-    found = jaxact.initialize(fn, params, x, method=method, weights=weights)
+    drawn = [jaxact.initialize(fn, params, x, key=jax.random.key(k)) for k in range(3)]
+    # What a width of 512 leaves to chance adds up with depth: 5 to 12 % at the fifth layer for one draw.
+    second = np.mean([measure(found.params, x)[0] for found in drawn], 0)
+    _, target = measure(params, x)
+    np.testing.assert_allclose(second, target, rtol=0.1)
+    told = [each.second_moment for each in drawn[0].changes]
+    np.testing.assert_allclose(told, target, rtol=0.1 if name == "shared weights" else 1e-3)
+
+
+@pytest.mark.parametrize("weights", ["gaussian", None])
+@pytest.mark.parametrize("name", MODELS)
+def test_data_gives_every_product_its_second_moment(name, weights):
+    fn, params, x, measure = MODELS[name]
+    found = jaxact.initialize(fn, params, x, method="data", weights=weights)
     second, target = measure(found.params, x)
-    if name == "shared weights":  # one scale for all turns: what each asks for, in the mean
-        np.testing.assert_allclose(second, target, rtol=0.1)
-    else:
-        np.testing.assert_allclose(second, target, rtol=0.1 if method == "theory" else 0.01)
-        told = [each.second_moment for each in found.changes]
-        np.testing.assert_allclose(told, target, rtol=1e-3)
+    # A shared weight has one scale for all turns: what each asks for, in the mean.
+    np.testing.assert_allclose(second, target, rtol=0.1 if name == "shared weights" else 0.01)
     if weights is None:
         given, new = (jax.tree.leaves(each) for each in (params, found.params))
-        for one, other in zip(given, new, strict=True):  # a multiple of what it was, a loop's rows by themselves
-            rows = [(one, other)] if name != "residual scan" else zip(one, other, strict=True)
-            for a, b in rows:
+        for one, other in zip(
+            given, new, strict=True
+        ):  # a multiple of what it was, a loop's rows by themselves
+            for a, b in zip(one, other, strict=True) if name == "residual scan" else [(one, other)]:
                 ratio = np.asarray(b / a)
                 np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-4)
 
@@ -249,7 +262,9 @@ def test_a_sigmoid_and_a_nonlinearity_on_the_stream_are_told_to_be_past_mending(
         return x
 
     small = [(w[:64, :64], b[:64]) for w, b in layers(8)]
-    assert any("no critical point" in each for each in jaxact.initialize(mlp(jax.nn.sigmoid), small, X[:, :64]).notes)
+    assert any(
+        "no critical point" in each for each in jaxact.initialize(mlp(jax.nn.sigmoid), small, X[:, :64]).notes
+    )
     assert any("8 residual branches" in each for each in jaxact.initialize(bent, small, X[:, :64]).notes)
     assert jaxact.initialize(mlp(jax.nn.relu), small, X[:, :64]).notes == ()
 

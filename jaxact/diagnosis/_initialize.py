@@ -45,8 +45,8 @@ def initialize(
         1,   1 / n for each of n products that are added up,   1 / L for the last product of each of L residual branches
 
     (1 / (L (1 - r) + L^2 r) where a branch's output has a mean, r = mean^2 / second moment), so that a preactivation
-    has second moment 1 and a stream at most about 2. A weight that several products share gets the geometric mean of what
-    each asks for. Their biases become 0. All other parameters stay as they are, bit for bit.
+    has second moment 1 and a stream at most about 2. A weight that several products share gets the geometric mean of
+    what each asks for. Their biases become 0. All other parameters stay as they are, bit for bit.
 
     Args:
         fn: as in `diagnose`.

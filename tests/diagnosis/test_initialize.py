@@ -113,7 +113,8 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_theory_gives_every_product_its_second_moment(name):
     fn, params, x, measure = MODELS[name]
-    drawn = [jaxact.initialize(fn, params, x, key=jax.random.key(k)) for k in range(3)]
+    num_draws = 3 if name == "mlp" else 1
+    drawn = [jaxact.initialize(fn, params, x, key=jax.random.key(k)) for k in range(num_draws)]
     # What a width of 512 leaves to chance adds up with depth: 5 to 12 % at the fifth layer for one draw.
     second = np.mean([measure(found.params, x)[0] for found in drawn], 0)
     _, target = measure(params, x)

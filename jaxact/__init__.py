@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         trace,
         xla,
     )
-    from jaxact.diagnosis import diagnose
+    from jaxact.diagnosis import diagnose, initialize
 
     __version__: str
 
@@ -43,6 +43,7 @@ __all__ = [
     "escapes",
     "files",
     "fit",
+    "initialize",
     "lipschitz",
     "nn",
     "numerics",
@@ -56,7 +57,7 @@ __all__ = [
 ]
 
 #: functions at the top -> the package that they are from
-_FUNCTIONS = {"diagnose": "jaxact.diagnosis"}
+_FUNCTIONS = {"diagnose": "jaxact.diagnosis", "initialize": "jaxact.diagnosis"}
 
 
 def __getattr__(name: str) -> Any:

@@ -85,12 +85,14 @@ class Parametric(NamedTuple):
         call: (params, batch) -> array or pytree of arrays; takes a batch, whatever its framework's layers take.
         params: pytree of arrays.
         names: of the leaves of `params`, as their user would write them.
+        rebuild: params -> the same kind of object with these in it; a new one.
     """
 
     kind: str
     call: Callable[[Any, Any], Any]
     params: Any
     names: tuple[str, ...]
+    rebuild: Callable[[Any], Any]
 
 
 # --- By name --------------------------------------------------------------------------------------------------
@@ -346,7 +348,7 @@ def as_parametric(value: Any, *, name: str = "`fn`") -> Parametric:
 def _function_parametric(function: Callable[[Any, Any], Any], params: Any) -> Parametric:
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     names = tuple(jax.tree_util.keystr(path).lstrip(".") or "params" for path, _ in paths)
-    return Parametric("function of (params, inputs)", function, params, names)
+    return Parametric("function of (params, inputs)", function, params, names, lambda params: params)
 
 
 def _nnx_parametric(module: Any) -> Parametric:
@@ -354,16 +356,19 @@ def _nnx_parametric(module: Any) -> Parametric:
     graph, state = nnx.split(module)
     pure = nnx.to_pure_dict(state)
 
-    def call(params: Any, batch: Any) -> Any:
+    def rebuild(params: Any) -> Any:
         given = jax.tree.map(lambda x: x, state)
         nnx.replace_by_pure_dict(given, params)
-        copy = nnx.merge(graph, given)
+        return nnx.merge(graph, given)
+
+    def call(params: Any, batch: Any) -> Any:
+        copy = rebuild(params)
         output = copy(batch)
         after = nnx.to_pure_dict(nnx.state(copy))
         _check_unchanged(params, after, "module.eval()")
         return output
 
-    return Parametric("NNX module", call, pure, _dotted(pure))
+    return Parametric("NNX module", call, pure, _dotted(pure), rebuild)
 
 
 def _linen_parametric(module: Any, variables: Any) -> Parametric:
@@ -377,7 +382,9 @@ def _linen_parametric(module: Any, variables: Any) -> Parametric:
 
     paths = jax.tree_util.tree_flatten_with_path(variables)[0]
     names = tuple(jax.tree_util.keystr(path).removeprefix("['params']") for path, _ in paths)
-    return Parametric("Linen module with its variables", call, variables, names)
+    return Parametric(
+        "Linen module with its variables", call, variables, names, lambda variables: (module, variables)
+    )
 
 
 def _equinox_parametric(module: Any) -> Parametric:
@@ -392,7 +399,7 @@ def _equinox_parametric(module: Any) -> Parametric:
 
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     names = tuple(jax.tree_util.keystr(path).lstrip(".") for path, _ in paths)
-    return Parametric("Equinox module", call, params, names)
+    return Parametric("Equinox module", call, params, names, lambda params: equinox.combine(params, static))
 
 
 def _check_unchanged(before: Any, after: Any, remedy: str) -> None:

@@ -29,6 +29,7 @@ class Traced(NamedTuple):
     loss: Callable[..., Any] | None
     call: Callable[[Any, Any], Any]
     names: tuple[str, ...]
+    rebuild: Callable[[Any], Any] = lambda params: params
 
 
 def traced(fn: Any, params: Any, batch: Any, loss: Callable[..., Any] | None) -> Traced:
@@ -42,7 +43,7 @@ def traced(fn: Any, params: Any, batch: Any, loss: Callable[..., Any] | None) ->
         batch, model = params, adapters.as_parametric(fn)
     else:
         model = adapters.as_parametric((_function(fn), params))
-    _, call, params, names = model
+    _, call, params, names, rebuild = model
     params, batch = jax.tree.map(jnp.asarray, (params, batch))
     _check_finite(params, names)
     _check_batch(batch)
@@ -56,7 +57,13 @@ def traced(fn: Any, params: Any, batch: Any, loss: Callable[..., Any] | None) ->
             "Pass weights through `params`: what a function closes over is a constant.",
             argument="fn",
         )
-    return Traced(closed, jax.tree.structure(shapes), params, batch, reading, loss, call, names)
+    return Traced(closed, jax.tree.structure(shapes), params, batch, reading, loss, call, names, rebuild)
+
+
+def read_again(model: Traced, leaves: Sequence[Any], entries: Sequence[Any]) -> Reading:
+    """Read a model with other parameters, following which entries of them each array is made of."""
+    params = jax.tree.unflatten(jax.tree.structure(model.params), list(leaves))
+    return _read(model.closed, params, model.batch, model.names, entries)
 
 
 def of_one(model: Traced) -> tuple[Any, Reading, Any] | None:
@@ -73,10 +80,13 @@ def of_one(model: Traced) -> tuple[Any, Reading, Any] | None:
     return (closed, reading, example) if same else None
 
 
-def _read(closed: Any, params: Any, batch: Any, names: Sequence[str]) -> Reading:
+def _read(
+    closed: Any, params: Any, batch: Any, names: Sequence[str], entries: Sequence[Any] | None = None
+) -> Reading:
     leaves = jax.tree.leaves(params)
     known = [
-        Known(_on_host(leaf), None, frozenset({name}), name) for leaf, name in zip(leaves, names, strict=True)
+        Known(_on_host(leaf), None, frozenset({name}), name, entries=own)
+        for leaf, name, own in zip(leaves, names, entries or [None] * len(leaves), strict=True)
     ]
     inputs = [
         Known(_on_host(leaf), of_input(leaf.shape), name=name)

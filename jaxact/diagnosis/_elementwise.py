@@ -136,7 +136,7 @@ def _sum(graph: Graph, x: Node, y: Node, sign: float) -> Node:
             a.pairs + b.pairs + 2 * sign * graph.batch.products(a.mean, b.mean),
         )
 
-    made = graph.add(compute, max(x.size, y.size), [(x, one), (y, one)], **_joint(x, y))
+    made = graph.add(compute, max(x.size, y.size), [(x, one), (y, one)], is_sum=True, **_joint(x, y))
     if (x.law is None) != (y.law is None):  # of two such sums it is nearer to normal
         made.law = lambda: _sum_law(law(x), law(y), sign)
     return made

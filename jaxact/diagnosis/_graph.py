@@ -108,6 +108,9 @@ class Node:
             uneven; found with the statistics.
         gradient_profile: the same of its gradient.
         is_blocked: whether something unknown was computed from it.
+        is_product: whether it is the output of a product.
+        is_sum: whether it is the sum, or difference, of the two arrays at its edges.
+        formula: what it is of the one array at its edge, where it is a formula.
     """
 
     compute: Callable[[], Stats]
@@ -125,6 +128,9 @@ class Node:
     profile: tuple[np.ndarray, ...] | None = None
     gradient_profile: tuple[np.ndarray, ...] | None = None
     is_blocked: bool = False
+    is_product: bool = False
+    is_sum: bool = False
+    formula: Formula | None = None
     stats: Any = None
     gradient: Any = 0.0
 
@@ -158,6 +164,8 @@ class Known:
         names: the parameters that it was made of.
         name: what to call it.
         order: which axis of the parameter each of its axes was, where it is a transpose; else ().
+        entries: which entry of all parameters each of its own is a multiple of, -1 where of none; None where that is
+            not followed, or not so.
     """
 
     array: Any
@@ -165,6 +173,7 @@ class Known:
     names: frozenset[str] = frozenset()
     name: str = ""
     order: tuple[int, ...] = ()
+    entries: Any = None
 
     def axes_of_parameter(self, axes: Sequence[int]) -> tuple[int, ...]:
         """Which axes of the parameter some of its axes are."""
@@ -220,6 +229,7 @@ class Graph:
                 is_constant=node.is_constant,
                 is_free=node.is_free,
                 is_gaussian=node.is_gaussian and formula.is_affine,
+                formula=formula,
             )
             if not node.is_constant and not (formula.is_affine and node.law is None):
                 made.law = lambda: transformed(made, node, formula)
@@ -253,6 +263,11 @@ class Graph:
                 has_positions=any(has(one, POSITION) for one in known.axes or ()),
             )
         return self._made[key]
+
+    @property
+    def inputs(self) -> list[Node]:
+        """The nodes of arrays that are there."""
+        return [node for key, node in self._made.items() if key[0] == "known"]
 
     # --- Once the walk is over ----------------------------------------------------------------------------------------
 

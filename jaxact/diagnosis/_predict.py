@@ -41,7 +41,7 @@ def predict(reading: Reading, measured: Mapping[str, Any], at_outputs: Sequence[
     for node in graph.nodes:
         node.gradient, node.gradient_profile = 0.0, None
         if id(node) in restarted:
-            node.stats = _from_measured(reading, measured, restarted[id(node)])
+            node.stats = from_measured(reading, measured, restarted[id(node)])
     with np.errstate(all="ignore"):
         graph.forward(lambda node: None)
         for output, square in zip(reading.outputs, at_outputs, strict=True):
@@ -77,7 +77,8 @@ def _row(reading: Reading, k: int) -> tuple[float, float, float]:
     return float(np.mean(stats.mean)), float(np.mean(stats.second)), reading.graph.batch.cosine(stats)
 
 
-def _from_measured(reading: Reading, measured: Mapping[str, Any], k: int) -> Stats:
+def from_measured(reading: Reading, measured: Mapping[str, Any], k: int) -> Stats:
+    """The statistics of a product as they were measured."""
     batch = reading.graph.batch
     mean, second, cosine = (float(measured[name][k]) for name in ("mean", "second_moment", "cosine"))
     pairs = np.where(

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxact.diagnosis._axes import Axes, of_input
+from jaxact.diagnosis._entries import Bias, Weight, bias_of, moved_entries, weight_of
 from jaxact.diagnosis._formula import Formula
 from jaxact.diagnosis._graph import Batch, Graph, Known, Node, Unknown, Value
 from jaxact.diagnosis._output_axes import output_axes
@@ -40,6 +41,7 @@ class Site:
         activation_axes: of that array.
         field: the number of positions of a convolution's window, 1 elsewhere.
         dtype: of its output.
+        weight: the entries of the parameters that it is linear in, where they are followed.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Site:
     activation_axes: Axes = ()
     field: int = 1
     dtype: str = "float32"
+    weight: Weight | None = None
 
 
 @dataclass
@@ -68,6 +71,7 @@ class Reading:
         loops: the length of every loop that was entered.
         outputs: the function's, as they were read.
         notes: what was passed over.
+        biases: what is added to products, where entries are followed.
     """
 
     graph: Graph
@@ -75,6 +79,7 @@ class Reading:
     loops: dict[Path, int] = field(default_factory=dict)
     outputs: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    biases: list[Bias] = field(default_factory=list)
 
 
 def read(closed: Any, args: Sequence[Known], num_inputs: int) -> Reading:
@@ -121,7 +126,8 @@ class _Reader:
             return []
         known = all(isinstance(each, Known) for each in operands)
         fixed = known and all(each.axes is None for each in operands)
-        if fixed and (name != "scan" or not self._holds_product(eqn)):
+        followed = body is not None and name not in ("scan", "while") and any(_entries(x) for x in operands)
+        if fixed and not followed and (name != "scan" or not self._holds_product(eqn)):
             return self._computed(eqn, operands)
         if name == "scan":
             return self._scan(eqn, operands, path, turns, call)
@@ -143,7 +149,9 @@ class _Reader:
             if name != "while"
             else unknown(self.graph, eqn, operands, "a `while` loop")
         )
-        return self._noted(outputs, operands, (path, turns))
+        outputs = self._noted(outputs, operands, (path, turns))
+        self.reading.biases += bias_of(eqn, operands, outputs)
+        return outputs
 
     def _holds_product(self, eqn: Any) -> bool:
         bodies = [getattr(inner, "jaxpr", inner) for inner in inner_jaxprs(eqn)]
@@ -174,7 +182,11 @@ class _Reader:
         if varied and axes[0] is not None and len(axes[0]) != np.ndim(results[0]):
             axes[0] = of_input(np.shape(results[0]))
         order = _order(eqn, operands)
-        return [Known(result, each, names, name, order) for result, each in zip(results, axes, strict=True)]
+        entries = moved_entries(eqn, operands)
+        return [
+            Known(result, each, names, name, order, own)
+            for result, each, own in zip(results, axes, entries, strict=True)
+        ]
 
     def _noted(self, outputs: list[Any], operands: Sequence[Any], key: Any) -> list[Any]:
         """Nodes know where they were made; what is used of a nonlinear formula is the activation of its product."""
@@ -213,7 +225,7 @@ class _Reader:
             product = product._replace(node=self._restarted(len(sites), operands, shape))
         node = product.node
         assert node is not None
-        node.site, node.key = len(sites), (key, axes)
+        node.site, node.key, node.is_product = len(sites), (key, axes), True
         names = [
             each.name for each in operands if isinstance(each, Known) and each.axes is None and each.name
         ]
@@ -222,6 +234,7 @@ class _Reader:
             Site(
                 name, product.kind, place(eqn, call), key, shape, axes, product.fan_in, product.weight_scale, node,
                 product.reason, field=product.field, dtype=eqn.outvars[0].aval.dtype.name,
+                weight=weight_of(eqn, operands),
             )
         )  # fmt: skip
         return Value(node, axes, shape)
@@ -307,6 +320,10 @@ def _order(eqn: Any, operands: Sequence[Known]) -> tuple[int, ...]:
     return same[0].order if same else ()
 
 
+def _entries(operand: Any) -> bool:
+    return getattr(operand, "entries", None) is not None
+
+
 class _Shaped:
     """An equation of which only the shape of its output counts."""
 
@@ -322,7 +339,9 @@ def _row(stacked: Any, i: int) -> Any:
     if isinstance(stacked, Known):
         axes = None if stacked.axes is None else stacked.axes[1:]
         names = frozenset(f"{name}[{i}]" for name in stacked.names)
-        return Known(stacked.array[i], axes, names, f"{stacked.name}[{i}]" if stacked.name else "")
+        entries = None if stacked.entries is None else stacked.entries[i]
+        called = f"{stacked.name}[{i}]" if stacked.name else ""
+        return Known(stacked.array[i], axes, names, called, entries=entries)
     if isinstance(stacked, Value):
         return Value(stacked.node, stacked.axes[1:], stacked.shape[1:], stacked.formula)
     return Unknown(stacked.reason, stacked.axes[1:], stacked.shape[1:], stacked.deps)

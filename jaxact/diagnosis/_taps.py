@@ -24,11 +24,13 @@ class Tap(NamedTuple):
 
     Attributes:
         measure: value -> numbers by name; the shapes of these must not depend on the value's entries.
-        has_slot: whether the gradient's second moment is measured too.
+        has_slot: whether the gradient's second moment is measured too, or what `insert` needs is given.
+        insert: (value, slot) -> what the program goes on with; by default `tapped`.
     """
 
     measure: Callable[[Array], dict[str, Array]]
     has_slot: bool
+    insert: Callable[[Array, Array], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def evaluate(
         if tap is not None:
             found[here] = tap.measure(outputs[0])
             if tap.has_slot and slots is not None:
-                outputs = [tapped(outputs[0], slots[here]), *outputs[1:]]
+                outputs = [(tap.insert or tapped)(outputs[0], slots[here]), *outputs[1:]]
         env |= dict(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars], found
 

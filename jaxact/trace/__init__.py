@@ -14,12 +14,14 @@ The way of one equation, `z = gelu(W @ x)` say:
 
 The result, a `Program`, is what `jaxact.lipschitz` bounds. What any other walk over a jaxpr needs has a door of its
 own: an equation's place in the user's source (`place`, `called`), the body of a call (`called_body`), and the primitive
-itself (`bind_equation`; `compute_equation` on the host).
+itself (`bind_equation`; on the host `compute_equation`, and `move_equation` for
+what only moves entries).
 """
 
 from jaxact.trace._expr import Expr, UnsupportedError, evaluate_node, nodes
 from jaxact.trace._host import bound as bind_equation
 from jaxact.trace._host import computed as compute_equation
+from jaxact.trace._host import moved as move_equation
 from jaxact.trace._intervals import centered
 from jaxact.trace._jets import compile_formula
 from jaxact.trace._operators import Dense, Diagonal, Identity, Linear, Operator, matvec
@@ -79,6 +81,7 @@ __all__ = [
     "lower",
     "lower_both",
     "matvec",
+    "move_equation",
     "nodes",
     "place",
     "run_again",

@@ -1,6 +1,6 @@
 """Whether `jaxact.initialize` cures models that were badly initialised: each trained on digits beside a healthy twin.
 
-    python scripts/initialize_cures.py            # all, 3 seeds: about 10 minutes on one core
+    python scripts/initialize_cures.py            # all, 3 seeds: about 6 CPU minutes, half of them the convolutions
     python scripts/initialize_cures.py --seeds 1 --only tanh
 
 Every model is written once; its fault is planted in the parameters that a healthy start has. Four starts are trained

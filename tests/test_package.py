@@ -104,7 +104,7 @@ def test_the_top_lists_its_packages_and_has_no_other_attributes():
     packages = {path.parent.name for path in (ROOT / "jaxact").glob("[a-z]*/__init__.py")}
     modules = {path.stem for path in (ROOT / "jaxact").glob("[a-z]*.py")}
     functions = {name for name in jaxact.__all__ if not isinstance(getattr(jaxact, name), ModuleType)}
-    assert functions == {"diagnose"}
+    assert functions == {"diagnose", "initialize"}
     assert set(jaxact.__all__) == packages | modules | functions
     assert {*jaxact.__all__, "__version__", "__doc__"} <= set(dir(jaxact))
     with pytest.raises(AttributeError, match="module 'jaxact' has no attribute 'activation'"):

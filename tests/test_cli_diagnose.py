@@ -374,3 +374,18 @@ def test_a_watched_training_logs_rows_to_wandb(monkeypatch):
     assert list(rows) == [0, 1]
     assert list(rows[1]) == ["loss"]
     assert rows[0]["saturated/layers.0.kernel"] + rows[0]["second_moment/layers.4.kernel"] > 0
+
+
+def test_a_rate_is_held_against_the_sharpness_of_the_loss():
+    words = ["diagnose_models:pair", "--batch", "batch.npz", "--no-jacobian", "--learning-rate"]
+    kinds = {rate: [each["kind"] for each in found(*words, rate)["findings"]] for rate in ("1e-3", "1e4")}
+    assert kinds["1e4"][0] == "learning rate"
+    assert "learning rate" not in kinds["1e-3"]
+    for given, said in (
+        (["diagnose_models:pair", "--input-shape", "4,6", "--learning-rate", 0.1], "come with a loss"),
+        ([*words, -1], "must be positive"),
+    ):
+        status, out, err = call(*given)
+        assert (status, out) == (2, "")
+        assert "--learning-rate" in err
+        assert said in err

@@ -267,6 +267,12 @@ def _diagnose_options(parser: argparse.ArgumentParser) -> None:
         "scalar; default: cross-entropy with labels, else a fixed random projection of the outputs",
     )
     parser.add_argument(
+        "--learning-rate",
+        type=float,
+        metavar="RATE",
+        help="of gradient descent, to be held against 2 over the sharpness of the loss; needs labels or --loss",
+    )
+    parser.add_argument(
         "--jacobian",
         action=argparse.BooleanOptionalAction,
         help="whether to find the ends of the Jacobian's singular values; default: for up to 16 products",

@@ -23,6 +23,7 @@ _MOST_ROWS = 60
 _REMEDIES = {
     "params": "Give its parameters, --params NAME, or name a pair (function, params).",
     "inputs": "--input-shape, inputs first, and --input-dtype must be what the model was built for.",
+    "learning_rate": "Give a positive rate, and labels in --batch, or --loss.",
 }
 
 
@@ -91,11 +92,18 @@ def _loss(options: argparse.Namespace, inputs: Inputs) -> Any:
 def _diagnosis(options: argparse.Namespace, model: Parametric, inputs: Inputs, loss: Any) -> Diagnosis:
     drawn = "`--input-shape`" if options.batch is None else "`--batch`"
     subjects = {"fn": options.model, "batch": drawn, "loss": options.loss or "the cross-entropy"}
+    subjects["learning_rate"] = "`--learning-rate`"
     subjects["params"] = "the parameters" if options.params is None else f"`--params {options.params}`"
     try:
         with progress() as say:
             say("the diagnosis")
-            return diagnose(model, inputs.values, loss=loss, jacobian=options.jacobian)
+            return diagnose(
+                model,
+                inputs.values,
+                loss=loss,
+                jacobian=options.jacobian,
+                learning_rate=options.learning_rate,
+            )
     except (TypeError, ValueError) as error:
         if isinstance(error.__cause__, InputError):  # of the cross-entropy, told as the fault of a loss
             raise error.__cause__ from None

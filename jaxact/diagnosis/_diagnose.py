@@ -140,6 +140,7 @@ def _check_rate(learning_rate: float | None, loss: Any) -> None:
             f"must be positive and come with a loss, got {learning_rate} and loss={loss!r}.",
             "Give the training loss: diagnose(fn, params, batch, loss=..., learning_rate=0.1).",
             argument="learning_rate",
+            give="learning_rate",
         )
 
 

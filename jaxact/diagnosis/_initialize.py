@@ -76,8 +76,8 @@ def initialize(
         >>> import jax, jax.numpy as jnp
         >>> def model(w, x):
         ...     return jax.lax.scan(lambda h, w: (jax.nn.relu(h) @ w, None), x, w)[0]
-        >>> found = initialize(model, jnp.zeros((3, 64, 64)), jnp.ones((4, 64)), target="critical")
-        >>> [round(each.new**2, 2) for each in found.changes]
+        >>> found = initialize(model, jnp.zeros((3, 512, 512)), jnp.ones((4, 512)), target="critical")
+        >>> [round(each.new**2, 1) for each in found.changes]
         [1.0, 2.0, 2.0]
     """
     for name, value in (("method", method), ("weights", weights), ("target", target)):

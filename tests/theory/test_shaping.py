@@ -71,7 +71,7 @@ def test_the_composed_map_has_the_curvature_that_was_asked_for():
         layer = _map(shape(parse("silu"), 4, method="tat", tau=0.2))
         c, total = jnp.array([1.0, 1 - 2e-4, 1 - 4e-4]), 1.0
         for _ in range(4):
-            c, slope = layer(c)
+            c, slope = layer(jnp.minimum(c, 1))  # rounding leaves 1 + 2e-16, which is no correlation
             total = total * slope
         np.testing.assert_allclose(total[0], 1, rtol=1e-11)
         # a one-sided difference of second order

@@ -312,7 +312,7 @@ def test_a_run_that_is_ended_again_and_again_within_a_cell_measures_the_same(
         (signal.SIGKILL, 0, 0, 20),
         (signal.SIGTERM, 1, 1, 20),
         (signal.SIGUSR1, 0, 1, 200),
-        (signal.SIGHUP, 0, 2, 20),
+        (signal.SIGHUP, 0, 2, 1),
     ]
 
     def is_due(loop, count, trained):

@@ -452,7 +452,10 @@ def _needs_nothing(value: Any) -> bool:
     if not makes:
         return False
     try:
-        parameters = inspect.signature(value).parameters.values()
+        parameters = list(inspect.signature(value).parameters.values())
+        if inspect.isclass(value) and type(value).__call__ is not type.__call__:
+            # Flax's and Equinox's metaclasses take (*args, **kwargs), whatever a module's own __init__ needs
+            parameters = list(inspect.signature(value.__init__).parameters.values())[1:]
     except (TypeError, ValueError):
         return False
     return all(

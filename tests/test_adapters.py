@@ -79,6 +79,21 @@ def test_a_factory_is_called_once():
     assert len(calls) == before + 1
 
 
+def test_a_class_of_a_module_is_called_where_all_its_arguments_have_defaults():
+    from flax import nnx
+
+    class Ready(nnx.Module):
+        def __init__(self, width: int = 3):
+            self.linear = nnx.Linear(3, width, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.linear(x)
+
+    assert adapters.as_parametric(Ready).kind == "NNX module"
+    with pytest.raises(ValueError, match="is a class that needs arguments, Linear"):
+        adapters.as_parametric(nnx.Linear)
+
+
 def test_what_is_a_batch_can_be_said():
     fn, value = closed_form("certify_nnx:pooled", (2, 3), batch=False)
     assert fn.output_shapes == ((3,),)

@@ -16,7 +16,7 @@ from user_models import write_modules
 
 from jaxact.__main__ import main
 from jaxact._cli import _diagnose
-from jaxact.diagnosis import diagnose
+from jaxact.diagnosis import Finding, diagnose
 
 MODELS = """
 import jax, jax.numpy as jnp, numpy as np
@@ -46,8 +46,8 @@ class Words(nnx.Module):
         return self.head(jnp.tanh(self.embed(tokens)))
 
 class Trained(nnx.Module):
-    def __init__(self):
-        self.linear, self.drop = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+    def __init__(self, width):
+        self.linear, self.drop = nnx.Linear(width, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(2, rngs=nnx.Rngs(0))
     def __call__(self, x):
         return self.drop(self.linear(x))
 
@@ -55,7 +55,7 @@ def words_model():
     return Words()
 
 def trained():
-    return Trained()
+    return Trained(3)
 
 def deep():
     return lambda w, x: jax.lax.scan(lambda h, _: (h @ w, None), x, None, length=70)[0], np.eye(6, dtype=np.float32)
@@ -208,26 +208,12 @@ def test_a_long_table_shows_its_ends():
     assert len(re.findall("^params ", out, re.MULTILINE)) == 60
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    kind: str
-    severity: float
-    layer: str
-    text: str
-    cause: str
-    remedy: str
-    code: str
-
-    def __str__(self):
-        return f"{self.kind} at {self.layer}: {self.text}"
-
-
 FOUND = (
     Finding(
-        *("vanishing", 3.0, "['first']", "The gradient <vanishes>."),
+        *("vanishing gradient", 3.0, "['first']", "a.py:1", "the gradient <vanishes>."),
         *("A cause.", "A remedy.", "x = 1\nif x < 2: y"),
     ),
-    Finding("dead", 0.5, "['second']", "Half are dead.", "", "", ""),
+    Finding("dead units", 0.5, "['second']", "a.py:2", "half are dead.", "", "", ""),
 )
 
 
@@ -245,13 +231,13 @@ def test_findings_are_told_the_first_first(with_findings, folder):
     words = ["diagnose_models:pair", "--input-shape", "4,6", "--no-jacobian", "--html", "told.html"]
     status, out, _ = call(*words)
     assert status == 0
-    told = ["vanishing at ['first']: The gradient <vanishes>.", "dead at ['second']: Half are dead."]
-    assert out.splitlines()[-3:-1] == told
-    assert found(*words[:4])["findings"] == [dataclasses.asdict(each) for each in FOUND]
+    first, second = (out.index(str(each)) for each in FOUND)
+    assert first < second
+    assert found(*words[:4])["findings"] == [dataclasses.asdict(each) | {"layers": []} for each in FOUND]
     page = (folder / "told.html").read_text()
-    assert '<p class="verdict">The gradient &lt;vanishes&gt;.</p>' in page
+    assert "Vanishing gradient at [&#39;first&#39;] (a.py:1): the gradient &lt;vanishes&gt;.</p>" in page
     assert "<pre><code>x = 1\nif x &lt; 2: y</code></pre>" in page
-    assert page.index("A remedy.") < page.index("Half are dead.") < page.index("Every product")
+    assert page.index("A remedy.") < page.index("half are dead.") < page.index("Every product")
 
 
 def test_the_page_draws_without_a_network_and_says_how_it_was_made(folder):
@@ -318,7 +304,7 @@ def test_bad_options_exit_with_2_and_one_message(words, messages):
         (["diagnose_models:fn"], ["got a function", "--params NAME, or name a pair"]),
         (["diagnose_models:fn", "--params", "prams"], ["has no 'prams'", "Did you mean 'params'?"]),
         (["diagnose_models:fn", "--params", "broken"], ["`--params broken` ['first'] must be finite, got 48 NaN"]),
-        (["diagnose_models:fn", "--params", "words"], ["diagnose_models:fn cannot be diagnosed: "]),
+        (["diagnose_models:fn", "--params", "words"], ["`--params words` must be", "got str at ['first']"]),
         (["certify_bare:bad_factory"], ["ZeroDivisionError: division by zero (certify_bare.py:"]),
         (["diagnose_models:Trained"], ["is a class that needs arguments, Trained", "Write a function"]),
         (["certify_bare:number"], ["must be an NNX module", "got an int"]),

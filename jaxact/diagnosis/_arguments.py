@@ -44,7 +44,7 @@ def traced(fn: Any, params: Any, batch: Any, loss: Callable[..., Any] | None) ->
     else:
         model = adapters.as_parametric((_function(fn), params))
     _, call, params, names, rebuild = model
-    params, batch = jax.tree.map(jnp.asarray, (params, batch))
+    params, batch = _as_arrays(params, "params"), _as_arrays(batch, "batch")
     _check_finite(params, names)
     _check_batch(batch)
     closed, shapes = _jaxpr(call, params, batch)
@@ -115,6 +115,21 @@ def _function(fn: Any) -> Callable[[Any, Any], Any]:
     return fn
 
 
+def _as_arrays(tree: Any, argument: str) -> Any:
+    def one(path: Any, leaf: Any) -> Any:
+        try:
+            return jnp.asarray(leaf)
+        except (TypeError, ValueError) as error:
+            where = f" at {jax.tree_util.keystr(path)}" if path else ""
+            raise ArgumentError(
+                f"must be a pytree of arrays of numbers, got {type(leaf).__name__}{where}: {one_line(error)}.",
+                "Leave what is no number out, or close over it.",
+                argument=argument,
+            ) from error
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
 def _check_finite(params: Any, names: Sequence[str]) -> None:
     for leaf, name in zip(jax.tree.leaves(params), names, strict=True):
         _check_leaf(leaf, "params", name, "Diagnose the parameters of an earlier step.")
@@ -152,10 +167,7 @@ def _jaxpr(call: Callable[[Any, Any], Any], params: Any, batch: Any) -> tuple[An
         raise
     except Exception as error:
         shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch)]
-        kind = (
-            ArgumentTypeError if isinstance(error, TypeError) and "argument" in str(error) else ArgumentError
-        )
-        raise kind(
+        raise ArgumentError(
             f"must take (params, inputs) with inputs {', '.join(shapes)}; it raised {one_line(error)}.",
             "Check that `fn(params, batch)` runs: the batch's shape and dtype are what the model was built for.",
             argument="fn",
@@ -181,8 +193,13 @@ def _check_randomness(closed: Any) -> None:
 
 def _check_loss(loss: Callable[..., Any] | None, shapes: Any, batch: Any) -> None:
     if loss is None:
-        if not any(jnp.issubdtype(each.dtype, jnp.floating) for each in jax.tree.leaves(shapes)):
-            raise ArgumentError("must return real floating-point arrays.", "Return scores.", argument="fn")
+        returned = [str(each.dtype) for each in jax.tree.leaves(shapes)]
+        if not any(jnp.issubdtype(dtype, jnp.floating) for dtype in returned):
+            raise ArgumentError(
+                f"must return real floating-point arrays, got {', '.join(returned) or 'none'}.",
+                "Return scores, not classes; of complex numbers the real part or the modulus.",
+                argument="fn",
+            )
         return
     if not callable(loss):
         raise ArgumentTypeError(

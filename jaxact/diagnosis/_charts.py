@@ -17,6 +17,7 @@ _NARROW = 1.5  # the least range of a log scale, as a factor
 _FINEST = ("1", "1.2", "1.5", "2", "2.5", "3", "4", "5", "6", "8")
 _FINE, _COARSE = ("1", "1.5", "2", "3", "5", "7"), ("1", "2", "5")
 _FEW = 5  # decades that each have a tick
+_SHARES = {"zero": "exactly zero", "dead": "units zero for every input", "saturated": "saturated"}
 _INPUTS = "how alike different inputs are after each product: 1 is the same direction, 0 unrelated"
 
 
@@ -44,11 +45,8 @@ def charts(rows: Sequence[Row]) -> dict[str, Any]:
     if _is_told(rows, "cosine"):
         chart = _pair(rows, "cosine", "cosine")
         found["cosine"] = _finished(chart, "Cosine between inputs", _INPUTS)
-    shares = {"zero": "exactly zero", "dead": "units zero for every input", "saturated": "saturated"}
-    if any(_is_told(rows, name) for name in shares):
-        chart = _lines(rows, shares, "share after the activation", form=".0%")
-        below = "saturated: the activation's slope is below 1 % of its largest"
-        found["shares"] = _finished(chart, "Zero, dead and saturated", below)
+    if any(_is_told(rows, name) for name in _SHARES):
+        found["shares"] = _shares(rows)
     if _is_told(rows, "effective_rank"):
         chart = _lines(rows, {"effective_rank": "effective rank"}, "effective rank of the inputs")
         below = "participation ratio of the Gram matrix of up to 64 inputs, at most their number"
@@ -61,6 +59,18 @@ def charts(rows: Sequence[Row]) -> dict[str, Any]:
         )
         found["singular-values"] = _finished(chart, "Ends of the singular values", below)
     return found
+
+
+def _shares(rows: Sequence[Row]) -> Any:
+    """Zero, dead and saturated; of relu the same entries are zero and saturated, and one line says so."""
+    told, below = dict(_SHARES), "saturated: the activation's slope is below 1 % of its largest"
+    if _is_told(rows, "zero") and all(
+        row.zero == row.saturated or not math.isfinite(row.zero) for row in rows
+    ):
+        del told["saturated"]
+        told["zero"] = "exactly zero, and so saturated"
+    chart = _lines(rows, told, "share after the activation", form=".0%")
+    return _finished(chart, "Zero, dead and saturated", below)
 
 
 def _pair(rows: Sequence[Row], name: str, title: str, *, is_log: bool = False, is_first: bool = True) -> Any:

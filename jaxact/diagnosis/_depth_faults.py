@@ -98,7 +98,7 @@ def _named(evidence: Evidence, signal: Trend, gradient: Trend, strongest: Trend)
     rows = strongest.rows
     start = _order(evidence, strongest, strongest is gradient)
     severity = abs(strongest.decades)
-    text = " ".join(_told(each, each is gradient) for each in (gradient, signal) if each.is_clear)
+    text = "; ".join(_told(each, each is gradient) for each in (gradient, signal) if each.is_clear) + "."
     explodes = gradient.is_clear and gradient.decades < 0
     skips, normed = evidence.share_marked(Mark.SKIPPED), evidence.share_marked(Mark.BATCHED)
     own = [k for k in evidence.weighted if Mark.CLOSED in evidence.skeleton.source(k).marks]
@@ -146,8 +146,15 @@ def _of_weights(evidence: Evidence, found: Trend, is_gradient: bool, start: list
         return made(evidence, kind, severity, start, text, cause, preserving)
     cause = f"sigma_w^2 is {actual:.3g}; what preserves is {preserving:.3g}, {_rule(is_gradient)}."
     if own / found.slope > _EXPLAINED:
-        return made(evidence, "weight scale", severity, start, text, cause, preserving)
+        off = _nearer(evidence, found.rows, actual, preserving) or start
+        return made(evidence, "weight scale", severity, off, text, cause, preserving)
     return made(evidence, kind, severity, start, text, cause, preserving)
+
+
+def _nearer(evidence: Evidence, rows: list[int], actual: float, preserving: float) -> list[int]:
+    """The products whose own scale is nearer to what most have than to what preserves: those to be drawn anew."""
+    scales = {k: evidence.rows[k].weight_scale for k in rows if evidence.rows[k].weight_scale > 0}
+    return [k for k, s in scales.items() if abs(math.log(s / actual)) < abs(math.log(s / preserving))]
 
 
 def _rule(is_gradient: bool) -> str:
@@ -161,7 +168,7 @@ def _told(found: Trend, is_gradient: bool) -> str:
     verb = "grows" if decades > 0 else "fades"
     return (
         f"the {what} {verb} by {factor:.3g} a product {a}, 10^{decades:.1f} over {len(found.rows)}: "
-        f"depth scale {found.depth_scale:.3g}."
+        f"depth scale {found.depth_scale:.3g}"
     )
 
 

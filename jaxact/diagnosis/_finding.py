@@ -37,10 +37,20 @@ class Finding:
     code: str
     layers: tuple[str, ...] = field(default=(), repr=False)
 
+    @property
+    def place(self) -> str:
+        """The product where it lies or starts, and how many others it concerns."""
+        return place(self.layers or (self.layer,))
+
     def __str__(self) -> str:
         lines = [f"    {line}" for line in self.code.splitlines()]
-        head = f"[{self.severity:.1f}] {self.kind} at {self.layer} ({self.line}): {self.text}"
+        head = f"[{self.severity:.1f}] {self.kind} at {self.place} ({self.line}): {self.text}"
         return "\n".join([head, f"  Cause: {self.cause}", f"  Remedy: {self.remedy}", *lines])
+
+
+def place(layers: tuple[str, ...]) -> str:
+    """Products in a few words."""
+    return layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} more"
 
 
 def made(
@@ -54,8 +64,8 @@ def made(
 ) -> Finding:
     """A finding at the first of some rows, with its remedy."""
     row = evidence.rows[rows[0]]
-    sentence, code = remedy(kind, row.name, scale, max(len(evidence.weighted), 1))
     layers = tuple(dict.fromkeys(evidence.rows[k].name for k in rows))
+    sentence, code = remedy(kind, place(layers), scale, max(len(evidence.weighted), 1))
     return Finding(
         kind, float(min(severity, BLOCKED)), row.name, row.line, text, cause, sentence, code, layers
     )

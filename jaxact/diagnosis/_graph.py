@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from jaxact.diagnosis._axes import POSITION, Axes, batch_axis, has
 from jaxact.diagnosis._formula import VARIABLE, Formula, paired, single, values_of
@@ -319,7 +319,7 @@ def law(node: Node) -> tuple[Any, Any]:
 def transformed(made: Node, node: Node, formula: Formula) -> tuple[Any, Any]:
     """Atoms of a formula's values: means between quantiles, spread so that mean and second moment are right."""
     atoms, variance = law(node)
-    t = norm.ppf((np.arange(_NUM_ATOMS) + 0.5) / _NUM_ATOMS)
+    t = ndtri((np.arange(_NUM_ATOMS) + 0.5) / _NUM_ATOMS)
     x = (atoms[:, :, None] + np.sqrt(np.maximum(variance, 0))[:, :, None] * t).reshape(len(atoms), -1)
     values = np.sort(values_of(formula, x), -1)
     atoms = values.reshape(len(values), _NUM_ATOMS, -1).mean(-1)

@@ -118,7 +118,10 @@ def _said(finding: Any) -> _Said:
     """A finding by its fields; or a sentence."""
     if not hasattr(finding, "text"):
         return _Said(str(finding))
-    return _Said(finding.text, f"{finding.kind} at {finding.layer}", Markup().join(_advice(finding)))
+    kind = f"{finding.kind} at {finding.place} ({finding.line})"
+    return _Said(
+        f"{kind[0].upper()}{kind[1:]}: {finding.text}", finding.kind, Markup().join(_advice(finding))
+    )
 
 
 def _advice(finding: Any) -> Iterator[Markup]:

@@ -75,7 +75,7 @@ def nan_in(tree):
 REFUSED = {
     "no function": (lambda: jaxact.diagnose(3, W, X), TypeError, r"function of \(params, inputs\), got int"),
     "a function without parameters": (lambda: jaxact.diagnose(lambda x: x, X), ValueError, "where no `params`"),
-    "one argument": (lambda: jaxact.diagnose(lambda x: x @ W, W, X), TypeError, r"must take \(params, inputs\)"),
+    "one argument": (lambda: jaxact.diagnose(lambda x: x @ W, W, X), ValueError, r"must take \(params, inputs\)"),
     "a shape": (lambda: jaxact.diagnose(lambda w, x: x @ w, W, X[:, :4]), ValueError, r"float32\[6, 4\]; it raised"),
     "a shape of a module": (lambda: jaxact.diagnose(linen(), X[:, :4]), ValueError, "it raised .*kernel"),
     "a dtype": (lambda: jaxact.diagnose(lambda w, x: w[x], W, X), (ValueError, TypeError), "float32.*integer"),
@@ -112,6 +112,14 @@ REFUSED = {
         ),
         ValueError, "gradient.*Reverse-mode.*jax.lax.scan",
     ),
+    "words": (
+        lambda: jaxact.diagnose(lambda p, x: x @ p["w"], {"w": W, "name": "mine"}, X),
+        ValueError, r"`params`.*got str at \['name'\]",
+    ),
+    "objects": (
+        lambda: jaxact.diagnose(lambda w, x: x @ w, W, np.array(X, object)), ValueError, "`batch`.*got ndarray"
+    ),
+    "complex outputs": (lambda: jaxact.diagnose(lambda w, x: x @ w + 1j, W, X), ValueError, "got complex64"),
     "a vector loss": (lambda: jaxact.diagnose(lambda w, x: x @ w, W, X, loss=lambda y: y), TypeError, "real scalar"),
     "no loss": (lambda: jaxact.diagnose(lambda w, x: x @ w, W, X, loss=3), TypeError, "got int"),
     "a loss that fails": (

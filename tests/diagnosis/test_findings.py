@@ -1,5 +1,6 @@
 """Findings: planted faults are named first, healthy models have none; sharpness against exact eigenvalues."""
 
+import functools
 import math
 from itertools import pairwise
 
@@ -116,10 +117,23 @@ def test_the_depth_scale_is_that_of_the_factor():
     np.testing.assert_allclose(found.slope, -0.4, rtol=1e-12)  # one outlier of twelve does not move it
     np.testing.assert_allclose(found.depth_scale, 1 / 0.8)
     text = findings(*FAULTS["LeCun on relu"][:4]).findings[0].text
-    told = float(text.split("depth scale ")[1].split()[0].rstrip("."))
+    told = float(text.split("depth scale ")[1].split()[0].rstrip(".;"))
     np.testing.assert_allclose(
         told, 1 / math.log(2), rtol=0.1
     )  # the second moment halves, up to 1 / sqrt(width)
+
+
+def test_a_wrong_scale_names_the_layers_to_draw_anew_and_no_others():
+    ws = [
+        *weights(12, 0.25),
+        normal(13, WIDTH, 10) / WIDTH**0.5,
+    ]  # the last, whence the gradient fades, is right
+    fn = lambda ws, x: functools.reduce(lambda h, w: tanh(h @ w), ws[:-1], x) @ ws[-1]  # noqa: E731
+    (found,) = findings(fn, ws, X, {}).findings
+    assert found.kind == "weight scale"
+    assert found.layers == tuple(f"[{k}]" for k in range(12))
+    assert "at [0] and 11 more" in str(found)
+    assert "# [0] and 11 more" in found.code
 
 
 def test_what_preserves_is_theorys_scale():

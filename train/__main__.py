@@ -69,6 +69,9 @@ def _called(words: Sequence[str]) -> int:
 
 
 def _resume(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(request.USAGE, end="")
+        return 0
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError("`resume` needs a run: `resume RUN`. `python -m train list` shows the runs.")
     return _run(["--resume", *arguments])

@@ -1,0 +1,293 @@
+"""Pages that are made from the code, so that they cannot say what it does not."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1]
+ROOT = DOCS.parent
+MADE = DOCS / "_generated"
+RUNS = DOCS / "gallery" / "runs"
+
+
+def write(path, text):
+    """Write a file, unless it says so already: what is unchanged is not built again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+# --- The zoo ------------------------------------------------------------------------------------------------------
+
+
+def activation_table():
+    """A row an activation: what is exact of it, and what theory computes, with a picture of f and f'."""
+    from jaxact import activations
+
+    zoo = dict.fromkeys(activations.parse(name) for name in activations.names())
+    head = "picture,name,f(x),range,Lipschitz,gain,sigma_w critical,E f(z),P(f = 0),source".split(",")
+    rows = ["".join(f"<th>{each}</th>" for each in head)]
+    for each in zoo:
+        facts = [f"<code>{each.name}</code>", f"<code>{each.formula}</code>", *_numbers(each), each.reference]
+        rows.append("".join(f"<td>{fact}</td>" for fact in (_thumbnail(each), *facts)))
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return f'```{{raw}} html\n<table class="zoo">\n{body}\n</table>\n```\n'
+
+
+def _numbers(f):
+    from jaxact import theory
+
+    moments = theory.moments(f)
+    return [
+        f"[{f.range.lower:.4g}, {f.range.upper:.4g}]".replace("inf", "∞"),
+        f"{f.lipschitz:.5g}".replace("inf", "∞"),
+        _or_none(lambda: f"{float(theory.gain(f)):.4f}"),
+        _or_none(lambda: f"{float(theory.critical_point(f).sigma_w):.4f}"),
+        f"{float(moments.mean):.4f}",
+        f"{float(moments.zero_probability):.2g}",
+    ]
+
+
+def _or_none(number):
+    try:
+        return number()
+    except ValueError:
+        return "none"
+
+
+def _thumbnail(f, *, size=64, reach=3.0):
+    """An SVG of f, solid, and its slope, dashed, over [-3, 3]."""
+    import numpy as np
+
+    x = np.linspace(-reach, reach, 121, dtype=np.float32)
+    paths = []
+    for values, style in ((f(x), 'class="f"'), (f.derivative(x), 'class="slope"')):
+        y = np.clip(np.asarray(values), -1.5, 2.5)
+        points = " ".join(
+            f"{(a + reach) / (2 * reach) * size:.1f},{(2.5 - b) / 4 * size:.1f}"
+            for a, b in zip(x.tolist(), y.tolist(), strict=True)
+        )
+        paths.append(f'<polyline {style} points="{points}"/>')
+    zero, middle = 2.5 / 4 * size, size / 2
+    axes = f'<path class="axes" d="M0 {zero}H{size}M{middle} 0V{size}"/>'
+    title = f"<title>{f.name} and its slope over [-3, 3]</title>"
+    return (
+        f'<svg viewBox="0 0 {size} {size}" role="img" class="thumbnail">{title}{axes}{"".join(paths)}</svg>'
+    )
+
+
+# --- Commands -----------------------------------------------------------------------------------------------------
+
+COMMANDS = [
+    ["jaxact"],
+    *(["jaxact", each] for each in ("describe", "compare", "certify", "diagnose")),
+    ["train"],
+    *(["train", each] for each in ("report", "plan", "status", "exercise")),
+    ["train", "run", "configs/depth_sweep.py"],
+]
+
+
+def commands():
+    """The help of every command as it is printed."""
+    parts = []
+    for words in COMMANDS:
+        line = f"python -m {' '.join(words)} --help"
+        parts.append(f"## {' '.join(words)}\n\n    {line}\n\n```text\n{_printed(words)}\n```\n")
+    return "\n".join(parts)
+
+
+def _printed(words):
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    line = [sys.executable, "-m", *words, "--help"]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).rstrip()
+
+
+# --- The chapter and the gallery -------------------------------------------------------------------------------------
+
+
+def facts_of(study):
+    """What `scripts/gallery.py` wrote of a study's run, or None where none was put there."""
+    path = RUNS / f"{study}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def chapter_pages():
+    """A page a claim, from the texts that `python -m train exercise` and the report show too."""
+    from train.experiments.chapter import claims
+
+    run = facts_of("chapter")
+    names = []
+    for name, claim in claims().items():
+        names.append(f"{claim.number:02d}_{name}")
+        write(DOCS / "chapter" / f"{names[-1]}.md", _claim_page(name, claim, run))
+    for stale in set(DOCS.glob("chapter/[0-9][0-9]_*.md")) - {
+        DOCS / "chapter" / f"{each}.md" for each in names
+    }:
+        stale.unlink()
+
+
+def _claim_page(name, claim, run):
+    exercise = claim.exercise
+    figures = [each for each in run["figures"] if each.startswith(f"{name}-")] if run else []
+    shown = "\n\n".join(
+        f"```{{image}} ../gallery/runs/chapter-{each}.svg\n:alt: {claim.title}: {each.partition('-')[2]}\n```"
+        for each in figures
+    )
+    return f"""---
+file_format: mystnb
+kernelspec: {{name: python3}}
+---
+# {claim.number}. {claim.title}
+
+**The chapter says.** {claim.says}
+
+    {claim.formula}
+
+Source: {claim.source}.
+
+## Exercise
+
+{exercise.task}
+
+```{{code-cell}}
+:tags: [hide-input]
+import tempfile
+from pathlib import Path
+
+from train.experiments.chapter import claims
+from train.experiments.chapter.exercise import check
+
+exercise = claims()["{name}"].exercise
+answer = Path(tempfile.mkdtemp()) / "answer.py"
+answer.write_text(exercise.solution)
+print(check(exercise, answer).word)
+```
+
+Your own answer is checked by `python -m train exercise {name} --check MYFILE.py`. One that is right:
+
+```{{dropdown}} Solution
+~~~python
+{exercise.solution.strip()}
+~~~
+```
+
+## Measurement
+
+    python -m train run configs/chapter.py --claims {name}
+
+{_table(run["claims"][name]) if run else ""}
+
+{shown}
+
+## In practice
+
+{claim.practice}
+"""
+
+
+def _table(records):
+    head = list(records[0])
+    lines = [head, ["---"] * len(head), *([str(each[key]) for key in head] for each in records)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def gallery_pages():
+    """A page a study: what it found, the report as it came out, what it cost, and the code of its figures."""
+    cards = []
+    for path in sorted(RUNS.glob("*.json")):
+        run = facts_of(path.stem)
+        cards.append(_card(run))
+        write(DOCS / "gallery" / f"{path.stem}.md", _gallery_page(run))
+    write(MADE / "gallery.md", "````{grid} 1 2 2 2\n:gutter: 3\n\n" + "\n\n".join(cards) + "\n````\n")
+
+
+def _title(study):
+    return study.replace("_", " ").capitalize()
+
+
+def _picture(study):
+    found = sorted(RUNS.glob(f"{study}.svg")) or sorted(RUNS.glob(f"{study}-*.svg"))
+    return f"runs/{found[0].name}"
+
+
+def _card(run):
+    return (
+        f"```{{grid-item-card}} {_title(run['study'])}\n:link: {run['study']}\n:link-type: doc\n"
+        f":img-bottom: {_picture(run['study'])}\n\n{run['findings'][0]}\n```"
+    )
+
+
+def _gallery_page(run):
+    study = run["study"]
+    minutes = float(run["wall_seconds"]) / 60
+    findings = "\n".join(f"- {each}" for each in run["findings"])
+    figures = "\n".join(f"- `{each}`" for each in run["figures"])
+    return f"""# {_title(study)}
+
+{run["findings"][0]}
+
+```{{image}} {_picture(study)}
+:alt: the first figure of the study {study}
+:target: "#code"
+```
+
+{{download}}`The whole report <runs/{study}.html>`, an interactive page of its own, as it came out of
+
+    {run["command"].split(" --output")[0]}
+
+Cost: {minutes:.1f} minutes, added over all parts of the study, on {run["device"]}; started {run["started"][:16]} UTC
+from commit {run["git_commit"][:7]}.
+
+## Findings
+
+{findings}
+
+## Figures
+
+{figures}
+
+## Code
+
+The study's config, and below it the code of its figures:
+
+```{{literalinclude}} ../../configs/{study}.py
+```
+
+```{{literalinclude}} ../../{_source(study)}
+```
+"""
+
+
+def _source(study):
+    """The file that draws a study's figures."""
+    found = json.loads((RUNS / f"{study}.json").read_text(encoding="utf-8"))["experiment"]
+    module = found.partition(":")[0].replace(".", "/")
+    return f"{module}.py" if (ROOT / f"{module}.py").exists() else f"{module}/__init__.py"
+
+
+# --- Verdicts -----------------------------------------------------------------------------------------------------
+
+
+def verdicts():
+    """The README's table, as the documentation's own."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.partition("<!-- verdicts -->")[2].partition("<!-- end of verdicts -->")[0].strip() + "\n"
+
+
+def generate(app):
+    """Write all of them."""
+    write(MADE / "activations.md", activation_table())
+    write(MADE / "commands.md", commands())
+    write(MADE / "verdicts.md", verdicts())
+    chapter_pages()
+    gallery_pages()
+
+
+def setup(app):
+    """Before Sphinx looks for pages."""
+    app.connect("builder-inited", generate)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

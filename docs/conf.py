@@ -14,7 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import importlib.metadata  # noqa: E402
 
 project, author = "jaxact", "the authors of jaxact"
-copyright = f"2026, {author}"  # noqa: A001  # Sphinx's name
+copyright = f"2026, {author}"  # Sphinx's name
 version = release = importlib.metadata.version("jaxact")
 
 extensions = [

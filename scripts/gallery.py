@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from train import results
+from train.config import import_type
 from train.experiments.chapter import Chapter, claims, part
 from train.experiments.chapter.claim import numbers_table
-from train.config import import_type
 
 GALLERY = Path(__file__).parents[1] / "docs" / "gallery" / "runs"
 _KEPT = ("study", "experiment", "run_id", "command", "device", "started", "wall_seconds", "git_commit")

@@ -28,7 +28,18 @@ def activation_table():
     from jaxact import activations
 
     zoo = dict.fromkeys(activations.parse(name) for name in activations.names())
-    head = "picture,name,f(x),range,Lipschitz,gain,sigma_w critical,E f(z),P(f = 0),source".split(",")
+    head = [
+        "picture",
+        "name",
+        "f(x)",
+        "range",
+        "Lipschitz",
+        "gain",
+        "sigma_w critical",
+        "E f(z)",
+        "P(f = 0)",
+        "source",
+    ]
     rows = ["".join(f"<th>{each}</th>" for each in head)]
     for each in zoo:
         facts = [f"<code>{each.name}</code>", f"<code>{each.formula}</code>", *_numbers(each), each.reference]

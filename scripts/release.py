@@ -7,10 +7,12 @@ python scripts/release.py 0.2.0               # then: twine upload dist/*, git p
 
 import argparse
 import datetime
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import venv
 import zipfile
@@ -29,7 +31,8 @@ _TRY = (
 def run(*words: object, cwd: Path | None = None) -> str:
     """Run a command; where it fails, its own words end the release."""
     line = list(map(str, words))
-    done = subprocess.run(line, cwd=cwd, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(line)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
     return done.stdout
@@ -84,8 +87,12 @@ def try_wheel(python: str, wheel: Path, folder: Path, *, own: bool) -> str:
         own: whether dependencies are those of the interpreter that runs this, so that nothing is fetched.
     """
     if own:
-        venv.create(folder, with_pip=True, system_site_packages=True)
-        run(folder / "bin" / "python", "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", wheel)
+        venv.create(folder, with_pip=True)
+        run(folder / "bin" / "python", "-m", "pip", "install", "-q", "--no-deps", wheel)
+        here, there = (
+            sysconfig.get_path("purelib", vars={"base": base}) for base in (sys.prefix, str(folder))
+        )
+        Path(there, "dependencies.pth").write_text(here)
     else:
         run("uv", "venv", "-q", "--python", python, folder)
         run("uv", "pip", "install", "-q", "--no-build", "--python", folder / "bin" / "python", wheel)

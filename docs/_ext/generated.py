@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import floors
+
 DOCS = Path(__file__).parents[1]
 ROOT = DOCS.parent
 MADE = DOCS / "_generated"
@@ -289,9 +291,15 @@ def verdicts():
     return text.partition("<!-- verdicts -->")[2].partition("<!-- end of verdicts -->")[0].strip() + "\n"
 
 
+def architecture():
+    """The floors, drawn from the code's own imports."""
+    return f"```{{raw}} html\n{floors.picture(ROOT)}\n```\n"
+
+
 def generate(app):
     """Write all of them."""
     write(MADE / "activations.md", activation_table())
+    write(MADE / "floors.md", architecture())
     write(MADE / "commands.md", commands())
     write(MADE / "verdicts.md", verdicts())
     chapter_pages()

@@ -53,7 +53,9 @@ def _imports(root, user, names):
                 found |= {f"{node.module}.{each.name}" for each in node.names}
             elif isinstance(node, ast.Import):
                 found |= {each.name for each in node.names}
-    return {name for name in names if name != user and any(f"{each}.".startswith(f"{name}.") for each in found)}
+    return {
+        name for name in names if name != user and any(f"{each}.".startswith(f"{name}.") for each in found)
+    }
 
 
 def _line(user, used):

@@ -230,18 +230,18 @@ def _picture(study):
 def _card(run):
     return (
         f"```{{grid-item-card}} {_title(run['study'])}\n:link: {run['study']}\n:link-type: doc\n"
-        f":img-bottom: {_picture(run['study'])}\n\n{run['findings'][0]}\n```"
+        f":img-bottom: {_picture(run['study'])}\n\n{run['findings'][0][1]}\n```"
     )
 
 
 def _gallery_page(run):
     study = run["study"]
     minutes = float(run["wall_seconds"]) / 60
-    findings = "\n".join(f"- {each}" for each in run["findings"])
+    findings = "\n".join(f"- {topic and f'**{topic}.** '}{text}" for topic, text in run["findings"][1:])
     figures = "\n".join(f"- `{each}`" for each in run["figures"])
     return f"""# {_title(study)}
 
-{run["findings"][0]}
+{run["findings"][0][1]}
 
 ```{{image}} {_picture(study)}
 :alt: the first figure of the study {study}

@@ -69,10 +69,17 @@ def test_the_parts_in_a_model_of_ones_own_run():
     assert names["history"].loss.shape == (4, 10)
 
 
+def test_the_dataset_of_the_guide_is_one():
+    rings = run_blocks(ROOT / "CONTRIBUTING.md", "python")["Rings"]
+    assert str(rings()) == "rings"
+    with pytest.raises(ValueError, match="noise"):
+        rings(noise=-1)
+
+
 def run_blocks(path, language):
     blocks = re.findall(rf"```{re.escape(language)}\n(.*?)```", path.read_text(), re.DOTALL)
-    assert len(blocks) >= 2
-    names = {}
+    assert blocks
+    names = {"__name__": "blocks"}
     exec("\n".join(blocks), names)
     return names
 

@@ -4,7 +4,6 @@ import ast
 import re
 import tomllib
 from html import escape
-from pathlib import Path
 
 WIDTH, HEIGHT, BOX, GAP = 760, 96, 110, 50
 

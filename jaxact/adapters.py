@@ -1,4 +1,4 @@
-"""A model of any framework as a plain function of one array: NNX, Linen, Equinox, a factory, or a name to import."""
+"""A model of any framework as a plain function of an array: NNX, Linen, Equinox, Haiku, a factory, a name to import."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxact._haiku import applied, is_transformed
 from jaxact.errors import ArgumentError, one_line
 from jaxact.numerics import untraceable, widest_input
 
@@ -206,8 +207,9 @@ def as_function(value: Any, *, name: str = "`value`") -> Model:
 
     Args:
         value: a function of one array; an NNX module, which is put into eval mode; an Equinox module, a copy of which
-            is put into inference mode; a pair (Linen module, variables); or a function or class without arguments that
-            returns one of these, and is called once.
+            is put into inference mode; a pair (Linen module, variables), (hk.Transformed, params) or
+            (hk.TransformedWithState, (params, state)), the key of which is None; or a function or class without
+            arguments that returns one of these, and is called once.
         name: what errors call it.
 
     Returns:
@@ -228,6 +230,13 @@ def as_function(value: Any, *, name: str = "`value`") -> Model:
 
 
 def _adapted(value: Any, name: str, what: str) -> Model:
+    if is_transformed(value):
+        raise ArgumentError(
+            f"{name} is a Haiku function without its parameters.", "Give the pair (transformed, params)."
+        )
+    if isinstance(value, tuple | list) and len(value) == 2 and is_transformed(value[0]):
+        model = _haiku_parametric(*value)
+        return Model(name, model.kind, functools.partial(model.call, model.params), True)
     if isinstance(value, tuple | list):
         return _linen_model(value, name)
     if _is_a(value, "flax.linen", "Module") and value.scope is None:
@@ -280,7 +289,7 @@ def _linen_model(value: Sequence[Any], name: str) -> Model:
     if len(value) != 2 or not _is_a(value[0], "flax.linen", "Module"):
         raise ArgumentError(
             f"{name} must be a model, got a {type(value).__name__} of {len(value)}.",
-            "A pair must be (Linen module, variables).",
+            "A pair must be (Linen module, variables) or (hk.Transformed, params).",
         )
     module, variables = value
     _check_one_array(module.__call__, name)
@@ -310,8 +319,9 @@ def as_parametric(value: Any, *, name: str = "`fn`") -> Parametric:
 
     Args:
         value: an NNX module, a pair (Linen module, variables), an Equinox module, which is mapped over the batch, a
-            pair (function of (params, inputs), params), or a function or class without arguments that returns one of
-            these, and is called once. A `Parametric` is given back.
+            pair (hk.Transformed, params) or (hk.TransformedWithState, (params, state)), a pair (function of (params,
+            inputs), params), or a function or class without arguments that returns one of these, and is called once.
+            A `Parametric` is given back.
         name: what errors call it.
 
     Returns:
@@ -329,6 +339,8 @@ def as_parametric(value: Any, *, name: str = "`fn`") -> Parametric:
     value = made(value, name=name)
     if isinstance(value, Parametric):
         return value
+    if isinstance(value, tuple | list) and len(value) == 2 and is_transformed(value[0]):
+        return _haiku_parametric(*value)
     if isinstance(value, tuple | list) and len(value) == 2 and callable(value[0]):
         is_linen = _is_a(value[0], "flax.linen", "Module")
         return _linen_parametric(*value) if is_linen else _function_parametric(*value)
@@ -338,8 +350,8 @@ def as_parametric(value: Any, *, name: str = "`fn`") -> Parametric:
         return _equinox_parametric(value)
     _check_no_class(value, name)
     raise ArgumentError(
-        f"{name} must be an NNX module, a pair (Linen module, variables) or an Equinox module where no `params` "
-        f"are given, got {_article(type(value).__name__)}.",
+        f"{name} must be an NNX or Equinox module, or a pair (Linen module, variables) or (hk.Transformed, params), "
+        f"where no `params` are given, got {_article(type(value).__name__)}.",
         "Give a function its parameters: (fn, params, batch).",
         give="params",
     )
@@ -400,6 +412,35 @@ def _equinox_parametric(module: Any) -> Parametric:
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     names = tuple(jax.tree_util.keystr(path).lstrip(".") for path, _ in paths)
     return Parametric("Equinox module", call, params, names, lambda params: equinox.combine(params, static))
+
+
+def _haiku_parametric(transformed: Any, variables: Any) -> Parametric:
+    """Parameters are module/name; a state stays as it is."""
+    try:
+        apply, params, state = applied(transformed, variables)
+    except TypeError as error:
+        raise ArgumentError(
+            str(error), "Write ((transformed, (params, state)), batch).", argument="fn"
+        ) from error
+
+    def call(params: Any, batch: Any) -> Any:
+        try:
+            output, after = apply(params, batch)
+        except ValueError as error:
+            if type(error).__name__ != "MissingRNGError":
+                raise
+            raise _in_training(
+                one_line(error), "is_training=False in the function that is transformed"
+            ) from error
+        _check_unchanged(state, after, "is_training=False in the function that is transformed")
+        return output
+
+    def rebuild(params: Any) -> Any:
+        return transformed, (params if state is None else (params, state))
+
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    names = tuple("/".join(str(getattr(key, "key", key)) for key in path) for path in paths)
+    return Parametric("Haiku function with its parameters", call, params, names, rebuild)
 
 
 def _check_unchanged(before: Any, after: Any, remedy: str) -> None:

@@ -116,6 +116,75 @@ def test_a_network_of_ours_has_a_form_for_forward_mode():
     np.testing.assert_allclose(fn.tangent(x, v)[0], pulled, rtol=2e-5)
 
 
+def haiku_models():
+    """(pair, exact parameters' names, function in NumPy), without state, with it, and without a key."""
+    hk = pytest.importorskip("haiku")
+    x = jnp.ones((2, 3))
+
+    def plain(x):
+        return hk.nets.MLP([4, 2], activation=jnp.tanh, name="net")(x)
+
+    def normed(x, *, is_training=False):
+        h = hk.Linear(4, name="first")(x)
+        return hk.BatchNorm(True, True, 0.9, name="norm")(h, is_training=is_training)
+
+    def by_hand(params, x):
+        first, last = (params[f"net/~/linear_{k}"] for k in range(2))
+        return np.tanh(x @ first["w"] + first["b"]) @ last["w"] + last["b"]
+
+    plain_names = tuple(f"net/~/linear_{k}/{name}" for k in range(2) for name in "bw")
+    with_key = hk.transform(plain)
+    params = with_key.init(jax.random.key(0), x)
+    state = hk.transform_with_state(normed)
+    variables = state.init(jax.random.key(0), x, is_training=True)
+    moved = (variables[0], jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf, variables[1]))
+    mean, var = (np.asarray(moved[1][f"norm/~/{name}_ema"]["average"]) for name in ("mean", "var"))
+
+    def normed_by_hand(params, x):
+        z = x @ params["first"]["w"] + params["first"]["b"]
+        return (z - mean) / np.sqrt(var + 1e-5) * params["norm"]["scale"] + params["norm"]["offset"]
+
+    return {
+        "with a key": ((with_key, params), plain_names, by_hand),
+        "without": ((hk.without_apply_rng(with_key), params), plain_names, by_hand),
+        "with state": ((state, moved), ("first/b", "first/w", "norm/offset", "norm/scale"), normed_by_hand),
+    }
+
+
+@pytest.mark.parametrize("which", ["with a key", "without", "with state"])
+def test_haiku_functions_are_models_and_their_parameters_are_named_by_module(which):
+    pair, names, by_hand = haiku_models()[which]
+    model, plain = adapters.as_parametric(pair), adapters.as_function(pair)
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    assert model.names == names
+    expected = by_hand(model.params, x)
+    np.testing.assert_allclose(model.call(model.params, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(plain.call(x), expected, rtol=1e-4, atol=1e-5)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, model.params)
+    again = adapters.as_parametric(model.rebuild(doubled))
+    assert type(model.rebuild(doubled)[0]) is type(pair[0])
+    np.testing.assert_allclose(again.call(again.params, x), by_hand(doubled, x), rtol=1e-4, atol=1e-5)
+
+
+def test_haiku_in_training_mode_or_without_parameters_is_refused():
+    hk = pytest.importorskip("haiku")
+    x = jnp.ones((2, 3))
+    dropping = hk.transform(lambda x: hk.dropout(hk.next_rng_key(), 0.5, hk.Linear(2)(x)))
+    norm = hk.transform_with_state(lambda x: hk.BatchNorm(True, True, 0.9)(x, is_training=True))
+    refused = [
+        ((dropping, dropping.init(jax.random.key(0), x)), "training mode.*is_training=False"),
+        ((norm, norm.init(jax.random.key(0), x)), "running it changes"),
+    ]
+    for pair, words in refused:
+        model = adapters.as_parametric(pair)
+        with pytest.raises(ValueError, match=words):
+            model.call(model.params, x)
+    with pytest.raises(ValueError, match=r"pair \(params, state\) of a function with state"):
+        adapters.as_parametric((norm, {}))
+    with pytest.raises(ValueError, match="without its parameters"):
+        adapters.as_function(norm)
+
+
 @pytest.mark.parametrize("model", [lambda x, y: x + y, lambda x, *, scale: scale * x])
 def test_what_needs_more_than_an_array_is_no_model(model):
     with pytest.raises(ValueError, match="must be a function of one array"):

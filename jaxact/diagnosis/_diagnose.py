@@ -85,7 +85,8 @@ def diagnose(
 
     Args:
         fn: function of (params, inputs). Or a module with `params` left out, `diagnose(module, batch)`: an NNX module
-            in eval mode, a pair (Linen module, variables), or an Equinox module, which is mapped over the batch.
+            in eval mode, a pair (Linen module, variables), (hk.Transformed, params) or (hk.TransformedWithState,
+            (params, state)), or an Equinox module, which is mapped over the batch.
         params: pytree of arrays; the rows are named by its paths.
         batch: inputs: an array, or a pytree of arrays, with the inputs on the first axis.
         loss: of the outputs, or of (outputs, batch), to a scalar. By default the sum of all outputs times fixed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,8 +14,9 @@ from jaxact.diagnosis._branches import parts
 from jaxact.diagnosis._draws import Entries, drawn
 from jaxact.diagnosis._initialization import Change, Initialization
 from jaxact.diagnosis._notes import notes
+from jaxact.diagnosis._probes import probes
 from jaxact.diagnosis._reading import Reading
-from jaxact.diagnosis._rescale import Rescale
+from jaxact.diagnosis._rescale import Rescale, along_features
 from jaxact.diagnosis._solve import Solution, are_measured, solve
 from jaxact.errors import ArgumentError
 
@@ -22,7 +24,7 @@ _SWEEPS = 3
 _CLOSE = 1e-3  # relative, of a factor: no further sweep
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "method": ("theory", "data"),
-    "weights": ("gaussian", "orthogonal", None),
+    "weights": ("gaussian", "orthogonal", "delta_orthogonal", None),
     "target": ("forward", "backward", "critical"),
 }
 
@@ -33,14 +35,14 @@ def initialize(
     batch_or_shape: Any = None,
     *,
     method: Literal["theory", "data"] = "theory",
-    weights: Literal["gaussian", "orthogonal"] | None = "gaussian",
-    target: Literal["forward", "backward", "critical"] = "forward",
+    weights: Literal["gaussian", "orthogonal", "delta_orthogonal"] | None = "orthogonal",
+    target: Literal["forward", "backward", "critical"] = "critical",
     key: Any = None,
 ) -> Initialization:
     """Give every weight of a model the scale at which signals, or gradients, keep their size.
 
     A weight is a parameter that is an operand of a product, as `diagnose` finds them: within jit, scan (each turn's row
-    by itself), custom derivatives and remat. The second moment of every product becomes
+    by itself), custom derivatives and remat. The second moment of every product becomes, where `target` asks no less,
 
         1,   1 / n for each of n products that are added up,   1 / L for the last product of each of L residual branches
 
@@ -53,15 +55,20 @@ def initialize(
         params: as in `diagnose`; left out for a module: `initialize(module, batch)`.
         batch_or_shape: inputs as in `diagnose`; or the shape of an array of inputs, which are then standard normal.
         method: theory: each scale follows from the graph of predicted statistics, exact at infinite width; what cannot
-            be predicted (max pooling, for one) is measured. data: every product is measured on the batch and rescaled
-            on the way, in at most three passes of one compiled program (LSUV, Mishkin & Matas 2016, arXiv:1511.06422,
-            on a graph).
-        weights: drawn anew, gaussian, or orthogonal: Haar for dense layers, for convolutions that do not narrow
-            delta-orthogonal (Xiao et al. 2018). None rescales the given values.
-        target: forward: the second moments above. backward: a gradient's second moment is the same before and after a
-            product. critical: the gradient's squared norm is, sigma_w^2 E f'(z)^2 = 1, and biases of standard deviation
-            sigma_b add what is then missing to a second moment of 1, as at the critical point (Schoenholz et al. 2017)
-            with q_star = 1, see `jaxact.theory.critical_point`. Where theory finds no such scale, forward. With
+            be predicted (max pooling, for one) is measured. What the drawn numbers add at finite width, a relative
+            variance of a second moment of up to 5 / width a layer, which grows with depth, is taken out in one pass of
+            normal inputs that have the batch's mean, second moment and correlations; not with target="backward".
+            data: every product is measured on the batch itself and rescaled on the way, in at most three passes of one
+            compiled program (LSUV, Mishkin & Matas 2016, arXiv:1511.06422, on a graph).
+        weights: drawn anew, orthogonal: Haar, of a convolution the matrix of window times channels by channels;
+            delta_orthogonal: the same, but of convolutions that do not narrow the middle of the window alone (Xiao et
+            al. 2018), isometric at any depth, mixing no positions at first, so that shallow ones that average over
+            positions learn slowly; or gaussian. None rescales the given values.
+        target: critical: the gradient's squared norm is the same before and after a product, sigma_w^2 E f'(z)^2 = 1,
+            and biases of standard deviation sigma_b add what is then missing to a second moment of 1, as at the
+            critical point (Schoenholz et al. 2017) with q_star = 1, see `jaxact.theory.critical_point`; He's scale for
+            relu. Where no such scale keeps the signal (E f^2 > E f'^2, as of a sigmoid), forward, and a note says so.
+            forward: the second moments above. backward: a gradient's second moment is the same before and after. With
             method="data" the second moments are those that theory finds for the target.
         key: of the draws; by default jax.random.key(0).
 
@@ -76,18 +83,19 @@ def initialize(
         >>> import jax, jax.numpy as jnp
         >>> def model(w, x):
         ...     return jax.lax.scan(lambda h, w: (jax.nn.relu(h) @ w, None), x, w)[0]
-        >>> found = initialize(model, jnp.zeros((3, 512, 512)), jnp.ones((4, 512)), target="critical")
-        >>> [round(each.new**2, 1) for each in found.changes]
-        [1.0, 2.0, 2.0]
+        >>> found = initialize(model, jnp.zeros((3, 512, 512)), (32, 512))
+        >>> [(round(each.new**2), round(each.second_moment, 2)) for each in found.changes]
+        [(1, 1.0), (2, 1.0), (2, 1.0)]
     """
     for name, value in (("method", method), ("weights", weights), ("target", target)):
         _check_choice(name, value)
-    key_draws, key_inputs = jax.random.split(jax.random.key(0) if key is None else key)
+    key_draws, key_inputs, key_probes = jax.random.split(jax.random.key(0) if key is None else key, 3)
     is_module = batch_or_shape is None
     batch = _inputs(params if is_module else batch_or_shape, key_inputs)
     model = traced(fn, batch, None, None) if is_module else traced(fn, params, batch, None)
     given = jax.tree.leaves(model.params if is_module else params)
-    return _Run(model, given, method, weights, target, key_draws).result()
+    run = _Run(model, given, method, weights, target, key_draws)
+    return run.result(probes(model.batch, key_probes))
 
 
 def _check_choice(name: str, value: Any) -> None:
@@ -126,11 +134,11 @@ class _Run:
         self.old = self._scales()
         count = len(self.reading.sites)
         self.is_shared = np.array([len(self.groups.get(k, ())) > 1 for k in range(count)])
-        self.rescale = Rescale(model.closed, self.reading, model.batch)
+        self.rescale = Rescale(model.closed, self.reading)
         self.measured = np.zeros(count, bool)
 
-    def result(self) -> Initialization:
-        """Draw, scale, and tell."""
+    def result(self, pictured: Any) -> Initialization:
+        """Draw, scale, and tell; by theory the pictured inputs take out what the draw adds."""
         if self.kind is not None or self.target == "critical":
             self._draw()
         is_solved = self.method == "theory" or self.target != "forward"
@@ -139,18 +147,22 @@ class _Run:
         if self.method == "data":
             targets = np.array([part.second for part in self.parts])
             targets = targets if solution is None else np.where(np.isfinite(second), second, targets)
-            second = self._fitted(targets)
+            second = self._fitted(targets, self.model.batch)
+        elif self.target != "backward":
+            self._fitted(np.where(self.measured, np.nan, second), pictured, self._by_chance())
         reading = self._read()
         if solution is None:  # what the notes on gradients are read from
             is_kept = np.ones(len(self.parts), bool)
             solution = self._walked(reading, is_kept, self._measured(reading, is_kept))
-        told = notes(reading, self.parts, self.chains, solution, second, self.groups)
+        told = notes(reading, self.parts, self.chains, solution, second, self.groups, self.target)
         leaves = [
             old if new is same else new
             for old, same, new in zip(self.given, self.entries.leaves, self.entries.current(), strict=True)
         ]
         tree = jax.tree.unflatten(jax.tree.structure(self.model.params), leaves)
-        return Initialization(self.model.rebuild(tree), self._changes(second), tuple(told))
+        return Initialization(
+            self.model.rebuild(tree), self._changes(second, solution.is_forward), tuple(told)
+        )
 
     def _agree(self) -> None:
         """A shared weight has one target: the smallest."""
@@ -162,7 +174,7 @@ class _Run:
     # --- The steps ----------------------------------------------------------------------------------------------------
 
     def _read(self) -> Reading:
-        return read_again(self.model, self.entries.current(), self.numbers)
+        return read_again(self.model, self.entries.current(is_law=True), self.numbers)
 
     def _draw(self) -> None:
         """Fresh weights of mean square 1 / fan-in, an entry by the first product that it is in; biases 0, or normal."""
@@ -216,7 +228,7 @@ class _Run:
         if not any(site.reason for site in reading.sites):
             return {}
         targets = np.array([part.second for part in self.parts])
-        found, factor = self._pass(np.where(is_kept, np.nan, targets))
+        found, factor = self._pass(np.where(is_kept, np.nan, targets), self.model.batch)
         return {
             "mean": found["mean"] * factor,
             "second_moment": found["second_moment"] * factor**2,
@@ -224,24 +236,52 @@ class _Run:
             "factor": factor,
         }
 
-    def _pass(self, targets: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _pass(self, targets: np.ndarray, batch: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """One run: (numbers before a product is rescaled, factors)."""
         targets = np.where([site.weight is None for site in self.reading.sites], np.nan, targets)
-        found = self.rescale(self.entries.current(), targets)
-        with np.errstate(all="ignore"):
-            factor = np.sqrt(targets / found["second_moment"])
-        return found, np.where(np.isfinite(factor) & (factor > 0), factor, 1.0)
+        found = self.rescale(self.entries.current(), batch, targets, self._biases())
+        return found, np.where(np.isfinite(found["factor"]), found["factor"], 1.0)
 
-    def _fitted(self, targets: np.ndarray) -> np.ndarray:
-        """Scales by data; the second moments that they lead to. Shared weights are found first, then stay."""
+    def _biases(self) -> dict[int, np.ndarray]:
+        """What is added to each product, where the target wants it: n numbers agree by chance with a mean of z."""
+        if self.target != "critical":
+            return {}
+        values = {
+            bias.site: along_features(self.entries.values[bias.entries], self.reading.sites[bias.site])
+            for bias in self.reading.biases
+            if (bias.entries >= 0).all()
+        }
+        return {site: each for site, each in values.items() if each is not None}
+
+    def _fitted(self, targets: np.ndarray, batch: Any, most: Any = np.inf) -> np.ndarray:
+        """Scales by a batch, each factor's |log| at most so much; the second moments that they lead to.
+
+        Shared weights are found first, then stay. A product that asks for more is left to theory from then on.
+        """
         is_kept = np.zeros(len(targets), bool)
         for _ in range(_SWEEPS):
-            _, factor = self._pass(np.where(is_kept, np.nan, targets))
-            moved = self._apply(factor)
-            if moved < _CLOSE:
+            _, factor = self._pass(np.where(is_kept, np.nan, targets), batch)
+            is_beyond = np.abs(np.log(factor)) > most
+            if is_beyond.any():
+                targets = np.where(is_beyond, np.nan, targets)
+                continue
+            if self._apply(factor) < _CLOSE:
                 break
             is_kept = self.is_shared
-        return self._pass(np.full(len(targets), np.nan))[0]["second_moment"]
+        return self._pass(np.full(len(targets), np.nan), batch)[0]["second_moment"]
+
+    def _by_chance(self) -> np.ndarray:
+        """The largest |log| of a factor that the drawn numbers explain: six deviations of a relative 5 / width."""
+        widths = [
+            min(
+                site.weight.entries.shape[1] // max(math.prod(site.weight.receptive), 1),
+                site.weight.entries.shape[2],
+            )
+            if site.weight is not None
+            else 1
+            for site in self.reading.sites
+        ]
+        return 3 * np.sqrt(5 / np.array(widths, float))
 
     def _apply(self, factors: np.ndarray) -> float:
         """Scale every weight by the geometric mean of its factors; the largest |log| of these."""
@@ -284,19 +324,18 @@ class _Run:
                 scales[k] = np.sqrt(site.fan_in * np.mean(values**2))
         return scales
 
-    def _changes(self, second: np.ndarray) -> tuple[Change, ...]:
+    def _changes(self, second: np.ndarray, is_forward: np.ndarray) -> tuple[Change, ...]:
         new, deviations = self._scales(), self._deviations()
-        return tuple(self._change(k, own, second, new, deviations) for k, own in self._unique_groups())
+        return tuple(
+            self._change(k, own, second, is_forward[k], new, deviations) for k, own in self._unique_groups()
+        )
 
     def _change(
-        self, k: int, own: tuple[int, ...], second: np.ndarray, new: np.ndarray, deviations: dict[int, float]
-    ) -> Change:
+        self, k: int, own: tuple[int, ...], second: np.ndarray, is_forward: Any, new: np.ndarray,
+        deviations: dict[int, float],
+    ) -> Change:  # fmt: skip
         site, known = self.reading.sites[k], [second[j] for j in own if second[j] > 0]
-        reason = (
-            self.parts[k].reason
-            if self.target == "forward" or second[k] == self.parts[k].second
-            else self.target
-        )
+        reason = self.parts[k].reason if is_forward or self.measured[k] else self.target
         reason += f", shared by {len(own)} products" if len(own) > 1 else ""
         reason += ", measured" if self.measured[k] or self.method == "data" else ""
         return Change(

@@ -12,6 +12,8 @@ from jaxact.diagnosis._reading import Reading, Site
 from jaxact.diagnosis._solve import Solution
 
 _FEW = 4
+_CLOSE = 0.9  # of a gradient's squared norm: what borders of convolutions and small samples take
+_FADED = 0.5  # of the second moment that is wanted
 _DECADES = 2.0  # of a gradient's squared norm over the whole depth
 
 
@@ -22,9 +24,12 @@ def notes(
     solution: Solution,
     second: np.ndarray,
     groups: Mapping[int, tuple[int, ...]],
+    target: str,
 ) -> Iterator[str]:
     """Every note, the gravest first."""
-    yield from _gradients(reading, parts, solution)
+    yield from _gradients(reading, parts, solution, target)
+    yield from _without_target(reading, solution, target)
+    yield from _faded(reading, parts, solution, target)
     yield from _streams(chains)
     yield from _silent(reading, second)
     yield from _measured_only(reading)
@@ -32,7 +37,7 @@ def notes(
     yield from _not_followed(reading)
 
 
-def _gradients(reading: Reading, parts: Sequence[Part], solution: Solution) -> Iterator[str]:
+def _gradients(reading: Reading, parts: Sequence[Part], solution: Solution, target: str) -> Iterator[str]:
     inner = [k for k, part in enumerate(parts) if part.is_on_stream and solution.growth[k] > 0]
     if not inner:
         return
@@ -50,7 +55,32 @@ def _gradients(reading: Reading, parts: Sequence[Part], solution: Solution) -> I
             "centre it, or use another."
         )
     else:
-        yield f"{told}, where signals keep their size; target='critical' weighs the two."
+        other = "" if target == "critical" else "; target='critical' weighs the two"
+        yield f"{told}, where signals keep their size{other}."
+
+
+def _without_target(reading: Reading, solution: Solution, target: str) -> Iterator[str]:
+    """Products behind others whose second moment decided nevertheless."""
+    left = [
+        site
+        for site, is_forward, growth in zip(reading.sites, solution.is_forward, solution.growth, strict=True)
+        if is_forward and 0 < growth < _CLOSE
+    ]
+    if left and target != "forward":
+        yield (
+            f"target={target!r} keeps no signal at {_names(left)}, by any scale: its second moment is kept instead."
+        )
+
+
+def _faded(reading: Reading, parts: Sequence[Part], solution: Solution, target: str) -> Iterator[str]:
+    """Signals that biases would hold up."""
+    ratios = [each / part.second for each, part in zip(solution.second, parts, strict=True)]
+    least = int(np.nanargmin(ratios)) if np.isfinite(ratios).any() else 0
+    if target == "critical" and ratios[least] < _FADED and not solution.bias.any():
+        yield (
+            f"without biases the critical scale lets second moments fall to {solution.second[least]:.2g} at "
+            f"{reading.sites[least].name}; target='forward' keeps them."
+        )
 
 
 def _is_without_critical_point(reading: Reading) -> bool:

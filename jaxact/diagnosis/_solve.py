@@ -22,12 +22,15 @@ class Solution(NamedTuple):
         second: the product's second moment then.
         growth: of the squared norm of a gradient, from the product to the one before it; NaN for the first.
         bias: the variance that its bias is to have.
+        is_forward: whether its second moment decided although the target is another: of the first products always, of
+            others where no scale meets the target.
     """
 
     factor: np.ndarray
     second: np.ndarray
     growth: np.ndarray
     bias: np.ndarray
+    is_forward: np.ndarray
 
 
 def solve(
@@ -46,7 +49,7 @@ def solve(
     walk = _Walk(reading, parts, target, is_kept, measured)
     with np.errstate(all="ignore"):
         reading.graph.forward(walk.after)
-    return Solution(walk.factor, walk.second, walk.growth, walk.bias)
+    return Solution(walk.factor, walk.second, walk.growth, walk.bias, walk.is_forward)
 
 
 def are_measured(reading: Reading) -> np.ndarray:
@@ -73,7 +76,7 @@ class _Walk:
         self.biased = {bias.site for bias in reading.biases}
         count = len(reading.sites)
         self.factor, self.second, self.growth = (np.full(count, np.nan) for _ in range(3))
-        self.bias = np.zeros(count)
+        self.bias, self.is_forward = np.zeros(count), np.zeros(count, bool)
         self.measured, self.is_measured = measured, are_measured(reading)
         for k, site in enumerate(reading.sites):
             if site.reason:
@@ -107,12 +110,14 @@ class _Walk:
         part = self.parts[k]
         forward = part.second / second if second > 0 else 1.0
         gain = None if back is None else back[1 if self.target == "critical" else 0]
-        if self.target == "forward" or gain is None or not (np.isfinite(gain) and gain > 0):
+        self.is_forward[k] = self.target == "forward" or gain is None or not (np.isfinite(gain) and gain > 0)
+        if gain is None or self.is_forward[k]:
             return forward
         square = min(part.second, 1.0) / gain
         if self.target == "backward":
             return square
         if square * second > 1.001 * part.second:  # no bias makes up for too much
+            self.is_forward[k] = True
             return forward
         if k in self.biased:
             self.bias[k] = max(1 - square * second / part.second, 0.0)

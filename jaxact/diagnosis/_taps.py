@@ -23,14 +23,15 @@ class Tap(NamedTuple):
     """What is measured at the first output of an equation.
 
     Attributes:
-        measure: value -> numbers by name; the shapes of these must not depend on the value's entries.
+        measure: value, and the slot where there is `insert` -> numbers by name; the shapes of these must not depend on
+            the value's entries.
         has_slot: whether the gradient's second moment is measured too, or what `insert` needs is given.
         insert: (value, slot) -> what the program goes on with; by default `tapped`.
     """
 
-    measure: Callable[[Array], dict[str, Array]]
+    measure: Callable[..., dict[str, Array]]
     has_slot: bool
-    insert: Callable[[Array, Array], Array] | None = None
+    insert: Callable[[Array, Any], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def evaluate(
     jaxpr: Any,
     consts: Sequence[Any],
     args: Sequence[Any],
-    slots: Mapping[Path, Array] | None,
+    slots: Mapping[Path, Any] | None,
     path: Path = (),
 ) -> tuple[list[Any], Found]:
     """Evaluate a jaxpr, measuring at every tap.
@@ -110,7 +111,8 @@ def evaluate(
         outputs = _step(plan, eqn, operands, slots, here, found)
         tap = plan.taps.get(here)
         if tap is not None:
-            found[here] = tap.measure(outputs[0])
+            given = () if tap.insert is None or slots is None else (slots[here],)
+            found[here] = tap.measure(outputs[0], *given)
             if tap.has_slot and slots is not None:
                 outputs = [(tap.insert or tapped)(outputs[0], slots[here]), *outputs[1:]]
         env |= dict(zip(eqn.outvars, outputs, strict=True))

@@ -176,7 +176,7 @@ def _row(reading: Reading, k: int, measured: Mapping[str, Any], prediction: Pred
         dtype=site.dtype,
         **{name: float(measured[name][k]) for name in own},
         gradient=float(gradient[k]),
-        gradient_factor=_factor(gradient, k),
+        gradient_factor=_factor(gradient, gradient, k),
         largest=float(ends.largest[k]),
         smallest=float(ends.smallest[k]),
         is_exact=ends.is_exact,
@@ -184,12 +184,13 @@ def _row(reading: Reading, k: int, measured: Mapping[str, Any], prediction: Pred
         predicted_second_moment=float(prediction.second_moment[k]),
         predicted_cosine=float(prediction.cosine[k]),
         predicted_gradient=float(expected[k]),
-        predicted_gradient_factor=_factor(np.where(prediction.anchored, gradient, expected), k),
+        predicted_gradient_factor=_factor(expected, np.where(prediction.anchored, gradient, expected), k),
         reason=site.reason,
     )
 
 
-def _factor(gradients: np.ndarray, k: int) -> float:
-    if k + 1 >= len(gradients) or not gradients[k + 1] > 0:
+def _factor(gradients: np.ndarray, after: np.ndarray, k: int) -> float:
+    """The gradient at a row over that at the next, which may have been measured where that at the row is not."""
+    if k + 1 >= len(after) or not after[k + 1] > 0:
         return float("nan")
-    return float(gradients[k] / gradients[k + 1])
+    return float(gradients[k] / after[k + 1])

@@ -144,18 +144,27 @@ def _sum(graph: Graph, x: Node, y: Node, sign: float) -> Node:
 
 def _mixed_profile(x: Node, y: Node) -> Any:
     """That of a sum: of the larger part more."""
-    if x.profile is None or y.profile is None or x.is_constant or y.is_constant:
-        return (
-            x.profile
-            if y.is_constant or y.size < x.size
-            else y.profile
-            if x.is_constant or x.size < y.size
-            else None
-        )
+    if x.is_constant or y.is_constant or x.size != y.size:
+        return _larger_profile(x, y)
+    if x.profile is None or y.profile is None:
+        known = x.profile or y.profile
+        even = known and tuple(np.ones_like(along) for along in known)
+        return known and _mean_profile(x, x.profile or even, y, y.profile or even)
+    return _mean_profile(x, x.profile, y, y.profile)
+
+
+def _larger_profile(x: Node, y: Node) -> Any:
+    """That of what the other one, a number or one a feature, scales or shifts."""
+    if y.is_constant or y.size < x.size:
+        return x.profile
+    return y.profile if x.is_constant or x.size < y.size else None
+
+
+def _mean_profile(x: Node, of_x: Any, y: Node, of_y: Any) -> Any:
     a, b = float(np.mean(x.stats.second)), float(np.mean(y.stats.second))
     if a + b <= 0:
-        return x.profile
-    return tuple((a * one + b * other) / (a + b) for one, other in zip(x.profile, y.profile, strict=True))
+        return of_x
+    return tuple((a * one + b * other) / (a + b) for one, other in zip(of_x, of_y, strict=True))
 
 
 def _sum_law(x: tuple[Any, Any], y: tuple[Any, Any], sign: float) -> tuple[Any, Any]:
@@ -173,9 +182,7 @@ def _mul(graph: Graph, x: Node, y: Node) -> Node:
     _check_independent(x, y, "the product")
 
     def compute() -> Stats:
-        made.profile = (
-            x.profile if y.size < x.size or y.is_constant else y.profile if x.size < y.size else None
-        )
+        made.profile = _larger_profile(x, y)
         return Stats(*(a * b for a, b in zip(x.stats, y.stats, strict=True)))
 
     edges = [(x, lambda: y.stats.second), (y, lambda: x.stats.second)]
@@ -192,6 +199,7 @@ def _div(graph: Graph, x: Node, y: Node) -> Node:
 
     def compute() -> Stats:
         mean, second, pairs = x.stats
+        made.profile = x.profile
         c = 1 / y.stats.mean
         return Stats(mean * c, second * c**2, pairs * graph.batch.products(c))
 
@@ -296,9 +304,11 @@ def _batch_centred(graph: Graph, x: Node) -> Node:
         # K_i = mean over j of K_ij, as if the cosine were the same for all: longer inputs have more in common
         own = common * lengths / np.mean(lengths)
         left = np.maximum(second - 2 * own + common, 0)
+        made.profile = x.profile
         return Stats(mean - float(np.mean(mean)), left, pairs - graph.batch.at_ends(own).sum(0) + common)
 
-    return graph.add(compute, x.size, [(x, one)], through=x.through, is_gaussian=x.is_gaussian)
+    made = graph.add(compute, x.size, [(x, one)], through=x.through, is_gaussian=x.is_gaussian)
+    return made
 
 
 def _square_of_mean(graph: Graph, x: Node) -> Node:

@@ -107,7 +107,7 @@ class Node:
         profile: for each axis of positions the second moment along it, over its mean, where convolutions left it
             uneven; found with the statistics.
         gradient_profile: the same of its gradient.
-        is_blocked: whether something unknown was computed from it.
+        is_blocked: whether something unknown was computed from it that reaches a product or an output.
         is_product: whether it is the output of a product.
         is_sum: whether it is the sum, or difference, of the two arrays at its edges.
         formula: what it is of the one array at its edge, where it is a formula.
@@ -187,12 +187,18 @@ class Known:
 
 @dataclass(frozen=True)
 class Unknown:
-    """An array of which only the axes are known, and why."""
+    """An array of which only the axes are known, and why; `origins` are the nodes that it was computed from."""
 
     reason: str
     axes: Axes
     shape: tuple[int, ...]
     deps: frozenset[Any] = frozenset()
+    origins: frozenset[Any] = frozenset()
+
+    def block(self) -> None:
+        """It reaches a product or an output, so that the gradient of what it was computed from is not known."""
+        for node in self.origins:
+            node.is_blocked = True
 
 
 @dataclass

@@ -1,0 +1,107 @@
+"""How far what `diagnose` predicts lies from what it measures, at initialisation and width 512.
+
+    python scripts/diagnose_predictions.py                   # the ten healthy models
+    python scripts/diagnose_predictions.py --other           # eight other designs
+    python scripts/diagnose_predictions.py --rows            # every row
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import diagnose_models as models
+import numpy as np
+from diagnose_models import Case, Size
+from rich.console import Console
+from rich.table import Table
+
+import jaxact
+
+QUANTITIES = ("second_moment", "gradient_factor")
+WITHIN = 0.1
+
+
+def main() -> None:
+    """Draw, diagnose, compare, and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--other", action="store_true", help="the other healthy designs")
+    parser.add_argument("--only", default="", help="models whose name holds this")
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", action="store_true", help="print the median ratio of every row")
+    options = parser.parse_args()
+    cases = models.OTHER_HEALTHY if options.other else models.HEALTHY
+    tables = {each: _table(each) for each in QUANTITIES}
+    totals: dict[str, list[Any]] = {each: [] for each in QUANTITIES}
+    for name in [each for each in cases if options.only in each]:
+        start = time.process_time()
+        found = [_diagnosed(cases[name](Size(options.width, seed=k))) for k in range(options.seeds)]
+        print(f"{name}: {time.process_time() - start:.0f} CPU s", flush=True)
+        for quantity in QUANTITIES:
+            ratios, measured = _ratios(found, quantity)
+            totals[quantity].append(ratios[:, measured])
+            tables[quantity].add_row(name, *_told(ratios, measured, found[0].rows))
+        if options.rows:
+            _print_rows(found)
+    console = Console(width=130)
+    for quantity, table in tables.items():
+        ratios = np.concatenate(totals[quantity], 1)
+        table.add_section()
+        table.add_row("all", *_told(ratios, np.ones(ratios.shape[1], bool), None))
+        console.print(table)
+
+
+def _table(quantity: str) -> Table:
+    columns = ("rows", "predicted", "median within 10 %", "single draws within 10 %", "worst median")
+    return Table("model", *columns, title=quantity.replace("_", " "))
+
+
+def _diagnosed(case: Case) -> jaxact.diagnosis.Diagnosis:
+    return jaxact.diagnose(*case.args, jacobian=False, **case.options)
+
+
+def _ratios(found: list[Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
+    """(predicted over measured [seed, row], NaN where not predicted; the rows where there is something to predict).
+
+    Where 0 is measured and 0 predicted the ratio is 1. The last row has no gradient factor.
+    """
+    told, seen = (
+        np.array([[getattr(row, prefix + quantity) for row in each.rows] for each in found], float)
+        for prefix in ("predicted_", "")
+    )
+    with np.errstate(all="ignore"):
+        ratios = np.where((told == 0) & (seen == 0), 1.0, told / seen)
+    return ratios, np.isfinite(seen).all(0)
+
+
+def _told(ratios: np.ndarray, measured: np.ndarray, rows: Any) -> list[str]:
+    ratios = ratios[:, measured]
+    predicted = np.isfinite(ratios).all(0)
+    median = np.median(ratios[:, predicted], 0)
+    is_near = np.abs(median - 1) <= WITHIN
+    single = np.abs(ratios[:, predicted] - 1) <= WITHIN
+    share = lambda x: f"{100 * np.mean(x):.0f} %" if x.size else "-"  # noqa: E731
+    worst = ""
+    if rows is not None and median.size:
+        k = int(np.argmax(np.abs(np.log(median))))
+        names = [row.name for row, each in zip(rows, measured, strict=True) if each]
+        worst = f"{median[k]:.2f} {np.array(names)[predicted][k]}"
+    counts = f"{is_near.sum()} of {is_near.size} = {share(is_near)}"
+    return [str(ratios.shape[1]), share(predicted), counts, share(single), worst]
+
+
+def _print_rows(found: list[Any]) -> None:
+    ratios = [_ratios(found, quantity)[0] for quantity in QUANTITIES]
+    for k, row in enumerate(found[0].rows):
+        numbers = "   ".join(
+            f"{np.median(each[:, k]):6.3f} ({each[:, k].min():.2f}..{each[:, k].max():.2f})" for each in ratios
+        )
+        print(f"  {row.name[:44]:44} {row.kind:9} {row.fan_in:5} {numbers}  {row.reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
 """How far what `diagnose` predicts lies from what it measures, at initialisation and width 512.
 
-    python scripts/diagnose_predictions.py                   # the ten healthy models
-    python scripts/diagnose_predictions.py --other           # eight other designs
-    python scripts/diagnose_predictions.py --rows            # every row
+python scripts/diagnose_predictions.py                   # the ten healthy models
+python scripts/diagnose_predictions.py --other           # eight other designs
+python scripts/diagnose_predictions.py --rows            # every row
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def _print_rows(found: list[Any]) -> None:
     ratios = [_ratios(found, quantity)[0] for quantity in QUANTITIES]
     for k, row in enumerate(found[0].rows):
         numbers = "   ".join(
-            f"{np.median(each[:, k]):6.3f} ({each[:, k].min():.2f}..{each[:, k].max():.2f})" for each in ratios
+            f"{np.median(each[:, k]):6.3f} ({each[:, k].min():.2f}..{each[:, k].max():.2f})"
+            for each in ratios
         )
         print(f"  {row.name[:44]:44} {row.kind:9} {row.fan_in:5} {numbers}  {row.reason}")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxact.diagnosis._axes import FEATURE, POSITION, axis, has, of_input, reshaped
 from jaxact.diagnosis._elementwise import ELEMENTWISE, elementwise, one
+from jaxact.diagnosis._gradients import Gain, coherent, scaled
 from jaxact.diagnosis._graph import Graph, Node, Stats, Unknown, Value
 from jaxact.diagnosis._output_axes import output_axes
 from jaxact.diagnosis._sums import largest, total, window_sum
@@ -31,7 +32,15 @@ def broadcast(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
         return result
     node = graph.node(operands[0])
     facts = {"through": node.through, "is_constant": node.is_constant, "is_gaussian": node.is_gaussian}
-    made = graph.add(lambda: node.stats, math.prod(result.shape), [(node, lambda: times)], **facts)
+    to_positions = not node.is_constant and all(
+        has(each, POSITION)
+        for k, each in enumerate(result.axes)
+        if k not in eqn.params["broadcast_dimensions"]
+    )
+    back = lambda after: coherent(times, after) if to_positions else scaled(times, after)  # noqa: E731
+    made = graph.add(
+        lambda: node.stats, math.prod(result.shape), [(node, Gain(lambda: times, back))], **facts
+    )
     return Value(made, result.axes, result.shape)
 
 
@@ -67,7 +76,7 @@ def _part(graph: Graph, eqn: Any, x: Value, number: int, shape: tuple[int, ...])
     made = graph.add(
         lambda: node.stats,
         math.prod(shape),
-        [(node, lambda: share)],
+        [(node, Gain(lambda: share, lambda after: scaled(share, after, share if cut else share**2)))],
         deps=(node.deps - node.through) | through,
         through=through,
         is_constant=node.is_constant,
@@ -108,13 +117,15 @@ def joined(graph: Graph, operands: Sequence[Any]) -> Node:
 
 def one_row(graph: Graph, x: Value) -> Node:
     """One of the arrays that lie along the first axis, as they are on average."""
-    node = graph.node(x)
+    node, share = graph.node(x), 1 / x.shape[0]
     facts = {
-        name: getattr(node, name)
-        for name in ("deps", "through", "is_constant", "is_free", "is_gaussian")
+        name: getattr(node, name) for name in ("deps", "through", "is_constant", "is_free", "is_gaussian")
     }
     return graph.add(
-        lambda: node.stats, node.size // x.shape[0], [(node, lambda: 1 / x.shape[0])], **facts
+        lambda: node.stats,
+        node.size // x.shape[0],
+        [(node, Gain(lambda: share, lambda after: scaled(share, after, share**2)))],
+        **facts,
     )
 
 
@@ -165,5 +176,7 @@ def unknown(graph: Graph, eqn: Any, operands: Sequence[Any], reason: str) -> lis
             axes = output_axes(eqn, given) if var is eqn.outvars[0] else of_input(shape)
         except (KeyError, IndexError, ValueError):
             axes = of_input(shape)
-        outputs.append(Unknown(reason, axes if len(axes) == len(shape) else of_input(shape), shape, deps, origins))
+        outputs.append(
+            Unknown(reason, axes if len(axes) == len(shape) else of_input(shape), shape, deps, origins)
+        )
     return outputs

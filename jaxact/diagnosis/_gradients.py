@@ -74,11 +74,10 @@ def _mixed(one: Any, other: Any, share: float) -> Any:
 
 
 def _mixed_laws(one: Any, other: Any, share: float) -> Any:
-    """Both are at the same values, those of the array."""
     if one is None and other is None:
         return None
     values = (one or other)[0]
-    x, y = (1.0 if law is None else law[1] for law in (one, other))
+    x, y = (1.0 if law is None else np.interp(values, *law) for law in (one, other))
     return values, share * x + (1 - share) * y
 
 

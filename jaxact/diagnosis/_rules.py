@@ -13,6 +13,7 @@ from jaxact.diagnosis._elementwise import ELEMENTWISE, elementwise, one
 from jaxact.diagnosis._gradients import Gain, coherent, scaled
 from jaxact.diagnosis._graph import Graph, Node, Stats, Unknown, Value
 from jaxact.diagnosis._output_axes import output_axes
+from jaxact.diagnosis._pooling import window_max
 from jaxact.diagnosis._sums import largest, total, window_sum
 from jaxact.trace import UnsupportedError
 
@@ -140,6 +141,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "reduce_sum": total,
     "reduce_window_sum": window_sum,
     "reduce_max": largest,
+    "reduce_window_max": window_max,
 }
 
 

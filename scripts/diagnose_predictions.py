@@ -22,7 +22,13 @@ from rich.table import Table
 import jaxact
 
 #: of those whose width is not that of their layers: from 128 channels on
-WIDTHS = {"ResNet-18": 1024, "U-Net": 1024, "convolutions, batch norm": 1024, "Equinox' own CNN": 1024, "DenseNet": 2048}
+WIDTHS = {
+    "ResNet-18": 1024,
+    "U-Net": 1024,
+    "convolutions, batch norm": 1024,
+    "Equinox' own CNN": 1024,
+    "DenseNet": 2048,
+}
 QUANTITIES = ("second_moment", "gradient_factor")
 WITHIN = 0.1
 

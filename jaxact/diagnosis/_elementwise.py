@@ -160,7 +160,7 @@ def _sum(graph: Graph, x: Node, y: Node, sign: float) -> Node:
 
     def compute() -> Stats:
         a, b = x.stats, y.stats
-        made.profile = _mixed_profile(x, y)
+        made.profile, made.pattern = _mixed_profile(x, y), _mixed_pattern(graph, x, y)
         return Stats(
             a.mean + sign * b.mean,
             a.second + b.second + 2 * sign * a.mean * b.mean,
@@ -201,6 +201,21 @@ def _larger_profile(x: Node, y: Node) -> Any:
     return y.profile if x.is_constant or x.size < y.size else None
 
 
+def _larger(x: Node, y: Node) -> Node:
+    return x if y.is_constant or y.size < x.size else y
+
+
+def _mixed_pattern(graph: Graph, x: Node, y: Node) -> Any:
+    """That of a sum: of what has more in common more."""
+    if x.pattern is None and y.pattern is None:
+        return None
+    if x.is_constant or y.is_constant or x.size != y.size:
+        return _larger(x, y).pattern
+    a, b = (abs(float(np.mean(graph.batch.of_positions(each.stats.pairs)))) for each in (x, y))
+    one, other = (1.0 if each.pattern is None else each.pattern for each in (x, y))
+    return (a * one + b * other) / max(a + b, 1e-30)
+
+
 def _mean_profile(x: Node, of_x: Any, y: Node, of_y: Any) -> Any:
     a, b = float(np.mean(x.stats.second)), float(np.mean(y.stats.second))
     if a + b <= 0:
@@ -223,7 +238,7 @@ def _mul(graph: Graph, x: Node, y: Node) -> Node:
     _check_independent(x, y, "the product")
 
     def compute() -> Stats:
-        made.profile = _larger_profile(x, y)
+        made.profile, made.pattern = _larger_profile(x, y), _larger(x, y).pattern
         return Stats(*(a * b for a, b in zip(x.stats, y.stats, strict=True)))
 
     edges = [(x, lambda: y.stats.second), (y, lambda: x.stats.second)]
@@ -240,7 +255,7 @@ def _div(graph: Graph, x: Node, y: Node) -> Node:
 
     def compute() -> Stats:
         mean, second, pairs = x.stats
-        made.profile = x.profile
+        made.profile, made.pattern = x.profile, x.pattern
         c = 1 / y.stats.mean
         return Stats(mean * c, second * c**2, pairs * graph.batch.products(c))
 
@@ -364,7 +379,9 @@ def _shares(graph: Graph, value: Value, count: int, kept: Any) -> Node:
         return Gradient(gain * after.second, gain * between * after.across, rows=rows)
 
     gain = Gain(lambda: found().gain / x.stats.second, back)
-    made = graph.add(compute, x.size, [(x, gain)], through=x.through, is_free=True, queries=queries)
+    made = graph.add(
+        compute, x.size, [(x, gain)], through=x.through, is_free=True, queries=queries, kept=x.kept
+    )
     return made
 
 

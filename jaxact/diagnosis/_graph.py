@@ -135,6 +135,8 @@ class Node:
             atom, normal around it; None for about its mean.
         profile: for each axis of positions the second moment along it, over its mean, where convolutions left it
             uneven; found with the statistics.
+        pattern: [position, position] what two positions have in common, over its mean, where a mask left it uneven;
+            found with the statistics.
         slopes: of a formula, what two positions' slopes have in common, for each input; found with the statistics.
         queries: of scores, () -> the cosine of one key's at two queries, for each input; of a softmax the mean product.
         kept: which entries a mask leaves of it.
@@ -157,6 +159,7 @@ class Node:
     has_positions: bool = False
     law: Callable[[], tuple[Any, Any]] | None = None
     profile: tuple[np.ndarray, ...] | None = None
+    pattern: Any = None
     slopes: Any = None
     queries: Callable[[], Any] | None = None
     kept: Any = None
@@ -342,6 +345,7 @@ class Graph:
 
 def uneven(made: Node, node: Node, formula: Formula, stats: Stats) -> Stats:
     """Statistics of a formula of an array whose second moment varies along axes of positions, as if of each in turn."""
+    made.pattern = node.pattern
     if node.profile is None or node.is_constant:
         return stats
     mean, second = float(np.mean(node.stats.mean)), float(np.mean(node.stats.second))

@@ -163,6 +163,7 @@ def _with_weights(
         m, q, pairs = node.stats
         batch = graph.batch
         share, made.profile = _within(windows, node.profile)
+        made.pattern = node.pattern if windows is None else None
         count = fan_in * (1.0 if is_whole else share)
         shared = count * np.ones(pairs.size) if is_whole else fan_in * _shared(batch, windows, share)
         return Stats(
@@ -353,6 +354,14 @@ def _average(graph: Graph, operands: Sequence[Any], x: Node, y: Node, count: int
     weights, values = (x, y) if x.is_free and not y.is_free else (y, x)
     batch = graph.batch
 
+    kept = (
+        None if weights.kept is None else weights.kept.reshape(-1, *weights.kept.shape[-2:])[0].astype(float)
+    )
+
+    def seen() -> float:
+        """What the values that a mask lets a query see have in common, over what all have."""
+        return 1.0 if kept is None or values.pattern is None else _seen(kept, values.pattern)
+
     def squared() -> Any:  # E a_ij a_i'j at two queries i and i'
         return weights.stats.mean**2 if weights.queries is None else weights.queries()
 
@@ -360,17 +369,20 @@ def _average(graph: Graph, operands: Sequence[Any], x: Node, y: Node, count: int
         a, v = weights.stats, values.stats
         n, more = count, count * (count - 1)
         alike = batch.likenesses(a.pairs) * batch.likenesses(v.pairs)
-        second = n * a.second * v.second + more * batch.to_inputs(alike.mean(0))
+        second = n * a.second * v.second + more * seen() * batch.to_inputs(alike.mean(0))
         squares = batch.products(a.mean)
         common, queries = batch.of_positions(v.pairs), n * squared()
         own = batch.products(np.sqrt(np.maximum(queries * v.second + (1 - queries) * common, 0)))
+        if kept is not None:
+            uneven = _overlaps(kept) * n * float(np.mean(queries * (v.second - common))) / np.mean(queries)
+            made.pattern = _of_mean_one(uneven / n + float(np.mean(common)))
         return Stats(n * a.mean * v.mean, second, np.where(batch.is_own, own, n * n * squares * v.pairs))
 
     num_features, num_queries = (size / each.size * count for each in (weights, values))
 
     def to_weights(after: Gradient) -> Gradient:
         likenesses = batch.likenesses(values.stats.pairs)
-        common = batch.of_positions(values.stats.pairs)
+        common = seen() * batch.of_positions(values.stats.pairs)
         varied = np.maximum(values.stats.second - common, 0)
         rows = (likenesses - likenesses.mean(0)) / np.maximum(varied[batch.own_inputs], 1e-300)
         factor = num_features * varied
@@ -386,7 +398,31 @@ def _average(graph: Graph, operands: Sequence[Any], x: Node, y: Node, count: int
         (weights, Gain(lambda: num_features * values.stats.second, to_weights)),
         (values, Gain(lambda: num_queries * weights.stats.second, to_values)),
     ]
-    return graph.add(compute, size, edges, through=values.through)
+    made = graph.add(compute, size, edges, through=values.through)
+    return made
+
+
+def _overlaps(kept: np.ndarray) -> np.ndarray:
+    """[query, query] sum_j a_ij a_i'j of even averages over what a mask [query, key] keeps."""
+    rows = kept / np.maximum(kept.sum(-1, keepdims=True), 1)
+    return rows @ rows.T
+
+
+def _of_mean_one(matrix: np.ndarray) -> np.ndarray:
+    """Over its mean off the diagonal."""
+    away = matrix[~np.eye(len(matrix), dtype=bool)]
+    return matrix / max(float(away.mean()), 1e-30) if away.size else matrix
+
+
+def _seen(kept: np.ndarray, pattern: np.ndarray) -> float:
+    """The mean of a pattern over the pairs of keys that a query sees, each query's average alike."""
+    if pattern.shape != (kept.shape[1],) * 2:
+        return 1.0
+    away = pattern * ~np.eye(len(pattern), dtype=bool)
+    counts = np.maximum(kept.sum(-1), 1)
+    return float(
+        np.sum((kept @ away) * kept / counts[:, None] ** 2) / np.maximum(np.sum(1 - 1 / counts), 1e-30)
+    )
 
 
 #: primitive -> (graph, equation, operands, axes of the output) -> Product

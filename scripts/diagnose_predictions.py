@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--other", action="store_true", help="the other healthy designs")
     parser.add_argument("--only", default="", help="models whose name holds this")
     parser.add_argument("--width", type=int, default=0, help="of all models")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", action="store_true", help="print the median ratio of every row")
     options = parser.parse_args()
     cases = models.OTHER_HEALTHY if options.other else models.HEALTHY

@@ -159,17 +159,22 @@ def _with_weights(
         )
         return Product(kind, fan_in, fan_in * square, made)
 
+    # of different entries: as the weights are, or without the mean square that a mean of so many has by chance
+    chance = (square - mean**2) / max(array.size - 1, 1)
+    of_means = fan_in**2 * (mean**2 - chance) if windows else _Quadratic.of(_matrix(array, own)).own[1]
+
     def compute() -> Stats:
         m, q, pairs = node.stats
         batch = graph.batch
         share, made.profile = _within(windows, node.profile)
         made.pattern = node.pattern if windows is None else None
-        count = fan_in * (1.0 if is_whole else share)
-        shared = count * np.ones(pairs.size) if is_whole else fan_in * _shared(batch, windows, share)
+        share = 1.0 if is_whole else share
+        shared = np.ones(pairs.size) if is_whole else _shared(batch, windows, share)
+        count = fan_in * square
         return Stats(
-            count * mean * m,
-            count * square * q + count * max(count - 1, 0) * mean**2 * m**2,
-            shared * square * pairs + shared * np.maximum(shared - 1, 0) * mean**2 * batch.products(m),
+            fan_in * share * mean * m,
+            np.maximum(count * share * q + share**2 * of_means * m**2, 0),
+            count * shared * pairs + shared**2 * of_means * batch.products(m),
         )
 
     factor = size / node.size * fan_in * square

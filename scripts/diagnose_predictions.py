@@ -23,7 +23,6 @@ import jaxact
 
 #: of those whose width is not that of their layers: from 128 channels on
 WIDTHS = {
-    "ResNet-18": 1024,
     "U-Net": 1024,
     "convolutions, batch norm": 1024,
     "Equinox' own CNN": 1024,

@@ -15,6 +15,7 @@ from jaxact.diagnosis._graph import Batch, Graph, Known, Node, Stats, Unknown, V
 from jaxact.diagnosis._sums import window_sums
 
 _MOST = 2**24  # entries of patches that are looked at
+_FEW = 2**12  # weights whose own sums are no mean
 
 
 class Window(NamedTuple):
@@ -159,9 +160,11 @@ def _with_weights(
         )
         return Product(kind, fan_in, fan_in * square, made)
 
-    # of different entries: as the weights are, or without the mean square that a mean of so many has by chance
+    # of different entries: without the square that the mean of so many weights has by chance
     chance = (square - mean**2) / max(array.size - 1, 1)
-    of_means = fan_in**2 * (mean**2 - chance) if windows else _Quadratic.of(_matrix(array, own)).own[1]
+    of_means = fan_in * (fan_in - 1) * (mean**2 - chance)
+    if windows is None and array.size <= _FEW:
+        of_means = _Quadratic.of(_matrix(array, own)).own[1]
 
     def compute() -> Stats:
         m, q, pairs = node.stats

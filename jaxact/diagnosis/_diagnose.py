@@ -81,16 +81,17 @@ def diagnose(
     arrays that depend on the input: inside jit, custom derivatives, remat, scan (each turn is a row of its own) and
     cond. One compiled program measures all. The prediction walks the same jaxpr with statistics in place of arrays,
     from the inputs as they are, and takes each weight array as random with the mean and mean square that it has: exact
-    at infinite width at initialisation, an approximation elsewhere. A number of few outputs, as of a head of ten, is one
-    draw: it may be half as large again. Measured only, with the reason in the row: weights used before the other way
-    round (a decoder tied to its embedding), `while` loops, gates (products and sums of arrays that share weights, as in
-    a GRU), what has no rule. Approximate: gradients count as independent of the weights they pass, and those at
-    the outputs as independent at different positions; what positions have in common is the same for all pairs but where
-    inputs, masks and borders of convolutions make it uneven, so that behind a causal mask, with unequal tokens, second
-    moments of averages are some 10 % off, and gradients 20 % where the tokens are then averaged; max pooling takes
-    what neighbours have in common for what all of a window have; norms over features do not see means that differ
-    between positions, as a mixer makes them, whose head is predicted too large. `scripts/diagnose_predictions.py`
-    measures how far predictions are off.
+    at infinite width at initialisation, an approximation elsewhere.
+
+    Measured only, with the reason in the row: weights used before the other way round (a decoder tied to its
+    embedding), `while` loops, gates (products and sums of arrays that share weights, as in a GRU), what has no rule.
+    Approximate: gradients count as independent of the weights they pass, and those at the outputs as independent at
+    different positions. What positions have in common is the same for all pairs, but where inputs, masks and borders of
+    convolutions make it uneven: behind a causal mask second moments of averages are some 10 % off, and gradients 20 %
+    where tokens are then averaged. Max pooling takes what neighbours have in common for what all of a window have. Norms
+    over features do not see means that differ between positions, as a mixer makes them, whose head is predicted too
+    large. And a number of few outputs, as of a head of ten, is one draw. `scripts/diagnose_predictions.py` measures how
+    far predictions are off.
 
     Args:
         fn: function of (params, inputs). Or a module with `params` left out, `diagnose(module, batch)`: an NNX module

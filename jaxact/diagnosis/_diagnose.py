@@ -90,8 +90,8 @@ def diagnose(
     convolutions make it uneven: behind a causal mask second moments of averages are some 10 % off, and gradients 20 %
     where tokens are then averaged. Max pooling takes what neighbours have in common for what all of a window have.
     Norms over features do not see means that differ between positions, as a mixer makes them, whose head is predicted
-    too large. And a number of few outputs, as of a head of ten, is one draw. `scripts/diagnose_predictions.py` measures how
-    far predictions are off.
+    too large. And a number of few outputs, as of a head of ten, is one draw. `scripts/diagnose_predictions.py` measures
+    how far predictions are off.
 
     Args:
         fn: function of (params, inputs). Or a module with `params` left out, `diagnose(module, batch)`: an NNX module

@@ -237,7 +237,7 @@ def test_what_is_not_normal_is_followed_through_sums():
 # --- Against many draws -----------------------------------------------------------------------------------------------
 
 
-def check_on_average(fn, draw, x, *, num_draws=8, share=0.1, gradient=None):
+def check_on_average(fn, draw, x, *, num_draws=8, share=0.1, of_gradient=None):
     """What is predicted of one draw lies within `share` of the mean over many, or two standard errors."""
     draws = [draw(100 * k) for k in range(num_draws)]
     rows = rows_of(fn, draws[0], x)
@@ -250,7 +250,7 @@ def check_on_average(fn, draw, x, *, num_draws=8, share=0.1, gradient=None):
         checked = [("second moment", row.predicted_second_moment, second[:, k], share)]
         if k + 1 < len(rows):
             checked.append(
-                ("gradient factor", row.predicted_gradient_factor, factor[:, k], gradient or share)
+                ("gradient factor", row.predicted_gradient_factor, factor[:, k], of_gradient or share)
             )
         for name, predicted, logs, within in checked:
             error = np.std(logs, ddof=1) / num_draws**0.5
@@ -306,7 +306,7 @@ def test_the_gradient_of_residual_blocks_with_the_activation_after_the_sum_is_pr
         pairs = [(weights(k + 2 * b, 256, 256), weights(k + 2 * b + 1, 256, 256)) for b in range(4)]
         return [weights(k + 50, 256, 256), *pairs]
 
-    check_on_average(fn, draw, normal(9, 32, 256), num_draws=14, gradient=0.05)
+    check_on_average(fn, draw, normal(9, 32, 256), num_draws=14, of_gradient=0.05)
 
 
 # Rows of a few tokens count as the mean row does: some 10 % in the second masked average.

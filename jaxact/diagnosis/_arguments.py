@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact import adapters
-from jaxact.diagnosis._axes import of_input
+from jaxact.diagnosis._axes import Axes, of_input
 from jaxact.diagnosis._graph import Known
 from jaxact.diagnosis._measure import call_loss
 from jaxact.diagnosis._reading import Reading, read
@@ -89,10 +89,16 @@ def _read(
         for leaf, name, own in zip(leaves, names, entries or [None] * len(leaves), strict=True)
     ]
     inputs = [
-        Known(_on_host(leaf), of_input(leaf.shape), name=name)
+        Known(_on_host(leaf), _axes_of(leaf), name=name)
         for leaf, name in zip(jax.tree.leaves(batch), _names(batch, "inputs"), strict=True)
     ]
     return read(closed, [*known, *inputs], jax.tree.leaves(batch)[0].shape[0])
+
+
+def _axes_of(leaf: Any) -> Axes:
+    """Of whole numbers [input, position], which are tokens, and of all else [input, *positions, feature]."""
+    is_tokens = leaf.ndim == 2 and jnp.issubdtype(leaf.dtype, jnp.integer)
+    return of_input((*leaf.shape, 1))[:2] if is_tokens else of_input(leaf.shape)
 
 
 def _on_host(leaf: Any) -> Any:

@@ -83,6 +83,16 @@ def diagnose(
     from the inputs as they are, and takes each weight array as random with the mean and mean square that it has: exact
     at infinite width at initialisation, an approximation elsewhere.
 
+    Measured only, with the reason in the row: weights used before the other way round (a decoder tied to its
+    embedding), `while` loops, gates (products and sums of arrays that share weights, as in a GRU), what has no rule.
+    Approximate: gradients count as independent of the weights they pass, and those at the outputs as independent at
+    different positions. What positions have in common is the same for all pairs, but where inputs, masks and borders of
+    convolutions make it uneven: behind a causal mask second moments of averages are some 10 % off, and gradients 20 %
+    where tokens are then averaged. Max pooling takes what neighbours have in common for what all of a window have.
+    Norms over features do not see means that differ between positions, as a mixer makes them, whose head is predicted
+    too large. And a number of few outputs, as of a head of ten, is one draw. `scripts/diagnose_predictions.py` measures
+    how far predictions are off.
+
     Args:
         fn: function of (params, inputs). Or a module with `params` left out, `diagnose(module, batch)`: an NNX module
             in eval mode, a pair (Linen module, variables), (hk.Transformed, params) or (hk.TransformedWithState,
@@ -177,7 +187,7 @@ def _row(reading: Reading, k: int, measured: Mapping[str, Any], prediction: Pred
         dtype=site.dtype,
         **{name: float(measured[name][k]) for name in own},
         gradient=float(gradient[k]),
-        gradient_factor=_factor(gradient, k),
+        gradient_factor=_factor(gradient, gradient, k),
         largest=float(ends.largest[k]),
         smallest=float(ends.smallest[k]),
         is_exact=ends.is_exact,
@@ -185,12 +195,13 @@ def _row(reading: Reading, k: int, measured: Mapping[str, Any], prediction: Pred
         predicted_second_moment=float(prediction.second_moment[k]),
         predicted_cosine=float(prediction.cosine[k]),
         predicted_gradient=float(expected[k]),
-        predicted_gradient_factor=_factor(np.where(prediction.anchored, gradient, expected), k),
+        predicted_gradient_factor=_factor(expected, np.where(prediction.anchored, gradient, expected), k),
         reason=site.reason,
     )
 
 
-def _factor(gradients: np.ndarray, k: int) -> float:
-    if k + 1 >= len(gradients) or not gradients[k + 1] > 0:
+def _factor(gradients: np.ndarray, after: np.ndarray, k: int) -> float:
+    """The gradient at a row over that at the next, which may have been measured where that at the row is not."""
+    if k + 1 >= len(after) or not after[k + 1] > 0:
         return float("nan")
-    return float(gradients[k] / gradients[k + 1])
+    return float(gradients[k] / after[k + 1])

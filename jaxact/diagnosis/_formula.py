@@ -115,6 +115,16 @@ def values_of(formula: Formula, x: Vector) -> Vector:
 
 
 @lru_cache(maxsize=1024)
+def _compiled_slope(formula: Formula) -> Any:
+    return jax.jit(lambda x: slope(formula, x))
+
+
+def slopes_of(formula: Formula, x: Vector) -> Vector:
+    """Its derivative on the host."""
+    return np.asarray(_compiled_slope(formula)(jnp.asarray(x, jnp.float32)), np.float64)
+
+
+@lru_cache(maxsize=1024)
 def largest_slope(formula: Formula) -> float:
     """The largest |f'| within [-12, 12], on a grid."""
     return float(np.nanmax(np.abs(jax.jit(lambda x: slope(formula, x))(jnp.asarray(_SUP, jnp.float32)))))

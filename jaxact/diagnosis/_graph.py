@@ -8,14 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import ndtri
 
 from jaxact.diagnosis._axes import POSITION, Axes, batch_axis, has
-from jaxact.diagnosis._formula import VARIABLE, Formula, paired, single, values_of
+from jaxact.diagnosis._formula import VARIABLE, Formula, paired, single
+from jaxact.diagnosis._gradients import Gain, Gradient, passed, together
+from jaxact.diagnosis._laws import before_formula, law, transformed
 
 _NUM_PAIRS = 48
 _NUM_INPUTS = 64
-_NUM_ATOMS = 32
+_NUM_OWN = 8  # inputs of which positions are paired
+_NUM_LIKENESSES = 4  # of the positions of one input, from the least to the most alike
+_NUM_POSITIONS = 64  # of which likenesses are sorted
 
 
 class Stats(NamedTuple):
@@ -24,8 +27,9 @@ class Stats(NamedTuple):
     Attributes:
         mean: over entries, for each input.
         second: the mean square, for each input.
-        pairs: the mean product of the same entry for two inputs, for each pair; then of the same feature at two
-            positions of one input, for each input.
+        pairs: the mean product of the same entry for two inputs, for each pair; then of the same feature at different
+            positions of two inputs, for each pair; then at two positions of one input, for each input of which
+            positions are paired: of the quarter that is least alike, ..., of that most alike, of neighbours.
     """
 
     mean: Float[np.ndarray, " input"]
@@ -41,22 +45,47 @@ class Batch:
         self.num_followed = min(num_inputs, _NUM_INPUTS)
         i, j = np.triu_indices(self.num_followed, 1)
         chosen = np.random.default_rng(0).permutation(i.size)[:_NUM_PAIRS]
-        own = np.arange(min(self.num_followed, _NUM_PAIRS // 3))
+        self.own_inputs = np.arange(min(self.num_followed, _NUM_OWN))
+        own = np.tile(self.own_inputs, _NUM_LIKENESSES + 1)
         self.num_pairs = chosen.size
-        self.ends = np.concatenate([np.stack([i[chosen], j[chosen]]), np.stack([own, own])], 1)
+        between = np.stack([i[chosen], j[chosen]])
+        self.ends = np.concatenate([between, between, np.stack([own, own])], 1)
+        self.is_own = np.arange(self.ends.shape[1]) >= 2 * self.num_pairs
+        self.is_same_place = np.arange(self.ends.shape[1]) < self.num_pairs
 
     @property
     def own(self) -> np.ndarray:
-        """The inputs whose positions are paired."""
-        return self.ends[0, self.num_pairs :]
+        """The input of each pair of positions."""
+        return self.ends[0, self.is_own]
+
+    def likenesses(self, pairs: np.ndarray) -> np.ndarray:
+        """[likeness, input] what two positions have in common, from the least to the most."""
+        return pairs[self.is_own].reshape(_NUM_LIKENESSES + 1, -1)[:-1]
 
     def of_positions(self, pairs: np.ndarray) -> np.ndarray:
-        """What two positions of one input have in common, for every input."""
-        return self.to_inputs(pairs[self.num_pairs :])
+        """What two positions of one input have in common on average, for every input."""
+        return self.to_inputs(self.likenesses(pairs).mean(0))
+
+    def of_neighbours(self, pairs: np.ndarray) -> np.ndarray:
+        """What neighbours have in common, for every input."""
+        return self.to_inputs(pairs[-self.own_inputs.size :])
 
     def to_inputs(self, own: np.ndarray) -> np.ndarray:
         """Numbers of the inputs whose positions are paired, for every input."""
-        return np.interp(np.arange(self.num_followed), self.own, own)
+        return np.interp(np.arange(self.num_followed), self.own_inputs, own)
+
+    def apart(self, pairs: np.ndarray) -> np.ndarray:
+        """What different positions of two inputs have in common, at every pair of inputs, and there again; else 0."""
+        found = pairs[self.num_pairs : 2 * self.num_pairs]
+        return np.concatenate([found, found, np.zeros(self.own.size)])
+
+    def padded(self, own: np.ndarray) -> np.ndarray:
+        """Numbers of the pairs of positions among those of all pairs."""
+        return np.concatenate([np.zeros(2 * self.num_pairs), own])
+
+    def of_own(self, likenesses: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+        """From [likeness, input] and [input] the numbers of each pair of positions."""
+        return np.concatenate([likenesses.reshape(-1), neighbours])
 
     def at_ends(self, numbers: np.ndarray) -> np.ndarray:
         """Numbers of inputs at both ends of each pair: [2, pair]."""
@@ -82,7 +111,7 @@ class Batch:
 
 
 #: (a node, what its gradient's second moment gains from a gradient of 1, found when the statistics are:
-#: () -> number for each input, or a WindowGain)
+#: () -> number for each input, or a Gain)
 Edge = tuple["Node", Any]
 
 
@@ -106,8 +135,12 @@ class Node:
             atom, normal around it; None for about its mean.
         profile: for each axis of positions the second moment along it, over its mean, where convolutions left it
             uneven; found with the statistics.
-        gradient_profile: the same of its gradient.
-        is_blocked: whether something unknown was computed from it.
+        pattern: [position, position] what two positions have in common, over its mean, where a mask left it uneven;
+            found with the statistics.
+        slopes: of a formula, what two positions' slopes have in common, for each input; found with the statistics.
+        queries: of scores, () -> the cosine of one key's at two queries, for each input; of a softmax the mean product.
+        kept: which entries a mask leaves of it.
+        is_blocked: whether something unknown was computed from it that reaches a product or an output.
         is_product: whether it is the output of a product.
         is_sum: whether it is the sum, or difference, of the two arrays at its edges.
         formula: what it is of the one array at its edge, where it is a formula.
@@ -126,13 +159,16 @@ class Node:
     has_positions: bool = False
     law: Callable[[], tuple[Any, Any]] | None = None
     profile: tuple[np.ndarray, ...] | None = None
-    gradient_profile: tuple[np.ndarray, ...] | None = None
+    pattern: Any = None
+    slopes: Any = None
+    queries: Callable[[], Any] | None = None
+    kept: Any = None
     is_blocked: bool = False
     is_product: bool = False
     is_sum: bool = False
     formula: Formula | None = None
     stats: Any = None
-    gradient: Any = 0.0
+    gradient: Gradient = Gradient()
 
 
 @dataclass(frozen=True)
@@ -187,12 +223,18 @@ class Known:
 
 @dataclass(frozen=True)
 class Unknown:
-    """An array of which only the axes are known, and why."""
+    """An array of which only the axes are known, and why; `origins` are the nodes that it was computed from."""
 
     reason: str
     axes: Axes
     shape: tuple[int, ...]
     deps: frozenset[Any] = frozenset()
+    origins: frozenset[Any] = frozenset()
+
+    def block(self) -> None:
+        """It reaches a product or an output, so that the gradient of what it was computed from is not known."""
+        for node in self.origins:
+            node.is_blocked = True
 
 
 @dataclass
@@ -222,33 +264,44 @@ class Graph:
         key = (id(node), formula.key)
         if key not in self._made:
             made = self._made[key] = self.add(
-                lambda: uneven(made, node, formula, self._moments(node, formula)),
+                lambda: uneven(made, node, formula, self._moments(made, node, formula)),
                 node.size,
-                [(node, lambda: self._slope(node, formula))],
+                [(node, self._formula_gain(node, formula, lambda: made))],
                 through=node.through,
                 is_constant=node.is_constant,
                 is_free=node.is_free,
                 is_gaussian=node.is_gaussian and formula.is_affine,
                 formula=formula,
+                queries=node.queries if formula.is_affine else None,
+                kept=node.kept,
             )
             if not node.is_constant and not (formula.is_affine and node.law is None):
                 made.law = lambda: transformed(made, node, formula)
         return self._made[key]
 
-    def _moments(self, node: Node, formula: Formula) -> Stats:
+    def _moments(self, made: Node, node: Node, formula: Formula) -> Stats:
         mean, second, pairs = node.stats
         found = single(formula, *law(node))
         if node.is_constant:
             return self.batch.constant(found.mean.mean(-1))
         means = self.batch.at_ends(mean)
         variances = self.batch.at_ends(second) - means**2
-        product = paired(formula, means, variances, pairs - means[0] * means[1]).product
+        product, made.slopes = paired(formula, means, variances, pairs - means[0] * means[1])
         return Stats(
             *(np.asarray(each, np.float64) for each in (found.mean.mean(-1), found.second.mean(-1), product))
         )
 
-    def _slope(self, node: Node, formula: Formula) -> Any:
-        return single(formula, *law(node)).slope.mean(-1)
+    def _formula_gain(self, node: Node, formula: Formula, made: Callable[[], Node]) -> Gain:
+        def number() -> Any:
+            return single(formula, *law(node)).slope.mean(-1)
+
+        def back(after: Gradient) -> Gradient:
+            change, before = before_formula(after, node, formula)
+            slopes = made().slopes
+            across = 0.0 if slopes is None else change * self.batch.of_positions(slopes) * after.across
+            return Gradient(number() * change * after.second, across, after.profile, before, after.rows)
+
+        return Gain(number, back)
 
     def measured(self, known: Known) -> Node:
         """An array that is there, by its own statistics."""
@@ -278,19 +331,21 @@ class Graph:
             after(node)
 
     def backward(self, anchored: Callable[[Node], Any]) -> None:
-        """Find the second moment of every node's gradient; `anchored`: node -> what to take instead, or None."""
+        """Find every node's gradient; `anchored`: node -> what to take for its second moment instead, or None."""
         for node in reversed(self.nodes):
             if node.is_blocked:
-                node.gradient = node.gradient + np.nan
+                node.gradient = Gradient(np.nan, np.nan)
             taken = anchored(node)
-            gradient = node.gradient if taken is None else taken
-            if np.any(gradient != 0):
+            gradient = node.gradient if taken is None else Gradient(taken)
+            if np.any(gradient.second != 0):
                 for parent, gain in node.edges:
-                    _give(node, gradient, parent, gain)
+                    given = passed(gain, gradient, is_same_size=parent.size == node.size)
+                    parent.gradient = together(parent.gradient, given)
 
 
 def uneven(made: Node, node: Node, formula: Formula, stats: Stats) -> Stats:
     """Statistics of a formula of an array whose second moment varies along axes of positions, as if of each in turn."""
+    made.pattern = node.pattern
     if node.profile is None or node.is_constant:
         return stats
     mean, second = float(np.mean(node.stats.mean)), float(np.mean(node.stats.second))
@@ -308,56 +363,6 @@ def _ratio(one: Any, other: Any) -> float:
     return float(one / other) if abs(float(other)) > 1e-12 else 1.0
 
 
-def law(node: Node) -> tuple[Any, Any]:
-    """(atoms, variance) of a node's entries: as far as is known, else a normal law of its mean and second moment."""
-    if node.law is not None:
-        return node.law()
-    mean, second, _ = node.stats
-    return mean[:, None], (0 * mean if node.is_constant else second - mean**2)[:, None]
-
-
-def transformed(made: Node, node: Node, formula: Formula) -> tuple[Any, Any]:
-    """Atoms of a formula's values: means between quantiles, spread so that mean and second moment are right."""
-    atoms, variance = law(node)
-    t = ndtri((np.arange(_NUM_ATOMS) + 0.5) / _NUM_ATOMS)
-    x = (atoms[:, :, None] + np.sqrt(np.maximum(variance, 0))[:, :, None] * t).reshape(len(atoms), -1)
-    values = np.sort(values_of(formula, x), -1)
-    atoms = values.reshape(len(values), _NUM_ATOMS, -1).mean(-1)
-    mean, second, _ = made.stats
-    centred = atoms - atoms.mean(-1, keepdims=True)
-    spread = np.sqrt(np.maximum(second - mean**2, 0) / np.maximum(np.mean(centred**2, -1), 1e-300))
-    return mean[:, None] + centred * spread[:, None], 0 * mean[:, None]
-
-
-class WindowGain(NamedTuple):
-    """What the gradient's second moment gains through windows over positions, and its profile before them.
-
-    Attributes:
-        gain: without zeros around.
-        before: profile after -> (share that did not fall on zeros around, profile before).
-    """
-
-    gain: float
-    before: Callable[[Any], tuple[float, Any]]
-
-
-def _give(node: Node, gradient: Any, parent: Node, gain: Any) -> None:
-    """Add a node's gradient to that of what it was computed from."""
-    if isinstance(gain, WindowGain):
-        share, profile = gain.before(node.gradient_profile)
-        given = gain.gain * share * gradient
-    else:
-        profile = node.gradient_profile if parent.size == node.size else None
-        given = gain() * gradient
-    old, new = float(np.mean(parent.gradient)), float(np.mean(given))
-    if parent.gradient_profile is None or profile is None or not old + new > 0:
-        parent.gradient_profile = profile if old == 0 else None
-    else:
-        both = zip(parent.gradient_profile, profile, strict=True)
-        parent.gradient_profile = tuple((old * one + new * other) / (old + new) for one, other in both)
-    parent.gradient = parent.gradient + given
-
-
 def statistics(batch: Batch, array: np.ndarray, axes: Axes | None) -> Stats:
     """Those of an array [inputs, positions..., features]."""
     first = None if axes is None else batch_axis(axes, batch.num_inputs)
@@ -371,16 +376,32 @@ def statistics(batch: Batch, array: np.ndarray, axes: Axes | None) -> Stats:
         batch.num_inputs, int(np.prod([array.shape[k] for k in positions])), -1
     )
     flat = flat[: batch.num_followed]
-    num_positions = flat.shape[1]
     i, j = batch.ends[:, : batch.num_pairs]
-    second = np.mean(flat**2, (1, 2))
-    if num_positions > 1:
-        together = num_positions * np.mean(np.mean(flat, 1) ** 2, -1)
-        across = (together - second) / (num_positions - 1)
-    else:
-        across = np.mean(flat, (1, 2)) ** 2
     pairs = np.array([np.mean(flat[a] * flat[b]) for a, b in zip(i, j, strict=True)])
-    return Stats(np.mean(flat, (1, 2)), second, np.concatenate([pairs, across[batch.own]]))
+    lengths = [array.shape[k] for k in positions]
+    own = [_of_positions(flat[k], lengths) for k in batch.own_inputs]
+    likenesses, neighbours = (np.stack(each, -1) for each in zip(*own, strict=True))
+    count, means = flat.shape[1], np.mean(flat, 1)
+    together = np.array([np.mean(means[a] * means[b]) for a, b in zip(i, j, strict=True)])
+    apart = (count * together - pairs) / (count - 1) if count > 1 else pairs
+    pairs = np.concatenate([pairs, apart, batch.of_own(likenesses, neighbours)])
+    return Stats(np.mean(flat, (1, 2)), np.mean(flat**2, (1, 2)), pairs)
+
+
+def _of_positions(x: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(likenesses, that of neighbours) of one input [position, feature] whose positions lie on a grid."""
+    count = len(x)
+    if count == 1:
+        alone = np.mean(x) ** 2
+        return np.full(_NUM_LIKENESSES, alone), np.asarray(alone)
+    mean = (count * np.mean(np.mean(x, 0) ** 2) - np.mean(x**2)) / (count - 1)
+    some = x[:: -(-count // _NUM_POSITIONS)]
+    products = np.sort((some @ some.T / x.shape[1])[np.triu_indices(len(some), 1)])
+    parts = [each.mean() if each.size else mean for each in np.array_split(products, _NUM_LIKENESSES)]
+    grid = x.reshape(*lengths, -1)
+    along = [np.moveaxis(grid, k, 0) for k in range(len(lengths))]
+    neighbours = float(np.mean([np.mean(each[1:] * each[:-1]) for each in along]))
+    return np.array(parts) - np.mean(parts) + mean, np.asarray(neighbours)
 
 
 def _pooled(batch: Batch, array: np.ndarray) -> list[tuple[int, float]]:

@@ -15,6 +15,8 @@ def output_axes(eqn: Any, operands: Sequence[Any]) -> Axes:
     shape = tuple(eqn.outvars[0].aval.shape)
     given = [(each.axes, each.shape) for each in operands if each.axes is not None]
     rule = _AXES.get(eqn.primitive.name)
+    if eqn.primitive.name == "gather" and operands[0].axes is None and len(operands) > 1:
+        return _looked_up(eqn, operands[1], shape)
     if rule is not None:
         is_product = eqn.primitive.name in ("dot_general", "conv_general_dilated")
         return rule(
@@ -43,6 +45,13 @@ def _broadcast_axes(eqn: Any, operands: Sequence[Any], shape: tuple[int, ...]) -
         if x.shape[old] == shape[new]:
             result[new] = x.axes[old]
     return tuple(result)
+
+
+def _looked_up(eqn: Any, indices: Any, shape: tuple[int, ...]) -> Axes:
+    """Rows of a table: where they are looked up, and features."""
+    offset = eqn.params["dimension_numbers"].offset_dims
+    places = iter(indices.axes)  # the last one, of the index itself, is left over
+    return tuple(axis(FEATURE, n) if k in offset else next(places) for k, n in enumerate(shape))
 
 
 def _remaining(eqn: Any, operands: Sequence[Any], shape: tuple[int, ...]) -> Axes:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from jaxact.diagnosis._gradients import Gradient, together
 from jaxact.diagnosis._graph import Node, Stats, Value
 from jaxact.diagnosis._reading import Reading
 
@@ -39,7 +40,7 @@ def predict(reading: Reading, measured: Mapping[str, Any], at_outputs: Sequence[
     numbers = {id(site.node): k for k, site in enumerate(sites)}
     restarted = {id(site.node): k for k, site in enumerate(sites) if site.reason}
     for node in graph.nodes:
-        node.gradient, node.gradient_profile = 0.0, None
+        node.gradient = Gradient()
         if id(node) in restarted:
             node.stats = from_measured(reading, measured, restarted[id(node)])
     with np.errstate(all="ignore"):
@@ -49,7 +50,7 @@ def predict(reading: Reading, measured: Mapping[str, Any], at_outputs: Sequence[
                 node = graph.node(output)
                 if node.stats is None:
                     node.stats = node.compute()
-                node.gradient = node.gradient + float(square)
+                node.gradient = together(node.gradient, Gradient(float(square)))
         anchored = np.zeros(len(sites), bool)
         gradients = np.full(len(sites), np.nan)
 
@@ -57,7 +58,7 @@ def predict(reading: Reading, measured: Mapping[str, Any], at_outputs: Sequence[
             k = numbers.get(id(node))
             if k is None:
                 return None
-            gradients[k] = float(np.mean(node.gradient))
+            gradients[k] = float(np.mean(node.gradient.second))
             if np.isfinite(gradients[k]):
                 return None
             anchored[k] = True
@@ -81,7 +82,5 @@ def from_measured(reading: Reading, measured: Mapping[str, Any], k: int) -> Stat
     """The statistics of a product as they were measured."""
     batch = reading.graph.batch
     mean, second, cosine = (float(measured[name][k]) for name in ("mean", "second_moment", "cosine"))
-    pairs = np.where(
-        np.arange(batch.ends.shape[1]) < batch.num_pairs, np.nan_to_num(cosine) * second, mean**2
-    )
+    pairs = np.where(batch.is_same_place, np.nan_to_num(cosine) * second, mean**2)
     return Stats(np.full(batch.num_followed, mean), np.full(batch.num_followed, second), pairs)

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxact.diagnosis._axes import Axes, of_input
+from jaxact.diagnosis._axes import POSITION, Axes, axis, of_input
 from jaxact.diagnosis._entries import Bias, Weight, bias_of, moved_entries, weight_of
 from jaxact.diagnosis._formula import Formula
 from jaxact.diagnosis._graph import Batch, Graph, Known, Node, Unknown, Value
 from jaxact.diagnosis._output_axes import output_axes
 from jaxact.diagnosis._products import PRODUCTS, Product
-from jaxact.diagnosis._rules import applied, unknown
+from jaxact.diagnosis._rules import applied, joined, one_row, unknown
 from jaxact.diagnosis._taps import Path, scan_counts
 from jaxact.numerics import inner_jaxprs
 from jaxact.trace import Place, called, called_body, compute_equation, place
@@ -93,12 +93,16 @@ def read(closed: Any, args: Sequence[Known], num_inputs: int) -> Reading:
     reading = Reading(Graph(Batch(num_inputs)))
     consts = [Known(each) for each in closed.consts]
     reading.outputs = _Reader(reading).walk(closed.jaxpr, consts, args, (), (), None)
+    for output in reading.outputs:
+        if isinstance(output, Unknown):
+            output.block()
     return reading
 
 
 class _Reader:
     def __init__(self, reading: Reading):
         self.reading, self.graph = reading, reading.graph
+        self.stacks: dict[int, tuple[Value, list[Any]]] = {}  # the value, so that no other gets its id
 
     def walk(
         self,
@@ -221,7 +225,7 @@ class _Reader:
         axes, shape = output_axes(eqn, operands), tuple(eqn.outvars[0].aval.shape)
         product: Product = rule(self.graph, eqn, operands, axes)
         if product.node is None:
-            unknown(self.graph, eqn, operands, product.reason)
+            unknown(self.graph, eqn, operands, product.reason)[0].block()
             product = product._replace(node=self._restarted(len(sites), operands, shape))
         node = product.node
         assert node is not None
@@ -270,7 +274,7 @@ class _Reader:
         order = list(range(length))[:: -1 if params["reverse"] else 1]
         inner = called(eqn, closed.jaxpr, call)
         for i in order:
-            args = [*consts, *carry, *(_row(each, i) for each in stacked)]
+            args = [*consts, *carry, *(self._row(each, i) for each in stacked)]
             results = self.walk(
                 closed.jaxpr, [Known(c) for c in closed.consts], args, path, (*turns, i), inner
             )
@@ -287,8 +291,22 @@ class _Reader:
             axes = None if first.axes is None else (of_input((1, len(rows)))[1], *first.axes)
             return Known(np.stack([np.asarray(each.array) for each in rows]), axes, first.names, first.name)
         shape = (len(rows), *rows[0].shape)
-        (result,) = unknown(self.graph, _Shaped(shape), rows, "the turns of a loop put side by side")
+        failed = [each for each in rows if isinstance(each, Unknown)]
+        if not failed and all(each.axes is not None for each in rows):
+            made = Value(joined(self.graph, rows), (axis(POSITION, len(rows)), *rows[0].axes), shape)
+            self.stacks[id(made)] = (made, rows)
+            return made
+        reason = failed[0].reason if failed else "the turns of a loop put side by side"
+        (result,) = unknown(self.graph, _Shaped(shape), rows, reason)
         return result
+
+    def _row(self, stacked: Any, i: int) -> Any:
+        if id(stacked) in self.stacks:
+            return self.stacks[id(stacked)][1][i]
+        if isinstance(stacked, Value):
+            row = one_row(self.graph, stacked)
+            return Value(row, stacked.axes[1:], stacked.shape[1:])
+        return _row(stacked, i)
 
     def _cond(
         self, eqn: Any, operands: list[Any], path: Path, turns: tuple[int, ...], call: Any
@@ -342,6 +360,4 @@ def _row(stacked: Any, i: int) -> Any:
         entries = None if stacked.entries is None else stacked.entries[i]
         called = f"{stacked.name}[{i}]" if stacked.name else ""
         return Known(stacked.array[i], axes, names, called, entries=entries)
-    if isinstance(stacked, Value):
-        return Value(stacked.node, stacked.axes[1:], stacked.shape[1:], stacked.formula)
-    return Unknown(stacked.reason, stacked.axes[1:], stacked.shape[1:], stacked.deps)
+    return Unknown(stacked.reason, stacked.axes[1:], stacked.shape[1:], stacked.deps, stacked.origins)

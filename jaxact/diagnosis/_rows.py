@@ -38,7 +38,8 @@ class Row:
         predicted_second_moment: the same.
         predicted_cosine: the same.
         predicted_gradient: the same, given the measured gradient at the outputs.
-        predicted_gradient_factor: the same.
+        predicted_gradient_factor: the same, over the measured gradient of the next row where that is measured only; NaN
+            where the gradient of this row is.
         reason: why the product is measured only; the prediction goes on from what was measured here. Else "".
     """
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from jaxact.diagnosis._axes import FEATURE, POSITION, axis, has, of_input, reshaped
 from jaxact.diagnosis._elementwise import ELEMENTWISE, elementwise, one
-from jaxact.diagnosis._graph import Graph, Stats, Unknown, Value
+from jaxact.diagnosis._gradients import Gain, coherent, scaled
+from jaxact.diagnosis._graph import Graph, Node, Stats, Unknown, Value
 from jaxact.diagnosis._output_axes import output_axes
+from jaxact.diagnosis._pooling import window_max
 from jaxact.diagnosis._sums import largest, total, window_sum
 from jaxact.trace import UnsupportedError
 
@@ -31,7 +33,15 @@ def broadcast(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
         return result
     node = graph.node(operands[0])
     facts = {"through": node.through, "is_constant": node.is_constant, "is_gaussian": node.is_gaussian}
-    made = graph.add(lambda: node.stats, math.prod(result.shape), [(node, lambda: times)], **facts)
+    to_positions = not node.is_constant and all(
+        has(each, POSITION)
+        for k, each in enumerate(result.axes)
+        if k not in eqn.params["broadcast_dimensions"]
+    )
+    back = lambda after: coherent(times, after) if to_positions else scaled(times, after)  # noqa: E731
+    made = graph.add(
+        lambda: node.stats, math.prod(result.shape), [(node, Gain(lambda: times, back))], **facts
+    )
     return Value(made, result.axes, result.shape)
 
 
@@ -67,7 +77,7 @@ def _part(graph: Graph, eqn: Any, x: Value, number: int, shape: tuple[int, ...])
     made = graph.add(
         lambda: node.stats,
         math.prod(shape),
-        [(node, lambda: share)],
+        [(node, Gain(lambda: share, lambda after: scaled(share, after, share if cut else share**2)))],
         deps=(node.deps - node.through) | through,
         through=through,
         is_constant=node.is_constant,
@@ -78,7 +88,13 @@ def _part(graph: Graph, eqn: Any, x: Value, number: int, shape: tuple[int, ...])
 
 
 def concatenate(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
-    """The entries of several arrays, as one array of their mean statistics."""
+    """The entries of several arrays, one after another."""
+    axes = output_axes(eqn, [each for each in operands if isinstance(each, Value)])
+    return Value(joined(graph, operands), axes, tuple(eqn.outvars[0].aval.shape))
+
+
+def joined(graph: Graph, operands: Sequence[Any]) -> Node:
+    """The entries of several arrays as one array of their mean statistics."""
     nodes = [graph.node(each) if isinstance(each, Value) else graph.measured(each) for each in operands]
     sizes = np.array([math.prod(each.shape) for each in operands], float)
     weights = sizes / sizes.sum()
@@ -91,15 +107,27 @@ def concatenate(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
             )
         )
 
-    node = graph.add(
+    return graph.add(
         compute,
         int(sizes.sum()),
         [(each, one) for each in nodes],
         through=frozenset.intersection(*(each.through for each in nodes)),
         is_gaussian=all(each.is_gaussian for each in nodes),
     )
-    axes = output_axes(eqn, [each for each in operands if isinstance(each, Value)])
-    return Value(node, axes, tuple(eqn.outvars[0].aval.shape))
+
+
+def one_row(graph: Graph, x: Value) -> Node:
+    """One of the arrays that lie along the first axis, as they are on average."""
+    node, share = graph.node(x), 1 / x.shape[0]
+    facts = {
+        name: getattr(node, name) for name in ("deps", "through", "is_constant", "is_free", "is_gaussian")
+    }
+    return graph.add(
+        lambda: node.stats,
+        node.size // x.shape[0],
+        [(node, Gain(lambda: share, lambda after: scaled(share, after, share**2)))],
+        **facts,
+    )
 
 
 #: primitive -> (graph, equation, operands) -> value or values
@@ -113,6 +141,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "reduce_sum": total,
     "reduce_window_sum": window_sum,
     "reduce_max": largest,
+    "reduce_window_max": window_max,
 }
 
 
@@ -133,13 +162,14 @@ def applied(graph: Graph, eqn: Any, operands: Sequence[Any]) -> list[Any]:
 
 
 def unknown(graph: Graph, eqn: Any, operands: Sequence[Any], reason: str) -> list[Any]:
-    """Outputs of which only the axes are known; what they are made of has no known gradient."""
-    deps: frozenset[Any] = frozenset()
+    """Outputs of which only the axes are known; what they are made of has no known gradient if they are used."""
+    deps, origins = frozenset[Any](), frozenset[Any]()
     for each in operands:
         if isinstance(each, Value):
-            graph.node(each).is_blocked = True
+            origins |= {graph.node(each)}
             deps |= each.node.deps
         deps |= getattr(each, "deps", frozenset())
+        origins |= getattr(each, "origins", frozenset())
     given = [each for each in operands if getattr(each, "axes", None) is not None]
     outputs = []
     for var in eqn.outvars:
@@ -148,5 +178,7 @@ def unknown(graph: Graph, eqn: Any, operands: Sequence[Any], reason: str) -> lis
             axes = output_axes(eqn, given) if var is eqn.outvars[0] else of_input(shape)
         except (KeyError, IndexError, ValueError):
             axes = of_input(shape)
-        outputs.append(Unknown(reason, axes if len(axes) == len(shape) else of_input(shape), shape, deps))
+        outputs.append(
+            Unknown(reason, axes if len(axes) == len(shape) else of_input(shape), shape, deps, origins)
+        )
     return outputs

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxact.diagnosis._axes import POSITION, has
 from jaxact.diagnosis._branches import Part
-from jaxact.diagnosis._graph import Node, Stats, WindowGain
+from jaxact.diagnosis._gradients import number_of
+from jaxact.diagnosis._graph import Node, Stats
 from jaxact.diagnosis._predict import from_measured
 from jaxact.diagnosis._reading import Reading
 
@@ -132,14 +133,8 @@ class _Walk:
             if node.is_product and node is not start:
                 return gradient, gradient * node.size / start.size
             for parent, gain in node.edges:
-                given = _gain(gain) * gradient
+                given = number_of(gain) * gradient
                 if parent.edges or parent.is_product:
                     at = self.places[id(parent)]
                     waiting[at] = waiting.get(at, 0.0) + given
         return None
-
-
-def _gain(gain: Any) -> float:
-    if isinstance(gain, WindowGain):
-        return float(np.mean(gain.gain * gain.before(None)[0]))
-    return float(np.mean(gain()))

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxact.diagnosis._axes import BATCH, FEATURE, has
+from jaxact.diagnosis._axes import BATCH, FEATURE, POSITION, has
 from jaxact.diagnosis._elementwise import in_common, one
-from jaxact.diagnosis._graph import Graph, Stats, Value
+from jaxact.diagnosis._gradients import Gain, Gradient, coherent
+from jaxact.diagnosis._graph import Graph, Node, Stats, Value
 from jaxact.diagnosis._output_axes import output_axes
 from jaxact.trace import UnsupportedError
 
@@ -26,15 +27,35 @@ def total(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
         return _over_batch(graph, eqn, x, reduced, count)
     over_positions = not any(has(one, FEATURE) for one in reduced)
     is_constant = node.is_constant or not over_positions or node.is_free
+    axes = output_axes(eqn, operands)
+    total_positions = math.prod(n for one in x.axes for kind, n in one if kind == POSITION)
+
+    def back(after: Gradient) -> Gradient:
+        """Every position gets the same; of those that were not added up, some share it."""
+        shared = (count - 1) / max(total_positions - 1, 1) if over_positions else 0.0
+        return after._replace(
+            across=shared * after.second + (1 - shared) * after.across, profile=None, law=None
+        )
+
     made = graph.add(
         lambda: _summed(graph, node.stats, count, over_positions=over_positions),
         math.prod(shape),
-        [(node, one)],
+        [(node, Gain(one, back))],
         through=node.through,
         is_constant=is_constant,
+        has_positions=any(has(each, POSITION) and n > 1 for each, n in zip(axes, shape, strict=True)),
     )
-    note = ("sum", (x.node, x.formula.key), count)
-    return Value(made, output_axes(eqn, operands), shape, note=note)
+    note = ("sum", (x.node, x.formula.key), count, _counts(node, eqn.params["axes"], x.shape))
+    return Value(made, axes, shape, note=note)
+
+
+def _counts(node: Node, axes: Sequence[int], shape: tuple[int, ...]) -> Any:
+    """What a mask leaves, as [row, entry of the row]; None where there is none."""
+    if node.kept is None:
+        return None
+    if node.kept.shape != shape or tuple(axes) != (len(shape) - 1,):
+        raise UnsupportedError("a softmax over another axis than its mask's last")
+    return node.kept.reshape(-1, shape[-1])
 
 
 def _over_batch(graph: Graph, eqn: Any, x: Value, reduced: Sequence[Any], count: int) -> Value:
@@ -42,11 +63,12 @@ def _over_batch(graph: Graph, eqn: Any, x: Value, reduced: Sequence[Any], count:
     if any(has(one, FEATURE) for one in reduced):
         raise UnsupportedError("a sum over inputs and features")
     node, is_affine = graph.node(x), x.formula.is_affine
+    num_positions = count / graph.batch.num_inputs
     batch, shape = graph.batch, tuple(eqn.outvars[0].aval.shape)
 
     def compute() -> Stats:
         mean = count * float(np.mean(node.stats.mean))
-        second = count**2 * in_common(graph, node) if is_affine else mean**2
+        second = count**2 * in_common(graph, node, num_positions) if is_affine else mean**2
         ends = batch.ends.shape[1]
         return Stats(
             *(
@@ -58,7 +80,7 @@ def _over_batch(graph: Graph, eqn: Any, x: Value, reduced: Sequence[Any], count:
     made = graph.add(
         compute, math.prod(shape), [(node, one)], through=node.through, is_constant=not is_affine
     )
-    note = ("batch", (x.node, x.formula.key), count) if is_affine else ()
+    note = ("batch", (x.node, x.formula.key), count, num_positions) if is_affine else ()
     return Value(made, output_axes(eqn, [x]), shape, note=note)
 
 
@@ -66,7 +88,9 @@ def _summed(graph: Graph, stats: Stats, count: int, *, over_positions: bool) -> 
     mean, second, pairs = stats
     batch = graph.batch
     own = batch.of_positions(pairs) if over_positions else mean**2
-    across = batch.products(mean) if not over_positions else pairs
+    across = batch.products(mean)
+    if over_positions:
+        across = np.where(batch.is_own, pairs, batch.apart(pairs))
     return Stats(
         count * mean, count * second + count * (count - 1) * own, count * pairs + count * (count - 1) * across
     )
@@ -91,8 +115,9 @@ def window_sum(graph: Graph, eqn: Any, operands: Sequence[Any]) -> Value:
         mean, second, pairs = _summed(graph, node.stats, max(round(count * share), 1), over_positions=True)
         return Stats(mean, second, pairs)
 
-    gain = size * count * share / node.size
-    made = graph.add(compute, size, [(node, lambda: gain)], through=node.through, is_gaussian=False)
+    times = size * count * share / node.size  # windows that an entry lies in
+    gain = Gain(lambda: times, lambda after: coherent(times, after))
+    made = graph.add(compute, size, [(node, gain)], through=node.through, is_gaussian=False)
     return Value(made, output_axes(eqn, operands), shape)
 
 

@@ -11,22 +11,23 @@ function is first called, and beartype compiles a check for each hint, not for e
 
 import ast
 import sys
+from contextlib import nullcontext
 from dataclasses import is_dataclass
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder, SourceFileLoader
 from inspect import Parameter, signature
 from itertools import chain
-from typing import Any, ParamSpecArgs, ParamSpecKwargs, get_type_hints
+from types import UnionType
+from typing import Any, ParamSpecArgs, ParamSpecKwargs, Union, get_args, get_origin, get_type_hints
 
 from beartype import BeartypeConf
 from beartype.door import die_if_unbearable
 from beartype.roar import BeartypeDoorHintViolation
 from jax.extend import source_info_util
-from jaxtyping import jaxtyped
+from jaxtyping import AbstractArray, jaxtyped
 
 _AS_IN_PEP_484 = BeartypeConf(is_pep484_tower=True)  # an int is a float
-_hints = lru_cache(get_type_hints)
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _declared = {}
@@ -54,60 +55,92 @@ def held(definition):
     def call(*args, **kwargs):
         result = definition(*args, **kwargs)
         # By identity: equal code, such as that of dataclasses, may declare different things.
-        declared = _declared.get(id(code)) or _declared.setdefault(id(code), _Declared(definition))
-        with jaxtyped("context"):  # the axes of this call
-            declared.hold(args, kwargs, result)
+        declared = _declared.get(id(code)) or _declared.setdefault(id(code), _Signature(definition))
+        declared.hold(args, kwargs, result)
         return result
 
     return call
 
 
-class _Declared:
-    """What a signature says of each argument and of the result."""
+class _Hint:
+    """What is declared of a value; where types alone tell, its own or those of its parts, of each kind once."""
+
+    def __init__(self, hint):
+        self.hint, self.has_axes = hint, _has_axes(hint)
+        self.is_plain = _is_plain(hint)
+        self.has_plain_parts = get_origin(hint) is tuple and all(map(_is_plain, get_args(hint)))
+        self.passed = set()
+
+    def hold(self, value, where):
+        kind = tuple(map(type, value)) if self.has_plain_parts and type(value) is tuple else type(value)
+        if kind in self.passed or self.hint is Any:
+            return
+        try:
+            die_if_unbearable(value, self.hint, conf=_AS_IN_PEP_484)
+        except BeartypeDoorHintViolation as violation:
+            raise FalseAnnotation(f"{where}={value!r}: {violation}") from None
+        if self.is_plain or (self.has_plain_parts and type(value) is tuple):
+            self.passed.add(kind)
+
+
+class _Signature:
+    """What is declared of each argument and of the result."""
 
     def __init__(self, function):
         self.code = function.__code__  # which keeps its identity
-        self.name, self.package = f"{function.__module__}.{function.__qualname__}", _package(function)
+        self.name, self.package = f"{function.__module__}.{function.__qualname__}()", _package(function)
         parameters = signature(function).parameters.values()
-        self.positional = [p.name for p in parameters if p.kind in _POSITIONAL]
-        hints = {name: _resolved(hint, function) for name, hint in function.__annotations__.items()}
-        self.result = hints.pop("return", Any)
-        self.variadic = {p.kind: hints.pop(p.name, Any) for p in parameters if p.kind in _VARIADIC}
-        # In their order: one may name axes that the next counts from.
-        self.hints = {p.name: hints[p.name] for p in parameters if hints.get(p.name, Any) is not Any}
         self.names = {p.name for p in parameters}
+        self.positional = [p.name for p in parameters if p.kind in _POSITIONAL]
+        hints = {name: _Hint(_resolved(hint, function)) for name, hint in function.__annotations__.items()}
+        self.has_axes = any(each.has_axes for each in hints.values())
+        self.result = hints.pop("return", _Hint(Any))
+        self.variadic = {p.kind: hints.pop(p.name, _Hint(Any)) for p in parameters if p.kind in _VARIADIC}
+        # In their order: one may name axes that the next counts from.
+        self.hints = {p.name: hints[p.name] for p in parameters if p.name in hints}
 
     def hold(self, args, kwargs, result):
-        given = dict(zip(self.positional, args, strict=False)) | kwargs
-        for name, hint in self.hints.items():
-            if name in given:
-                self._hold(given[name], hint, "parameter", name)
-        if self.variadic:
-            self._hold_variadic(args, kwargs)
-        if self.result is not Any:
-            self._hold(result, self.result, "return", "")
-            if isinstance(result, tuple) and _package(type(result)) == self.package:
+        with jaxtyped("context") if self.has_axes else nullcontext():  # the axes of this call
+            given = dict(zip(self.positional, args, strict=False)) | kwargs
+            for name, hint in self.hints.items():
+                if name in given and type(given[name]) not in hint.passed:
+                    hint.hold(given[name], f"{self.name} parameter {name}")
+            if self.variadic:
+                self._hold_variadic(args, kwargs)
+            self.result.hold(result, f"{self.name} return")
+            if (
+                isinstance(result, tuple)
+                and self.result.hint is not Any
+                and _package(type(result)) == self.package
+            ):
                 self._hold_fields(result)
 
     def _hold_variadic(self, args, kwargs):
         for value in args[len(self.positional) :]:
-            self._hold(value, self.variadic[Parameter.VAR_POSITIONAL], "parameter", "*")
+            self.variadic[Parameter.VAR_POSITIONAL].hold(value, f"{self.name} parameter *")
         for name in kwargs.keys() - self.names:
-            self._hold(kwargs[name], self.variadic[Parameter.VAR_KEYWORD], "parameter", name)
+            self.variadic[Parameter.VAR_KEYWORD].hold(kwargs[name], f"{self.name} parameter {name}")
 
     def _hold_fields(self, record):
         """Hold a NamedTuple's fields against their hints; their axes are named apart from those of the function."""
         with jaxtyped("context"):
-            for name, hint in _hints(type(record)).items():
-                self._hold(getattr(record, name), hint, "return", f".{name}")
+            for name, hint in _fields(type(record)).items():
+                hint.hold(getattr(record, name), f"{self.name} return .{name}")
 
-    def _hold(self, value, hint, kind, name):
-        if hint is Any or (type(hint) is type and isinstance(value, hint)):  # most are; beartype takes longer
-            return
-        try:
-            die_if_unbearable(value, hint, conf=_AS_IN_PEP_484)
-        except BeartypeDoorHintViolation as violation:
-            raise FalseAnnotation(f"{self.name}() {kind} {name}={value!r}: {violation}") from None
+
+@cache
+def _fields(record):
+    return {name: _Hint(hint) for name, hint in get_type_hints(record).items()}
+
+
+def _is_plain(hint):
+    if get_origin(hint) in (Union, UnionType):
+        return all(map(_is_plain, get_args(hint)))
+    return type(hint) is type
+
+
+def _has_axes(hint):
+    return (isinstance(hint, type) and issubclass(hint, AbstractArray)) or any(map(_has_axes, get_args(hint)))
 
 
 def _resolved(hint, function):

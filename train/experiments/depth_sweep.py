@@ -106,14 +106,14 @@ class DepthSweep(TrainingStudy):
 
     def smoke(self) -> Self:
         """Two activations, two depths, all blocks, one learning rate, twenty steps of few examples."""
-        small = {"batch_size": min(self.batch_size, 16), "num_evaluate": min(self.num_evaluate, 64)}
         return replace(
             super().smoke(),
             blocks=self.blocks,
             seeds=self.seeds[:2],
+            batch_size=min(self.batch_size, 16),
+            num_evaluate=min(self.num_evaluate, 64),
             ascent_steps=3,
             max_depth=None,
-            **small,
         )
 
     def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:

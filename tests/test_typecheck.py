@@ -1,10 +1,12 @@
+import importlib
+import sys
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, Float, jaxtyped
-from typecheck import FalseAnnotation, checked
+from jaxtyping import Array, Float
+from typecheck import FalseAnnotation, held, install
 
 from jaxact import activations, numerics, theory
 from jaxact.activations._activation import _kept
@@ -41,11 +43,11 @@ class _Pair(NamedTuple):
 
 
 def test_results_and_their_fields_are_held():
-    @jaxtyped(typechecker=checked)
+    @held
     def whole(number: float) -> int:
         return number // 1
 
-    @jaxtyped(typechecker=checked)
+    @held
     def pair(first: Float[Array, " n"], second: Float[Array, " m"]) -> _Pair:
         return _Pair(first, second)
 
@@ -57,7 +59,7 @@ def test_results_and_their_fields_are_held():
 
 
 def test_a_result_that_may_be_anything_is_not_held():
-    @jaxtyped(typechecker=checked)
+    @held
     def stacked(number: int) -> Any:
         return _Pair(jnp.ones((number, 3)), jnp.ones((number, 3)))
 
@@ -65,7 +67,7 @@ def test_a_result_that_may_be_anything_is_not_held():
 
 
 def test_code_that_handles_every_exception_hides_nothing():
-    @jaxtyped(typechecker=checked)
+    @held
     def floor(number: int) -> int:
         return int(number)
 
@@ -77,3 +79,44 @@ def test_code_that_handles_every_exception_hides_nothing():
 
     with pytest.raises(FalseAnnotation, match="floor"):
         swallow()
+
+
+_MODULE = """
+from dataclasses import dataclass
+from functools import cache
+
+@cache
+def decorated(number: int): return number
+def outer():
+    def inner(number: "int") -> "Later": return number
+    return inner
+@dataclass
+class Whole:
+    number: int
+@dataclass
+class Word:
+    number: str
+class Method:
+    def __call__(self, *numbers: int, **words: str) -> None: pass
+Later = int
+def undeclared(number=1): return number
+"""
+
+
+def test_whatever_a_package_declares_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "made_up.py").write_text(_MODULE)
+    install("made_up")
+    module = importlib.import_module("made_up")
+    for each in (module.decorated, module.outer(), module.Whole, module.Method()):
+        each(1)
+        with pytest.raises(FalseAnnotation, match=r"number|\*"):
+            each("1")
+    module.Word("1")
+    with pytest.raises(FalseAnnotation, match="number=1"):  # though its __init__ has the code of Whole's
+        module.Word(1)
+    module.Method()(word="1")
+    with pytest.raises(FalseAnnotation, match="word=1"):
+        module.Method()(word=1)
+    assert not hasattr(module.undeclared, "__wrapped__")

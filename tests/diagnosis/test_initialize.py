@@ -342,7 +342,10 @@ def test_the_table_has_a_line_for_each_weight():
 REFUSED = {
     "a method": (lambda: jaxact.initialize(mlp(jnp.tanh), layers(2), X, method="lsuv"), "'theory', 'data'"),
     "a target": (lambda: jaxact.initialize(mlp(jnp.tanh), layers(2), X, target="both"), "got 'both'"),
-    "weights": (lambda: jaxact.initialize(mlp(jnp.tanh), layers(2), X, weights="he"), "'orthogonal', 'delta_orthogonal', None"),
+    "weights": (
+        lambda: jaxact.initialize(mlp(jnp.tanh), layers(2), X, weights="he"),
+        "'orthogonal', 'delta_orthogonal', None",
+    ),
     "a shape": (lambda: jaxact.initialize(mlp(jnp.tanh), layers(2), (0, WIDTH)), "positive lengths"),
     "a batch": (lambda: jaxact.initialize(mlp(jnp.tanh), layers(2), X[:, :3]), "it raised"),
     "NaN": (lambda: jaxact.initialize(mlp(jnp.tanh), layers(2), X * jnp.nan), "must be finite"),

@@ -100,6 +100,9 @@ def test_the_smoke_reports_and_one_program_serves_all_cells(smoke):
         results.check_structure(part)
     whole = results.combine(parts)
     results.check_structure(whole)
+    for name, variable in whole.variables.items():
+        assert variable.attrs.get("units"), name
+        assert variable.attrs.get("long_name"), name
     assert study.findings(whole)
     assert study.figures(whole)
     assert study.tables(whole)

@@ -105,9 +105,16 @@ class DepthSweep(TrainingStudy):
         blocks.check_network(self.network, self.task)
 
     def smoke(self) -> Self:
-        """Two activations, two depths, all blocks, one learning rate, twenty steps."""
-        small = super().smoke()
-        return replace(small, blocks=self.blocks, seeds=self.seeds[:2], ascent_steps=3, max_depth=None)
+        """Two activations, two depths, all blocks, one learning rate, twenty steps of few examples."""
+        return replace(
+            super().smoke(),
+            blocks=self.blocks,
+            seeds=self.seeds[:2],
+            batch_size=min(self.batch_size, 16),
+            num_evaluate=min(self.num_evaluate, 64),
+            ascent_steps=3,
+            max_depth=None,
+        )
 
     def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
         """Train all members of one cell and probe them before and after."""

@@ -344,7 +344,7 @@ REFUSED = {
     "a target": (lambda: jaxact.initialize(mlp(jnp.tanh), layers(2), X, target="both"), "got 'both'"),
     "weights": (
         lambda: jaxact.initialize(mlp(jnp.tanh), layers(2), X, weights="he"),
-        "'orthogonal', 'delta_orthogonal', None",
+        "'delta_orthogonal', None",
     ),
     "a shape": (lambda: jaxact.initialize(mlp(jnp.tanh), layers(2), (0, WIDTH)), "positive lengths"),
     "a batch": (lambda: jaxact.initialize(mlp(jnp.tanh), layers(2), X[:, :3]), "it raised"),

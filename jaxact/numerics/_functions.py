@@ -57,8 +57,9 @@ def untraceable(error: BaseException) -> str | None:
             "Make them beforehand, or call the function once before."
         )
     if isinstance(error, jax.errors.JAXTypeError):
+        said = str(error).splitlines()[0].rstrip(".")
         return (
-            f"must be a function that JAX can trace, got {str(error).splitlines()[0]} "
+            f"must be a function that JAX can trace, got {said}. "
             "Write it with jax.numpy, and branches with jnp.where."
         )
     return None

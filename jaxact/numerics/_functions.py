@@ -102,6 +102,10 @@ def check_inference(closed: ClosedJaxpr, name: str = "`fn`") -> None:
     is of length 1 and another is kept, from which an array of the summed shape is centred and a square root taken.
     Not seen is a norm that spells its statistics differently, as by products of matrices.
 
+    Args:
+        closed: the function, traced on one input.
+        name: what errors call it.
+
     Raises:
         FunctionError: it does.
     """
@@ -170,6 +174,9 @@ class _Statistics:
 
 def inner_jaxprs(eqn: Any) -> list[Any]:
     """The jaxprs of an equation's calls, loops and branches, closed or not.
+
+    Args:
+        eqn: an equation of a jaxpr.
 
     Example:
         >>> call = jax.make_jaxpr(jax.jit(lambda x: x + 1))(1.0).eqns[0]

@@ -194,5 +194,7 @@ def test_what_is_no_batch_norm_is_not_taken_for_one(fn):
 
 
 def test_what_jax_cannot_trace_is_told_in_sentences():
-    with pytest.raises(numerics.FunctionError, match=r"got The numpy.*float32\[12\]\. Write it with jax\.numpy"):
+    with pytest.raises(
+        numerics.FunctionError, match=r"got The numpy.*float32\[12\]\. Write it with jax\.numpy"
+    ):
         lipschitz.certify(lambda x: np.sin(x), jnp.ones(12))

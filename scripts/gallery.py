@@ -33,7 +33,7 @@ def put(directory: Path) -> str:
     study = result.attrs["study"]
     experiment = import_type(result.attrs["experiment"], directory, trust=False)
     facts: dict[str, Any] = {name: result.attrs[name] for name in _KEPT}
-    facts["findings"] = [str(each) for each in experiment.findings(result)]
+    facts["findings"] = [[getattr(each, "topic", ""), str(each)] for each in experiment.findings(result)]
     facts["figures"] = list(experiment.figures(result))
     if experiment is Chapter:
         facts["claims"] = {name: numbers_table(part(result, name)).to_dict("records") for name in claims()}

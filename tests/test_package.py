@@ -57,13 +57,31 @@ def test_the_wheel_installs_and_imports_in_a_clean_environment(tmp_path):
     assert run(environment / "bin" / "jaxact", "list") == run(python, "-m", "jaxact", "list")
 
 
-def test_the_readmes_snippets_run():
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 3
-    names = {}
-    exec("\n".join(blocks), names)
+def test_the_readmes_snippets_run(capsys):
+    names = run_blocks(ROOT / "README.md", "python")
+    assert "weight scale at layers[0].kernel and 29 more" in capsys.readouterr().out
+    assert names["certificate"].value > 0
+
+
+def test_the_parts_in_a_model_of_ones_own_run():
+    names = run_blocks(ROOT / "docs" / "howto" / "own_models.md", "{code-cell}")
     check_layer_is_critical_for_tanh(names["layer"], q=0.1)
+    assert names["history"].loss.shape == (4, 10)
+
+
+def test_the_dataset_of_the_guide_is_one():
+    rings = run_blocks(ROOT / "CONTRIBUTING.md", "python")["Rings"]
+    assert str(rings()) == "rings"
+    with pytest.raises(ValueError, match="noise"):
+        rings(noise=-1)
+
+
+def run_blocks(path, language):
+    blocks = re.findall(rf"```{re.escape(language)}\n(.*?)```", path.read_text(), re.DOTALL)
+    assert blocks
+    names = {"__name__": "blocks"}
+    exec("\n".join(blocks), names)
+    return names
 
 
 def check_layer_is_critical_for_tanh(layer, q):

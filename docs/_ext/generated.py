@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import floors
+
 DOCS = Path(__file__).parents[1]
 ROOT = DOCS.parent
 MADE = DOCS / "_generated"
@@ -228,18 +230,18 @@ def _picture(study):
 def _card(run):
     return (
         f"```{{grid-item-card}} {_title(run['study'])}\n:link: {run['study']}\n:link-type: doc\n"
-        f":img-bottom: {_picture(run['study'])}\n\n{run['findings'][0]}\n```"
+        f":img-bottom: {_picture(run['study'])}\n\n{run['findings'][0][1]}\n```"
     )
 
 
 def _gallery_page(run):
     study = run["study"]
     minutes = float(run["wall_seconds"]) / 60
-    findings = "\n".join(f"- {each}" for each in run["findings"])
+    findings = "\n".join(f"- {topic and f'**{topic}.** '}{text}" for topic, text in run["findings"][1:])
     figures = "\n".join(f"- `{each}`" for each in run["figures"])
     return f"""# {_title(study)}
 
-{run["findings"][0]}
+{run["findings"][0][1]}
 
 ```{{image}} {_picture(study)}
 :alt: the first figure of the study {study}
@@ -289,9 +291,15 @@ def verdicts():
     return text.partition("<!-- verdicts -->")[2].partition("<!-- end of verdicts -->")[0].strip() + "\n"
 
 
+def architecture():
+    """The floors, drawn from the code's own imports."""
+    return f"```{{raw}} html\n{floors.picture(ROOT)}\n```\n"
+
+
 def generate(app):
     """Write all of them."""
     write(MADE / "activations.md", activation_table())
+    write(MADE / "floors.md", architecture())
     write(MADE / "commands.md", commands())
     write(MADE / "verdicts.md", verdicts())
     chapter_pages()

@@ -216,7 +216,7 @@ def commands():
 
 def parse(program, words):
     """Read a command line as its program does, without running it."""
-    if not words or "COMMAND" in words or ("--help" in words and len(words) == 1):
+    if words in ((), ("run",), ("--help",)) or "COMMAND" in words:  # a command by its name alone
         return
     if program == "jaxact":
         library._check_command(words[0])

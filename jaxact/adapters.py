@@ -511,6 +511,9 @@ def made(value: Any, *, name: str = "`value`") -> Any:
         value: anything.
         name: what errors call it.
 
+    Returns:
+        What it returned, or `value`.
+
     Raises:
         ValueError: it fails.
     """

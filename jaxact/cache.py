@@ -27,6 +27,13 @@ def kept(name: str, make: Callable[[], str]) -> str:
     """The text that `make` gives, from a file of the user's cache if it is there and whole; else it is put there.
 
     `name` tells it from every other text, and from what other versions make.
+
+    Args:
+        name: of the file; tells the text from every other, and from what other versions make.
+        make: makes the text.
+
+    Returns:
+        The text.
     """
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         digest, _, text = (_folder() / name).read_text(encoding="utf-8").partition("\n")

@@ -61,6 +61,9 @@ def one_line(error: BaseException) -> str:
     Args:
         error: as it was caught, with its traceback.
 
+    Returns:
+        "Type: words (file.py:line)", of the words at most 300 characters.
+
     Example:
         >>> one_line(ValueError("too large."))
         'ValueError: too large'

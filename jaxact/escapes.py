@@ -12,6 +12,9 @@ def visible(text: str) -> str:
     A terminal obeys them, SVG has no room for them, and a reader would take one name for another. Line ends and tabs
     stay.
 
+    Args:
+        text: any.
+
     >>> print(visible("tanh"), visible("a\x1b[2J"), visible("a\u2028b"))
     tanh a\x1b[2J a\u2028b
     """
@@ -21,7 +24,11 @@ def visible(text: str) -> str:
 
 
 def visible_tree(value: Any) -> Any:
-    """The same JSON, its text with escapes for control characters: SVG cannot hold them."""
+    """The same JSON, its text with escapes for control characters: SVG cannot hold them.
+
+    Args:
+        value: dictionaries, lists, strings and numbers.
+    """
     if isinstance(value, dict):
         return {visible_tree(key): visible_tree(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -31,6 +38,9 @@ def visible_tree(value: Any) -> Any:
 
 def on_one_line(text: str) -> str:
     r"""The text with escapes for whatever is not printed, line ends and tabs too.
+
+    Args:
+        text: any.
 
     >>> print(on_one_line("a\nb"), on_one_line("a\x1b[2J"))
     a\nb a\x1b[2J

@@ -10,6 +10,10 @@ __all__ = ["write_atomically"]
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file under a temporary name, flush it to the disk, then rename it into place.
 
+    Args:
+        path: of the file; its folder must exist.
+        content: all of it.
+
     Raises:
         OSError: if it cannot be written; the temporary file is removed and `path` is as it was.
     """

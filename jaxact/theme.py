@@ -34,6 +34,12 @@ def style(names: Sequence[str]) -> Style:
 
     The three cycles have lengths 7, 6 and 5, so 210 names get distinct combinations; more names repeat.
 
+    Args:
+        names: distinct, in the order of the legend.
+
+    Returns:
+        A `Style`: colours, shapes and dashes, one a name.
+
     >>> style(["relu", "tanh"]).colours
     ('#0072B2', '#D55E00')
     """

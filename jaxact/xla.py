@@ -12,6 +12,13 @@ def options(level: int, *, is_fused_anew: bool = False) -> dict[str, Any]:
     At level 0 a third of the processor time is gone; programs run a few times slower. The older emitters take another
     third, and what they emit runs as fast, but for long loops with batch norms (8 to 14 % slower, jaxlib 0.10.2): ask
     for the new ones there, by `is_fused_anew`. Other backends take no notice.
+
+    Args:
+        level: of LLVM's optimisation, 0 to 3.
+        is_fused_anew: whether fusions are emitted in the newer way.
+
+    Returns:
+        A dictionary of the options that this jaxlib has.
     """
     return {_LEVEL: level, **({_EMITTERS: is_fused_anew} if _has_emitters() else {})}
 

@@ -143,6 +143,9 @@ def family(**rules: Rule) -> Callable[[Callable[P, Activation]], Callable[P, Act
 def names() -> tuple[str, ...]:
     """Names of the whole zoo, sorted; `parse` accepts each as it stands.
 
+    Returns:
+        A tuple of names.
+
     >>> "relu" in names()
     True
     """

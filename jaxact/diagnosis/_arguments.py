@@ -145,7 +145,8 @@ def _check_leaf(leaf: Any, argument: str, name: str, remedy: str) -> None:
     if not jnp.issubdtype(leaf.dtype, jnp.floating) or np.isfinite(np.asarray(leaf)).all():
         return  # on the host: on the device every shape would be compiled for
     count = int(np.sum(~np.isfinite(np.asarray(leaf))))
-    rule = f"{name} must be finite, got {count} NaN or inf of {leaf.size} entries.".lstrip()
+    subject = "" if name == argument else name  # of a bare array its argument is its name
+    rule = f"{subject} must be finite, got {count} NaN or inf of {leaf.size} entries.".lstrip()
     raise ArgumentError(rule, remedy, argument=argument)
 
 

@@ -86,6 +86,16 @@ def pad(members: PyTree, multiple: int | np.integer) -> PyTree:
     `population` does so by itself for the devices of a mesh; done beforehand, states can stay on their devices from
     call to call. The caller drops the copies.
 
+    Args:
+        members: a pytree with a leading axis of one length on every leaf.
+        multiple: a positive integer.
+
+    Returns:
+        The same pytree, with a longer leading axis where the number was no multiple.
+
+    Raises:
+        ValueError: `multiple` is no positive integer.
+
     >>> pad(grid(seeds=[1, 2, 3]), 2).hparams["seed"].tolist()
     [1, 2, 3, 3]
     """

@@ -45,10 +45,10 @@ def certify(
     The function is traced and its jaxpr walked: what does not depend on the input is computed, runs of affine
     operations are composed into one operator, and every elementwise subgraph of one variable, such as
     x * sigmoid(x), becomes one function, whose slopes are bounded from its formula alone, over the whole line or over
-    the values that the region allows. The ellipsoid engine then carries a bound through the resulting program; see
-    `jaxact.lipschitz.ellipsoid.bound`. A certified upper bound under the certificate's `assumptions`: it is
-    computed in float64 with rounding accounted for, and is about `fn` in exact arithmetic, not about the rounding that
-    `fn` itself does when it runs.
+    the values that the region allows. The ellipsoid engine (after Fazlyab et al. 2019, theorem 2; Xu & Sivaranjani
+    2024, theorem 4) then carries a bound through the resulting program; see `jaxact.lipschitz.ellipsoid.bound`. A
+    certified upper bound under the certificate's `assumptions`: it is computed in float64 with rounding accounted
+    for, and is about `fn` in exact arithmetic, not about the rounding that `fn` itself does when it runs.
 
     Understood are: dense layers, convolutions, anything that adds, moves or repeats entries, Fourier transforms, linear
     systems with a constant matrix, batch norm at inference, means and maxima, pooling, sorting, `where`, `select` and

@@ -12,6 +12,19 @@ def check_count(
 ) -> int:
     """Return a count, of numpy's too, as a Python int.
 
+    Args:
+        name: of the argument, for the message.
+        value: to be checked.
+        least: the smallest that is taken.
+        most: the largest.
+        remedy: the message's last sentence, in place of one for any count.
+
+    Returns:
+        The count as a Python int.
+
+    Raises:
+        ValueError: it is no integer, or not from `least` to `most`.
+
     Example:
         >>> check_count("depth", np.int64(3))
         3
@@ -31,6 +44,12 @@ def check_count(
 
 def check_nonnegative(**numbers: Any) -> None:
     """Refuse what is concrete and negative or not finite.
+
+    Args:
+        **numbers: by the names of the arguments; what is traced is passed over.
+
+    Raises:
+        ValueError: one is negative or not finite.
 
     Example:
         >>> check_nonnegative(sigma_w=1.5, sigma_b=np.zeros(3))
@@ -57,6 +76,18 @@ def check_scale(name: str, value: Any, remedy: str = "Make an initialiser for ea
     """Return one scale: traced as it is; concrete as a number that can be hashed, in float32 where it came so.
 
     Then it is divided in float32, as one that is traced.
+
+    Args:
+        name: of the argument, for the message.
+        value: a scalar.
+        remedy: the message's last sentence where it is an array.
+
+    Returns:
+        The scale.
+
+    Raises:
+        TypeError: it is no real number.
+        ValueError: it is no scalar, negative or not finite.
 
     Example:
         >>> check_scale("gain", 2)

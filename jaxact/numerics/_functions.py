@@ -57,8 +57,9 @@ def untraceable(error: BaseException) -> str | None:
             "Make them beforehand, or call the function once before."
         )
     if isinstance(error, jax.errors.JAXTypeError):
+        said = str(error).splitlines()[0].rstrip(".")
         return (
-            f"must be a function that JAX can trace, got {str(error).splitlines()[0]} "
+            f"must be a function that JAX can trace, got {said}. "
             "Write it with jax.numpy, and branches with jnp.where."
         )
     return None
@@ -100,6 +101,10 @@ def check_inference(closed: ClosedJaxpr, name: str = "`fn`") -> None:
     of the input. Seen is what that looks like in the jaxpr, in calls and loops too: a sum over axes of which the first
     is of length 1 and another is kept, from which an array of the summed shape is centred and a square root taken.
     Not seen is a norm that spells its statistics differently, as by products of matrices.
+
+    Args:
+        closed: the function, traced on one input.
+        name: what errors call it.
 
     Raises:
         FunctionError: it does.
@@ -169,6 +174,9 @@ class _Statistics:
 
 def inner_jaxprs(eqn: Any) -> list[Any]:
     """The jaxprs of an equation's calls, loops and branches, closed or not.
+
+    Args:
+        eqn: an equation of a jaxpr.
 
     Example:
         >>> call = jax.make_jaxpr(jax.jit(lambda x: x + 1))(1.0).eqns[0]

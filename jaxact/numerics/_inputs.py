@@ -15,6 +15,9 @@ from jaxact.numerics._functions import FunctionError, check_inference, traced
 def native(value: Any) -> Any:
     """An array in the machine's byte order, which is all that JAX takes; anything else as it is.
 
+    Args:
+        value: anything.
+
     Example:
         >>> native(np.ones(2, ">f4")).dtype
         dtype('float32')
@@ -87,6 +90,9 @@ def read_inputs(fn: Callable[[Array], Array], x: Any, *, name: str = "x") -> Inp
         x: real floating-point, in any byte order; may be traced.
         name: of `x`, for messages.
 
+    Returns:
+        `Inputs`: the batch, and whether it was one.
+
     Raises:
         FunctionError: JAX cannot trace `fn`, it changes a model's state, normalises by the statistics of its batch, or
             does not return one real floating-point array.
@@ -122,6 +128,11 @@ def read_inputs(fn: Callable[[Array], Array], x: Any, *, name: str = "x") -> Inp
 
 def read_one(fn: Callable[[Array], Array], x: Any, *, name: str) -> tuple[Float[Array, "*input"], Any]:
     """One input of `fn`, whatever its shape, and the shape and dtype of fn there.
+
+    Args:
+        fn: maps one input to one real floating-point array.
+        x: the input, real floating-point, in any byte order.
+        name: of `x`, for messages.
 
     Raises:
         FunctionError: as `read_inputs`.

@@ -79,6 +79,10 @@ def nan_unless_gaussian(
     The weights of `gaussian_nodes` are NaN there, but compiled an indicator times its weights is a choice between
     them and 0: where none is chosen no NaN is left.
 
+    Args:
+        mean: of the Gaussian; may be traced.
+        variance: of the Gaussian; may be traced.
+
     Example:
         >>> jax.jit(nan_unless_gaussian)(0.0, jnp.array([1.0, -1.0])).tolist()
         [1.0, nan]
@@ -104,6 +108,13 @@ def expectation_with_tails(
     values: Float[Array, "*shape nodes"], weights: Float[Array, "*shape nodes"]
 ) -> Float[Array, "*shape"]:
     """Sum values of a function times weights of wide `gaussian_nodes`; NaN where the ends hold more than rounding.
+
+    Args:
+        values: of the function at the nodes, [*shape, nodes].
+        weights: of the nodes, [*shape, nodes].
+
+    Returns:
+        The expectation, [*shape].
 
     Example:
         >>> x, weights = gaussian_nodes((), 0.0, 1.0, is_wide=True)
@@ -167,9 +178,18 @@ def gaussian_nodes(
 
     For several functions of the same variable. Arguments, accuracy and errors as in `gaussian_expectation`.
 
+    Args:
+        kinks: where the functions are not smooth; panels end there.
+        mean: of x.
+        variance: of x, nonnegative; broadcast against `mean`.
+        is_wide: whether the nodes reach further out, for what grows fast; see `expectation_with_tails`.
+
     Returns:
         (x, weights), both [*shape, nodes]; the weights sum to 1, and are NaN where a traced number is none of a
         Gaussian.
+
+    Raises:
+        ValueError: a concrete mean or variance is not finite, or the variance negative.
 
     Example:
         >>> x, weights = gaussian_nodes((), 1.0, 4.0)
@@ -211,6 +231,15 @@ def gaussian_nodes_on_host(
     """Place the nodes of `gaussian_nodes` for one Gaussian by numpy, panels without width left out.
 
     With `is_halved` every panel is two: how far the sums of both differ is the error of the first.
+
+    Args:
+        kinks: where the functions are not smooth.
+        mean: of x.
+        deviation: standard deviation of x.
+        is_halved: whether every panel is two.
+
+    Returns:
+        (x, weights), both [nodes], float64.
 
     Example:
         >>> (x, weights), (y, halved) = (gaussian_nodes_on_host((), 0, 1, is_halved=each) for each in (False, True))

@@ -59,6 +59,12 @@ def render(page: Page) -> str:
     """Make one HTML text that opens without a network.
 
     Its content security policy forbids it to load anything. The same content gives the same text.
+
+    Args:
+        page: what it shows.
+
+    Returns:
+        The page, HTML.
     """
     verdict, *others = page.findings
     specs = page.figures
@@ -205,7 +211,11 @@ def _sort_key(value: float) -> str:
 
 
 def readable(value: Any) -> str:
-    """A setting as one would say it: "4, 8, 16", "Digits(num_train=64)", "not set"."""
+    """A setting as one would say it: "4, 8, 16", "Digits(num_train=64)", "not set".
+
+    Args:
+        value: of a field: a number, a text, a sequence, a dataclass or None.
+    """
     if value is None or isinstance(value, bool):
         return {None: "not set", True: "yes", False: "no"}[value]
     if isinstance(value, list):

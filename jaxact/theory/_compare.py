@@ -132,7 +132,7 @@ def compare(
         score = |log10 of a gradient norm's growth| - log10 of the difference left between inputs
                 + log10 of the Jacobian's largest singular value over the rms one
 
-    in decades, lower is better; see `predict` for each of them and `Prediction` for the numbers.
+    in decades, lower is better; see `predict` for each of them and how exact it is, and `Prediction` for the numbers.
 
     Args:
         activations: those to compare.

@@ -16,7 +16,7 @@ _NUM_ROUNDS = 8  # each divides the bracket by 128: 8 decades end below rounding
 
 
 def gain(activation: Any) -> float:
-    """Compute the weight scale that keeps the hidden states' second moment at 1.
+    """Compute the weight scale that keeps the hidden states' second moment at 1, exactly at infinite width.
 
         sigma_w with E f(sigma_w z)^2 = 1,   z ~ N(0, 1)
 

@@ -145,6 +145,8 @@ def trajectory(
 
         q_{l+1} = V(q_l),   c_{l+1} = C(c_l; q_l)
 
+    Exact at infinite width (Poole et al. 2016, equations 3 and 5), to the quadrature of `variance_map` and
+    `correlation_map`.
     In float32 correlations stall near 1 - c = 6e-5 on their way to 1: what the inner integrals round off, some 1e-6 of
     1, is then as much as a layer moves them. Ask for float64 where that matters.
 

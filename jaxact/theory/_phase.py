@@ -89,7 +89,7 @@ class MeanField(NamedTuple):
 def mean_field(
     activation: Any, *, sigma_w: Float[ArrayLike, "*#shape"], sigma_b: Float[ArrayLike, "*#shape"] = 0.0
 ) -> MeanField:
-    """Predict what depth does to signals and gradients in a wide random network.
+    """Predict what depth does to signals and gradients in a wide random network, exactly at infinite width.
 
     Fixed points of V(q) = sigma_w^2 E f(sqrt(q) z)^2 + sigma_b^2 and, at that q, of the correlation map C(c); their
     slopes give the depth scales (Poole et al. 2016; Schoenholz et al. 2017, "Deep information propagation"). q_star is
@@ -440,8 +440,8 @@ def critical_point(
         sigma_w^2 = 1 / E f'(sqrt(q) z)^2,   sigma_b^2 = q - E f(sqrt(q) z)^2 / E f'(sqrt(q) z)^2
 
     and an array of them gives the whole edge as a curve. Given sigma_b (0 if neither is given) the smallest such q
-    from 1e-24 to 1e24 is sought (Schoenholz et al. 2017, section 3; Hayou et al. 2019). In float64 whatever JAX's
-    default precision; to about 1e-13. Runs on the host.
+    from 1e-24 to 1e24 is sought (Schoenholz et al. 2017, section 3; Hayou et al. 2019). Exact at infinite width; in
+    float64 whatever JAX's default precision, to about 1e-13. Runs on the host.
 
     Whether the fixed point attracts is not implied; where it repels (gelu) unit inputs leave it: check
     `mean_field(...).phase`.

@@ -67,7 +67,8 @@ def shape(
     Solutions that are straight but for rare events in the tails, the part r of phi that is not linear having E r^4 >
     30 (E r^2)^2, come last: no finite width samples them. The choice may jump where depth changes ("tat" on gelu moves
     between depths 64 and 128 to x = 2.4, where gelu is almost straight). In float64 on the
-    host whatever JAX's default precision, inside a trace too; the conditions hold to about 1e-12.
+    host whatever JAX's default precision, inside a trace too; the conditions, exact at infinite width, hold to about
+    1e-12.
 
     Args:
         activation: an `Activation`, the user's own included. Static.

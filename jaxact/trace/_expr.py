@@ -147,7 +147,11 @@ def line(a: Any, b: Any) -> Expr:
 
 
 def nodes(expr: Expr) -> list[Expr]:
-    """All nodes of a formula, operands before results, each once."""
+    """All nodes of a formula, operands before results, each once.
+
+    Args:
+        expr: the formula.
+    """
     order: list[Expr] = []
     seen: set[int] = set()
     stack: list[tuple[Expr, bool]] = [(expr, False)]
@@ -190,7 +194,13 @@ def is_finite(expr: Expr) -> bool:
 
 
 def evaluate_node(node: Expr, x: np.ndarray, args: list[Any]) -> Any:
-    """The value of a node at x, from those of its operands."""
+    """The value of a node at x, from those of its operands.
+
+    Args:
+        node: of a formula.
+        x: where.
+        args: the operands' values.
+    """
     match node.op:
         case "var":
             return x

@@ -11,7 +11,15 @@ import numpy as np
 
 
 def computed(eqn: Any, operands: Sequence[Any]) -> Sequence[Any]:
-    """Evaluate an equation of constants."""
+    """Evaluate an equation of constants.
+
+    Args:
+        eqn: of a jaxpr.
+        operands: one for each of its inputs.
+
+    Returns:
+        Its results, on the host.
+    """
     on_host = ON_HOST.get(eqn.primitive.name)
     kinds = [np.dtype(getattr(x, "dtype", np.float64)).kind if is_plain(x) else "" for x in operands]
     if on_host is not None and all(kind in "fiub" and kind for kind in kinds):
@@ -22,7 +30,13 @@ def computed(eqn: Any, operands: Sequence[Any]) -> Sequence[Any]:
 
 
 def bound(eqn: Any, operands: Sequence[Any], params: dict[str, Any]) -> Sequence[Any]:
-    """The results of an equation's primitive."""
+    """The results of an equation's primitive.
+
+    Args:
+        eqn: of a jaxpr.
+        operands: one for each of its inputs.
+        params: of the primitive.
+    """
     made = eqn.primitive.get_bind_params(params)
     functions, given = made if isinstance(made, tuple) else ((), made)  # jax < 0.10 gave pairs
     results = eqn.primitive.bind(*functions, *operands, **given)
@@ -30,7 +44,13 @@ def bound(eqn: Any, operands: Sequence[Any], params: dict[str, Any]) -> Sequence
 
 
 def moved(eqn: Any, operands: Sequence[np.ndarray], fill: float) -> list[np.ndarray]:
-    """What an equation that moves entries makes of arrays; `fill` where it has none to give."""
+    """What an equation that moves entries makes of arrays; `fill` where it has none to give.
+
+    Args:
+        eqn: of a jaxpr.
+        operands: one for each of its inputs.
+        fill: the entry where there is none.
+    """
     on_host = ON_HOST.get(eqn.primitive.name)
     if on_host is not None:
         return [np.asarray(on_host(eqn.params, *operands))]

@@ -19,7 +19,15 @@ Interval: TypeAlias = tuple[np.ndarray, np.ndarray]
 def centered(
     lower: Float[np.ndarray, "*shape"], upper: Float[np.ndarray, "*shape"]
 ) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
-    """(m, r) with [m - r, m + r] containing [lower, upper] whatever the rounding; r = 0 where they are one number."""
+    """(m, r) with [m - r, m + r] containing [lower, upper] whatever the rounding; r = 0 where they are one number.
+
+    Args:
+        lower: ends.
+        upper: ends, none below `lower`.
+
+    Returns:
+        The centre and half the width, rounded up.
+    """
     m = lower / 2 + upper / 2
     r = np.maximum(upper - m, m - lower)  # each rounded relative to itself
     r *= 1 + 2 * EPS

@@ -356,7 +356,11 @@ def _combined(op: str, states: list[np.ndarray]) -> np.ndarray:
 
 
 def compile_formula(expr: Expr) -> Compiled:
-    """A formula ready to be enclosed on panels, remembered by its structure."""
+    """A formula ready to be enclosed on panels, remembered by its structure.
+
+    Args:
+        expr: of one variable.
+    """
     return compiled_key(key_of(expr))
 
 

@@ -47,6 +47,7 @@ class Identity:
         return X
 
     def dense(self) -> Float[np.ndarray, "size size"]:
+        """The matrix itself."""
         return np.eye(self.size)
 
 
@@ -65,6 +66,7 @@ class Diagonal:
         return self.d[:, None] * X
 
     def dense(self) -> Float[np.ndarray, "size size"]:
+        """The matrix itself."""
         return np.diag(np.asarray(self.d))
 
 
@@ -107,7 +109,12 @@ Operator: TypeAlias = Dense | Identity | Diagonal | Linear
 
 
 def matvec(operator: Operator, v: np.ndarray) -> np.ndarray:
-    """A v for v [in], in float64 whatever jax is set to."""
+    """A v for v [in], in float64 whatever jax is set to.
+
+    Args:
+        operator: A.
+        v: [in].
+    """
     if isinstance(operator, Linear):
         with jax.enable_x64(True):
             return np.asarray(operator.fn(jnp.asarray(v)), np.float64)

@@ -227,6 +227,9 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
         x: [n].
         output_only: return v_output [m]; otherwise every variable by its number.
 
+    Returns:
+        v_output [m], or a dictionary of all variables.
+
     Raises:
         ValueError: an elementwise step has no `value`, or `x` is of the wrong size.
     """
@@ -250,7 +253,15 @@ def evaluate(program: Program, x: Any, *, output_only: bool = True) -> Any:
 
 
 def applied(step: Affine, values: Values) -> Float[np.ndarray, " size"]:
-    """v_out of an affine step, on the host in float64."""
+    """v_out of an affine step, on the host in float64.
+
+    Args:
+        step: of a program.
+        values: of the variables before it, by number.
+
+    Returns:
+        The step's variable, [size].
+    """
     result = np.zeros(step.size) if step.offset is None else np.array(step.offset, np.float64).reshape(-1)
     for source, operator in step.terms:
         result = result + matvec(operator, values[source])

@@ -100,7 +100,16 @@ def slope_range(
 
 
 def value_range(expr: Expr, lower: Any, upper: Any) -> Interval:
-    """Bound f over intervals [size] from outside; ends may be infinite."""
+    """Bound f over intervals [size] from outside; ends may be infinite.
+
+    Args:
+        expr: f, of one variable.
+        lower: ends, [size].
+        upper: ends, [size].
+
+    Returns:
+        An interval with ends [size] that contains every value.
+    """
     lower, upper = np.broadcast_arrays(np.asarray(lower, np.float64), np.asarray(upper, np.float64))
     if (period := _period(key_of(expr))) is not None:
         return value_range(period.formula, *_in_period(period, lower, upper))
@@ -310,7 +319,13 @@ def _agrees(jet: Jet, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def find_jumps(compiled: Compiled, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Whether the value jumps at a solved switch: limits from both sides against the value itself."""
+    """Whether the value jumps at a solved switch: limits from both sides against the value itself.
+
+    Args:
+        compiled: the formula.
+        low: lower ends of where the switch lies.
+        high: upper ends.
+    """
     broken = np.zeros(low.size, bool)
     every = np.arange(low.size)
     for cut in compiled.jumps:

@@ -43,6 +43,10 @@ def place(eqn: Any, call: Place | None = None) -> Place:
     Of the frames of its traceback the innermost counts that is in no library: in a model of Flax, the line of the
     user's own module. The body of a library's function has the place of its call: a body traced once is used again
     elsewhere, and its equations keep the lines of the first time.
+
+    Args:
+        eqn: of a jaxpr.
+        call: of which it is part, if it is.
     """
     if call is not None and call.name:
         return call
@@ -55,7 +59,13 @@ def place(eqn: Any, call: Place | None = None) -> Place:
 
 
 def called(eqn: Any, body: Any, call: Place | None = None) -> Place:
-    """The place of a call, for what is in its `body`: nameless where that is the user's own function."""
+    """The place of a call, for what is in its `body`: nameless where that is the user's own function.
+
+    Args:
+        eqn: the call.
+        body: the jaxpr that it calls.
+        call: the place of the call that `eqn` is part of, if it is.
+    """
     here = place(eqn, call)
     info = getattr(body, "debug_info", None)
     file, name = getattr(info, "func_filename", None), getattr(info, "func_name", None)

@@ -98,7 +98,16 @@ def lower(
 
 
 def lower_both(fn: Callable[[Any], Any], example: Any, wide: list[Any] | None = None) -> list[Lowered]:
-    """Both translations of `lower`, one where they are the same or there is no other."""
+    """Both translations of `lower`, one where they are the same or there is no other.
+
+    Args:
+        fn: of one input.
+        example: an input.
+        wide: gets references to the constants that were traced in float64.
+
+    Returns:
+        One or two translations.
+    """
     closed, exact = _read(fn, example, wide)
     try:
         first = _lowered(closed, exact, example, contract=False)
@@ -279,7 +288,11 @@ def _entered(graph: Graph, eqn: Any) -> Iterator[None]:
 
 
 def called_body(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
-    """The body of an equation that merely calls one (jit, custom_jvp, remat ...), with its constants."""
+    """The body of an equation that merely calls one (jit, custom_jvp, remat ...), with its constants.
+
+    Args:
+        eqn: of a jaxpr.
+    """
     if eqn.primitive.name in ("reduce", "reduce_window"):  # their jaxpr combines two entries
         return None
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
@@ -327,6 +340,9 @@ def _output(graph: Graph, source: Node, outputs: list[Value]) -> Node:
 
 def from_function(fn: Callable[[Any], Any]) -> Expr:
     """The formula of a function that works entry by entry, traced in float64.
+
+    Args:
+        fn: of one array, elementwise.
 
     Raises:
         UnsupportedError: it uses a primitive that is not elementwise or not known here.

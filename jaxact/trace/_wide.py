@@ -66,7 +66,11 @@ def wide_constants(closed: Any) -> list[weakref.ref]:
 
 
 def forget(constants: Sequence[weakref.ref]) -> None:
-    """Have JAX forget them if it still holds one of an array that others may use: an array made on the way has gone."""
+    """Have JAX forget them if it still holds one of an array that others may use: an array made on the way has gone.
+
+    Args:
+        constants: weak references to the arrays.
+    """
     if any(map(_is_in_use, constants)):
         gc.collect()
         if any(map(_is_in_use, constants)):

@@ -83,6 +83,9 @@ REFUSED = {
         lambda: jaxact.diagnose(lambda p, x: x @ p["a"]["w"], {"a": {"w": nan_in(W)}}, X),
         ValueError, r"`params` \['a'\]\['w'\] must be finite, got 1 NaN or inf of 25",
     ),
+    "an array of NaN": (
+        lambda: jaxact.diagnose(lambda w, x: x @ w, nan_in(W), X), ValueError, "^`params` must be finite, got 1 NaN"
+    ),
     "a NaN batch": (
         lambda: jaxact.diagnose(lambda w, b: b["x"] @ w, W, {"x": nan_in(X)}), ValueError, r"`batch` \['x'\]"
     ),

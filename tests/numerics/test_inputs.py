@@ -191,3 +191,10 @@ def test_a_loss_that_changes_a_model_is_refused():
 )
 def test_what_is_no_batch_norm_is_not_taken_for_one(fn):
     assert np.isfinite(probes.jacobian(fn, jnp.linspace(-1.0, 1.0, 12))).all()
+
+
+def test_what_jax_cannot_trace_is_told_in_sentences():
+    with pytest.raises(
+        numerics.FunctionError, match=r"got The numpy.*float32\[12\]\. Write it with jax\.numpy"
+    ):
+        lipschitz.certify(lambda x: np.sin(x), jnp.ones(12))

@@ -38,13 +38,20 @@ class Stats(NamedTuple):
 
 
 class Batch:
-    """Which inputs are followed, and which pairs: of two inputs, then of two positions of one input."""
+    """Which inputs are followed, and which pairs: of two inputs, then of two positions of one input.
 
-    def __init__(self, num_inputs: int):
+    Pairs of inputs are taken evenly from the least alike to the most, so that they are alike as all are in the mean.
+    """
+
+    def __init__(self, num_inputs: int, inputs: np.ndarray | None = None):
         self.num_inputs = num_inputs
         self.num_followed = min(num_inputs, _NUM_INPUTS)
         i, j = np.triu_indices(self.num_followed, 1)
-        chosen = np.random.default_rng(0).permutation(i.size)[:_NUM_PAIRS]
+        order = np.random.default_rng(0).permutation(i.size)
+        if inputs is not None:
+            order = np.argsort(_cosines(inputs[: self.num_followed])[i, j], kind="stable")
+        number = min(order.size, _NUM_PAIRS)
+        chosen = order[((np.arange(number) + 0.5) * order.size / max(number, 1)).astype(int)]
         self.own_inputs = np.arange(min(self.num_followed, _NUM_OWN))
         own = np.tile(self.own_inputs, _NUM_LIKENESSES + 1)
         self.num_pairs = chosen.size
@@ -108,6 +115,13 @@ class Batch:
             return (
                 float(np.mean(stats.pairs[: self.num_pairs] / np.sqrt(one * other))) if one.size else np.nan
             )
+
+
+def _cosines(inputs: np.ndarray) -> np.ndarray:
+    """Between all inputs [input, ...]."""
+    flat = inputs.reshape(len(inputs), -1).astype(np.float64)
+    lengths = np.linalg.norm(flat, axis=1)
+    return flat @ flat.T / np.maximum(np.outer(lengths, lengths), 1e-300)
 
 
 #: (a node, what its gradient's second moment gains from a gradient of 1, found when the statistics are:

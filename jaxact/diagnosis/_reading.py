@@ -90,13 +90,18 @@ def read(closed: Any, args: Sequence[Known], num_inputs: int) -> Reading:
         args: its arguments: parameters by name, inputs with their axes.
         num_inputs: the length of the batch.
     """
-    reading = Reading(Graph(Batch(num_inputs)))
+    inputs = [each.array for each in args if each.axes is not None and _is_floating(each.array)]
+    reading = Reading(Graph(Batch(num_inputs, inputs[0] if inputs else None)))
     consts = [Known(each) for each in closed.consts]
     reading.outputs = _Reader(reading).walk(closed.jaxpr, consts, args, (), (), None)
     for output in reading.outputs:
         if isinstance(output, Unknown):
             output.block()
     return reading
+
+
+def _is_floating(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and jax.dtypes.issubdtype(array.dtype, np.floating)
 
 
 class _Reader:

@@ -35,7 +35,7 @@ def by_depth(rows: Sequence[Row], *, width: int | None = None) -> Any:
     )
     below = ["both keep their size where deep networks train;", "the gradient runs from right to left"]
     if width is not None:
-        panels = [each.properties(width=width, height=width * 3 // 5) for each in (moments, gradients)]
+        panels = [each.properties(width=width, height=_HEIGHT) for each in (moments, gradients)]
         return _finished(alt.vconcat(*panels), _BY_DEPTH, below)
     return _finished(
         alt.hconcat(moments, gradients, spacing=30),

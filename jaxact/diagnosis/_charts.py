@@ -12,6 +12,7 @@ from jaxact import theme
 from jaxact.diagnosis._rows import Row
 
 _PRODUCT = "product, in order of execution"
+_BY_DEPTH = "Signal and gradient by depth"
 _WIDTH, _HEIGHT = 500, 280
 _NARROW = 1.5  # the least range of a log scale, as a factor
 _FINEST = ("1", "1.2", "1.5", "2", "2.5", "3", "4", "5", "6", "8")
@@ -21,16 +22,25 @@ _SHARES = {"zero": "exactly zero", "dead": "units zero for every input", "satura
 _INPUTS = "how alike different inputs are after each product: 1 is the same direction, 0 unrelated"
 
 
-def by_depth(rows: Sequence[Row]) -> Any:
-    """Second moment and gradient, measured and predicted, on log scales."""
+def by_depth(rows: Sequence[Row], *, width: int | None = None) -> Any:
+    """Second moment and gradient, measured and predicted, on log scales.
+
+    Args:
+        rows: two or more.
+        width: of a panel, in pixels, the second below the first; by default 500, beside each other.
+    """
     moments = _pair(rows, "second_moment", "second moment of the product", is_log=True)
     gradients = _pair(
         rows, "gradient", "gradient at the product, root mean square", is_log=True, is_first=False
     )
+    below = ["both keep their size where deep networks train;", "the gradient runs from right to left"]
+    if width is not None:
+        panels = [each.properties(width=width, height=_HEIGHT) for each in (moments, gradients)]
+        return _finished(alt.vconcat(*panels), _BY_DEPTH, below)
     return _finished(
         alt.hconcat(moments, gradients, spacing=30),
-        "Signal and gradient by depth",
-        "both keep their size where deep networks train; the gradient runs from right to left",
+        _BY_DEPTH,
+        " ".join(below),
         f"The numbers are those of the table below; point at a mark for the product's name.{_without_place(rows)}",
     )
 
@@ -163,7 +173,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _finished(chart: Any, title: str, subtitle: str, caption: str = "") -> Any:
+def _finished(chart: Any, title: str, subtitle: str | list[str], caption: str = "") -> Any:
     chart = chart.properties(title={"text": title, "subtitle": subtitle}, config=alt.Config(**theme.LIGHT))
     return chart.properties(usermeta={"caption": caption}) if caption else chart
 

@@ -81,8 +81,12 @@ class Diagnosis:
 
         return pandas.DataFrame([dataclasses.asdict(row) for row in self.rows])
 
-    def chart(self) -> Any:
+    def chart(self, *, width: int | None = None) -> Any:
         """Measured and predicted second moment and gradient by depth, on a log scale, as an Altair chart.
+
+        Args:
+            width: of a panel, in pixels, for a narrow page: the gradient then stands below. By default they stand
+                beside each other, 500 wide.
 
         Raises:
             ValueError: there are fewer than two rows, so there is no depth.
@@ -92,7 +96,7 @@ class Diagnosis:
             raise ArgumentError("A chart needs two products or more, got 1.", "Print the diagnosis instead.")
         from jaxact.diagnosis import _charts
 
-        return _charts.by_depth(self.rows)
+        return _charts.by_depth(self.rows, width=width)
 
     def page(self, name: str, facts: Mapping[str, Any] | None = None) -> str:
         """One self-contained interactive page: findings, figures, every number, and how it was made.

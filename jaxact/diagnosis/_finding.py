@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 
 from jaxact.diagnosis._evidence import Evidence
@@ -46,6 +47,16 @@ class Finding:
         lines = [f"    {line}" for line in self.code.splitlines()]
         head = f"[{self.severity:.1f}] {self.kind} at {self.place} ({self.line}): {self.text}"
         return "\n".join([head, f"  Cause: {self.cause}", f"  Remedy: {self.remedy}", *lines])
+
+    def _repr_html_(self) -> str:
+        kind, place, line, text, cause, remedy, code = (
+            html.escape(each)
+            for each in (self.kind, self.place, self.line, self.text, self.cause, self.remedy, self.code)
+        )
+        return (
+            f"<p><b>[{self.severity:.1f}] {kind}</b> at <code>{place}</code> ({line}): {text}</p>"
+            f"<p><b>Cause:</b> {cause}</p><p><b>Remedy:</b> {remedy}</p><pre>{code}</pre>"
+        )
 
 
 def place(layers: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import sysconfig
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +26,8 @@ class Place(NamedTuple):
 
     Attributes:
         name: the function of a library that the user called there, such as relu, else the primitive.
-        line: "file:line (function)", or "unknown line".
-        short: "file:line" without the folder, or "".
+        line: "file:line (function)", or "unknown line"; in a notebook "In[3]:line (function)".
+        short: "file:line" without the folder, or ""; in a notebook "In[3]:line".
     """
 
     name: str
@@ -83,6 +84,13 @@ def library_name(body: Any) -> str:
     return name if name and file and file.startswith(_JAX) else ""
 
 
+def _cell(file: str) -> str:
+    """Of a notebook's cell, whose file is named by a hash, what the notebook shows: In[3]; else ""."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    label = None if shell is None else shell.compile.format_code_name(file)
+    return label[1] if label else ""
+
+
 def _in_library(file: str) -> bool:
     return file.startswith(_LIBRARIES)
 
@@ -103,9 +111,10 @@ def _user_frame(traceback: Any) -> tuple[str, str, str] | None:
                 function = each.co_name
             if source_info_util.is_user_filename(file):
                 frame = source_info_util.raw_frame_to_frame(each, instruction)
+                cell = _cell(frame.file_name)
                 lines = (
-                    f"{frame.file_name}:{frame.start_line} ({frame.function_name})",
-                    f"{Path(frame.file_name).name}:{frame.start_line}",
+                    f"{cell or frame.file_name}:{frame.start_line} ({frame.function_name})",
+                    f"{cell or Path(frame.file_name).name}:{frame.start_line}",
                 )
                 if not _in_library(file):
                     return *lines, function

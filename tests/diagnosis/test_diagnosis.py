@@ -164,6 +164,7 @@ def test_a_diagnosis_is_a_table_a_frame_a_page_and_a_chart():
         value > 0 for row in data for key, value in row.items() if "moment" in key or "gradient" in key
     )
     assert chart["hconcat"][0]["encoding"]["color"]["scale"]["range"] == list(theme.COLOURS[:2])
+    assert [panel["width"] for panel in found.chart(width=300).to_dict()["vconcat"]] == [300, 300]
 
 
 def test_a_chart_needs_depth():

@@ -1,6 +1,7 @@
 """Findings: planted faults are named first, healthy models have none; sharpness against exact eigenvalues."""
 
 import functools
+import html
 import math
 from itertools import pairwise
 
@@ -103,6 +104,8 @@ def test_the_first_finding_names_the_fault_and_the_layer(case):
     assert first.layer in {row.name for row in found.rows}
     assert str(first) in str(found)
     assert f"{first.kind} at" in found._repr_html_()
+    shown = html.unescape(first._repr_html_())
+    assert all(part in shown for part in (first.kind, first.place, first.text, first.cause, first.code))
 
 
 @pytest.mark.parametrize("case", HEALTHY)

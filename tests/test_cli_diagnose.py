@@ -307,7 +307,7 @@ def test_bad_options_exit_with_2_and_one_message(words, messages):
         (["diagnose_models:fn", "--params", "words"], ["`--params words` must be", "got str at ['first']"]),
         (["certify_bare:bad_factory"], ["ZeroDivisionError: division by zero (certify_bare.py:"]),
         (["diagnose_models:Trained"], ["is a class that needs arguments, Trained", "Write a function"]),
-        (["certify_bare:number"], ["must be an NNX module", "got an int"]),
+        (["certify_bare:number"], ["must be an NNX or Equinox module", "got an int"]),
     ],
 )  # fmt: skip
 def test_what_is_no_model_is_refused_in_one_message(words, messages):

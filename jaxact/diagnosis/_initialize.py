@@ -85,7 +85,7 @@ def initialize(
         ...     return jax.lax.scan(lambda h, w: (jax.nn.relu(h) @ w, None), x, w)[0]
         >>> found = initialize(model, jnp.zeros((3, 512, 512)), (32, 512))
         >>> [(round(each.new**2), round(each.second_moment, 2)) for each in found.changes]
-        [(1, 1.0), (2, 1.0), (2, 1.0)]
+        [(2, 1.0), (2, 1.0), (2, 1.0)]
     """
     for name, value in (("method", method), ("weights", weights), ("target", target)):
         _check_choice(name, value)

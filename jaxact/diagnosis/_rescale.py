@@ -25,8 +25,8 @@ class Slot(NamedTuple):
         bias: what is added to it, of one length along the inputs and positions.
     """
 
-    target: Array
-    bias: Array
+    target: Any  # Array, or NumPy's before it is traced
+    bias: Any
 
 
 class Rescale:

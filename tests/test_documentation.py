@@ -209,7 +209,7 @@ _COMMAND = re.compile(r"(?<![\"'])python -m (jaxact|train)\b([^`\n]*)")
 def commands():
     """Every command line of the pages: (program, words)."""
     for page in PAGES:
-        for program, rest in _COMMAND.findall(page.read_text(encoding="utf-8")):
+        for program, rest in _COMMAND.findall(page.read_text(encoding="utf-8").replace("\\\n", " ")):
             line = re.split(r"\s#|&&|\s>|[.,;]?$", rest)[0]
             yield program, tuple(shlex.split(line.replace("CONFIG", "configs/depth_sweep.py")))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -49,21 +50,29 @@ def watch(fn: Any, params: Any, batch: Any = None, *, loss: Callable[..., Any] |
         >>> float(numbers(2 * jnp.eye(3), jnp.ones((2, 3)))["second_moment"][0])
         4.0
     """
-    return _watch(traced(fn, params, batch, loss))
+    model = traced(fn, params, batch, loss)
+    run = _watch(model)
+    with _with_gradient():
+        jax.eval_shape(run.all, model.params, model.batch)
+    return run
 
 
 def _watch(model: Traced) -> Watch:
     num_leaves = len(jax.tree.leaves(model.batch))
-    run = Watch(model.closed, model.reading, model.loss, model.out_tree, num_leaves)
+    return Watch(model.closed, model.reading, model.loss, model.out_tree, num_leaves)
+
+
+@contextmanager
+def _with_gradient() -> Iterator[None]:
+    """Refuse what has none as it is traced."""
     try:
-        jax.eval_shape(run.all, model.params, model.batch)
+        yield
     except ValueError as error:  # a `while` loop, for one
         raise ArgumentError(
             f"must have a gradient; it raised {one_line(error)}.",
             "Write a loop of a known number of turns as jax.lax.scan or fori_loop with static ends.",
             argument="fn",
         ) from error
-    return run
 
 
 def diagnose(
@@ -126,7 +135,8 @@ def diagnose(
     _check_rate(learning_rate, loss)
     model = traced(fn, params, batch, loss)
     run = _watch(model)
-    measured, at_outputs, value = jax.device_get(jax.jit(run.all)(model.params, model.batch))
+    with _with_gradient():
+        measured, at_outputs, value = jax.device_get(jax.jit(run.all)(model.params, model.batch))
     prediction = predict(model.reading, measured, at_outputs)
     ends = _ends(model, jacobian)
     rows = tuple(_row(model.reading, k, measured, prediction, ends) for k in range(len(model.reading.sites)))

@@ -48,7 +48,7 @@ def linear(width, num_classes):
 
 
 def noted(step):
-    """Note the time of every chunk, and last PAUSE longer; fail instead of the one after ENDS."""
+    """Note the time of every chunk; fail instead of the one after ENDS."""
 
     def wrapped(*arguments):
         with open(os.environ["TRAINED"], "a+") as file:
@@ -57,7 +57,6 @@ def noted(step):
                 raise ZeroDivisionError
             result = step(*arguments)
             print(time.monotonic(), file=file)
-        time.sleep(float(os.environ.get("PAUSE", 0)))
         return result
 
     return wrapped
@@ -322,8 +321,7 @@ def test_a_run_that_is_ended_again_and_again_within_a_cell_measures_the_same(
     again = 0  # how many chunks were trained twice
     for number, num_workers, *place in ends:
         trained = len(log.read_text().split()) + 5
-        # Signals would come after the end where a busy machine does not run what sends them.
-        process = start(*words, "--workers", num_workers, TRAINED=str(log), PAUSE="0.005")
+        process = start(*words, "--workers", num_workers, TRAINED=str(log))
         wait_for(process, partial(is_due, *place, trained))
         process.send_signal(number)
         said = process.communicate(timeout=60)

@@ -492,11 +492,11 @@ def _needs_nothing(value: Any) -> bool:
     )
     if not makes:
         return False
+    # Flax's and Equinox's metaclasses take (*args, **kwargs), whatever a module's own __init__ needs
+    hides_own = inspect.isclass(value) and type(value).__call__ is not type.__call__
     try:
-        parameters = list(inspect.signature(value).parameters.values())
-        if inspect.isclass(value) and type(value).__call__ is not type.__call__:
-            # Flax's and Equinox's metaclasses take (*args, **kwargs), whatever a module's own __init__ needs
-            parameters = list(inspect.signature(value.__init__).parameters.values())[1:]
+        signature = inspect.signature(functools.partial(value.__init__, None) if hides_own else value)
+        parameters = signature.parameters.values()
     except (TypeError, ValueError):
         return False
     return all(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxact import xla
 from jaxact.numerics import check_count, gaussian_nodes
 from jaxact.theory._checks import check_number, check_untraced
 from jaxact.theory._integrable import breakpoints, refuse_fast_growth, refuse_unresolved
@@ -476,7 +477,7 @@ def _evaluate_cells(cells, bulk: float, x) -> tuple[np.ndarray, np.ndarray]:
     return is_inside @ (mass / (high - low)), np.clip(part, 0, 1) @ mass
 
 
-@jax.jit
+@partial(jax.jit, compiler_options=xla.options(1))
 def _follow(t, mass, depth, g, scale, x):
     """Turn x from the negative axis, where the solution is unique, to the positive one; [3, points]."""
 

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 _LEVEL, _EMITTERS = "xla_backend_optimization_level", "xla_cpu_use_fusion_emitters"
+_PARTS = "xla_cpu_parallel_codegen_split_count"
 
 
 def options(level: int, *, is_fused_anew: bool = False) -> dict[str, Any]:
@@ -35,6 +36,8 @@ def compile_fast(level: int | None = None) -> None:
     fast = options(level or 0)
     if level is None:
         del fast[_LEVEL]
+    elif _has_emitters():
+        fast[_PARTS] = 1  # small programs: to cut them for several threads takes more than it saves
     added = [f"--{name}={str(value).lower()}" for name, value in fast.items() if name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *added]).strip()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -19,12 +19,31 @@ Elementwise = Callable[[jax.Array], jax.Array]
 Weights = Literal["gaussian", "orthogonal"]
 
 
+def take_back(cls: type, bounds: Mapping[str, Callable[..., Any]], *, of: Sequence[str]) -> None:
+    """Put `bounds`, which refuse, in the place of those that a class inherits though it computes something else.
+
+    Args:
+        cls: the class, just defined.
+        bounds: by the method's name, what stands for it where its computation is not the inherited one.
+        of: the methods that the bounds are bounds of.
+    """
+
+    def place(name: str) -> int:
+        return next(index for index, each in enumerate(cls.__mro__) if name in vars(each))
+
+    newest = min(place(name) for name in of if hasattr(cls, name))
+    for name, refusal in bounds.items():
+        if place(name) > newest:
+            setattr(cls, name, refusal)
+
+
 class Stage(nnx.Module):
     """One step h -> h' of a deep network: an affine map W, an activation f and, if asked, a norm.
 
     A subclass says in `__call__` how the three are put together, in `preactivation` what f is applied to, in
     `log_lipschitz` what the textbook's bound makes of it and, for the ellipsoid's, in `as_matrices` what it is as
-    matrices; it is then a block that `Stack`, `MLP` and `ResNet` take. h is [batch, width] for a dense stage and
+    matrices; it is then a block that `Stack`, `MLP` and `ResNet` take. Where it defines the first two anew, it inherits
+    no bound: another block's would be false. h is [batch, width] for a dense stage and
     [batch, *space, width] for a convolutional one.
 
     Attributes:
@@ -35,6 +54,15 @@ class Stage(nnx.Module):
     """
 
     hidden_is_preactivation: ClassVar[bool]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take back what a class inherits as bounds of another computation than its own."""
+        super().__init_subclass__(**options)
+        bounds: dict[str, Callable[..., Any]] = {
+            "log_lipschitz": Stage.log_lipschitz,
+            "as_matrices": Stage.as_matrices,
+        }
+        take_back(cls, bounds, of=("__call__", "preactivation"))
 
     def __init__(
         self,
@@ -267,7 +295,7 @@ def operator_norm(
         layer: the layer; its kernel is [in, out] or [*taps, in, out].
         output_scale: S, one factor an output feature; None is the identity.
     """
-    kernel = layer.kernel[...]
+    kernel = _kernel(layer)
     if output_scale is not None:
         kernel = kernel * output_scale
     if kernel.ndim == 2:
@@ -289,6 +317,21 @@ def _endless_norm(kernel: Float[Array, "*taps in out"]) -> Float[Array, ""]:
     return highest / math.prod(math.cos(math.pi / 20 * (size - 1) / size) for size in sizes)
 
 
+def _is_flaxs_own(module: nnx.Module) -> bool:
+    """Whether what a module computes is what the class of flax computes that it is derived from."""
+    return type(module).__call__.__module__.startswith("flax.")
+
+
+def _kernel(layer: nnx.Linear | nnx.Conv) -> Float[Array, "*taps in out"]:
+    """The kernel that a layer multiplies by."""
+    if isinstance(layer, nnx.Linear | nnx.Conv) and not _is_flaxs_own(layer):
+        raise ValueError(
+            f"{type(layer).__name__} computes in a way of its own, of which the norm of its kernel is no bound. "
+            "Use nnx.Linear or nnx.Conv, or bound the network by lipschitz.certify."
+        )
+    return layer.kernel[...]
+
+
 def spectral_norm(matrix: Inexact[Array, "rows columns"]) -> Float[Array, ""]:
     """Largest singular value by a full decomposition; exact to rounding."""
     return jnp.linalg.svd(matrix, compute_uv=False)[0]
@@ -296,7 +339,7 @@ def spectral_norm(matrix: Inexact[Array, "rows columns"]) -> Float[Array, ""]:
 
 def _folded_scale(norm: nnx.Module | None) -> Float[Array, "*layer width"] | None:
     """The factor a feature that a batch norm at inference multiplies by, or None for any other norm."""
-    if not isinstance(norm, nnx.BatchNorm):
+    if not (isinstance(norm, nnx.BatchNorm) and _is_flaxs_own(norm)):
         return None
     scale = jax.lax.rsqrt(norm.var[...] + norm.epsilon)
     return scale if norm.scale is None else scale * norm.scale[...]
@@ -304,7 +347,7 @@ def _folded_scale(norm: nnx.Module | None) -> Float[Array, "*layer width"] | Non
 
 def dense_matrix(layer: nnx.Linear | nnx.Conv) -> Float[Array, "out in"]:
     """The matrix of a dense layer."""
-    kernel = layer.kernel[...]
+    kernel = _kernel(layer)
     if kernel.ndim != 2:
         raise ValueError(
             f"The layer must be dense for its ellipsoid, got a kernel of shape {kernel.shape}. "
@@ -337,7 +380,7 @@ def norm_bound(norm: nnx.Module | None) -> Float[Array, ""]:
     folded = _folded_scale(norm)
     if folded is not None:
         return jnp.max(jnp.abs(folded))
-    if isinstance(norm, nnx.LayerNorm | nnx.RMSNorm):
+    if isinstance(norm, nnx.LayerNorm | nnx.RMSNorm) and _is_flaxs_own(norm):
         scale = 1.0 if norm.scale is None else jnp.max(jnp.abs(norm.scale[...]))
         return jnp.asarray(scale * norm.epsilon**-0.5)
     raise ValueError(

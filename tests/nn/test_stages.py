@@ -186,6 +186,90 @@ def test_a_stage_without_bounds_is_told_what_to_define_and_with_it_is_bounded():
         assert np.log(np.linalg.norm(slopes, 2, axis=(1, 2)).max()) <= made.log_lipschitz(method=method) < 5
 
 
+class Halved(nn.PreAct):
+    """h' = h + W f(norm(h)) / 2: bounded by no bound of a whole branch."""
+
+    def __call__(self, h, *, activation=None):
+        return h + (super().__call__(h, activation=activation) - h) / 2
+
+
+class Moved(nn.Plain):
+    """h' = W f(3 h) + b."""
+
+    def preactivation(self, h):
+        return 3 * h
+
+
+class Trebled:
+    def __call__(self, h, *, activation=None):
+        return 3 * super().__call__(h, activation=activation)
+
+
+class Mixed(Trebled, nn.PostAct):
+    """The call is another class's."""
+
+
+class Renamed(nn.PreAct):
+    """Computes what its parent does."""
+
+
+class Known(Halved):
+    """Its own bound; the matrices stay taken back."""
+
+    def log_lipschitz(self, lipschitz):
+        return jnp.log1p(jnp.expm1(nn.PreAct.log_lipschitz(self, lipschitz)) / 2)
+
+
+class Summed(nn.ResNet):
+    def pool(self, h):
+        return h.sum((-3, -2))
+
+
+def test_what_computes_anew_inherits_no_bound():
+    def network(stage):
+        return nn.MLP(3, 4, 2, max_depth=3, activation=activations.tanh, stage=stage, rngs=nnx.Rngs(0))
+
+    for stage in (Halved, Moved, Mixed):
+        for method in ("product", "ellipsoid"):
+            with pytest.raises(
+                NotImplementedError, match=f"{stage.__name__} has no .* Define {stage.__name__}"
+            ):
+                network(stage).log_lipschitz(method=method)
+    for method in ("product", "ellipsoid"):
+        same = network(Renamed).log_lipschitz(method=method)
+        chex.assert_trees_all_equal(same, network(nn.PreAct).log_lipschitz(method=method))
+    assert network(Known).log_lipschitz() < network(nn.PreAct).log_lipschitz()
+    with pytest.raises(NotImplementedError, match="Known has no matrices"):
+        network(Known).log_lipschitz(method="ellipsoid")
+    summed = Summed(3, 4, 2, max_depth=1, activation=activations.tanh, rngs=nnx.Rngs(0))
+    with pytest.raises(NotImplementedError, match="Summed computes in a way of its own"):
+        summed.log_lipschitz()
+
+
+class Negated(nnx.Linear):
+    def __call__(self, x):
+        return -3 * super().__call__(x)
+
+
+class Centred(nnx.BatchNorm):
+    def __call__(self, x):
+        return 3 * super().__call__(x)
+
+
+def test_layers_and_norms_that_compute_anew_have_no_known_bound():
+    network = nn.MLP(3, 4, 2, max_depth=1, activation=activations.tanh, rngs=nnx.Rngs(0))
+    network.head = Negated(4, 2, rngs=nnx.Rngs(0))
+    for method in ("product", "ellipsoid"):
+        with pytest.raises(ValueError, match="Negated computes in a way of its own"):
+            network.log_lipschitz(method=method)
+    rngs = nnx.Rngs(0)
+    network = nn.MLP(3, 4, 2, max_depth=1, activation=activations.tanh, norm=Centred, rngs=rngs)
+    with pytest.raises(ValueError, match="No Lipschitz bound is known for the norm Centred"):
+        network.log_lipschitz()
+    with pytest.raises(ValueError, match="got Centred"):
+        network.log_lipschitz(method="ellipsoid")
+
+
 def test_learned_activations_get_parameters_in_every_layer_and_train():
     x = jax.random.normal(jax.random.key(1), (20, 4))  # every unit sees both signs
     for learned in (nn.PReLU, nn.Swish, nn.Softplus):

@@ -25,7 +25,8 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).parents[1]
 #: a line of these is a command; other indented lines are formulas, or what a program prints
 _PROGRAMS = re.compile(
-    r"([A-Z_]+=\S+ )*(python3?|pip|pytest|git|pre-commit|printf|sbatch|tensorboard|sphinx-build|ruff|mypy|lint-imports|scripts/\S+)\b"
+    r"([A-Z_]+=\S+ )*(python3?|pip|pytest|git|pre-commit|printf|sbatch|tensorboard|sphinx-build|ruff|mypy|lint-imports"
+    r"|scripts/)\b"
 )
 _INSTALLS = re.compile(r"\b(pip install|git clone|python3 -m venv|pre-commit install)\b")
 #: what CI runs whole with lines of its own: .ci/run

@@ -143,11 +143,15 @@ class Study:
         Raises:
             ConfigError: a declaration that cannot be run, before anything is written.
         """
-        if faults := declarations.faults(self, {**COORDINATES, **self.coordinates}):
+        if faults := declarations.faults(self, {**COORDINATES, **self.coordinates}) or self.missing():
             raise ConfigError(f"{type(self).__name__} cannot be run: {' '.join(faults)}")
         values = [getattr(self, field) for field in self.swept.values()]
         rows = (dict(zip(self.swept, row, strict=True)) for row in itertools.product(*values))
         return [Cell("/".join(_part(*item) for item in row.items()) or "all", row) for row in rows]
+
+    def missing(self) -> Sequence[str]:
+        """The fields that the study needs beyond what it declares and lacks, a sentence each, with the remedy."""
+        return ()
 
     def num_members(self) -> int:
         """How many networks a cell has side by side, every seed at every learning rate; 0 if no field says so."""
@@ -243,7 +247,10 @@ class Study:
 
     @classmethod
     def findings(cls, result: xr.Dataset) -> Sequence[str]:
-        """How far each variable is from the theory declared beside it; of the others where they are least and most."""
+        """How far each variable is from the theory declared beside it; of the others where they are least and most.
+
+        Numbers along "step" are those of the last step, and each "phase" is told apart.
+        """
         said = [
             _finding(result[name], result.get(cls.variables[name].theory), cls.swept)
             for name in cls._measured(result)
@@ -254,15 +261,18 @@ class Study:
 
     @classmethod
     def tables(cls, result: xr.Dataset) -> Mapping[str, pd.DataFrame]:
-        """The mean of every variable in every cell."""
+        """The mean of every variable in every cell: a column a phase, and of what has steps the last."""
         means = {
-            name: result[name].mean([d for d in result[name].dims if d not in cls.swept])
+            f"{name}, {phase}" if phase else name: part.mean([d for d in part.dims if d not in cls.swept])
             for name in cls._measured(result)
             if set(cls.swept) <= set(result[name].dims)
+            for phase, part in _phases(_at_the_end(result[name]))
         }
         rows = xr.Dataset(means) if cls.swept else xr.Dataset(means).expand_dims("cell")
         frame = rows.to_dataframe().dropna(how="all").reset_index(drop=not cls.swept)
-        frame.attrs["caption"] = "Means over everything within a cell."
+        frame.attrs["caption"] = (
+            "Means over everything within a cell, at the last step where there are steps."
+        )
         return {"Every cell": frame}
 
     @classmethod
@@ -347,24 +357,54 @@ def _axes(variable: xr.DataArray, within: Mapping[str, str]) -> list[str]:
     return [str(dim) for dim in variable.dims if dim not in sampled and variable[dim].dtype.kind in "iuf"]
 
 
+def _at_the_end(variable: xr.DataArray) -> xr.DataArray:
+    """The numbers of the last step, where there are steps: a mean over training is of nothing that trains."""
+    if "step" not in variable.dims:
+        return variable
+    return variable.isel(step=int(np.argmax(variable["step"].to_numpy())), drop=True)
+
+
+def _phases(variable: xr.DataArray) -> list[tuple[str, xr.DataArray]]:
+    """The numbers of every phase of training with its name; all of them, unnamed, where there are no phases."""
+    if "phase" not in variable.dims:
+        return [("", variable)]
+    return [(str(phase), variable.sel(phase=phase, drop=True)) for phase in variable["phase"].to_numpy()]
+
+
 def _finding(variable: xr.DataArray, theory: xr.DataArray | None, swept: Mapping[str, str]) -> str:
     subject = words.capital(variable.attrs["long_name"])
+    if theory is not None and bool(np.isfinite(variable - theory).any()):
+        gap = abs(variable - theory)
+        parts = [(phase, _gap(part)) for phase, part in _phases(gap.where(np.isfinite(gap)))]
+        theory = theory.where(np.isfinite(theory))
+        low, high = float(theory.min()), float(theory.max())
+        end = f"; predictions go from {low:.2g} to {high:.2g}"
+    else:
+        if "step" in variable.dims:
+            subject += f" at the last step, {variable['step'].to_numpy().max():g}"
+        parts = [(phase, _range(part, swept)) for phase, part in _phases(_at_the_end(variable))]
+        end = ""
+    said = "; ".join(f"{phase}, {text}" if phase else text for phase, text in parts if text)
+    return f"{subject}: {said}{end}." if said else ""
+
+
+def _range(variable: xr.DataArray, swept: Mapping[str, str]) -> str:
+    """From the least mean of a cell to the greatest; of numbers that belong to no cell, from the least."""
     if not bool(np.isfinite(variable).any()):
         return ""
-    if theory is None or not bool(np.isfinite(variable - theory).any()):
-        own = [dim for dim in variable.dims if dim in swept]
-        if not own:
-            return f"{subject}: {words.extent(variable.to_numpy()[np.isfinite(variable)], '.3g')}."
-        cells = variable.mean([dim for dim in variable.dims if dim not in own]).stack(cell=own).dropna("cell")
-        names = [" ".join(map(str, place)) for place in cells["cell"].to_numpy()]
-        return f"{subject}: {words.extremes(names, cells.to_numpy(), lambda value: f'{value:.3g}')}."
-    gap = abs(variable - theory)
-    gap, theory = gap.where(np.isfinite(gap)), theory.where(np.isfinite(theory))
-    low, high = float(theory.min()), float(theory.max())
-    return (
-        f"{subject}: measured and predicted numbers differ by {float(gap.median()):.2g} in the median and by "
-        f"{float(gap.max()):.2g} at most; predictions go from {low:.2g} to {high:.2g}."
-    )
+    own = [dim for dim in variable.dims if dim in swept]
+    if not own:
+        return words.extent(variable.to_numpy()[np.isfinite(variable)], ".3g")
+    cells = variable.mean([dim for dim in variable.dims if dim not in own]).stack(cell=own).dropna("cell")
+    names = [" ".join(map(str, place)) for place in cells["cell"].to_numpy()]
+    return words.extremes(names, cells.to_numpy(), lambda value: f"{value:.3g}")
+
+
+def _gap(gap: xr.DataArray) -> str:
+    if not bool(gap.notnull().any()):
+        return ""
+    median, most = float(gap.median()), float(gap.max())
+    return f"measured and predicted numbers differ by {median:.2g} in the median and by {most:.2g} at most"
 
 
 def _part(dim: str, value: Any) -> str:

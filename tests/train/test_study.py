@@ -285,9 +285,28 @@ def test_findings_say_how_far_measurements_are_from_theory(whole):
     expected = "Size to 90%: measured and predicted numbers differ by 0.2 in the median and by 0.3 at most"
     assert size == f"{expected}; predictions go from 1.5 to 6."
     assert score == "Score of 1.5: 2 (tanh 2) to 14 (relu 4)."
-    assert weight == "Weight: 1.5."  # the same everywhere
+    assert weight == "Weight: initial, 1; trained, 2."  # the same everywhere
     assert clock == "What the clock says: 7 to 9."
     assert grid == "Value on the grid: 5 to 6."
+
+
+def test_findings_tell_phases_apart_beside_theory_too():
+    phases = xr.DataArray([[1.0, 5.0]], {"depth": [2], "phase": ["initial", "trained"]}, ("depth", "phase"))
+    theory = xr.DataArray([1.0], {"depth": [2]}, ("depth",))
+
+    class Grown(Study):
+        swept = {"depth": "depths"}
+        variables = {"size": Variable("size", ("phase",), theory="expected"), "expected": Variable("theory")}
+
+    (said,) = Grown.findings(xr.Dataset({"size": phases.assign_attrs(long_name="size"), "expected": theory}))
+    off = "measured and predicted numbers differ by {0} in the median and by {0} at most"
+    assert said == f"Size: initial, {off.format(0)}; trained, {off.format(4)}; predictions go from 1 to 1."
+
+
+def test_a_phase_or_a_last_step_without_numbers_is_left_out(whole):
+    gone = whole.copy(deep=True)
+    gone["weight"] = gone["weight"].where(gone["phase"] == "initial")
+    assert Growth.findings(gone)[2] == "Weight: initial, 1."
 
 
 def test_a_result_without_a_number_says_so(whole):
@@ -304,7 +323,7 @@ def test_tables_hold_the_mean_of_every_cell(whole):
     (table,) = Growth.tables(whole).values()
     assert len(table) == 4
     row = table[(table["activation"] == "relu") & (table["depth"] == 4)].iloc[0]
-    assert (row["score"], row["weight"]) == (14.0, 1.5)
+    assert (row["score"], row["weight, initial"], row["weight, trained"]) == (14.0, 1.0, 2.0)
     assert row["size"] == pytest.approx(1.5 * 2.5 + 0.2)
     assert table.attrs["caption"]
     assert "clock" not in table  # which is no cell's
@@ -337,10 +356,10 @@ def test_a_study_of_one_cell_is_labelled_said_and_drawn():
     (cell,) = Single().cells()
     assert cell == ("all", {})
     result = results.combine(run(Single()))
-    assert Single.findings(result) == ["Loss: 1 to 4.", "Width: 7 to 7."]
+    assert Single.findings(result) == ["Loss at the last step, 20: 1 to 2.", "Width: 7 to 7."]
     assert list(Single.figures(result)) == ["loss"]
     (table,) = Single.tables(result).values()
-    assert table[["loss", "width"]].to_numpy().tolist() == [[2.5, 7.0]]
+    assert table[["loss", "width"]].to_numpy().tolist() == [[1.5, 7.0]]
 
 
 def test_phases_are_chosen_and_no_sample(whole):

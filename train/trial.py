@@ -18,6 +18,7 @@ from jaxact import fit, nn
 from jaxact.activations import select
 from train import computing, devices, memory, partial
 from train.computing import ComputeDtype, Remat
+from train.config import ConfigError
 from train.experiment import Cell, Progress
 from train.optimizers import Optimizer, Sgd
 from train.programs import AtOnce, Program
@@ -32,6 +33,10 @@ _COMPUTED = (
     "compute_dtype",
     "remat",
 )  # fields of a study that say how its networks are computed
+_NO_INTERVAL = (
+    "there is no field `measure_every`, the steps between two measurements. Add `measure_every: int = 10`, "
+    "which must divide num_steps."
+)
 CALIBRATION = 256  # training examples that set the batch norms' statistics before the first step
 
 
@@ -68,9 +73,21 @@ class TrainingStudy(Study):
     compute_dtype: ComputeDtype = "float32"
     remat: Remat = "none"
 
+    def missing(self) -> Sequence[str]:
+        """Of a study that measures while it trains: the field by which its steps are labelled."""
+        own = [name for name, each in self.variables.items() if "step" in each.dims]
+        if not own or hasattr(self, "measure_every") or type(self).steps is not TrainingStudy.steps:
+            return ()
+        return (f"`{own[0]}` has the dimension `step`, and {_NO_INTERVAL}",)
+
     def steps(self) -> np.ndarray:
-        """The steps at which loss and accuracy are measured."""
-        every = self.measure_every  # type: ignore[attr-defined]  # a field of the studies that measure while they train
+        """The steps at which loss and accuracy are measured.
+
+        Raises:
+            ConfigError: for a study without the field `measure_every`.
+        """
+        if (every := getattr(self, "measure_every", None)) is None:
+            raise ConfigError(f"{type(self).__name__}.steps() is called, and {_NO_INTERVAL}")
         return np.arange(1, self.num_steps // every + 1) * every
 
     def setting(self, cell: Cell) -> tuple[jax.Array, Any]:
@@ -88,7 +105,12 @@ class TrainingStudy(Study):
                 that vary more slowly than learning rates and seeds.
         """
         swept = {name: options.pop(name) for name, each in [*options.items()] if isinstance(each, tuple)}
-        rates = getattr(self, "learning_rates", None) or (self.learning_rate,)  # type: ignore[attr-defined]
+        rates: Any = getattr(self, "learning_rates", None) or (getattr(self, "learning_rate", None),)
+        if None in rates:
+            raise ConfigError(
+                f"{type(self).__name__} trains, and has neither a field `learning_rates` nor `learning_rate`. Add "
+                "`learning_rates: tuple[float, ...] = (0.01, 0.1)`, or `learning_rate: float = 0.1`."
+            )
         return Trial(
             network,
             data,

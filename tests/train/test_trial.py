@@ -11,7 +11,9 @@ import pytest
 from jaxact import activations, fit, nn
 from train import trial as trials
 from train.blocks import NORMS
+from train.config import ConfigError
 from train.optimizers import Adam, Sgd
+from train.study import Variable
 from train.tasks import GaussianMixture
 from train.trial import TrainingStudy, Trial, accuracy, cross_entropy, parts
 
@@ -160,6 +162,20 @@ def test_hyperparameters_of_the_loss_are_axes_of_the_population(data):
     norms = np.linalg.norm(trial.host(states.params)["kernel"], axis=(1, 2))
     assert np.all(norms[2:] < 0.8 * norms[:2])  # strength varies more slowly than seeds
     np.testing.assert_array_equal(study.steps(), [2, 4, 6])
+
+
+def test_a_study_without_the_steps_or_the_rate_that_it_trains_by_is_refused_before_it_trains(data):
+    @dataclass(frozen=True, kw_only=True)
+    class Tiny(TrainingStudy):
+        swept = {}
+        variables = {"test_loss": Variable("loss", ("seed", "step"), "nat")}
+
+    with pytest.raises(ConfigError, match="has the dimension `step`, and there is no field `measure_every`"):
+        Tiny().cells()
+    with pytest.raises(ConfigError, match="Add `measure_every: int = 10`"):
+        Tiny().steps()
+    with pytest.raises(ConfigError, match="neither a field `learning_rates` nor `learning_rate`"):
+        Tiny().trial(linear(), data)
 
 
 # Divergence -----------------------------------------------------------------------------------------------

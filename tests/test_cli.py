@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxact
 from jaxact import activations, theory
 from jaxact.__main__ import main
 
@@ -277,6 +278,12 @@ def test_a_figure_shows_curves_correlations_and_phases(tmp_path, monkeypatch):
         "layers over which",
     ):
         assert words in text
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"jaxact {jaxact.__version__}\n"
 
 
 def test_help_is_printed_without_importing_jax():

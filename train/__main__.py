@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jaxact
 from jaxact import xla
 from jaxact.cache import use_compilation_cache
 from jaxact.escapes import on_one_line, visible
@@ -59,6 +60,9 @@ def _called(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(request.USAGE, end="")
         return 0 if words else 2
+    if words[0] == "--version":
+        print(f"jaxact {jaxact.__version__}")
+        return 0
     commands = {"run": _run, "resume": _resume, "report": _report, "list": _list, "exercise": _exercise}
     commands |= {"plan": _plan, "status": _status}
     if words[0] not in commands:
@@ -304,15 +308,18 @@ def _exercise(arguments: Sequence[str]) -> int:
         return 0
     given = options.read(
         arguments,
-        ("claim", dataclasses.MISSING, {"metavar": "CLAIM", "help": "its name; without one they are listed"}),
+        ("claim", dataclasses.MISSING, {"metavar": "CLAIM", "help": "its name"}),
         (
             "check",
             "",
-            {"metavar": "FILE", "help": "run this Python file, and say whether it answers the task"},
+            {
+                "metavar": "FILE",
+                "help": "run this Python file, and say whether it answers the task; exit status 1 if it does not",
+            },
         ),
         ("solution", False, {"help": "show a file that answers it"}),
         prog="python -m train exercise",
-        description="A claim of the chapter to work out by hand or in ten lines.",
+        description="A claim of the chapter to work out by hand or in ten lines; `exercise` alone lists them.",
     )
     if given.claim not in claims():
         hint = config.hint(given.claim, claims(), repr) or f" The claims are {', '.join(claims())}."
@@ -323,7 +330,8 @@ def _exercise(arguments: Sequence[str]) -> int:
         print(checked.word)
         return 0 if checked.is_right else 1
     ways = (
-        f"Check an answer: --check MYFILE.py, a file that defines `{exercise.function}`; see one: --solution."
+        f"Check an answer: --check MYFILE.py, a file that defines `{exercise.function}`; see one: --solution. "
+        f"It must be {exercise.tolerance}: by a formula or quadrature, not by sampling."
     )
     print(
         exercise.solution if given.solution else f"{claims()[given.claim].title}\n\n{exercise.task}\n\n{ways}"

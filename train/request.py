@@ -26,12 +26,15 @@ commands:
   report RUN [--trust]
                  draw figures and report of a finished run again; --trust runs the code in its folder
   plan CONFIG [--devices N] [--FIELD VALUE ...]
-                 say what a run would cost, here and on N devices; nothing is stored
+                 say what a run would cost, here and on N devices; nothing is stored;
+                 `plan CONFIG --help` lists its options
   status RUN [--follow]
                  show how far a run is, from another terminal
   list           show the studies in configs/ and the runs in runs/
   exercise [CLAIM] [--check FILE] [--solution]
-                 work out a claim of the chapter, and have the answer checked
+                 work out a claim of the chapter, and have the answer checked;
+                 without CLAIM, list them
+  --version      print the version
 
 examples:
   python -m train run configs/depth_sweep.py

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
+import jaxact
 from train import config, results, runner
 
 ROOT = Path(__file__).parents[2]
@@ -320,6 +321,16 @@ def test_resuming_with_another_config_names_the_fields(call, tmp_path):
     assert f"train resume runs/{directory.name}" in err
     status, _, err = call("report", directory.name[:-1])
     assert f"Did you mean runs/{directory.name}?" in err
+
+
+def test_the_version_is_that_of_the_package(call):
+    assert call("--version")[:2] == (0, f"jaxact {jaxact.__version__}\n")
+
+
+def test_an_exercise_says_how_near_an_answer_must_be(call):
+    status, out, _ = call("exercise", "swish_fit")
+    assert status == 0
+    assert "It must be within 1e-06 of the right number" in out
 
 
 def test_help_is_quick(tmp_path):

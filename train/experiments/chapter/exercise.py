@@ -38,6 +38,12 @@ class Exercise(NamedTuple):
     rtol: float = 1e-6
     atol: float = 0.0
 
+    @property
+    def tolerance(self) -> str:
+        """How near an answer must come, in words for its writer."""
+        slack = f", and {self.atol:g} more" if self.atol else ""
+        return f"within {self.rtol:g} of the right number, relative to the largest of a list{slack}"
+
     def agrees(self, given: np.ndarray, right: np.ndarray) -> bool:
         """Whether numbers are those that are right."""
         scale = float(np.max(np.abs(right), initial=0.0)) or 1.0
@@ -75,7 +81,9 @@ def check(exercise: Exercise, path: Path) -> Checked:
             break
         found.append(array)
         if not word and not exercise.agrees(array, right):
-            word = f"{said} gives {_shown(array)}, and that is not it."
+            word = (
+                f"{said} gives {_shown(array)}, and that is not it: an answer must be {exercise.tolerance}."
+            )
     if word:
         return Checked(False, f"{word} {_mistake(exercise, found)}".rstrip())
     return Checked(True, f"Right: {exercise.function} agrees for all {len(exercise.inputs)} inputs.")

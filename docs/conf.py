@@ -52,6 +52,7 @@ nb_merge_streams = True
 # --- The reference, from docstrings -----------------------------------------------------------------------------
 
 default_role = "code"
+autoclass_content = "both"  # what a class is, and what it is made from
 autodoc_member_order = "groupwise"
 autodoc_typehints = "signature"
 autodoc_type_aliases = {}

@@ -5,11 +5,19 @@ In the text |x|, x* and f_ mean themselves, and are escaped from reStructuredTex
 
 import re
 
+from sphinx.util import inspect
+
 _CODE = re.compile(r"(`[^`]*`)")
 _LONG = re.compile(
     r"\b(?:jaxlib\._jax|jax\._src\.\w+(?:\.\w+)*|collections\.abc|typing|jaxact(?:\.\w+)*\._\w+)\."
 )
-_SIGNS = re.compile(r"(?<!\\)([*|]|(?<=\w)_(?=\W|$))")
+_FOREIGN = re.compile(r"~(?:jax|jaxlib|jaxtyping|numpy|flax|collections|typing)\.(?:\w+\.)*")
+_CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
+_ARRAY_LIKE = "Array | ndarray | bool | number | bool | int | float | complex"
+_ARRAYS = re.compile(
+    r"(\w+)\[Array, ('[^']*')\] \| \1\[ndarray, \2\](?: \| (?:number|bool|int|float|complex))+"
+)
+_SIGNS = re.compile(r"(?<!\\)([*|]|(?<=\w)_(?=\W|$)|(?<=\bfile):)")  # file:line is no link
 
 
 def marked_up(lines):
@@ -55,11 +63,25 @@ def _skip(app, what, name, obj, skip, options):
 
 
 def _signature(app, what, name, obj, options, signature, returns):
-    return tuple(text and _LONG.sub("", text) for text in (signature, returns))
+    if (
+        what == "class" and signature == "(*args: Any, **kwargs: Any)"
+    ):  # that of a metaclass, as nnx.Module has one
+        own = inspect.signature(obj.__init__, bound_method=True)
+        signature = inspect.stringify_signature(own, show_return_annotation=False, unqualified_typehints=True)
+    return tuple(text and _short(text) for text in (signature, returns))
+
+
+def _short(text):
+    """A signature as it is written: without the modules of types, and with `ArrayLike` not spelt out."""
+    text = _CLASS.sub(r"\1", _LONG.sub("", _FOREIGN.sub("", text))).replace(_ARRAY_LIKE, "ArrayLike")
+    return _ARRAYS.sub(r"\1[ArrayLike, \2]", text)
 
 
 def _process(app, what, name, obj, options, lines):
-    lines[:] = marked_up(list(lines))
+    is_made = lines[:1] and lines[0].startswith(
+        "Create new instance of "
+    )  # what Python writes for a named tuple
+    lines[:] = [] if is_made else marked_up(list(lines))
 
 
 def setup(app):

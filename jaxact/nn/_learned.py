@@ -36,7 +36,13 @@ class Swish(nnx.Module):
     """f(x) = x sigmoid(beta x) with a learned beta a feature (Ramachandran et al. 2017, Section 3)."""
 
     def __init__(self, width: int = 1, *, beta: float = 1.0, rngs: nnx.Rngs | None = None):
-        """Start all betas at `beta`; arguments as in `PReLU`."""
+        """Start all betas at `beta`.
+
+        Args:
+            width: number of betas: the features of the last axis, or 1 for a shared one.
+            beta: starting value.
+            rngs: not used; taken so that a stage can make it like any module.
+        """
         check_count("width", width)
         self.beta = nnx.Param(jnp.full((width,), beta, jnp.float32))
 
@@ -52,7 +58,12 @@ class Softplus(nnx.Module):
     """
 
     def __init__(self, width: int = 1, *, beta: float = 1.0, rngs: nnx.Rngs | None = None):
-        """Start all betas at `beta`; arguments as in `PReLU`.
+        """Start all betas at `beta`.
+
+        Args:
+            width: number of betas: the features of the last axis, or 1 for a shared one.
+            beta: starting value, positive.
+            rngs: not used; taken so that a stage can make it like any module.
 
         Raises:
             ValueError: if `beta` is not positive.

@@ -55,7 +55,16 @@ class _Network(nnx.Module):
         mode: Mode = "reverse",
         taps: Float[Array, " layer *batch_and_hidden"] | None = None,
     ) -> Float[Array, "*batch out"]:
-        """Outputs (logits). `depth`, `activation`, `mode` and `taps` are those of `Stack.__call__`."""
+        """Outputs (logits).
+
+        Args:
+            x: inputs, with or without batch axes before those of one input.
+            depth: how many stages run, at most `max_depth`; all of them if None. An integer is static; an array,
+                traced or not, is a run-time argument: one program for all depths.
+            activation: replaces the network's own for this call; with a traced choice, an `activations.Selected`.
+            mode: what a traced depth can be differentiated by, "reverse" or "forward"; see `Stack`.
+            taps: added to the output of every stage, [max_depth, *batch, width]; see `Stack`.
+        """
         return self.readout(self.features(x, depth, activation, mode=mode, taps=taps), activation)
 
     def features(
@@ -67,7 +76,7 @@ class _Network(nnx.Module):
         mode: Mode = "reverse",
         taps: Float[Array, " layer *batch_and_hidden"] | None = None,
     ) -> Float[Array, "*batch_and_hidden"]:
-        """The last hidden state, the output of the stack."""
+        """The last hidden state, the output of the stack; arguments as in a call."""
         return self.stack(self.embed(jnp.asarray(x)), depth, activation, mode=mode, taps=taps)
 
     def trace(
@@ -76,7 +85,7 @@ class _Network(nnx.Module):
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
     ) -> Trace:
-        """The stack's `Trace` on the embedded input."""
+        """What every stage of the stack gave on the embedded input, a `Trace`; arguments as in a call."""
         return self.stack.trace(self.embed(jnp.asarray(x)), depth, activation)
 
     def observe(
@@ -86,13 +95,28 @@ class _Network(nnx.Module):
         depth: ArrayLike | None = None,
         activation: Elementwise | None = None,
     ) -> PyTree:
-        """What `look` makes of every stage on the embedded input; see `Stack.observe`."""
+        """What `look` makes of every stage on the embedded input; see `Stack.observe`.
+
+        Args:
+            look: `look(hidden, preactivation)`, arrays of the same shapes for every stage.
+            x: as in a call, like `depth` and `activation`.
+            depth: see `x`.
+            activation: see `x`.
+
+        Returns:
+            What `look` gave, with a leading axis [max_depth], zeros at and past the depth.
+        """
         return self.stack.observe(look, self.embed(jnp.asarray(x)), depth, activation)[1]
 
     def readout(
         self, h: Float[Array, "*batch_and_hidden"], activation: Elementwise | None = None
     ) -> Float[Array, "*batch out"]:
-        """Outputs from the last hidden state: W_out f(norm(h)) where h is a preactivation, else W_out h."""
+        """Outputs from the last hidden state: W_out f(norm(h)) where h is a preactivation, else W_out h.
+
+        Args:
+            h: what `features` gives, [*batch, *space, width].
+            activation: replaces the network's own for this call.
+        """
         if self.stack.hidden_is_preactivation:
             h = normed(self.norm, h)
             h = (activation or self.activation)(h)
@@ -170,6 +194,13 @@ class MLP(_Network):
 
     With the default stage it is the plain network of mean-field theory, z_{l+1} = W f(z_l) + b; with
     `stage=PreAct` or `PostAct` a dense residual network.
+
+    Attributes:
+        embed: W_in, an `nnx.Linear`.
+        stack: the `Stack` of stages.
+        norm: before the read-out of a network of preactivations, or None.
+        activation: the same for its f.
+        head: W_out, an `nnx.Linear`.
     """
 
     def __init__(
@@ -216,6 +247,13 @@ class ResNet(_Network):
     """A convolutional residual network at one resolution: stem, `max_depth` blocks, mean pooling, read-out.
 
     Images are [batch, *space, channels]; with `stage=Plain` it is a plain convolutional network.
+
+    Attributes:
+        embed: the stem, an `nnx.Conv`.
+        stack: the `Stack` of blocks.
+        norm: before the read-out of a network of preactivations, or None.
+        activation: the same for its f.
+        head: the read-out, an `nnx.Linear`.
     """
 
     def __init__(

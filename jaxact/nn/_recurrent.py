@@ -111,7 +111,12 @@ class RNN(nnx.Module):
     def hidden(
         self, x: Float[ArrayLike, "*batch time in"], activation: Elementwise | None = None
     ) -> Float[Array, "*batch time width"]:
-        """Hidden states h_1, h_2, ..., of a sequence or a batch of them; `Raises` as a call."""
+        """Hidden states h_1, h_2, ...; raises what a call does.
+
+        Args:
+            x: a sequence of at least one time, or a batch of them.
+            activation: replaces the network's own for this call.
+        """
         drive = jnp.moveaxis(self.cell.dense_i(self._sequence(x)), -2, 0)
         f = activation or self.activation
 

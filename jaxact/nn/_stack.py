@@ -166,7 +166,9 @@ class Stack(nnx.Module):
     def log_lipschitz(self, depth: ArrayLike | None = None, activation: Any = None) -> Float[Array, ""]:
         """Natural log of the textbook's upper bound: the sum of `Stage.log_lipschitz` over the stages that run.
 
-        Takes `depth` and `activation` as a call does; the activation must know its constant `lipschitz`.
+        Args:
+            depth: as in a call.
+            activation: replaces the stages' own; it must know its constant `lipschitz`.
         """
         _check_depth(self.max_depth if depth is None else depth, self.max_depth)
         f = self.stages.activation if activation is None else activation
@@ -186,6 +188,15 @@ class Stack(nnx.Module):
         """Carry dh dh^T <= exp(log_square) Q |dx|^2 through the first `depth` stages; slopes of f in `slopes`.
 
         See `lipschitz.upper_bound` and `MLP.log_lipschitz`. A traced depth has no reverse-mode derivative.
+
+        Args:
+            Q: positive semidefinite, of the hidden state before the first stage.
+            log_square: natural log of what Q is multiplied by.
+            slopes: the least and the greatest slope of f.
+            depth: as in a call.
+
+        Returns:
+            Q and log_square after the last stage that runs.
         """
         depth = self.max_depth if depth is None else depth
         _check_depth(depth, self.max_depth)

@@ -4,7 +4,7 @@ From a checkout:
 
     python -m train run configs/conv_depth.py
     python -m train run configs/conv_depth.py --smoke
-    python -m train run configs/conv_depth.py --task fashion-mnist --width 16
+    python -m train run configs/conv_depth.py --task fashion_mnist --width 16
     python -m train run configs/conv_depth.py --task cifar10 --optimizer adamw --optimizer.schedule cosine
 
 Cost: 45 cells of 2 runs; 5 minutes and 4.4 GB on two CPU cores.

@@ -19,7 +19,7 @@ _KEPT = ("study", "experiment", "run_id", "command", "device", "started", "wall_
 
 
 def put(directory: Path) -> str:
-    """Copy a run's page and first picture, and write what the gallery tells of it.
+    """Copy a run's page and pictures, and write what the gallery tells of it.
 
     Args:
         directory: a run's folder, with `result.nc` and `report.html`.
@@ -39,8 +39,8 @@ def put(directory: Path) -> str:
         facts["claims"] = {name: numbers_table(part(result, name)).to_dict("records") for name in claims()}
     GALLERY.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(directory / "report.html", GALLERY / f"{study}.html")
-    for name in facts["figures"] if experiment is Chapter else facts["figures"][:1]:
-        copy = f"{study}-{name}.svg" if experiment is Chapter else f"{study}.svg"
+    for place, name in enumerate(facts["figures"]):
+        copy = f"{study}-{name}.svg" if place or experiment is Chapter else f"{study}.svg"
         shutil.copyfile(directory / "figures" / f"{name}.svg", GALLERY / copy)
     (GALLERY / f"{study}.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
     return str(study)

@@ -144,7 +144,7 @@ def _fact(name: str, value: Any) -> tuple[str, Any]:
     """The name and value of an attribute in plain words."""
     words = _NAMES.get(name, name.replace("_seconds", "_time")).replace("_", " ")
     if name.endswith("_seconds") and isinstance(value, int | float):
-        return words, f"{value:.1f} s, added over all parts of the study"
+        return words, f"{value:.1f} s, the times of all cells added"
     return words, _moment(str(value)) if name == "started" else value
 
 

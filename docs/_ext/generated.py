@@ -1,8 +1,10 @@
 """Pages that are made from the code, so that they cannot say what it does not."""
 
+import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +61,7 @@ def _numbers(f):
         f"{f.lipschitz:.5g}".replace("inf", "∞"),
         _or_none(lambda: f"{float(theory.gain(f)):.4f}"),
         _or_none(lambda: f"{float(theory.critical_point(f).sigma_w):.4f}"),
-        f"{float(moments.mean):.4f}",
+        f"{float(moments.mean):z.4f}",
         f"{float(moments.zero_probability):.2g}",
     ]
 
@@ -98,18 +100,45 @@ COMMANDS = [
     ["jaxact"],
     *(["jaxact", each] for each in ("describe", "compare", "certify", "diagnose")),
     ["train"],
-    *(["train", each] for each in ("report", "plan", "status", "exercise")),
     ["train", "run", "configs/depth_sweep.py"],
+    ["train", "plan", "configs/depth_sweep.py"],
+    *(["train", each] for each in ("report", "status", "list", "exercise")),
 ]
 
 
 def commands():
-    """The help of every command as it is printed."""
+    """The help of every command as it is printed, and the fields of every optimiser."""
     parts = []
     for words in COMMANDS:
         line = f"python -m {' '.join(words)} --help"
         parts.append(f"## {' '.join(words)}\n\n    {line}\n\n```text\n{_printed(words)}\n```\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, "## The fields of the optimisers\n", *_optimizers()])
+
+
+def _optimizers():
+    """A table of each optimiser's fields, from its docstring."""
+    import dataclasses
+
+    from train.optimizers import Optimizer
+
+    yield "Each stands behind `--optimizer NAME`, its fields as `--optimizer.FIELD VALUE`, - or _ between words.\n"
+    yield "| optimiser | field | default | what it is |\n|---|---|---|---|"
+    common = dataclasses.fields(Optimizer)
+    for each in common:
+        yield f"| all | `{each.name}` | {each.default} | {_said(Optimizer, each.name)} |"
+    for name, kind in Optimizer.choices().items():
+        for each in dataclasses.fields(kind):
+            if each.name not in {one.name for one in common}:
+                yield f"| `{name}` | `{each.name}` | {each.default} | {_said(kind, each.name)} |"
+
+
+def _said(kind, field):
+    """What the docstring of a dataclass, or of one that it derives from, says of a field."""
+    for each in kind.__mro__:
+        told = inspect.cleandoc(each.__doc__ or "")
+        if found := re.search(rf"^    {field}: (.*(?:\n {{5,}}.*)*)", told, re.MULTILINE):
+            return " ".join(found[1].split()).replace("|", "\\|")
+    return ""
 
 
 def _printed(words):
@@ -147,7 +176,7 @@ def _claim_page(name, claim, run):
     exercise = claim.exercise
     figures = [each for each in run["figures"] if each.startswith(f"{name}-")] if run else []
     shown = "\n\n".join(
-        f"```{{image}} ../gallery/runs/chapter-{each}.svg\n:alt: {claim.title}: {each.partition('-')[2]}\n```"
+        _scrolled(f"../gallery/runs/chapter-{each}.svg", f"{claim.title}: {each.partition('-')[2]}")
         for each in figures
     )
     return f"""---
@@ -180,7 +209,8 @@ answer.write_text(exercise.solution)
 print(check(exercise, answer).word)
 ```
 
-Your own answer is checked by `python -m train exercise {name} --check MYFILE.py`. One that is right:
+Your own answer is checked by `python -m train exercise {name} --check MYFILE.py`: it must be
+{exercise.tolerance}, which a formula or quadrature reaches and sampling does not. One that is right:
 
 ```{{dropdown}} Solution
 ~~~python
@@ -192,7 +222,7 @@ Your own answer is checked by `python -m train exercise {name} --check MYFILE.py
 
     python -m train run configs/chapter.py --claims {name}
 
-{_table(run["claims"][name]) if run else ""}
+{_measured(name, claim, run) if run else ""}
 
 {shown}
 
@@ -200,6 +230,24 @@ Your own answer is checked by `python -m train exercise {name} --check MYFILE.py
 
 {claim.practice}
 """
+
+
+def _measured(name, claim, run):
+    """The table of a claim's numbers, with the tolerance of each; what is said of its columns below."""
+    from train.experiments.chapter.claim import CAPTION, tolerance_of
+
+    records = run["claims"][name]
+    if "tolerance" not in records[0]:  # of a run that was put here before tables had it
+        tolerances = [tolerance_of(each.tolerance) for each in claim().numbers().values()]
+        records = [each | {"tolerance": said} for each, said in zip(records, tolerances, strict=True)]
+    columns = ("number", "predicted", "tolerance", "exact", "measured", "verdict")
+    return f"{_table([{key: each[key] for key in columns} for each in records])}\n\n*{CAPTION}*"
+
+
+def _scrolled(path, alt, *options):
+    """A picture that keeps a legible width on a narrow screen, where it is scrolled."""
+    more = "".join(f"{each}\n" for each in options)
+    return f"````{{div}} wide-picture\n```{{image}} {path}\n:alt: {alt}\n{more}```\n````"
 
 
 def _table(records):
@@ -222,46 +270,79 @@ def _title(study):
     return study.replace("_", " ").capitalize()
 
 
-def _picture(study):
-    found = sorted(RUNS.glob(f"{study}.svg")) or sorted(RUNS.glob(f"{study}-*.svg"))
-    return f"runs/{found[0].name}"
+def _pictures(study):
+    """The pictures of a study that `scripts/gallery.py` put here, by the figure's name; those of claims have pages."""
+    figures = facts_of(study)["figures"]
+    names = {figures[0]: f"{study}.svg", **{each: f"{study}-{each}.svg" for each in figures[1:]}}
+    there = {name: f"runs/{file}" for name, file in names.items() if (RUNS / file).exists()}
+    return there if figures[0] in there else {}
 
 
 def _card(run):
+    study = run["study"]
+    picture = f":img-bottom: runs/{study}.svg\n" if (RUNS / f"{study}.svg").exists() else ""
     return (
-        f"```{{grid-item-card}} {_title(run['study'])}\n:link: {run['study']}\n:link-type: doc\n"
-        f":img-bottom: {_picture(run['study'])}\n\n{run['findings'][0][1]}\n```"
+        f"```{{grid-item-card}} {_title(study)}\n:link: {study}\n:link-type: doc\n"
+        f"{picture}\n{run['findings'][0][1]}{_setting(run)}\n```"
+    )
+
+
+def _setting(run):
+    """With how much training a study found what it says: its numbers are not to be read without."""
+    from train import config
+
+    if run["command"].split(" --output")[0].split()[5:]:  # options that the config does not know
+        return ""
+    study = config.load(ROOT / "configs" / f"{run['study']}.py")
+    if not all(hasattr(study, name) for name in ("width", "num_steps", "optimizer", "learning_rates")):
+        return ""
+    rates = ", ".join(map(str, study.learning_rates))
+    rates = f"the best of the rates {rates}" if len(study.learning_rates) > 1 else f"the rate {rates}"
+    weights = (
+        ", weights drawn with `sigma_w^2 E f'(z)^2 = 1`," if getattr(study, "sigma_w", 0) is None else ""
+    )
+    return (
+        f" That is for networks of width {study.width}{weights} after {study.num_steps} steps of {study.optimizer.name} "
+        f"at {rates}, {len(study.seeds)} seeds, batches of {study.batch_size} of {study.task}."
     )
 
 
 def _gallery_page(run):
     study = run["study"]
     minutes = float(run["wall_seconds"]) / 60
-    findings = "\n".join(f"- {topic and f'**{topic}.** '}{text}" for topic, text in run["findings"][1:])
-    figures = "\n".join(f"- `{each}`" for each in run["figures"])
+    findings = [f"- {topic and f'**{topic}.** '}{text}" for topic, text in run["findings"][1:]]
+    more = (
+        f"\n```{{dropdown}} {len(findings) - 3} more\n" + "\n".join(findings[3:]) + "\n```"
+        if findings[3:]
+        else ""
+    )
+    pictures = _pictures(study)
+    first = (
+        _scrolled(pictures[run["figures"][0]], f"the first figure of the study {study}") if pictures else ""
+    )
     return f"""# {_title(study)}
 
-{run["findings"][0][1]}
+{run["findings"][0][1]}{_setting(run)}
 
-```{{image}} {_picture(study)}
-:alt: the first figure of the study {study}
-:target: "#code"
-```
+{first}
 
 {{download}}`The whole report <runs/{study}.html>`, an interactive page of its own, as it came out of
 
-    {run["command"].split(" --output")[0]}
+    {run["command"].split(" --output")[0].strip()}
 
-Cost: {minutes:.1f} minutes, added over all parts of the study, on {run["device"]}; started {run["started"][:16]} UTC
-from commit {run["git_commit"][:7]}.
+Cost: {minutes:.1f} minutes on {run["device"]}: the times of all cells added, which run side by side
+where there are cores, so that the run itself is over sooner. Started {run["started"][:16]} UTC from commit {run["git_commit"][:7]}.
 
 ## Findings
 
-{findings}
+{chr(10).join(findings[:3])}
+{more}
 
 ## Figures
 
-{figures}
+Each opens in the report, where values are shown under the pointer.
+
+{_figures(run, pictures)}
 
 ## Code
 
@@ -273,6 +354,26 @@ The study's config, and below it the code of its figures:
 ```{{literalinclude}} ../../{_source(study)}
 ```
 """
+
+
+def _figures(run, pictures):
+    """Links to the figures' places in the report, each with its picture where there is one."""
+    study, parts = run["study"], []
+    for name in run["figures"]:
+        link = f'<a href="runs/{study}.html#title-{name}">{_title(name)}</a>'
+        parts.append(f"```{{raw}} html\n<p>{link}</p>\n```")
+        if name != run["figures"][0] and name in pictures:
+            parts.append(_scrolled(pictures[name], f"{_title(name)}, of the study {study}"))
+    return "\n\n".join(parts)
+
+
+def reports(app, error):
+    """Put the reports where the gallery's links to their figures lead."""
+    if error is None and app.builder.format == "html":
+        for path in RUNS.glob("*.html"):
+            target = Path(app.outdir) / "gallery" / "runs" / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def _source(study):
@@ -309,4 +410,5 @@ def generate(app):
 def setup(app):
     """Before Sphinx looks for pages."""
     app.connect("builder-inited", generate)
+    app.connect("build-finished", reports)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

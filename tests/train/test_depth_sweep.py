@@ -55,6 +55,16 @@ def test_training_compiles_once_a_block_whatever_the_depth_and_activation(smoke)
     assert len({(part.activation.item(), part.depth.item()) for part in parts}) == 4
 
 
+def test_a_best_learning_rate_at_an_end_of_the_grid_is_told(smoke):
+    whole = results.combine(smoke[1])
+    faster = whole.assign_coords(learning_rate=10 * whole["learning_rate"])
+    both = xr.concat([whole, faster], "learning_rate", data_vars="minimal", combine_attrs="override")
+    low, high = both["learning_rate"].to_numpy()
+    said = f"the smallest, {low:g}, is the best in {len(smoke[1])} and the largest, {high:g}, in 0."  # ties go to it
+    assert any(said in str(each) for each in DepthSweep.findings(both))
+    assert "at the best of 2 learning rates" in str(DepthSweep.findings(both)[0])
+
+
 def test_the_same_seed_gives_the_same_dataset(smoke):
     experiment, parts = smoke
     again = experiment.run(experiment.cells()[0], progress=silent)
@@ -70,7 +80,8 @@ def test_the_whole_is_described_and_shown(smoke):
         assert variable.attrs.get("long_name"), name
     assert whole.steps_to_threshold.attrs["long_name"] == "steps to 90% train accuracy"
     assert whole.steps_to_threshold.attrs["threshold"] == 0.9
-    assert experiment.findings(whole)
+    first = str(experiment.findings(whole)[0])
+    assert f"reached within {experiment.num_steps} steps at one learning rate by" in first
     assert experiment.figures(whole)
     assert experiment.tables(whole)
 

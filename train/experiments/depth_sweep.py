@@ -167,13 +167,14 @@ class DepthSweep(TrainingStudy):
         if not bool(accuracy.notnull().any()):
             return [Finding("Nothing to conclude: no run of this sweep has a test accuracy."), failed]
         sentences = [
-            _verdict(accuracy),
+            _verdict(accuracy, result.sizes["learning_rate"], runs.budget(best)),
             *(_of_block(best, accuracy, block) for block in runs.names(best, "block")),
             *_against_plain(accuracy),
             _gradients(best),
             *(_conditioning(best, phase) for phase in runs.PHASES),
             _lipschitz_gap(best),
             _theory_agreement(best),
+            _rates(best, result),
             failed,
         ]
         return [sentence for sentence in sentences if sentence]
@@ -423,8 +424,8 @@ def _resolution(values: xr.DataArray) -> float:
     return float(-np.log10(np.finfo(values.dtype if values.dtype.kind == "f" else float).eps))
 
 
-def _verdict(accuracy: xr.DataArray) -> Finding:
-    """The answer in one sentence: who still generalises at the deepest depth, in which block."""
+def _verdict(accuracy: xr.DataArray, num_rates: int, num_steps: int) -> Finding:
+    """The answer in one sentence: who still generalises at the deepest depth, in which block, how soon."""
     depth, rows = runs.deepest(accuracy)
     parts = []
     for block, (names, values) in rows.items():
@@ -433,8 +434,26 @@ def _verdict(accuracy: xr.DataArray) -> Finding:
         every = words.count(names, "activation")
         who = {0: f"none of {every}", len(names): f"all {every}"}.get(len(good), who)
         parts.append(f"{words.lower(blocks.block_name(block))} networks with {who}")
+    rates = f"the best of {num_rates} learning rates" if num_rates > 1 else "one learning rate"
     return Finding(
-        f"At depth {depth}, {words.percent(TRAINED)} test accuracy is reached by {words.listed(parts)}."
+        f"At depth {depth}, {words.percent(TRAINED)} test accuracy is reached within {num_steps} steps at {rates} by "
+        f"{words.listed(parts)}."
+    )
+
+
+def _rates(best: xr.Dataset, result: xr.Dataset) -> Finding | str:
+    """How often the best learning rate is an end of the grid, so that a better one may lie beyond."""
+    rates = result["learning_rate"].to_numpy()
+    if len(rates) < 2:
+        return ""
+    chosen = best["learning_rate"].where(best["present"].any("seed")).to_numpy()
+    total, least, most = (
+        int(each.sum()) for each in (chosen > 0, chosen == rates.min(), chosen == rates.max())
+    )
+    return Finding(
+        f"Over {words.count(total, 'cell')} the smallest, {rates.min():g}, is the best in {least} and the largest, "
+        f"{rates.max():g}, in {most}. Where many lie at an end, give others: --learning-rates.",
+        topic="Learning rates",
     )
 
 

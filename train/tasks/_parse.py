@@ -52,7 +52,7 @@ def parse(text: str) -> Task:
     """Reads a task from text: a name, or a name with parameters as in a Python call. Inverse of `str(task)`.
 
     Args:
-        text: for example "digits", "fashion-mnist(num_train=10000)", "teacher_student(depth=4,
+        text: for example "digits", "fashion_mnist(num_train=10000)", "teacher_student(depth=4,
             activation='relu')".
 
     Raises:

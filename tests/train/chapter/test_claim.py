@@ -55,10 +55,11 @@ def test_numbers_are_stored_as_declared_and_as_measured():
     assert base.deciding(result)["says"].item() == "the second"
 
 
-def test_the_table_says_predicted_exact_measured_and_verdict():
+def test_the_table_says_predicted_tolerance_exact_measured_and_verdict():
     (table,) = Toy.tables(run({"first": np.linspace(0.9, 1.1, 5), "second": 3.0})).values()
     assert table["measured"].tolist() == ["1 [0.902, 1.1]", "3"]
     assert table["number"].tolist() == ["the first", "the second (nats)"]
+    assert table["tolerance"].tolist() == ["\N{PLUS-MINUS SIGN} 0.5", "\N{PLUS-MINUS SIGN} 0.1"]
     assert table["verdict"].tolist() == [HOLDS, f"{FAILS} (finer point)"]
 
 

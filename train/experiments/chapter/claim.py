@@ -46,6 +46,12 @@ _JUDGED = {
     "reason": "why it is undecided",
 }
 JUDGED = tuple(_JUDGED)
+CAPTION = (
+    "Predicted: what the chapter concludes, whatever its own formula gives. Tolerance: how far from that a number may "
+    "be; it holds if all of its interval is within. Measured: the mean over draws with its 95 % interval, or one "
+    "number where nothing is random. Exact theory of random networks is that of infinite width. A finer point that fails "
+    "corrects the claim; any other refutes it."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,15 +177,17 @@ def deciding(result: xr.Dataset) -> xr.Dataset:
 
 
 def numbers_table(result: xr.Dataset) -> pd.DataFrame:
-    """A row a number: what it is, predicted, exact, measured with its interval, verdict."""
-    rows = [row_of(result.isel(number=place)) for place in range(result.sizes["number"])]
-    table = pd.DataFrame(rows)
-    table.attrs["caption"] = (
-        "Measured: the mean over draws with its 95 % interval, or one number where nothing is random. "
-        "Exact theory of random networks is that of infinite width. "
-        "A finer point that fails corrects the claim; any other refutes it."
-    )
+    """A row a number: what it is, predicted, how far it may be off, exact, measured with its interval, verdict."""
+    ones = [result.isel(number=place) for place in range(result.sizes["number"])]
+    rows = [row_of(one) | {"tolerance": tolerance_of(float(one["tolerance"]))} for one in ones]
+    table = pd.DataFrame(rows)[["number", "predicted", "tolerance", "exact", "measured", "verdict"]]
+    table.attrs["caption"] = CAPTION
     return table
+
+
+def tolerance_of(tolerance: float) -> str:
+    """How far a number may be off, as a reader is shown it; empty where not at all."""
+    return f"\N{PLUS-MINUS SIGN} {tolerance:.2g}" if tolerance else ""
 
 
 def row_of(one: xr.Dataset) -> dict[str, str]:

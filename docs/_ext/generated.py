@@ -302,8 +302,8 @@ def _setting(run):
         ", weights drawn with `sigma_w^2 E f'(z)^2 = 1`," if getattr(study, "sigma_w", 0) is None else ""
     )
     return (
-        f" That is for networks of width {study.width}{weights} after {study.num_steps} steps of {study.optimizer.name} "
-        f"at {rates}, {len(study.seeds)} seeds, batches of {study.batch_size} of {study.task}."
+        f" That is for networks of width {study.width}{weights} after {study.num_steps} steps of "
+        f"{study.optimizer.name} at {rates}, {len(study.seeds)} seeds, batches of {study.batch_size} of {study.task}."
     )
 
 
@@ -331,7 +331,8 @@ def _gallery_page(run):
     {run["command"].split(" --output")[0].strip()}
 
 Cost: {minutes:.1f} minutes on {run["device"]}: the times of all cells added, which run side by side
-where there are cores, so that the run itself is over sooner. Started {run["started"][:16]} UTC from commit {run["git_commit"][:7]}.
+where there are cores, so that the run itself is over sooner. Started {run["started"][:16]} UTC from commit
+{run["git_commit"][:7]}.
 
 ## Findings
 

@@ -49,8 +49,8 @@ JUDGED = tuple(_JUDGED)
 CAPTION = (
     "Predicted: what the chapter concludes, whatever its own formula gives. Tolerance: how far from that a number may "
     "be; it holds if all of its interval is within. Measured: the mean over draws with its 95 % interval, or one "
-    "number where nothing is random. Exact theory of random networks is that of infinite width. A finer point that fails "
-    "corrects the claim; any other refutes it."
+    "number where nothing is random. Exact theory of random networks is that of infinite width. A finer point that "
+    "fails corrects the claim; any other refutes it."
 )
 
 

@@ -37,6 +37,7 @@ html_title = "jaxact"
 html_static_path = ["_static"]
 html_css_files = ["jaxact.css"]
 html_theme_options = {"show_toc_level": 1, "use_download_button": False, "use_fullscreen_button": False}
+html_theme_options["navbar_persistent"] = []  # the search field stands in the sidebar
 html_math_renderer = "mathml"
 html_last_updated_fmt = ""
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]

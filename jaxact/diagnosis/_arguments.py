@@ -29,6 +29,7 @@ class Traced(NamedTuple):
     loss: Callable[..., Any] | None
     call: Callable[[Any, Any], Any]
     names: tuple[str, ...]
+    kind: str
     rebuild: Callable[[Any], Any] = lambda params: params
 
 
@@ -43,7 +44,7 @@ def traced(fn: Any, params: Any, batch: Any, loss: Callable[..., Any] | None) ->
         batch, model = params, adapters.as_parametric(fn)
     else:
         model = adapters.as_parametric((_function(fn), params))
-    _, call, params, names, rebuild = model
+    kind, call, params, names, rebuild = model
     params, batch = _as_arrays(params, "params"), _as_arrays(batch, "batch")
     _check_finite(params, names)
     _check_batch(batch)
@@ -57,7 +58,8 @@ def traced(fn: Any, params: Any, batch: Any, loss: Callable[..., Any] | None) ->
             "Pass weights through `params`: what a function closes over is a constant.",
             argument="fn",
         )
-    return Traced(closed, jax.tree.structure(shapes), params, batch, reading, loss, call, names, rebuild)
+    tree = jax.tree.structure(shapes)
+    return Traced(closed, tree, params, batch, reading, loss, call, names, kind, rebuild)
 
 
 def read_again(model: Traced, leaves: Sequence[Any], entries: Sequence[Any]) -> Reading:

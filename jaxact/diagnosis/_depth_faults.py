@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxact.diagnosis._evidence import NOTHING, Evidence
 from jaxact.diagnosis._finding import Finding, made
-from jaxact.diagnosis._layer_faults import scale_of
+from jaxact.diagnosis._known import Preserving, preserving
+from jaxact.diagnosis._layer_faults import preserving_at, scale_of
 from jaxact.diagnosis._skeleton import Mark
 
 _LEAST = 5  # products: of fewer there is no trend to be told from steps
@@ -18,6 +19,8 @@ _LEAST = 5  # products: of fewer there is no trend to be told from steps
 _DECADES = 3 / math.log(10)
 _MONOTONE = 0.5  # Kendall's tau: three pairs of layers of four in order
 _EXPLAINED = 0.6  # of the trend, by sigma_w^2 E f'^2 of the layers
+_CLOSE = math.log(1.1)  # of sigma_w^2: the same to the reader
+_LEAST_BIAS = 0.01  # of a second moment of 1
 _FLAT = 1 / 8  # E f'^2: see _layer_faults
 _ALIKE = 1e-3  # 1 - cosine: inputs differ by 4 % of their length; relu at the edge needs 100 layers for it
 _LOST = 2.0  # decades of 1 - cosine
@@ -104,7 +107,8 @@ def _named(evidence: Evidence, signal: Trend, gradient: Trend, strongest: Trend)
     own = [k for k in evidence.weighted if Mark.CLOSED in evidence.skeleton.source(k).marks]
     if evidence.tied:
         kind, cause = "tied weights", _tied_cause(evidence, rows)
-        return made(evidence, kind, severity, start, text, cause, _tied_scale(evidence, rows))
+        scale = math.sqrt(_tied_scale(evidence, rows))
+        return made(evidence, kind, severity, start, text, cause, scale)
     if (
         skips > _HALF * 0.6 and signal.is_clear and signal.decades > 0
     ):  # a branch of two: every other starts at a sum
@@ -137,28 +141,44 @@ def _of_weights(evidence: Evidence, found: Trend, is_gradient: bool, start: list
     wanted = {k: each.gradient if is_gradient else each.signal for k, each in scales.items()}
     logs = [math.log(evidence.rows[k].weight_scale / each) / 2 for k, each in wanted.items()]
     own = float(np.median(logs)) * (-1 if is_gradient else 1)
-    preserving = float(np.median(list(wanted.values())))
+    measured = float(np.median(list(wanted.values())))
     actual = float(np.median([evidence.rows[k].weight_scale for k in scales]))
     slope = 1 / float(np.median([each.gradient for each in scales.values()]))
+    drawn = _drawn(evidence, list(scales))
     if slope < _FLAT:
         cause = f"the activation is flat: E f'^2 is {slope:.3g}, so that weights of sigma_w^2 = {actual:.3g} pass on "
         cause += f"{actual * slope:.3g} of the gradient's square a layer."
-        return made(evidence, kind, severity, start, text, cause, preserving)
-    cause = f"sigma_w^2 is {actual:.3g}; what preserves is {preserving:.3g}, {_rule(is_gradient)}."
+        return made(evidence, kind, severity, start, text, cause, drawn.scale)
+    is_told = abs(math.log(actual / drawn.scale)) > _CLOSE and (actual > drawn.scale) == (actual > measured)
+    if is_told:
+        cause = (
+            f"sigma_w^2 is {actual:.3g}; what preserves is {drawn.scale:.3g}, {drawn.rule}{_beside(drawn)}."
+        )
+    else:
+        second = float(np.median([evidence.rows[k].second_moment for k in scales]))
+        cause = f"sigma_w^2 is {actual:.3g}; what preserves is {measured:.3g} where signals have E z^2 = {second:.2g}, "
+        cause += f"as here, and {drawn.scale:.3g}, {drawn.rule}{_beside(drawn)}."
     if own / found.slope > _EXPLAINED:
-        off = _nearer(evidence, found.rows, actual, preserving) or start
-        return made(evidence, "weight scale", severity, off, text, cause, preserving)
-    return made(evidence, kind, severity, start, text, cause, preserving)
+        off = _nearer(evidence, found.rows, actual, drawn.scale if is_told else measured) or start
+        return made(evidence, "weight scale", severity, off, text, cause, drawn.scale)
+    return made(evidence, kind, severity, start, text, cause, drawn.scale)
+
+
+def _drawn(evidence: Evidence, rows: list[int]) -> Preserving:
+    """What `initialize` draws most layers with."""
+    each = [drawn for k in rows if (drawn := preserving_at(evidence, k)) is not None]
+    ordered = sorted(each, key=lambda drawn: drawn.scale)
+    return ordered[len(ordered) // 2] if ordered else Preserving(1.0, 0.0, "that of a linear layer")
+
+
+def _beside(drawn: Preserving) -> str:
+    return f", with biases of variance {drawn.bias:.2g}" if drawn.bias > _LEAST_BIAS else ""
 
 
 def _nearer(evidence: Evidence, rows: list[int], actual: float, preserving: float) -> list[int]:
     """The products whose own scale is nearer to what most have than to what preserves: those to be drawn anew."""
     scales = {k: evidence.rows[k].weight_scale for k in rows if evidence.rows[k].weight_scale > 0}
     return [k for k, s in scales.items() if abs(math.log(s / actual)) < abs(math.log(s / preserving))]
-
-
-def _rule(is_gradient: bool) -> str:
-    return "1 / E f'(z)^2 with the slopes as measured" if is_gradient else "E z^2 / E f(z)^2 as measured"
 
 
 def _told(found: Trend, is_gradient: bool) -> str:
@@ -178,17 +198,18 @@ def _order(evidence: Evidence, found: Trend, is_gradient: bool) -> list[int]:
 
 
 def _tied_scale(evidence: Evidence, rows: list[int]) -> float:
-    slopes = [evidence.rows[k].slope_second_moment for k in rows]
-    known = [each for each in slopes if each > 0]
-    return 1 / math.sqrt(float(np.median(known))) if known else 1.0
+    """1 / E f'^2 at E z^2 = 1, or as measured where that is less: of two scales the one that explodes less."""
+    drawn = [preserving(formula) for k in rows if (formula := evidence.formulas[k]) is not None]
+    at_one = [each.scale for each in drawn if each is not None]
+    measured = [1 / s for k in rows if (s := evidence.rows[k].slope_second_moment) > 0]
+    return min((float(np.median(each)) for each in (at_one, measured) if each), default=1.0)
 
 
 def _tied_cause(evidence: Evidence, rows: list[int]) -> str:
     row = evidence.rows[rows[-1]]
-    scale = _tied_scale(evidence, rows)
     return (
         f"the same weights act {len(rows)} times, so that their gradient is that of the turns where it is largest; "
-        f"sigma_w^2 is {row.weight_scale:.3g}, where 1 / E f'^2 = {scale**2:.3g} preserves."
+        f"sigma_w^2 is {row.weight_scale:.3g}, where {_tied_scale(evidence, rows):.3g} preserves."
     )
 
 
@@ -214,7 +235,5 @@ def _cosines(evidence: Evidence) -> list[Finding]:
         text = f"the cosine between inputs goes from {cosines[first]:.3f} to {cosines[last]:.3f}."
         cause = "the chaotic phase: each layer drives inputs apart, by sigma_w^2 E f'^2 > 1."
         decades = math.log10(cosines[first] / max(abs(cosines[last]), 1e-3))
-        slopes = [s for k in rows if (s := evidence.rows[k].slope_second_moment) > 0]
-        critical = 1 / float(np.median(slopes)) if slopes else 1.0
-        return [made(evidence, "chaotic", decades, start, text, cause, critical)]
+        return [made(evidence, "chaotic", decades, start, text, cause, _drawn(evidence, rows).scale)]
     return []

@@ -17,6 +17,7 @@ from jaxact.diagnosis._findings import findings
 from jaxact.diagnosis._measure import NAMES, Watch, call_loss
 from jaxact.diagnosis._predict import Prediction, predict
 from jaxact.diagnosis._reading import Reading, Site
+from jaxact.diagnosis._remedies import initialize_line
 from jaxact.diagnosis._rows import Row
 from jaxact.diagnosis._sharpness import Sharpness, sharpness
 from jaxact.errors import ArgumentError, one_line
@@ -149,6 +150,8 @@ def diagnose(
         loss=float(value),
         names=model.names,
         dtypes=tuple(leaf.dtype.name for leaf in jax.tree.leaves(model.params)),
+        formulas=tuple(site.activation and site.activation[1] for site in model.reading.sites),
+        initialize=initialize_line(model.kind),
         learning_rate=learning_rate,
         sharpness=_sharpness(model) if learning_rate is not None else None,
     )

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from jaxact.diagnosis._formula import Formula
 from jaxact.diagnosis._rows import Row
 from jaxact.diagnosis._sharpness import Sharpness
 from jaxact.diagnosis._skeleton import INPUT, Mark, Skeleton
@@ -31,6 +32,8 @@ class Evidence:
         loss: its value.
         names: of the parameters' leaves.
         dtypes: of these.
+        formulas: by row the activation that follows, or None.
+        initialize: how `initialize` is called for a model of this form.
         learning_rate: of the user, or None.
         sharpness: measured where there is a learning rate.
     """
@@ -42,6 +45,8 @@ class Evidence:
     loss: float
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
+    formulas: tuple[Formula | None, ...]
+    initialize: str
     learning_rate: float | None = None
     sharpness: Sharpness | None = None
 

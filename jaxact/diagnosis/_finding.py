@@ -6,7 +6,8 @@ import html
 from dataclasses import dataclass, field
 
 from jaxact.diagnosis._evidence import Evidence
-from jaxact.diagnosis._remedies import remedy
+from jaxact.diagnosis._known import expression
+from jaxact.diagnosis._remedies import Facts, remedy
 
 BLOCKED = 38.0  # decades: all that float32 has below 1, as severity of what stops training altogether
 
@@ -76,7 +77,14 @@ def made(
     """A finding at the first of some rows, with its remedy."""
     row = evidence.rows[rows[0]]
     layers = tuple(dict.fromkeys(evidence.rows[k].name for k in rows))
-    sentence, code = remedy(kind, place(layers), scale, max(len(evidence.weighted), 1))
+    facts = Facts(
+        layer=place(layers),
+        scale=scale,
+        depth=max(len(evidence.weighted), 1),
+        activation=expression((evidence.formulas[k] for k in rows), row.dtype),
+        initialize=evidence.initialize if len(layers) > 1 else "",
+    )
+    sentence, code = remedy(kind, facts)
     return Finding(
         kind, float(min(severity, BLOCKED)), row.name, row.line, text, cause, sentence, code, layers
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxact.diagnosis._evidence import Evidence
 from jaxact.diagnosis._finding import BLOCKED, Finding, made
+from jaxact.diagnosis._known import Preserving, preserving
 from jaxact.diagnosis._skeleton import INPUT, Mark
 
 # In sigma_w^2. PyTorch's 1 / 3 where relu wants 2 is off by 6, LeCun's 1 by 2, Glorot's 2 / (1 + fan_out / fan_in)
@@ -54,6 +55,13 @@ def scale_of(evidence: Evidence, k: int) -> Scale | None:
     return Scale(ratio, signal, gradient)
 
 
+def preserving_at(evidence: Evidence, k: int) -> Preserving | None:
+    """What `initialize` would draw a layer with, where its operand is the activation of one product."""
+    j = evidence.source(k)
+    formula = None if j is None else evidence.formulas[j]
+    return None if formula is None else preserving(formula)
+
+
 def layer_faults(evidence: Evidence) -> list[Finding]:
     """The faults of single layers."""
     finders = (_zeros, _inputs, _dead, _saturated, _attention, _mean, _scales)
@@ -75,7 +83,9 @@ def _zeros(evidence: Evidence) -> list[Finding]:
             text += "get no gradient."
             cause = "a zero initialiser on the only path; harmless it is at the end of a residual branch, which the "
             cause += "shortcut goes around, or in the last layer, whose own gradient is not 0."
-            found.append(made(evidence, "zero initialised", BLOCKED, [k], text, cause, 2.0))
+            drawn = preserving_at(evidence, k)
+            scale = 1.0 if drawn is None else drawn.scale
+            found.append(made(evidence, "zero initialised", BLOCKED, [k], text, cause, scale))
     return found[:1]
 
 
@@ -203,7 +213,7 @@ def _scales_off(evidence: Evidence, logs: dict[int, float], sign: int) -> list[F
     alike = [k for k in logs if logs[k] > logs[worst] / 2]
     k = worst if len(alike) == 1 else alike[0]
     row, scale = evidence.rows[k], scale_of(evidence, k)
-    wanted = 1.0 if scale is None else (scale.signal if sign > 0 else scale.gradient)
+    wanted = 1.0 if scale is None else _wanted(evidence, k, scale, sign)
     names = dict.fromkeys(evidence.rows[j].name for j in alike)
     text = f"sigma_w^2 is {row.weight_scale:.3g}, {_times(row.weight_scale / wanted)} what preserves here, {wanted:.3g}"
     text += f"; so in {len(names)} layers." if len(names) > 1 else "."
@@ -214,6 +224,14 @@ def _scales_off(evidence: Evidence, logs: dict[int, float], sign: int) -> list[F
         return [made(evidence, "wrong fan", severity, alike if k in alike else [k], text, cause, wanted)]
     cause = "an initialiser made for another activation or fan, or a factor that was left in."
     return [made(evidence, "weight scale", severity, [k, *(j for j in alike if j != k)], text, cause, wanted)]
+
+
+def _wanted(evidence: Evidence, k: int, scale: Scale, sign: int) -> float:
+    """sigma_w^2 as `initialize` draws it; where the layer has that already, what the signals as measured want."""
+    drawn = preserving_at(evidence, k)
+    if drawn is not None and sign * math.log(evidence.rows[k].weight_scale / drawn.scale) > math.log(2):
+        return drawn.scale
+    return scale.signal if sign > 0 else scale.gradient
 
 
 def _times(ratio: float) -> str:

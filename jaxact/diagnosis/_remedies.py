@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+_SHAPED = (
+    "from jaxact import activations, theory\nact = theory.shape({activation}, depth={depth}){hint}\n"
+    "kernel_init = theory.initializers.orthogonal()"
+)
+_UNKNOWN, _HINT = "activations.from_callable(f, name='f')", "  # f: the model's own"
+#: kinds whose code draws weights by scale alone: of several layers `initialize` draws them, with what biases must add
+_OF_SCALE = frozenset({"weight scale", "vanishing signal", "exploding signal", "chaotic"})
+#: a model's form -> how `initialize` is called
+_INITIALIZE = {
+    "function": "params = jaxact.initialize(fn, params, x).params",
+    "Linen": "module, variables = jaxact.initialize((module, variables), x).params",
+    "Haiku": "transformed, params = jaxact.initialize((transformed, params), x).params",
+}
 #: kind -> (remedy, code); {layer} is the product's name, {scale} a number that the finding knows
 REMEDIES: dict[str, tuple[str, str]] = {
     "not finite": (
@@ -19,13 +34,11 @@ REMEDIES: dict[str, tuple[str, str]] = {
     ),
     "vanishing gradient": (
         "Take weights and activation at the edge of chaos, or add shortcuts.",
-        "from jaxact import activations, theory\nf = theory.shape(activations.tanh, depth={depth})\n"
-        "kernel_init = theory.initializers.orthogonal()",
+        _SHAPED,
     ),
     "exploding gradient": (
         "Take weights and activation at the edge of chaos, or add shortcuts with a norm.",
-        "from jaxact import activations, theory\nf = theory.shape(activations.tanh, depth={depth})\n"
-        "kernel_init = theory.initializers.orthogonal()",
+        _SHAPED,
     ),
     "vanishing signal": (
         "Scale the weights so that the second moment stays.",
@@ -37,8 +50,7 @@ REMEDIES: dict[str, tuple[str, str]] = {
     ),
     "ordered": (
         "Use larger weights (the edge of chaos), fewer layers, or shortcuts.",
-        "from jaxact import activations, theory\nf = theory.shape(activations.softplus(), depth={depth})\n"
-        "kernel_init = theory.initializers.orthogonal()",
+        _SHAPED,
     ),
     "chaotic": (
         "Use smaller weights: the edge of chaos.",
@@ -103,7 +115,42 @@ REMEDIES: dict[str, tuple[str, str]] = {
 }
 
 
-def remedy(kind: str, layer: str, scale: float, depth: int) -> tuple[str, str]:
+class Facts(NamedTuple):
+    """What a remedy's code is filled in with.
+
+    Attributes:
+        layer: the products' names, in few words.
+        scale: a number that the finding knows.
+        depth: how many products have parameters.
+        activation: of the model, as Python; None where it has no name.
+        initialize: the line that draws all weights, where the fault is in several layers; else "".
+    """
+
+    layer: str
+    scale: float
+    depth: int
+    activation: str | None
+    initialize: str
+
+
+def remedy(kind: str, facts: Facts) -> tuple[str, str]:
     """(a sentence, lines of code) for a kind of fault."""
     sentence, code = REMEDIES[kind]
-    return sentence, code.format(layer=layer, scale=scale, depth=depth)
+    if kind in _OF_SCALE and facts.initialize:
+        code = f"{facts.initialize}  # {{layer}}"
+    known = facts.activation
+    return sentence, code.format(
+        layer=facts.layer,
+        scale=facts.scale,
+        depth=facts.depth,
+        activation=known or _UNKNOWN,
+        hint="" if known else _HINT,
+    )
+
+
+def initialize_line(kind: str) -> str:
+    """How `initialize` is called for a model of a kind, as `adapters` tells it."""
+    return next(
+        (line for word, line in _INITIALIZE.items() if kind.startswith(word)),
+        "model = jaxact.initialize(model, x).params",
+    )

@@ -5,15 +5,18 @@ import html
 import math
 from itertools import pairwise
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxact
+from jaxact import activations, theory
 from jaxact.diagnosis import KINDS
 from jaxact.diagnosis._depth_faults import trend
-from jaxact.diagnosis._remedies import REMEDIES, remedy
+from jaxact.diagnosis._remedies import REMEDIES, Facts, remedy
 from jaxact.diagnosis._sharpness import sharpness
 
 KEY = jax.random.key(3)
@@ -196,10 +199,82 @@ def test_a_rate_is_positive_and_comes_with_a_loss(options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_code_of_a_remedy_is_python(kind):
-    sentence, code = remedy(kind, "layer", 1.5, 8)
-    assert sentence.endswith(".")
-    program = compile(code, kind, "exec")
-    if code.startswith("from jaxact"):
-        exec(program)
+@pytest.mark.parametrize("activation", ["activations.tanh", None])
+def test_the_code_of_a_remedy_is_python(kind, activation):
+    for initialize in ("", "model = jaxact.initialize(model, x).params"):
+        sentence, code = remedy(kind, Facts("layer", 1.5, 8, activation, initialize))
+        assert sentence.endswith(".")
+        program = compile(code, kind, "exec")
+        if code.startswith("from jaxact"):
+            exec(program, {"f": lambda z: z * jax.nn.sigmoid(3 * z)})
     assert tuple(REMEDIES) == KINDS
+
+
+class Gelus(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(100, 100, rngs=rngs) for _ in range(40)])
+        self.head = nnx.Linear(100, 5, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = nnx.gelu(layer(x))
+        return self.head(x)
+
+
+def chain(ws, x):
+    return functools.reduce(lambda h, w: jax.nn.gelu(h @ w), ws[:-1], x) @ ws[-1]
+
+
+def test_the_printed_remedy_of_a_vanished_signal_cures_it():
+    """Gelu's slope at 0, where the signal ends, is 1/2: 4 would preserve there, and explodes from E z^2 = 1."""
+    model, x = Gelus(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (64, 100))
+    (found,) = jaxact.diagnose(model, x, jacobian=False).findings
+    point = theory.critical_point(activations.gelu, q_star=1.0)
+    assert f"what preserves is {point.sigma_w**2:.3g}, 1 / E f'(z)^2 at E z^2 = 1" in found.cause
+    assert f"biases of variance {point.sigma_b**2:.2g}." in found.cause
+    names = {"jaxact": jaxact, "model": model, "x": x}
+    exec(found.code, names)
+    assert jaxact.diagnose(names["model"], x, jacobian=False).findings == ()
+    drawn = [each.new for each in jaxact.initialize(model, x, weights=None).changes]
+    np.testing.assert_allclose(drawn[1], point.sigma_w, rtol=0.03)
+
+
+def test_the_printed_remedy_is_for_the_form_that_was_diagnosed():
+    ws = weights(20, 0.3)
+    found = jaxact.diagnose(chain, ws, X, jacobian=False).findings[0]
+    names = {"jaxact": jaxact, "fn": chain, "params": ws, "x": X}
+    exec(found.code, names)
+    assert jaxact.diagnose(chain, names["params"], X, jacobian=False).findings == ()
+
+
+def test_one_layer_is_drawn_at_the_scale_of_signals_of_the_proper_size():
+    ws = weights(8, 1.0)
+    ws[4] = 30 * ws[4]
+    scale = theory.critical_point(activations.gelu_tanh, q_star=1.0).sigma_w ** 2
+    (found,) = jaxact.diagnose(chain, ws, X, jacobian=False).findings
+    assert f"variance_scaling({scale:.3g}, " in found.code
+    assert f"what preserves here, {scale:.3g}" in found.text
+
+
+def own(z):
+    return z * jax.nn.sigmoid(3 * z) + 0.1 * jnp.sin(z)
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (jax.nn.gelu, "activations.gelu_tanh"),
+        (activations.gelu, "activations.gelu"),
+        (jax.nn.silu, "activations.silu"),
+        (lambda z: jax.nn.leaky_relu(z, 0.2), "activations.leaky_relu(0.2)"),
+        (own, "activations.from_callable(f, name='f')"),
+    ],
+)
+def test_the_code_of_an_ordered_network_names_its_activation(act, told):
+    model = eqx.nn.MLP(20, 10, width_size=64, depth=10, activation=act, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (32, 20))
+    found = jaxact.diagnose(model, x, jacobian=False).findings
+    (code,) = [each.code for each in found if each.kind == "ordered"]
+    assert f"theory.shape({told}, depth=11)" in code
+    assert ("  # f: the model's own" in code) == (act is own)
+    exec(code, {"f": own})

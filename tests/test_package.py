@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -61,6 +62,18 @@ def test_the_readmes_snippets_run(capsys):
     names = run_blocks(ROOT / "README.md", "python")
     assert "weight scale at layers[0].kernel and 29 more" in capsys.readouterr().out
     assert names["certificate"].value > 0
+
+
+def test_the_readmes_story_prints_what_the_readme_says(tmp_path, capsys):
+    text = (ROOT / "README.md").read_text()
+    (block,) = [each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Deep" in each]
+    (tmp_path / "story.py").write_text(block)
+    runpy.run_path(str(tmp_path / "story.py"))
+    printed = " ".join(capsys.readouterr().out.split())
+    (told,) = re.findall(r"^    \[9.*?(?=\n\n)", text, re.DOTALL | re.MULTILINE)
+    for part in " ".join(told.split()).split(" ... "):
+        pattern = re.sub(r"0\\\.\d{3}", r"0\\.\\d+", re.escape(part))  # the third digit is the platform's
+        assert re.search(pattern, printed), pattern
 
 
 def test_the_parts_in_a_model_of_ones_own_run():

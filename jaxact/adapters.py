@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
 import inspect
 import math
 import pkgutil
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +36,10 @@ __all__ = [
     "on_one_example",
 ]
 
+#: what a mode's argument is in inference, as it is written
+_INFERENCE = dict.fromkeys(("train", "training", "is_training"), "False") | dict.fromkeys(
+    ("deterministic", "use_running_average", "inference"), "True"
+)
 _SAME_OUTPUT = 1e-4  # relative
 _FEW = 8  # names shown where none is close
 
@@ -271,7 +277,7 @@ def _check_no_class(value: Any, name: str) -> None:
         )
 
 
-def _check_one_array(function: Callable[..., Any], name: str, *before: Any) -> None:
+def _check_one_array(function: Callable[..., Any], name: str, *before: Any, remedy: str = "") -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of builtins, which say nothing
@@ -281,8 +287,53 @@ def _check_one_array(function: Callable[..., Any], name: str, *before: Any) -> N
     except TypeError:
         raise ArgumentError(
             f"{name} must be a function of one array.",
-            "Write def model(x): ... that gives the other arguments.",
+            remedy or "Write def model(x): ... that gives the other arguments.",
         ) from None
+
+
+def _required(function: Callable[..., Any], count: int) -> list[str]:
+    """The arguments after the first `count` that a call must give."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # of builtins, which say nothing
+        return []
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    rest = [
+        each for k, each in enumerate(parameters) if k >= count or each.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    return [each.name for each in rest if each.default is each.empty and each.kind not in variable]
+
+
+def _passed_on(function: Callable[..., Any], error: TypeError) -> list[str]:
+    """What a function of any keywords, as a Linen module's `apply`, lacked where it handed them on."""
+    try:
+        kinds = {each.kind for each in inspect.signature(function).parameters.values()}
+    except (TypeError, ValueError):
+        return []
+    missing = re.search(r"missing \d+ required [\w-]+ arguments?: (.*)", str(error))
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
+    return re.findall(r"'(\w+)'", missing[1]) if missing and takes_any else []
+
+
+def _arguments(names: Sequence[str]) -> str:
+    """What inference gives for arguments, as they are written in a call."""
+    return ", ".join(f"{name}={_INFERENCE.get(name, '...')}" for name in names)
+
+
+@contextlib.contextmanager
+def _told_what_is_missing(function: Callable[..., Any], count: int, form: str) -> Iterator[None]:
+    """Say how a model that needs more than its inputs is called: `form` with the other arguments in place of {}."""
+    try:
+        yield
+    except TypeError as error:
+        names = _required(function, count) or _passed_on(function, error)
+        if not names:
+            raise
+        raise ArgumentError(
+            f"must take (params, inputs) alone, but needs {', '.join(f'`{name}`' for name in names)} too.",
+            f"Give it in a function, with its params: {form.format(_arguments(names))}.",
+            argument="fn",
+        ) from error
 
 
 def _linen_model(value: Sequence[Any], name: str) -> Model:
@@ -292,7 +343,9 @@ def _linen_model(value: Sequence[Any], name: str) -> Model:
             "A pair must be (Linen module, variables) or (hk.Transformed, params).",
         )
     module, variables = value
-    _check_one_array(module.__call__, name)
+    names = _required(type(module).__call__, 2)
+    instead = f"Write lambda x: net.apply(variables, x, {_arguments(names)})." if names else ""
+    _check_one_array(module.__call__, name, remedy=instead)
     call = functools.partial(module.apply, variables)
     return Model(name, "Linen module with its variables", call, True)
 
@@ -360,7 +413,12 @@ def as_parametric(value: Any, *, name: str = "`fn`") -> Parametric:
 def _function_parametric(function: Callable[[Any, Any], Any], params: Any) -> Parametric:
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     names = tuple(jax.tree_util.keystr(path).lstrip(".") or "params" for path, _ in paths)
-    return Parametric("function of (params, inputs)", function, params, names, lambda params: params)
+
+    def call(params: Any, batch: Any) -> Any:
+        with _told_what_is_missing(function, 2, "lambda params, x: fn(params, x, {})"):
+            return function(params, batch)
+
+    return Parametric("function of (params, inputs)", call, params, names, lambda params: params)
 
 
 def _nnx_parametric(module: Any) -> Parametric:
@@ -375,7 +433,9 @@ def _nnx_parametric(module: Any) -> Parametric:
 
     def call(params: Any, batch: Any) -> Any:
         copy = rebuild(params)
-        output = copy(batch)
+        form = "lambda params, x: nnx.merge(graph, params)(x, {}), where graph, params = nnx.split(model)"
+        with _told_what_is_missing(type(copy).__call__, 2, form):
+            output = copy(batch)
         after = nnx.to_pure_dict(nnx.state(copy))
         _check_unchanged(params, after, "module.eval()")
         return output
@@ -388,7 +448,10 @@ def _linen_parametric(module: Any, variables: Any) -> Parametric:
 
     def call(params: Any, batch: Any) -> Any:
         try:
-            return module.apply(params, batch)
+            with _told_what_is_missing(
+                type(module).__call__, 2, "lambda variables, x: net.apply(variables, x, {})"
+            ):
+                return module.apply(params, batch)
         except (errors.ModifyScopeVariableError, errors.InvalidRngError) as error:
             raise _in_training(one_line(error), "deterministic=True, use_running_average=True") from error
 
@@ -402,10 +465,15 @@ def _linen_parametric(module: Any, variables: Any) -> Parametric:
 def _equinox_parametric(module: Any) -> Parametric:
     equinox = sys.modules["equinox"]
     params, static = equinox.partition(module, equinox.is_inexact_array)
+    form = (
+        "lambda params, x: jax.vmap(lambda x: eqx.combine(params, static)(x, {}))(x), "
+        "where params, static = eqx.partition(model, eqx.is_inexact_array)"
+    )
 
     def call(params: Any, batch: Any) -> Any:
         try:
-            return jax.vmap(equinox.combine(params, static))(batch)
+            with _told_what_is_missing(type(module).__call__, 2, form):
+                return jax.vmap(equinox.combine(params, static))(batch)
         except RuntimeError as error:
             raise _in_training(one_line(error), "eqx.nn.inference_mode(model)") from error
 

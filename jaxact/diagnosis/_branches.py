@@ -21,11 +21,13 @@ class Part(NamedTuple):
         second: the target.
         reason: why, in words.
         is_on_stream: whether it lies in no residual branch.
+        is_batch_normed: whether a norm over the batch follows, which takes its scale out again.
     """
 
     second: float
     reason: str
     is_on_stream: bool = True
+    is_batch_normed: bool = False
 
 
 _WHOLE = Part(1.0, "second moment 1")

@@ -15,11 +15,13 @@ from jaxact.diagnosis._ends import MANY, Ends, jacobian_ends, no_ends
 from jaxact.diagnosis._evidence import Evidence, flattened
 from jaxact.diagnosis._findings import findings
 from jaxact.diagnosis._measure import NAMES, Watch, call_loss
+from jaxact.diagnosis._norms import batch_note, fresh_note
 from jaxact.diagnosis._predict import Prediction, predict
 from jaxact.diagnosis._reading import Reading, Site
 from jaxact.diagnosis._remedies import initialize_line
 from jaxact.diagnosis._rows import Row
 from jaxact.diagnosis._sharpness import Sharpness, sharpness
+from jaxact.diagnosis._skeleton import INPUT
 from jaxact.errors import ArgumentError, one_line
 
 _NO_LOSS = "a fixed random projection of the outputs, summed over the inputs (no loss was given)"
@@ -142,6 +144,7 @@ def diagnose(
     ends = _ends(model, jacobian)
     rows = tuple(_row(model.reading, k, measured, prediction, ends) for k in range(len(model.reading.sites)))
     told = _NO_LOSS if loss is None else f"`{getattr(loss, '__name__', type(loss).__name__)}`"
+    fresh = model.reading.norms.sites
     evidence = Evidence(
         rows=rows,
         skeleton=run.skeleton,
@@ -152,10 +155,16 @@ def diagnose(
         dtypes=tuple(leaf.dtype.name for leaf in jax.tree.leaves(model.params)),
         formulas=tuple(site.activation and site.activation[1] for site in model.reading.sites),
         initialize=initialize_line(model.kind),
+        fresh={k: variance for k, variance in fresh.items() if k != INPUT},
         learning_rate=learning_rate,
         sharpness=_sharpness(model) if learning_rate is not None else None,
     )
-    return Diagnosis(rows, told, run.notes, findings(evidence))
+    names = [row.name for row in rows]
+    notes = [
+        *fresh_note(fresh, names, model.kind, model.names, then="Findings of scale there are left out."),
+        *batch_note(run.skeleton.batch_normed, names),
+    ]
+    return Diagnosis(rows, told, (*run.notes, *notes), findings(evidence))
 
 
 def _check_rate(learning_rate: float | None, loss: Any) -> None:
@@ -215,6 +224,6 @@ def _row(reading: Reading, k: int, measured: Mapping[str, Any], prediction: Pred
 
 def _factor(gradients: np.ndarray, after: np.ndarray, k: int) -> float:
     """The gradient at a row over that at the next, which may have been measured where that at the row is not."""
-    if k + 1 >= len(after) or not after[k + 1] > 0:
+    if k + 1 >= len(after) or not 0 < after[k + 1] < np.inf:
         return float("nan")
     return float(gradients[k] / after[k + 1])

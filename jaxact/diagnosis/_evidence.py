@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +35,7 @@ class Evidence:
         dtypes: of these.
         formulas: by row the activation that follows, or None.
         initialize: how `initialize` is called for a model of this form.
+        fresh: by row the variance of a batch norm that follows with the statistics that it was made with.
         learning_rate: of the user, or None.
         sharpness: measured where there is a learning rate.
     """
@@ -47,6 +49,7 @@ class Evidence:
     dtypes: tuple[str, ...]
     formulas: tuple[Formula | None, ...]
     initialize: str
+    fresh: Mapping[int, float] = field(default_factory=dict)
     learning_rate: float | None = None
     sharpness: Sharpness | None = None
 

@@ -22,6 +22,11 @@ _CAUSES: dict[str, frozenset[str]] = {
     "input scale": frozenset({"saturated units", "mean shift", "dead units"}),
     "saturated units": frozenset({"vanishing gradient"}),
 }  # fmt: skip
+#: what a norm's statistics decide
+_OF_SCALE = frozenset({
+    "weight scale", "wrong fan", "vanishing signal", "exploding signal", "vanishing gradient", "exploding gradient",
+    "ordered", "chaotic", "saturated units", "dead units", "residual growth", "overflow",
+})  # fmt: skip
 
 
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
@@ -29,7 +34,7 @@ def findings(evidence: Evidence) -> tuple[Finding, ...]:
 
     NaN, overflow and a blocked gradient make all other numbers meaningless, so that they stand alone.
     """
-    found = [*range_faults(evidence)]
+    found = _known_with_norms(evidence, range_faults(evidence))
     if any(each.severity == BLOCKED and each.kind in ("not finite", "overflow") for each in found):
         return tuple(found)
     found += [*layer_faults(evidence), *_learning_rate(evidence)]
@@ -37,7 +42,18 @@ def findings(evidence: Evidence) -> tuple[Finding, ...]:
     if blocked:
         return tuple(blocked)
     found += depth_faults(evidence)
-    return tuple(_told_once(found))
+    return tuple(_told_once(_known_with_norms(evidence, found)))
+
+
+def _known_with_norms(evidence: Evidence, found: list[Finding]) -> list[Finding]:
+    """Without findings of scale where most products go through a norm that has seen no data yet."""
+    fresh = {evidence.rows[k].name for k in evidence.fresh}
+    kinds = _OF_SCALE | ({"not finite"} if 0.0 in evidence.fresh.values() else set())  # 1 / sqrt(eps) a layer
+    return [
+        each
+        for each in found
+        if each.kind not in kinds or 2 * len(fresh.intersection(each.layers)) < len(each.layers)
+    ]
 
 
 def _told_once(found: list[Finding]) -> list[Finding]:

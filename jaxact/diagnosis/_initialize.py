@@ -13,10 +13,12 @@ from jaxact.diagnosis._arguments import Traced, read_again, traced
 from jaxact.diagnosis._branches import parts
 from jaxact.diagnosis._draws import Entries, drawn
 from jaxact.diagnosis._initialization import Change, Initialization
+from jaxact.diagnosis._norms import batch_note, fresh_note
 from jaxact.diagnosis._notes import notes
 from jaxact.diagnosis._probes import probes
 from jaxact.diagnosis._reading import Reading
 from jaxact.diagnosis._rescale import Rescale, along_features
+from jaxact.diagnosis._skeleton import Skeleton
 from jaxact.diagnosis._solve import Solution, are_measured, solve
 from jaxact.errors import ArgumentError
 
@@ -130,6 +132,10 @@ class _Run:
         self.reading = self._read()
         self.groups = _groups(self.reading, self.entries.values.size)
         self.parts, self.chains = parts(self.reading)
+        skeleton = Skeleton(model.closed, self.reading, len(given))
+        self.batch_normed = skeleton.batch_normed
+        for k in self.batch_normed:
+            self.parts[k] = self.parts[k]._replace(is_batch_normed=True)
         self._agree()
         self.old = self._scales()
         count = len(self.reading.sites)
@@ -154,7 +160,18 @@ class _Run:
         if solution is None:  # what the notes on gradients are read from
             is_kept = np.ones(len(self.parts), bool)
             solution = self._walked(reading, is_kept, self._measured(reading, is_kept))
-        told = notes(reading, self.parts, self.chains, solution, second, self.groups, self.target)
+        names = [site.name for site in reading.sites]
+        told = [
+            *fresh_note(
+                reading.norms.sites,
+                names,
+                self.model.kind,
+                self.model.names,
+                then="Scales are those without a norm.",
+            ),
+            *batch_note(self.batch_normed, names),
+            *notes(reading, self.parts, self.chains, solution, second, self.groups, self.target),
+        ]
         leaves = [
             old if new is same else new
             for old, same, new in zip(self.given, self.entries.leaves, self.entries.current(), strict=True)

@@ -28,7 +28,7 @@ def notes(
 ) -> Iterator[str]:
     """Every note, the gravest first."""
     yield from _gradients(reading, parts, solution, target)
-    yield from _without_target(reading, solution, target)
+    yield from _without_target(reading, parts, solution, target)
     yield from _faded(reading, parts, solution, target)
     yield from _streams(chains)
     yield from _silent(reading, second)
@@ -59,12 +59,16 @@ def _gradients(reading: Reading, parts: Sequence[Part], solution: Solution, targ
         yield f"{told}, where signals keep their size{other}."
 
 
-def _without_target(reading: Reading, solution: Solution, target: str) -> Iterator[str]:
+def _without_target(
+    reading: Reading, parts: Sequence[Part], solution: Solution, target: str
+) -> Iterator[str]:
     """Products behind others whose second moment decided nevertheless."""
     left = [
         site
-        for site, is_forward, growth in zip(reading.sites, solution.is_forward, solution.growth, strict=True)
-        if is_forward and 0 < growth < _CLOSE
+        for site, part, is_forward, growth in zip(
+            reading.sites, parts, solution.is_forward, solution.growth, strict=True
+        )
+        if is_forward and not part.is_batch_normed and 0 < growth < _CLOSE
     ]
     if left and target != "forward":
         yield (

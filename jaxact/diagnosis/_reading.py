@@ -14,6 +14,7 @@ from jaxact.diagnosis._axes import POSITION, Axes, axis, of_input
 from jaxact.diagnosis._entries import Bias, Weight, bias_of, moved_entries, weight_of
 from jaxact.diagnosis._formula import Formula
 from jaxact.diagnosis._graph import Batch, Graph, Known, Node, Unknown, Value
+from jaxact.diagnosis._norms import FreshNorms
 from jaxact.diagnosis._output_axes import output_axes
 from jaxact.diagnosis._products import PRODUCTS, Product
 from jaxact.diagnosis._rules import applied, joined, one_row, unknown
@@ -72,6 +73,7 @@ class Reading:
         outputs: the function's, as they were read.
         notes: what was passed over.
         biases: what is added to products, where entries are followed.
+        norms: batch norms with the statistics that they were made with.
     """
 
     graph: Graph
@@ -80,6 +82,7 @@ class Reading:
     outputs: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     biases: list[Bias] = field(default_factory=list)
+    norms: FreshNorms = field(default_factory=FreshNorms)
 
 
 def read(closed: Any, args: Sequence[Known], num_inputs: int) -> Reading:
@@ -135,6 +138,7 @@ class _Reader:
             return []
         known = all(isinstance(each, Known) for each in operands)
         fixed = known and all(each.axes is None for each in operands)
+        self.reading.norms.note(eqn, operands)
         followed = body is not None and name not in ("scan", "while") and any(_entries(x) for x in operands)
         if fixed and not followed and (name != "scan" or not self._holds_product(eqn)):
             return self._computed(eqn, operands)

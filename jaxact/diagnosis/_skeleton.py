@@ -80,6 +80,14 @@ class Skeleton:
         """The products that one feeds."""
         return [n for n, feeds in enumerate(self.feeds) if any(k in each.sites for each in feeds)]
 
+    @property
+    def batch_normed(self) -> list[int]:
+        """The products that a norm of their own over the batch follows."""
+        found = Mark.BATCHED | Mark.NORMED
+        feeds = [each for feeds in self.feeds for each in feeds]
+        own = [each.sites for each in feeds if each.marks & (found | Mark.SKIPPED) == found]
+        return sorted(frozenset().union(*own) - {INPUT})
+
     def source(self, k: int) -> Origin:
         """The origin of the operand of a product that depends on the input; of the first one where both do."""
         return self.feeds[k][0] if self.feeds[k] else _NOWHERE

@@ -111,7 +111,9 @@ class _Walk:
         part = self.parts[k]
         forward = part.second / second if second > 0 else 1.0
         gain = None if back is None else back[1 if self.target == "critical" else 0]
-        self.is_forward[k] = self.target == "forward" or gain is None or not (np.isfinite(gain) and gain > 0)
+        # A norm over the batch gives the way back the scale that it takes: to make up for it would shrink what follows.
+        is_forward = self.target == "forward" or part.is_batch_normed
+        self.is_forward[k] = is_forward or gain is None or not (np.isfinite(gain) and gain > 0)
         if gain is None or self.is_forward[k]:
             return forward
         square = min(part.second, 1.0) / gain

@@ -37,6 +37,35 @@ class Module(nnx.Module):
         return self.layers[0](self.drop(nnx.relu(self.norm(self.first(x)))))
 
 
+class Flagged(nn.Module):
+    depth: int = 1
+
+    @nn.compact
+    def __call__(self, x, train):
+        for _ in range(self.depth):
+            x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(48)(x)))
+        return nn.Dense(3)(x)
+
+
+def flagged_variables(depth=1, x=X):
+    return Flagged(depth).init(KEY, x, train=False)
+
+
+class Stateful(eqx.Module):
+    layer: eqx.nn.Linear
+
+    def __call__(self, x, state):
+        return self.layer(x), state
+
+
+class Switched(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(5, 5, rngs=rngs)
+
+    def __call__(self, x, *, train):
+        return self.layer(x)
+
+
 def linen():
     return Linen(), Linen().init(KEY, X)
 
@@ -125,6 +154,24 @@ REFUSED = {
     "complex outputs": (lambda: jaxact.diagnose(lambda w, x: x @ w + 1j, W, X), ValueError, "got complex64"),
     "a vector loss": (lambda: jaxact.diagnose(lambda w, x: x @ w, W, X, loss=lambda y: y), TypeError, "real scalar"),
     "no loss": (lambda: jaxact.diagnose(lambda w, x: x @ w, W, X, loss=3), TypeError, "got int"),
+    "a flag of a linen pair": (
+        lambda: jaxact.diagnose((Flagged(), flagged_variables()), X),
+        ValueError, r"needs `train` too.*lambda variables, x: net.apply\(variables, x, train=False\)",
+    ),
+    "a flag of a linen module's apply": (
+        lambda: jaxact.diagnose(Flagged().apply, flagged_variables(), X),
+        ValueError, r"needs `train` too.*lambda params, x: fn\(params, x, train=False\)",
+    ),
+    "a flag of a function": (
+        lambda: jaxact.diagnose(lambda w, x, deterministic: x @ w, W, X), ValueError, "fn.*deterministic=True"
+    ),
+    "a state": (
+        lambda: jaxact.diagnose(Stateful(eqx.nn.Linear(5, 5, key=KEY)), X),
+        ValueError, r"needs `state` too.*eqx.combine\(params, static\)\(x, state=\.\.\.\)",
+    ),
+    "a flag of an nnx module": (
+        lambda: jaxact.diagnose(Switched(nnx.Rngs(0)), X), ValueError, r"nnx.merge\(graph, params\)\(x, train=False\)"
+    ),
     "a loss that fails": (
         lambda: jaxact.diagnose(lambda w, x: x @ w, W, X, loss=lambda y: y["a"]), ValueError, "`loss`.*it raised"
     ),
@@ -137,6 +184,97 @@ def test_what_cannot_be_diagnosed_is_refused_with_a_remedy(case):
     with pytest.raises(kind, match=words) as caught:
         call()
     assert str(caught.value).endswith(".")
+
+
+class Normed(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(48, 48, rngs=rngs) for _ in range(12)])
+        self.norms = nnx.List([nnx.BatchNorm(48, rngs=rngs) for _ in range(12)])
+
+    def __call__(self, x):
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = nnx.relu(norm(layer(x)))
+        return x
+
+
+class NormedEquinox(eqx.Module):
+    layers: list
+    norms: list
+
+    def __init__(self, mode):
+        self.layers = [eqx.nn.Linear(48, 48, key=key) for key in jax.random.split(KEY, 12)]
+        self.norms = [eqx.nn.BatchNorm(48, "batch", mode=mode) for _ in self.layers]
+
+    def __call__(self, x, state):
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x, state = norm(layer(x), state)
+            x = jax.nn.relu(x)
+        return x, state
+
+
+def normed_nnx():
+    model = Normed(nnx.Rngs(0))
+    model.eval()
+    return model, WIDE
+
+
+def normed_linen():
+    variables = flagged_variables(12, WIDE)
+    return lambda v, x: Flagged(12).apply(v, x, train=False), variables, WIDE
+
+
+def normed_equinox(mode):
+    model, state = eqx.nn.make_with_state(NormedEquinox)(mode)
+    params, static = eqx.partition(eqx.nn.inference_mode(model), eqx.is_inexact_array)
+    return lambda params, x: jax.vmap(lambda x: eqx.combine(params, static)(x, state)[0])(x), params, WIDE
+
+
+WIDE = jax.random.normal(KEY, (32, 48))
+FRESH = {
+    "nnx": (normed_nnx, "variance 1", "jaxact.nn.calibrate(model, x)"),
+    "linen": (normed_linen, "variance 1", 'net.apply(variables, x, train=True, mutable=["batch_stats"])'),
+    "equinox": (lambda: normed_equinox("batch"), "variance 1", "training mode"),
+    "equinox, ema": (lambda: normed_equinox("ema"), "variance 0", "training mode"),
+}
+
+
+@pytest.mark.parametrize("framework", FRESH)
+def test_fresh_batch_norms_are_told_and_no_scale_is_blamed(framework):
+    make, variance, remedy = FRESH[framework]
+    found = jaxact.diagnose(*make(), jacobian=False)
+    (note,) = [each for each in found.notes if "statistics that they were made with" in each]
+    assert variance in note
+    assert remedy in note
+    assert "and 11 more" in note
+    assert found.findings == ()
+
+
+def test_a_calibrated_norm_is_not_fresh():
+    model, x = normed_nnx()
+    jaxact.nn.calibrate(model, x)
+    assert jaxact.diagnose(model, x, jacobian=False).notes == ()
+    model.layers[4].kernel[...] *= 0  # what no norm mends is found, calibrated or not
+    fresh, _ = normed_nnx()
+    fresh.layers[4].kernel[...] *= 0
+    for each in (model, fresh):
+        assert jaxact.diagnose(each, x, jacobian=False).findings[0].kind == "zero initialised"
+
+
+def test_statistics_of_the_batch_itself_are_told():
+    variables = flagged_variables(12, WIDE)
+
+    def fn(variables, x):
+        return Flagged(12).apply(variables, x, train=True, mutable=["batch_stats"])[0]
+
+    for found in (
+        jaxact.diagnose(fn, variables, WIDE, jacobian=False),
+        jaxact.initialize(fn, variables, WIDE),
+    ):
+        (note,) = [each for each in found.notes if "from the batch itself" in each]
+        assert "['Dense_0']['kernel'] and 11 more" in note
+        assert "train=False" in note
+    # The norm takes the scale out again: a cure of the gradient instead shrinks weights without end.
+    np.testing.assert_allclose([each.second_moment for each in found.changes[:-1]], 1, rtol=1e-3)
 
 
 def scanned(w, x):

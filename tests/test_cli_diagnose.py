@@ -235,7 +235,10 @@ def test_findings_are_told_the_first_first(with_findings, folder):
     assert first < second
     assert found(*words[:4])["findings"] == [dataclasses.asdict(each) | {"layers": []} for each in FOUND]
     page = (folder / "told.html").read_text()
-    assert "Vanishing gradient at [&#39;first&#39;] (a.py:1): the gradient &lt;vanishes&gt;.</p>" in page
+    told = "[3.0] Vanishing gradient at [&#39;first&#39;] (a.py:1): the gradient &lt;vanishes&gt;.</p>"
+    assert f'<p class="verdict">{told}' in page
+    assert "[0.5] Dead units at" in page
+    assert '<h2 id="findings">Other findings and notes</h2>' in page
     assert "<pre><code>x = 1\nif x &lt; 2: y</code></pre>" in page
     assert page.index("A remedy.") < page.index("half are dead.") < page.index("Every product")
 
@@ -249,6 +252,8 @@ def test_the_page_draws_without_a_network_and_says_how_it_was_made(folder):
     assert [path.name for path in folder.glob("*page.html*")] == ["page.html"]
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in page
+    assert '<h2 id="findings">Notes</h2>' in page  # of the one finding, or none, nothing is left for below
+    assert '<a href="#findings">Notes</a>' in page
     markup = re.sub(r"(?s)(<script[^>]*>).*?</script>", r"\1", page)
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", markup)
     for text in (

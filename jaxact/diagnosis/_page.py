@@ -75,7 +75,7 @@ def page(
     for key, chart in charts(rows).items() if len(rows) > 1 else ():
         specs[key] = visible_tree(chart.to_dict(validate=False))
     said = list(map(_said, findings))
-    notes = [_Said(remark, "Notes") for remark in remarks]
+    notes = [_Said(remark, "How it was measured") for remark in remarks]
     return render(
         Page(
             name=f"Diagnosis of {name}",
@@ -86,6 +86,7 @@ def page(
             tables={"Every product": _table(rows)},
             facts=facts,
             groups={"Versions": _versions()},
+            others="Other findings and notes" if len(said) > 1 else "Notes",
         )
     )
 
@@ -120,7 +121,9 @@ def _said(finding: Any) -> _Said:
         return _Said(str(finding))
     kind = f"{finding.kind} at {finding.place} ({finding.line})"
     return _Said(
-        f"{kind[0].upper()}{kind[1:]}: {finding.text}", finding.kind, Markup().join(_advice(finding))
+        f"[{finding.severity:.1f}] {kind[0].upper()}{kind[1:]}: {finding.text}",
+        finding.kind,
+        Markup().join(_advice(finding)),
     )
 
 

@@ -39,6 +39,7 @@ class Page(NamedTuple):
         sections: each with key, title, badge, table, texts before and after by title; a figure whose name starts with
             the key and "-" stands in it. With any, the first table opens the page and findings are left out.
         warning: what must not be overlooked, or "".
+        others: what the findings beside the verdict are called.
         pictures: where one figure, and where all figures, are also found without a script; or empty.
     """
 
@@ -52,6 +53,7 @@ class Page(NamedTuple):
     groups: Mapping[str, Mapping[str, Any]]
     sections: Sequence[Any] = ()
     warning: str = ""
+    others: str = "Findings"
     pictures: tuple[str, str] = ("", "")
 
 
@@ -79,6 +81,7 @@ def render(page: Page) -> str:
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         origin=page.origin,
         verdict=verdict,
+        others=page.others,
         topics=_by_topic(others),
         opening={title: table for title, table in tables.items() if title == opening},
         sections=[_section(section, figures) for section in page.sections],

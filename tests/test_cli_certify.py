@@ -270,3 +270,19 @@ def rung(log10, kind):
 def test_the_verdict_says_what_the_ratio_means(upper, lower, message):
     rungs = (rung(lower, "attained"), rung(upper, "certified upper bound"))
     assert message in _verdict.verdict(Ladder(rungs, None, jnp.float64, 0))
+
+
+def test_the_limit_of_what_is_held_jointly_is_an_option(without_estimate):
+    words = ["certify_sectors:model", "--input-shape", 2, "--steps", 2, "--lower-steps", 1]
+    values = {}
+    for limit in (2048, 1):
+        status, out, _ = call(*words, "--memory-limit", limit, "--json")
+        assert status == 0
+        values[limit] = rungs(strict(out))
+    notes = [note for note in values[1]["closed form"]["assumptions"] if "--memory-limit" in note]
+    assert notes == ["a --memory-limit above 1 holds more entries jointly, in more time and memory"]
+    assert "--memory-limit" not in str(values[2048])
+    assert "--memory-limit" not in str(values[1]["product of norms"])
+    assert values[2048]["closed form"]["value"] < 0.99 * values[1]["closed form"]["value"]
+    np.testing.assert_allclose(values[1]["closed form"]["value"], values[1]["product of norms"]["value"])
+    assert "must be an integer of at least 1" in call(*words, "--memory-limit", 0)[2]

@@ -60,6 +60,7 @@ def ladder(
                 tangent=fn.tangent,
                 num_steps=options.steps,
                 seconds=options.seconds,
+                memory_limit=options.memory_limit,
                 lower_steps=options.lower_steps,
                 seed=options.seed,
                 progress=say,
@@ -188,10 +189,18 @@ def _rung_facts(rung: Rung, fn: OneExample) -> dict[str, Any]:
         "method": rung.method,
         "num_steps": rung.num_steps,
         "seconds": rung.seconds,
-        "assumptions": rung.assumptions,
+        "assumptions": [*rung.assumptions, *_limit_note(rung)],
         "where": _witness_facts(rung.witness),
         "missing": missing,
     }
+
+
+def _limit_note(rung: Rung) -> list[str]:
+    """Which option holds more entries jointly, where its limit was met."""
+    limit = None if rung.certificate is None else rung.certificate.by_norms_beyond
+    if limit is None or rung.name == "product of norms":
+        return []
+    return [f"a --memory-limit above {limit} holds more entries jointly, in more time and memory"]
 
 
 def _witness_facts(witness: np.ndarray | None) -> dict[str, Any] | None:

@@ -161,6 +161,14 @@ def _certify_options(parser: argparse.ArgumentParser) -> None:
         help="end each refinement after so long; default: 30",
     )
     parser.add_argument(
+        "--memory-limit",
+        type=_values.at_least_one,
+        default=2048,
+        metavar="N",
+        help="entries that certificates hold jointly; beyond, they go on with norms, which is looser; time and memory "
+        "grow with its square and more; default: 2048",
+    )
+    parser.add_argument(
         "--radius",
         type=_values.positive,
         metavar="R",

@@ -165,6 +165,7 @@ def ladder(
     tangent: Callable[[Any, Any], Any] | None = None,
     num_steps: int = 50,
     seconds: float | None = 30.0,
+    memory_limit: int = 2048,
     lower_steps: int = 50,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -193,6 +194,7 @@ def ladder(
         tangent: (x, v) -> J(x) v where `jax.jvp` refuses `fn`, as in `lower_bound`.
         num_steps: of refining the certificate; 0 leaves its closed form.
         seconds: stop each refinement after so long.
+        memory_limit: of the ellipsoid and the closed form, as in `certify`.
         lower_steps: of the search, from every start.
         seed: of the starts, of the search and of CLEVER's samples.
         progress: called with the name of each number before it is looked for.
@@ -215,14 +217,16 @@ def ladder(
     check_inference(traced(fn, example)[0])
     function = _function(fn, example, tangent)
     closed, refusal = _closed_forms(
-        function, region
+        function, region, memory_limit
     )  # what cannot be certified is said before anything takes long
     key_starts, key_search, key_clever = jax.random.split(jax.random.key(seed), 3)
     starts = _starts(function, inputs, key_starts)
     find = {
         _SLOPE: lambda where: _attained(function, where, starts, lower_steps, key_search, seed),
         _CLEVER: lambda where: _estimated(function, where, starts, key_clever),
-        _ELLIPSOID: lambda where: _certified(function, where, _ELLIPSOID, num_steps, seconds),
+        _ELLIPSOID: lambda where: _certified(
+            function, where, _ELLIPSOID, num_steps, seconds, memory_limit=memory_limit
+        ),
         _CLOSED: lambda where: closed[where] if where in closed else _refused(refusal),
         _PRODUCT: lambda where: _certified(function, where, _PRODUCT, memory_limit=1),
     }
@@ -246,19 +250,19 @@ def _flat(outputs: Any) -> Array:
 
 
 def _closed_forms(
-    function: _Function, region: Region | None
+    function: _Function, region: Region | None, memory_limit: int
 ) -> tuple[dict[Region | None, Rung], Exception | None]:
     """The closed form over all inputs and in the region, and why there is none over all inputs."""
     closed: dict[Region | None, Rung] = {}
     refusal: Exception | None = None
     try:
-        closed[None] = _certified(function, None, _CLOSED)
+        closed[None] = _certified(function, None, _CLOSED, memory_limit=memory_limit)
     except (TypeError, ValueError) as error:
         if region is None:
             raise
         refusal = error.with_traceback(None)  # whose frames would hold arrays
     if region is not None:
-        closed[region] = _certified(function, region, _CLOSED)
+        closed[region] = _certified(function, region, _CLOSED, memory_limit=memory_limit)
     return closed, refusal
 
 
@@ -319,7 +323,7 @@ def _method_notes(found: Certificate, name: str) -> list[str]:
     """What the method says beyond its name."""
     notes = []
     if found.by_norms_beyond is not None and name != _PRODUCT:
-        notes.append(f"by norms where more than {found.by_norms_beyond} entries are in use")
+        notes.append(f"by norms where more than {found.by_norms_beyond} entries are in use (`memory_limit`)")
     if found.region is not None and found.is_global:
         notes.append("the bound over all inputs is the better one here")
     return notes

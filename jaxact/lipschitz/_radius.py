@@ -65,6 +65,7 @@ def certified_radius(
     norm: float = 2,
     num_bisections: int = 16,
     max_seconds: float | None = None,
+    memory_limit: int = 2048,
 ) -> CertifiedRadius:
     """A radius within which a model's class cannot change.
 
@@ -86,13 +87,15 @@ def certified_radius(
         norm: 2, or inf for changes of every entry by up to the radius.
         num_bisections: how often the radius is refined, each halving its distance from the smallest radius that failed.
         max_seconds: stop refining after so long.
+        memory_limit: as in `certify`, of the engine's K_j.
 
     Returns:
         `CertifiedRadius`; its radius is 0, with a reason, where `x` is not classified as `label`.
 
     Raises:
         TypeError: `x` is not real floating-point, `label` no integer, or the model cannot be traced.
-        ValueError: `norm` is neither 2 nor inf; `label` is no class; there is one class only; what `certify` refuses.
+        ValueError: `norm` is neither 2 nor inf; `label` is no class; there is one class only; `memory_limit` is no
+            integer from 1 on; what `certify` refuses.
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,14 +104,14 @@ def certified_radius(
         1.4
     """
     started = time.perf_counter()
-    _check(norm, label, num_bisections)
+    _check(norm, label, num_bisections, memory_limit)
     x = checked(model, x, norm, None)
-    search = _Search(model, x, int(label), norm)
+    search = _Search(model, x, int(label), norm, memory_limit)
     found = search.found(num_bisections, math.inf if max_seconds is None else started + max_seconds)
     return replace(found, seconds=time.perf_counter() - started)
 
 
-def _check(norm: Any, label: Any, num_bisections: Any) -> None:
+def _check(norm: Any, label: Any, num_bisections: Any, memory_limit: Any) -> None:
     if norm not in (2, math.inf):
         raise ArgumentError(
             f"must be 2 or inf, got {norm!r}.", "Use math.inf for changes of every entry.", argument="norm"
@@ -120,6 +123,10 @@ def _check(norm: Any, label: Any, num_bisections: Any) -> None:
     if not (isinstance(num_bisections, int) and num_bisections >= 0):
         raise ArgumentError(
             f"must be an integer >= 0, got {num_bisections!r}.", "Use 16.", argument="num_bisections"
+        )
+    if isinstance(memory_limit, bool) or not (isinstance(memory_limit, int) and memory_limit >= 1):
+        raise ArgumentError(
+            f"must be an integer >= 1, got {memory_limit!r}.", "Use 2048.", argument="memory_limit"
         )
 
 
@@ -134,7 +141,10 @@ def _read(model: Callable[[Any], Any], x: Any) -> Any:
 class _Search:
     """The margins of a model at an input, and what is proved of them in balls around it."""
 
-    def __init__(self, model: Callable[[Any], Any], x: Any, label: int, norm: float):
+    def __init__(
+        self, model: Callable[[Any], Any], x: Any, label: int, norm: float, memory_limit: int = 2048
+    ):
+        self.memory_limit = memory_limit
         self.model, self.x, self.label, self.norm = model, x, label, norm
         self.flat = np.asarray(x, np.float64).reshape(-1)
         if not np.isfinite(self.flat).all():
@@ -241,7 +251,7 @@ class _Search:
         region = Ball(self.flat, radius) if self.norm == 2 else Box(*self._ends(radius))
         try:
             with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):
-                found = bound(program, region=region, num_steps=0)
+                found = bound(program, region=region, num_steps=0, memory_limit=self.memory_limit)
         except (ArithmeticError, ValueError):
             return math.inf
         return float(found.value) * equivalence(self.flat.size, 1, self.norm, 2)

@@ -225,3 +225,17 @@ def test_bad_input_is_refused(options, error, match):
 
 def test_scores_that_a_comparison_may_flush_to_0_prove_nothing():
     assert certified_radius(lambda x: jnp.stack([x, -x]), np.float32(1e-40), 0).radius == 0
+
+
+def test_the_engines_memory_limit_is_passed_on():
+    """By norms alone K is the product of the layers' norms: a smaller radius, where K decides."""
+    matrices, offsets = drawn(3, (12, 40, 40, 3))
+    model, x = (
+        network(matrices, offsets, jnp.tanh),
+        jnp.asarray(np.random.default_rng(1).normal(size=12), jnp.float32),
+    )
+    label = int(jnp.argmax(model(x)))
+    held, by_norms = (certified_radius(model, x, label, num_bisections=6, memory_limit=n) for n in (2048, 1))
+    assert 0 < by_norms.radius < held.radius
+    with pytest.raises(ValueError, match=r"`memory_limit` must be an integer >= 1, got 0\. Use 2048\."):
+        certified_radius(model, x, label, memory_limit=0)

@@ -1,18 +1,21 @@
 """A run folder and its processes: damaged, held by another, half made, without memory, files or letters."""
 
 import errno
+import io
 import json
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from train import causes, locks, request, runner
+from train import causes, locks, pool, request, runner
 from train.config import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -312,11 +315,10 @@ class Quick:
         return self
 
     def cells(self):
-        return [Cell("a", {"place": 0}), Cell("b", {"place": 1})]
+        return [Cell(name, {"place": place}) for place, name in enumerate(CELLS)]
 
     def run(self, cell, *, progress):
-        if cell.name == "b":
-            TROUBLE
+        TROUBLE
         labels = {"units": "1", "long_name": "it"}
         place = [cell.coords["place"]]
         return xr.Dataset({"it": ("place", place, labels)}, {"place": ("place", place, labels)})
@@ -329,47 +331,58 @@ def get_config():
 """
 
 
-def troubled(tmp_path, code):
-    """A study without jax, whose second and last cell runs some code."""
-    (tmp_path / "study.py").write_text(QUICK.replace("TROUBLE", code))
+NAMES = "bcdefgh"
+
+
+def quick(codes):
+    """A study without jax: "a", and a cell for each name, which runs some code."""
+    trouble = "\n        ".join(f"if cell.name == {name!r}: {code}" for name, code in codes.items())
+    return QUICK.replace("TROUBLE", trouble).replace("CELLS", repr(("a", *codes)))
+
+
+def troubled(tmp_path, *codes):
+    """A study without jax, whose cells but the first run some code."""
+    (tmp_path / "study.py").write_text(quick(dict(zip(NAMES, codes, strict=False))))
 
 
 CAUSES = {
-    "os.kill(os.getpid(), signal.SIGTERM)": (
-        1,
-        r"ended by SIGTERM, 3 times\.\n  Somebody, or the batch system",
-    ),
-    "os.kill(os.getpid(), signal.SIGSEGV)": (1, r"ended by SIGSEGV, 3 times\.\n  Compiled code crashed"),
-    "os.kill(os.getpid(), signal.SIGKILL)": (
-        1,
-        r"ended by SIGKILL, 3 times\.\n  Memory ran out .*--workers 1",
-    ),
-    "os._exit(3)": (1, r"ended with status 3, 3 times\.\n  The study, or a library that it calls, ended"),
-    "sys.exit(4)": (1, r"- b: it called sys\.exit\(4\)\.\n  Let the study raise an exception"),
-    "np.zeros(2**62, np.int8)": (
-        1,
-        r"- b: memory ran out \(.*Unable to allocate 4.*\)\.\n  Use .*--workers 1",
-    ),
-    "[os.open('/', 0) for _ in range(10**7)]": (2, r"error: b: .*Too many open files.*`ulimit -n"),
-    "1 / 0": (
-        1,
-        r"(?s)Traceback.*- b: ZeroDivisionError: division by zero \(study\.py, line \d+\)\.\n  Mend",
-    ),
+    "os.kill(os.getpid(), signal.SIGTERM)": r"{}: .*ended by SIGTERM, 1 times\.\n  Somebody, or the batch system",
+    "os.kill(os.getpid(), signal.SIGSEGV)": r"{}: .*ended by SIGSEGV, 1 times\.\n  Compiled code crashed",
+    "os.kill(os.getpid(), signal.SIGKILL)": r"{}: .*ended by SIGKILL, 1 times\.\n  Memory ran out .*--workers 1",
+    "os._exit(3)": r"{}: .*ended with status 3, 1 times\.\n  The study, or a library that it calls, ended",
+    "sys.exit(4)": r"{}: it called sys\.exit\(4\)\.\n  Let the study raise an exception",
+    "np.zeros(2**62, np.int8)": r"{}: memory ran out \(.*Unable to allocate 4.*\)\.\n  Use .*--workers 1",
+}
+BUGS = {
+    "1 / 0": r"(?s)Traceback.*- {}: ZeroDivisionError: division by zero \(study\.py, line \d+\)\.\n  Mend"
 }
 
 
-@pytest.mark.parametrize("code", CAUSES)
-def test_what_ended_a_cell_is_named_with_its_own_remedy(call, tmp_path, code):
-    status, cause = CAUSES[code]
-    troubled(tmp_path, code)
-    found, _, err = call("run", "study.py", "--workers", "1")
-    assert found == status, err
-    assert re.search(cause, err), err
-    assert re.search(
-        r"1 of 2 cells are finished and kept\. Continue with:\n  python -m train resume runs/", err
-    )
+@pytest.mark.parametrize("causes", [CAUSES, BUGS])
+def test_what_ended_a_cell_is_named_with_its_own_remedy(call, tmp_path, monkeypatch, causes):
+    monkeypatch.setattr(pool, "MOST_TRIES", 1)
+    troubled(tmp_path, *causes)
+    status, _, err = call("run", "study.py", "--workers", "1")
+    assert status == 1, err
+    for name, cause in zip(NAMES, causes.values(), strict=False):
+        assert re.search(cause.format(name), err), err
+    check_kept(tmp_path, err, 1 + len(causes))
+    assert ("Traceback" in err) == (causes is BUGS)
+
+
+def test_files_that_run_out_end_the_run_with_their_remedy(call, tmp_path):
+    troubled(tmp_path, "[os.open('/', 0) for _ in range(10**7)]")
+    status, _, err = call("run", "study.py", "--workers", "1")
+    assert status == 2, err
+    assert re.search(r"error: b: .*Too many open files.*`ulimit -n", err), err
+    check_kept(tmp_path, err, 2)
+    assert "Traceback" not in err
+
+
+def check_kept(tmp_path, err, num_cells):
+    kept = rf"1 of {num_cells} cells are finished and kept\. Continue with:\n  python -m train resume runs/"
+    assert re.search(kept, err)
     assert "Make the folder writable" not in err
-    assert ("Traceback" in err) == (code == "1 / 0")
     assert not (only_run(tmp_path) / ".lock").exists()
 
 
@@ -411,24 +424,42 @@ def test_a_stdout_that_is_full_is_said_without_a_traceback(start):
         assert "Exception ignored" not in err
 
 
-def test_names_that_stdout_cannot_write_end_no_command(start, tmp_path):
+def as_program(monkeypatch, module, words, encoding):
+    """Exit status, stdout and stderr of a program in this process, whose stdout has an encoding."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *map(str, words)])
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        patch.setenv("JAX_PLATFORMS", "cpu")  # which the program sets
+        patch.setattr("jaxact.cache.use_compilation_cache", lambda: None)  # this process has one
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / module / "__main__.py"), run_name="__main__")
+    for stream in (out, err):
+        stream.flush()
+    return stop.value.code, *(stream.buffer.getvalue().decode(encoding) for stream in (out, err))
+
+
+def test_names_that_stdout_cannot_write_end_no_command(start, tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
-    text = QUICK.replace("TROUBLE", "print('\\u03c3')").replace('Cell("b"', 'Cell("\\u03c3"')
-    text = text.replace('"Done."', '"\\u03c3 is done."').replace('== "b"', '!= "a"')
+    text = quick({"\u03c3": "print('\u03c3')"}).replace('"Done."', '"\u03c3 is done."')
     (tmp_path / "configs" / "gr\u03c3\u2192.py").write_text('"""\u03c3"""\n' + text, encoding="utf-8")
     output = "l\u03c3"
+    words = ["run", "configs/gr\u03c3\u2192.py", "--workers", "1", "--output", output]
+    status, out, err = ended(start(*words, PYTHONIOENCODING="ascii"))  # its worker prints as well
+    assert (status, err) == (0, "")
+    assert "- ? is done." in out
+    monkeypatch.chdir(tmp_path)
     for module, words, encoding, shown in (
+        ("train", ["list", "--output", output], "cp1252", "l?/gr??-2"),
         (
             "train",
-            ["run", "configs/gr\u03c3\u2192.py", "--workers", "1", "--output", output],
-            "ascii",
-            "- ? is done.",
+            ["report", only_run(tmp_path, output), "--trust", "--output", output],
+            "cp1252",
+            "/l?/gr??-2",
         ),
-        ("train", ["list", "--output", output], "cp1252", "l?/gr??-2"),
-        ("train", ["report", "RUN", "--trust", "--output", output], "cp1252", "/l?/gr??-2"),
-        ("jaxact", ["describe", "gelu", "--plot", "g\u03c3.svg"], "ascii", "g?.svg"),
+        ("jaxact", ["describe", "relu", "--plot", "g\u03c3.svg"], "ascii", "g?.svg"),
     ):
-        words = [only_run(tmp_path, output) if word == "RUN" else word for word in words]
-        status, out, err = ended(start(*words, module=module, PYTHONIOENCODING=encoding))
+        status, out, err = as_program(monkeypatch, module, words, encoding)
         assert (status, err) == (0, "")
         assert shown in out

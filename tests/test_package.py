@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 import jaxact
 
@@ -37,8 +40,11 @@ def python(code, **environment):
 
 
 def test_the_wheel_installs_and_imports_in_a_clean_environment(tmp_path):
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
     def run(*command):
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+        words = [str(part) for part in command]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=outside)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -48,14 +54,35 @@ def test_the_wheel_installs_and_imports_in_a_clean_environment(tmp_path):
     assert any(name == "jaxact/py.typed" for name in names)
     assert not [name for name in names if name.startswith(("train/", "tests/", "configs/", "scripts/"))]
     environment = tmp_path / "environment"
-    run(sys.executable, "-m", "venv", environment)
+    venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", wheel, "--constraint", ROOT / "constraints.txt")
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel)
+    link_what_it_needs(environment)
     script = "import jaxact; from jaxact import *; print(jaxact.__version__, jaxact.nn.__file__)"
     version, _, path = run(python, "-I", "-c", script).partition(" ")
     assert version == DECLARED["version"]
     assert str(environment) in path
     assert run(environment / "bin" / "jaxact", "list") == run(python, "-m", "jaxact", "list")
+
+
+def link_what_it_needs(environment):
+    """Have an environment see what its wheel depends on, and that in turn, and nothing else that is installed here."""
+    (there,) = environment.glob("lib/python*/site-packages")
+    (wheel,) = metadata.distributions(name="jaxact", path=[str(there)])
+    waiting, linked = [(need, "") for need in wheel.requires], set()
+    while waiting:
+        need, extra = waiting.pop()
+        need = Requirement(need)
+        if need.marker and not need.marker.evaluate({"extra": extra}):
+            continue
+        installed = metadata.distribution(need.name)
+        assert need.specifier.contains(installed.version), need
+        for each in {(need.name, extra) for extra in ("", *need.extras)} - linked:
+            linked.add(each)
+            waiting += [(further, each[1]) for further in installed.requires or ()]
+        for top in {file.parts[0] for file in installed.files} - {"..", "__pycache__"}:
+            if not (there / top).exists():
+                (there / top).symlink_to(installed.locate_file(top))
 
 
 def test_the_readmes_snippets_run(capsys):

@@ -19,7 +19,7 @@ W = [_RNG.normal(size=(6, 6)) / 6**0.5 for _ in range(4)]
 _LIPSCHITZ = [name for name in activations.names() if name != "relu_squared"]
 
 
-def attacker(fn, shape, *, num_pairs=2000, num_climbs=20):
+def attacker(fn, shape, *, num_pairs=500, num_climbs=20):
     """A function of (center, radius): the largest |f(x') - f(x)| / |x' - x| over random pairs, and over those that
     gradient ascent makes of them."""
     size = int(np.prod(shape))

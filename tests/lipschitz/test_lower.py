@@ -97,7 +97,7 @@ def test_piecewise_linear_networks_on_the_plane_are_exact():
 def test_random_piecewise_linear_networks_are_exact_where_their_pieces_are_small():
     # relu, leaky relu of both signs and |x|, on the plane cut into all its linear pieces. Some of the largest
     # slopes sit on a millionth of it.
-    widths, num_networks = (2, 8, 8, 2), 200
+    widths, num_networks = (2, 8, 8, 2), 100
     rng = np.random.default_rng(0)
     matrices = [rng.normal(size=(num_networks, i, o)) * np.sqrt(2 / i) for i, o in pairwise(widths)]
     offsets = [rng.normal(size=(num_networks, o)) for o in widths[1:-1]]

@@ -8,9 +8,8 @@ from pathlib import Path
 # What tests compare with is full float32 on a GPU or TPU too; that jaxact is so by itself test_precision.py shows.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")  # read when jax is imported
 # LAPACK by one thread: a second one spins while the other process of tests has the core, for up to forty times as long.
-os.environ.setdefault(
-    "OPENBLAS_NUM_THREADS", "1"
-)  # read when scipy is imported, and by the processes of pytest-xdist
+# Read when scipy is imported, and by the processes of pytest-xdist.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest

@@ -14,7 +14,7 @@ from train import results
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 120.0  # for a run on a busy machine
-TIMEOUT = 4  # of a cell; all but one end at once
+TIMEOUT = 6  # of a cell; all but one end at once
 STUDY = '''
 import os, signal, time
 from dataclasses import dataclass

@@ -137,7 +137,7 @@ def in_print(ranking):
 @pytest.mark.parametrize(
     "words",
     [
-        "  1. tanh (critical = lecun, orthogonal): Signals shrink",
+        "  1. tanh (critical, orthogonal): Signals shrink",
         "-  tanh, variance-preserving: `activation` must reach",
         "-  relu, critical, sigma_b = 0.22361: `sigma_b` = 0.223607 has no critical point for relu",
         "Try another --sigma-b.",
@@ -145,7 +145,7 @@ def in_print(ranking):
         "polynomially",
         "50 % of them are 0",
         "squared gradients shrink by 6x a layer: 10^-49.8 over 64 layers",
-        "the first of them, tanh (critical = lecun, orthogonal), in Flax NNX:",
+        "the first of them, tanh (critical, orthogonal), in Flax NNX:",
         '    "kernel_init": initializers.critical_orthogonal(f),',
     ],
 )

@@ -153,7 +153,7 @@ def compare(
         >>> found = compare([activations.relu, activations.tanh], depth=8, shaping=())
         >>> best = found.ranking[0]
         >>> best.activation.name, best.initialisation, best.weights
-        ('tanh', ('critical', 'lecun'), 'orthogonal')
+        ('tanh', ('critical',), 'orthogonal')
     """
     rows: list[Prediction] = []
     missing: list[Missing] = []
@@ -286,6 +286,13 @@ def _add(starts: list[_Start], new: _Start) -> None:
     starts.append(new)
 
 
+def _named(start: _Start, law: Law) -> _Start:
+    """A start by the names that are those of a law: habits draw Gaussian weights alone."""
+    if law == "gaussian":
+        return start
+    return start._replace(names=tuple(name for name in start.names if name not in _HABITS))
+
+
 # --- What they do ---------------------------------------------------------------------------------------------
 
 
@@ -318,7 +325,7 @@ def _rows(
         way = Course(*(each[:, index] for each in course))
         for law in dict.fromkeys(weights):
             if law == "gaussian" or not start.is_habit:
-                rows.append(_prediction(activation, shaping, start, law, limit, way))
+                rows.append(_prediction(activation, shaping, _named(start, law), law, limit, way))
     return rows
 
 

@@ -234,3 +234,16 @@ def test_an_activation_that_no_text_names_has_no_code():
     row = theory.predict(activations.relu, depth=4, weights=("orthogonal",), shaping=()).ranking[0]
     with pytest.raises(ValueError, match="activation of the zoo, got mine"):
         theory.recipe(row._replace(activation=mine))
+
+
+def test_lecun_and_pytorch_are_named_for_gaussian_weights_alone():
+    rows = theory.predict(activations.tanh, depth=8, shaping=()).ranking
+    names = {row.weights: set() for row in rows}
+    for row in rows:
+        names[row.weights] |= set(row.initialisation)
+        if row.sigma_w == 1.0:  # one rule and one habit agree
+            assert row.initialisation == (
+                ("critical", "lecun") if row.weights == "gaussian" else ("critical",)
+            )
+    assert {"lecun", "pytorch"} <= names["gaussian"]
+    assert not {"lecun", "pytorch"} & names["orthogonal"]

@@ -137,11 +137,24 @@ def _refuse_unknown(activation, sigma_w, sigma_b, q_star):
         return
     refuse_unresolved(activation, float(_LENGTHS[0]))
     place = np.unravel_index(np.argmax(np.isnan(np.asarray(q_star))), np.shape(q_star))
+    w, b = (float(np.asarray(each)[place]) for each in (sigma_w, sigma_b))
     raise ValueError(
-        f"`sigma_w` and `sigma_b` must lead to a fixed point in {_searched(activation)}, got "
-        f"{np.asarray(sigma_w)[place]:g} and {np.asarray(sigma_b)[place]:g} for "
-        f"{getattr(activation, 'name', activation)}. Give smaller ones; under jit such points are NaN."
+        f"`sigma_w` and `sigma_b` must lead signals from q = 1 to a fixed point in {_searched(activation)}, got "
+        f"{w:g} and {b:g} for {getattr(activation, 'name', activation)}{_way_of_unit_signals(activation, w, b)}. "
+        "Give smaller ones; under jit such points are NaN."
     )
+
+
+def _way_of_unit_signals(activation, sigma_w, sigma_b):
+    """Where they go, as far as it is known, in words."""
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        second = float(_second_moments(activation, jnp.ones(1, jnp.float64))[0][0])
+        at_zero = float(activation(jnp.zeros((), jnp.float64)))
+    image = sigma_w**2 * second + sigma_b**2
+    if not image > 1:
+        return ""
+    left = ", and leave the fixed point q = 0" if sigma_b == 0 == at_zero else ""
+    return f", with which they grow beyond (V(1) = {image:.3g}){left}"
 
 
 def _searched(activation):

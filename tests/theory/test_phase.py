@@ -335,7 +335,7 @@ def test_what_has_no_value_has_no_derivative():
 
 def test_scales_whose_squares_overflow_are_not_unbounded():
     with jax.enable_x64(False):
-        with pytest.raises(ValueError, match=r"must lead to a fixed point .* for tanh"):
+        with pytest.raises(ValueError, match=r"must lead signals from q = 1 to a fixed point .* for tanh"):
             theory.mean_field(TANH, sigma_w=3e19)
         assert theory.mean_field(activations.relu, sigma_w=3e19).phase == "unbounded"
 
@@ -352,3 +352,22 @@ def test_what_runs_on_the_host_takes_numbers_alone():
         theory.residual_trajectory(TANH, 2, order="pre", sigma_w="a")
     with pytest.raises(ValueError, match="`n` must be known"):
         jax.jit(theory.skip_open_probability)(3)
+
+
+def test_unit_signals_that_leave_a_critical_point_at_zero_are_told_so():
+    """At f = x sigmoid(3 x) + sin(x) / 10 and sigma_w = 1 / f'(0) signals of every size grow: q_star = 0 repels."""
+    mine = activations.from_callable(lambda x: x * jax.nn.sigmoid(3 * x) + 0.1 * jnp.sin(x), name="mine")
+    point = theory.critical_point(mine)
+    np.testing.assert_allclose([point.sigma_w, point.q_star], [1 / 0.6, 0], atol=1e-12)
+    z, weights = np.polynomial.hermite_e.hermegauss(150)
+    q = np.geomspace(1e-2, 10, 13)
+    x = np.sqrt(q)[:, None] * z
+    f = x / (1 + np.exp(-3 * x)) + 0.1 * np.sin(x)
+    V = point.sigma_w**2 * (f**2 @ weights) / weights.sum()
+    assert (q < V).all()
+    at_one = np.interp(1, q, V)
+    told = rf"to 256, beyond .* they grow beyond \(V\(1\) = {at_one:.3g}\), and leave the fixed point q = 0\."
+    with pytest.raises(ValueError, match=told):
+        theory.mean_field(mine, sigma_w=point.sigma_w)
+    silu = theory.mean_field(activations.silu, sigma_w=theory.critical_point(activations.silu).sigma_w)
+    assert silu.phase == "unbounded"  # the same, seen to the end

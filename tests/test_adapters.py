@@ -3,6 +3,7 @@
 import math
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,3 +214,14 @@ def test_a_function_that_fails_inside_is_not_blamed_for_its_arguments():
 def test_what_is_no_model_is_refused(value, words):
     with pytest.raises(ValueError, match=words):
         adapters.as_function(value, name="mine")
+
+
+def test_a_linen_module_that_needs_a_flag_is_told_the_function_that_gives_it():
+    class Flagged(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return nn.Dense(2)(x)
+
+    pair = Flagged(), Flagged().init(jax.random.key(0), jnp.zeros((1, 3)), train=False)
+    with pytest.raises(ValueError, match=r"Write lambda x: net\.apply\(variables, x, train=False\)\.$"):
+        adapters.as_function(pair)

@@ -95,6 +95,9 @@ def diagnose(
     from the inputs as they are, and takes each weight array as random with the mean and mean square that it has: exact
     at infinite width at initialisation, an approximation elsewhere.
 
+    Batch norms that hold the statistics that they were made with are named in the notes, with what sets them, and findings
+    of scale behind them left out; so is a function that takes statistics from its batch, as in training mode.
+
     Measured only, with the reason in the row: weights used before the other way round (a decoder tied to its
     embedding), `while` loops, gates (products and sums of arrays that share weights, as in a GRU), what has no rule.
     Approximate: gradients count as independent of the weights they pass, and those at the outputs as independent at

@@ -95,8 +95,8 @@ def diagnose(
     from the inputs as they are, and takes each weight array as random with the mean and mean square that it has: exact
     at infinite width at initialisation, an approximation elsewhere.
 
-    Batch norms that hold the statistics that they were made with are named in the notes, with what sets them, and findings
-    of scale behind them left out; so is a function that takes statistics from its batch, as in training mode.
+    The notes name batch norms that hold the statistics that they were made with, and what sets these; findings of scale
+    there are left out. They name a function that takes statistics from its batch, as in training mode, too.
 
     Measured only, with the reason in the row: weights used before the other way round (a decoder tied to its
     embedding), `while` loops, gates (products and sums of arrays that share weights, as in a GRU), what has no rule.

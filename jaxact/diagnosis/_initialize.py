@@ -50,8 +50,8 @@ def initialize(
 
     (1 / (L (1 - r) + L^2 r) where a branch's output has a mean, r = mean^2 / second moment), so that a preactivation
     has second moment 1 and a stream at most about 2. A weight that several products share gets the geometric mean of
-    what each asks for. Before a norm over the batch, which takes the scale out again, second moments decide whatever the
-    target. Their biases become 0. All other parameters stay as they are, bit for bit.
+    what each asks for. Before a norm over the batch, which takes the scale out again, the second moment is 1
+    whatever the target. Their biases become 0. All other parameters stay as they are, bit for bit.
 
     Args:
         fn: as in `diagnose`.

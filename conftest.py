@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import signal
 from pathlib import Path
 
 # What tests compare with is full float32 on a GPU or TPU too; that jaxact is so by itself test_precision.py shows.
@@ -47,3 +48,14 @@ def _forget_programs():
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         if pages * os.sysconf("SC_PAGE_SIZE") > MOST_MEMORY:
             jax.clear_caches()
+
+
+@pytest.fixture
+def heard_signals():
+    """Of a session in the background some signals are ignored, by `nohup` for one, and so by its children: not here."""
+    ignored = [each for each in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_IGN]
+    for each in ignored:
+        signal.signal(each, signal.SIG_DFL)
+    yield
+    for each in ignored:
+        signal.signal(each, signal.SIG_IGN)

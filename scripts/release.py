@@ -50,8 +50,11 @@ def stamp(clone: Path, version: str, date: str) -> None:
     """Write the version and the date where they stand: pyproject.toml, CITATION.cff, CHANGELOG.md."""
     for file, pattern, replacement in (
         ("pyproject.toml", r'^version = ".*"$', f'version = "{version}"'),
-        ("CITATION.cff", r"^version: .*$", f"version: {version}"),
-        ("CITATION.cff", r"^date-released: .*$", f"date-released: {date}"),
+        (
+            "CITATION.cff",
+            r"^version: .*(\ndate-released: .*)?$",
+            f"version: {version}\ndate-released: {date}",
+        ),
         ("CHANGELOG.md", r"^## \S+ \(unreleased\)$", f"## {version} ({date})"),
     ):
         path = clone / file

@@ -201,7 +201,7 @@ def test_the_script_does_what_the_module_does(words):
     assert bool(words) or script.stdout.startswith("usage: jaxact ")
 
 
-def test_the_script_keeps_what_it_compiles_and_ends_at_ctrl_c(tmp_path):
+def test_the_script_keeps_what_it_compiles_and_ends_at_ctrl_c(heard_signals, tmp_path):
     started = (
         "import jaxact.__main__ as program, os, signal\n"
         "def main():\n"

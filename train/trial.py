@@ -57,8 +57,8 @@ class TrainingStudy(Study):
             the device has memory for.
         compute_dtype: of products and hidden states in training and in losses and accuracies. "bfloat16" is for
             accelerators: on a CPU XLA (jaxlib 0.10.2) widens what it computes, which saves no memory and takes 2 to 16
-            times as long. Parameters, optimiser, losses and statistics of norms stay in float32, and whatever else is
-            measured of a network, spectra and bounds, is that of its float32 parameters.
+            times as long. Parameters, optimiser, the sums of a loss and statistics of norms stay in float32; what
+            else is measured of a network, spectra and bounds, is that of its float32 parameters.
         remat: "layers" keeps some 2 sqrt(depth) hidden states for the way back in place of all, and recomputes the
             others: less memory for more time, the same numbers; see `jaxact.nn.Stack`.
     """

@@ -4,7 +4,6 @@ advance."""
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -221,14 +220,8 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start a module's program in an empty folder; what still runs in the end is killed.
-
-    Of a session in the background some signals are ignored, by `nohup` for one, and so by its children: not here.
-    """
-    ignored = [each for each in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_IGN]
-    for each in ignored:
-        signal.signal(each, signal.SIG_DFL)
+def start(tmp_path, heard_signals):
+    """Start a module's program in an empty folder; what still runs in the end is killed."""
     started = []
 
     def start(*words, module="train", before="true", **environment):
@@ -251,5 +244,3 @@ def start(tmp_path):
         if process.poll() is None:
             process.kill()
         process.communicate()
-    for each in ignored:
-        signal.signal(each, signal.SIG_IGN)

@@ -15,6 +15,7 @@ from train.experiments.chapter import Chapter, claims, part
 from train.experiments.chapter.claim import numbers_table
 
 GALLERY = Path(__file__).parents[1] / "docs" / "gallery" / "runs"
+_LARGEST = 400_000  # bytes of a picture beside the first; the report itself shows what is larger
 _KEPT = ("study", "experiment", "run_id", "command", "device", "started", "wall_seconds", "git_commit")
 
 
@@ -41,7 +42,9 @@ def put(directory: Path) -> str:
     shutil.copyfile(directory / "report.html", GALLERY / f"{study}.html")
     for place, name in enumerate(facts["figures"]):
         copy = f"{study}-{name}.svg" if place or experiment is Chapter else f"{study}.svg"
-        shutil.copyfile(directory / "figures" / f"{name}.svg", GALLERY / copy)
+        picture = directory / "figures" / f"{name}.svg"
+        if not place or experiment is Chapter or picture.stat().st_size <= _LARGEST:
+            shutil.copyfile(picture, GALLERY / copy)
     (GALLERY / f"{study}.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
     return str(study)
 

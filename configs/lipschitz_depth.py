@@ -6,7 +6,7 @@ From a checkout:
     python -m train run configs/lipschitz_depth.py --smoke
     python -m train run configs/lipschitz_depth.py --depths 4 64 --refine-steps 300
 
-Cost: 36 cells, 8 minutes and 2.1 GB on two CPU cores that other programs used as well. gelu, whose slopes within a
+Cost: 36 cells, 6.4 minutes and 2.1 GB on two CPU cores that other programs used as well. gelu, whose slopes within a
 ball are searched for, takes most of it.
 Expect: the product of norms loses a third of an order of magnitude a layer in every block. The ellipsoid loses a
 fifteenth in pre-activation blocks, 32 of which have a certificate of some thousands where an ascent finds 30 and the

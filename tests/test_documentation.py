@@ -164,13 +164,21 @@ def anchors(path):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+def made_anchors(path):
+    """What the headings are called that are made for a page as the site is built."""
+    if "_generated/" not in path.read_text(encoding="utf-8"):
+        return set()
+    titles = re.findall(r"#{1,3} ([\w ]+)", (ROOT / "docs/_ext/generated.py").read_text(encoding="utf-8"))
+    return {title.strip().lower().replace(" ", "-") for title in titles}
+
+
 def is_there(page, target):
     """Whether a file, or a heading of a page, that a page points at exists, or is made as the pages are built."""
     name, _, heading = target.partition("#")
     path = (page.parent / name).resolve() if name else page
     if "_generated" in path.parts:
         return f'"{path.name}"' in (ROOT / "docs/_ext/generated.py").read_text(encoding="utf-8")
-    return path.exists() and (not heading or heading in anchors(path))
+    return path.exists() and (not heading or heading in anchors(path) | made_anchors(path))
 
 
 def pointed_at(page):
@@ -211,12 +219,14 @@ def commands():
     for page in PAGES:
         for program, rest in _COMMAND.findall(page.read_text(encoding="utf-8").replace("\\\n", " ")):
             line = re.split(r"\s#|&&|\s>|[.,;]?$", rest)[0]
+            if "$" in line:  # of a cell, which is run as the site is built
+                continue
             yield program, tuple(shlex.split(line.replace("CONFIG", "configs/depth_sweep.py")))
 
 
 def parse(program, words):
     """Read a command line as its program does, without running it."""
-    if words in ((), ("run",), ("--help",)) or "COMMAND" in words:  # a command by its name alone
+    if words in ((), ("run",), ("--help",), ("--version",)) or "COMMAND" in words:  # a command by its name alone
         return
     if program == "jaxact":
         library._check_command(words[0])

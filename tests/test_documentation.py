@@ -224,9 +224,12 @@ def commands():
             yield program, tuple(shlex.split(line.replace("CONFIG", "configs/depth_sweep.py")))
 
 
+NAMES_ALONE = ((), ("run",), ("--help",), ("--version",))
+
+
 def parse(program, words):
     """Read a command line as its program does, without running it."""
-    if words in ((), ("run",), ("--help",), ("--version",)) or "COMMAND" in words:  # a command by its name alone
+    if words in NAMES_ALONE or "COMMAND" in words:
         return
     if program == "jaxact":
         library._check_command(words[0])

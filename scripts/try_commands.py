@@ -52,9 +52,11 @@ def make():
 
 
 def pages() -> list[Path]:
-    """README, CONTRIBUTING and the documentation's pages, those that a build makes left out."""
-    found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    return [each for each in found if not {"_build", "_generated", "jupyter_execute"} & set(each.parts)]
+    """README, CONTRIBUTING and the documentation's pages; those that a build makes run parts of the same studies."""
+    kept = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+    first = {"README.md": 0, "CONTRIBUTING.md": 1}
+    found = [each for each in kept.stdout.splitlines() if each in first or each.startswith("docs/")]
+    return [ROOT / each for each in sorted(found, key=lambda each: (first.get(each, 2), each))]
 
 
 def commands(page: Path) -> Iterator[str]:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import jaxact
 from jaxact import xla
 from jaxact._cli._commands import COMMANDS
 from jaxact._cli._output import InputError
+from jaxact._version import installed
 from jaxact.cache import use_compilation_cache
 from jaxact.streams import print_any_text
 
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"jaxact {jaxact.__version__}")
+    parser.add_argument("--version", action="version", version=f"jaxact {installed()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():
         own = commands.add_parser(

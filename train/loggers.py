@@ -261,7 +261,7 @@ class WandB:
     def __init__(self, project: str, directory: Path, experiment: Experiment, say: Callable[[str], None]):
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
         self._wandb = wandb
         self._run = wandb.init(
             project=project,

@@ -35,18 +35,18 @@ def activation_table():
     head = [
         "picture",
         "name",
-        "f(x)",
-        "range",
-        "Lipschitz",
         "gain",
-        "sigma_w critical",
+        "critical (q*)",
+        "Lipschitz",
         "E f(z)",
         "P(f = 0)",
+        "range",
+        "f(x)",
         "source",
     ]
     rows = ["".join(f"<th>{each}</th>" for each in head)]
     for each in zoo:
-        facts = [f"<code>{each.name}</code>", f"<code>{each.formula}</code>", *_numbers(each), each.reference]
+        facts = [f"<code>{each.name}</code>", *_numbers(each), f"<code>{each.formula}</code>", each.reference]
         rows.append("".join(f"<td>{fact}</td>" for fact in (_thumbnail(each), *facts)))
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     return f'```{{raw}} html\n<table class="zoo">\n{body}\n</table>\n```\n'
@@ -57,13 +57,24 @@ def _numbers(f):
 
     moments = theory.moments(f)
     return [
-        f"[{f.range.lower:.4g}, {f.range.upper:.4g}]".replace("inf", "∞"),
-        f"{f.lipschitz:.5g}".replace("inf", "∞"),
         _or_none(lambda: f"{float(theory.gain(f)):.4f}"),
-        _or_none(lambda: f"{float(theory.critical_point(f).sigma_w):.4f}"),
+        _or_none(lambda: _critical(theory.critical_point(f))),
+        f"{f.lipschitz:.5g}".replace("inf", "∞"),
         f"{float(moments.mean):z.4f}",
         f"{float(moments.zero_probability):.2g}",
+        _interval(f.range),
     ]
+
+
+def _critical(point):
+    return f"{float(point.sigma_w):.4f} ({float(point.q_star):.3g})"
+
+
+def _interval(values):
+    """A range as an interval; infinity is no value."""
+    opening = "(" if values.lower == -float("inf") else "["
+    closing = ")" if values.upper == float("inf") else "]"
+    return f"{opening}{values.lower:.4g}, {values.upper:.4g}{closing}".replace("inf", "∞")
 
 
 def _or_none(number):

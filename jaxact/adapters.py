@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import importlib
 import inspect
 import math
 import pkgutil
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxact._haiku import applied, is_transformed
+from jaxact._required import required, told_what_is_missing, written
 from jaxact.errors import ArgumentError, one_line
 from jaxact.numerics import untraceable, widest_input
 
@@ -36,10 +35,6 @@ __all__ = [
     "on_one_example",
 ]
 
-#: what a mode's argument is in inference, as it is written
-_INFERENCE = dict.fromkeys(("train", "training", "is_training"), "False") | dict.fromkeys(
-    ("deterministic", "use_running_average", "inference"), "True"
-)
 _SAME_OUTPUT = 1e-4  # relative
 _FEW = 8  # names shown where none is close
 
@@ -291,51 +286,6 @@ def _check_one_array(function: Callable[..., Any], name: str, *before: Any, reme
         ) from None
 
 
-def _required(function: Callable[..., Any], count: int) -> list[str]:
-    """The arguments after the first `count` that a call must give."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # of builtins, which say nothing
-        return []
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    rest = [
-        each for k, each in enumerate(parameters) if k >= count or each.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
-    return [each.name for each in rest if each.default is each.empty and each.kind not in variable]
-
-
-def _passed_on(function: Callable[..., Any], error: TypeError) -> list[str]:
-    """What a function of any keywords, as a Linen module's `apply`, lacked where it handed them on."""
-    try:
-        kinds = {each.kind for each in inspect.signature(function).parameters.values()}
-    except (TypeError, ValueError):
-        return []
-    missing = re.search(r"missing \d+ required [\w-]+ arguments?: (.*)", str(error))
-    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
-    return re.findall(r"'(\w+)'", missing[1]) if missing and takes_any else []
-
-
-def _arguments(names: Sequence[str]) -> str:
-    """What inference gives for arguments, as they are written in a call."""
-    return ", ".join(f"{name}={_INFERENCE.get(name, '...')}" for name in names)
-
-
-@contextlib.contextmanager
-def _told_what_is_missing(function: Callable[..., Any], count: int, form: str) -> Iterator[None]:
-    """Say how a model that needs more than its inputs is called: `form` with the other arguments in place of {}."""
-    try:
-        yield
-    except TypeError as error:
-        names = _required(function, count) or _passed_on(function, error)
-        if not names:
-            raise
-        raise ArgumentError(
-            f"must take (params, inputs) alone, but needs {', '.join(f'`{name}`' for name in names)} too.",
-            f"Give it in a function, with its params: {form.format(_arguments(names))}.",
-            argument="fn",
-        ) from error
-
-
 def _linen_model(value: Sequence[Any], name: str) -> Model:
     if len(value) != 2 or not _is_a(value[0], "flax.linen", "Module"):
         raise ArgumentError(
@@ -343,8 +293,8 @@ def _linen_model(value: Sequence[Any], name: str) -> Model:
             "A pair must be (Linen module, variables) or (hk.Transformed, params).",
         )
     module, variables = value
-    names = _required(type(module).__call__, 2)
-    instead = f"Write lambda x: net.apply(variables, x, {_arguments(names)})." if names else ""
+    names = required(type(module).__call__, 2)
+    instead = f"Write lambda x: net.apply(variables, x, {written(names)})." if names else ""
     _check_one_array(module.__call__, name, remedy=instead)
     call = functools.partial(module.apply, variables)
     return Model(name, "Linen module with its variables", call, True)
@@ -415,7 +365,7 @@ def _function_parametric(function: Callable[[Any, Any], Any], params: Any) -> Pa
     names = tuple(jax.tree_util.keystr(path).lstrip(".") or "params" for path, _ in paths)
 
     def call(params: Any, batch: Any) -> Any:
-        with _told_what_is_missing(function, 2, "lambda params, x: fn(params, x, {})"):
+        with told_what_is_missing(function, 2, "lambda params, x: fn(params, x, {})"):
             return function(params, batch)
 
     return Parametric("function of (params, inputs)", call, params, names, lambda params: params)
@@ -434,7 +384,7 @@ def _nnx_parametric(module: Any) -> Parametric:
     def call(params: Any, batch: Any) -> Any:
         copy = rebuild(params)
         form = "lambda params, x: nnx.merge(graph, params)(x, {}), where graph, params = nnx.split(model)"
-        with _told_what_is_missing(type(copy).__call__, 2, form):
+        with told_what_is_missing(type(copy).__call__, 2, form):
             output = copy(batch)
         after = nnx.to_pure_dict(nnx.state(copy))
         _check_unchanged(params, after, "module.eval()")
@@ -448,7 +398,7 @@ def _linen_parametric(module: Any, variables: Any) -> Parametric:
 
     def call(params: Any, batch: Any) -> Any:
         try:
-            with _told_what_is_missing(
+            with told_what_is_missing(
                 type(module).__call__, 2, "lambda variables, x: net.apply(variables, x, {})"
             ):
                 return module.apply(params, batch)
@@ -472,7 +422,7 @@ def _equinox_parametric(module: Any) -> Parametric:
 
     def call(params: Any, batch: Any) -> Any:
         try:
-            with _told_what_is_missing(type(module).__call__, 2, form):
+            with told_what_is_missing(type(module).__call__, 2, form):
                 return jax.vmap(equinox.combine(params, static))(batch)
         except RuntimeError as error:
             raise _in_training(one_line(error), "eqx.nn.inference_mode(model)") from error

@@ -6,10 +6,9 @@ Lines run in the order of their page and once each: studies with --smoke, launch
 that runs its script, servers until they answer. What installs or clones is not run here: CI does so with its own lines.
 """
 
+import math
 import os
 import re
-import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,12 +24,13 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).parents[1]
 #: a line of these is a command; other indented lines are formulas, or what a program prints
 _PROGRAMS = re.compile(
-    r"([A-Z_]+=\S+ )*(python3?|pip|pytest|git|pre-commit|printf|sbatch|tensorboard|sphinx-build|ruff|mypy|lint-imports"
-    r"|scripts/)\b"
+    r"([A-Z_]+=\S+ )*(python3?|jaxact|pip|pytest|git|pre-commit|printf|sbatch|tensorboard|sphinx-build|ruff|mypy"
+    r"|lint-imports|scripts/)\b"
 )
-_INSTALLS = re.compile(r"\b(pip install|git clone|python3 -m venv|pre-commit install)\b")
-#: what CI runs whole with lines of its own: .ci/run
-_OF_CI = ("pytest", "ruff", "mypy", "lint-imports", "sphinx-build")
+#: what installs, and what CI runs whole with lines of its own
+_NOT_RUN = re.compile(
+    r"pip install|git clone|python3 -m venv|pre-commit|(pytest|ruff|mypy|lint-imports|sphinx-build)\b"
+)
 #: what `sbatch` would do here: read its own options, then run the script
 _SBATCH = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
@@ -92,13 +92,10 @@ class Checkout:
 
     def run(self, line: str) -> str:
         """Run a line, and say how it was run; a SystemExit with its words where it fails."""
-        if _INSTALLS.search(line) and "&& python -m" not in line:
-            return "not run: installs"
-        steps = [each for each in line.split(" && ") if not _INSTALLS.search(each)]
-        if not steps or shlex.split(steps[0])[0] in _OF_CI:
-            return "not run: a line of CI's own"
-        told = [self._run_step(self._as_run_here(step)) for step in steps]
-        return f"{' && '.join(told)}"
+        steps = [each for each in line.split(" && ") if _PROGRAMS.match(each) and not _NOT_RUN.match(each)]
+        if not steps:
+            return f"not run here: {line}"
+        return " && ".join(self._run_step(self._as_run_here(step)) for step in steps)
 
     def _as_run_here(self, step: str) -> str:
         """The line with its placeholders filled in, small."""
@@ -110,10 +107,7 @@ class Checkout:
         if size := re.search(r"mymodule:\w+.*--input-shape (\S+)", step):
             shape = [int(each) for each in size[1].split(",")]
             inputs = shape[1:] if "diagnose" in step else shape
-            count = 1
-            for each in inputs:
-                count *= each
-            (self.folder / "mymodule.py").write_text(_MYMODULE.replace("SIZE", str(count)))
+            (self.folder / "mymodule.py").write_text(_MYMODULE.replace("SIZE", str(math.prod(inputs))))
         return step
 
     def _newest(self, study: str) -> Path:
@@ -197,7 +191,6 @@ def main() -> None:
                 start = time.monotonic()
                 told = checkout.run(line)
                 print(f"{time.monotonic() - start:5.1f} s  {page.relative_to(ROOT)}: {told}", flush=True)
-        shutil.rmtree(checkout.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -233,7 +233,7 @@ Your own answer is checked by `python -m train exercise {name} --check MYFILE.py
 
     python -m train run configs/chapter.py --claims {name}
 
-{_measured(name, claim, run) if run else ""}
+{_measured(name, run) if run else ""}
 
 {shown}
 
@@ -243,22 +243,16 @@ Your own answer is checked by `python -m train exercise {name} --check MYFILE.py
 """
 
 
-def _measured(name, claim, run):
-    """The table of a claim's numbers, with the tolerance of each; what is said of its columns below."""
-    from train.experiments.chapter.claim import CAPTION, tolerance_of
+def _measured(name, run):
+    """The table of a claim's numbers; what is said of its columns below."""
+    from train.experiments.chapter.claim import CAPTION
 
-    records = run["claims"][name]
-    if "tolerance" not in records[0]:  # of a run that was put here before tables had it
-        tolerances = [tolerance_of(each.tolerance) for each in claim().numbers().values()]
-        records = [each | {"tolerance": said} for each, said in zip(records, tolerances, strict=True)]
-    columns = ("number", "predicted", "tolerance", "exact", "measured", "verdict")
-    return f"{_table([{key: each[key] for key in columns} for each in records])}\n\n*{CAPTION}*"
+    return f"{_table(run['claims'][name])}\n\n*{CAPTION}*"
 
 
-def _scrolled(path, alt, *options):
+def _scrolled(path, alt):
     """A picture that keeps a legible width on a narrow screen, where it is scrolled."""
-    more = "".join(f"{each}\n" for each in options)
-    return f"````{{div}} wide-picture\n```{{image}} {path}\n:alt: {alt}\n{more}```\n````"
+    return f"````{{div}} wide-picture\n```{{image}} {path}\n:alt: {alt}\n```\n````"
 
 
 def _table(records):

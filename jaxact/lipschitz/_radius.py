@@ -20,7 +20,7 @@ from jaxact.lipschitz._execution import ASSUMPTIONS, execution_error
 from jaxact.lipschitz._execution_rules import UncoveredError
 from jaxact.lipschitz._mixed import equivalence
 from jaxact.lipschitz._program import Ball, Box
-from jaxact.lipschitz.ellipsoid import bound
+from jaxact.lipschitz.ellipsoid.bound import bound, check_memory_limit
 from jaxact.numerics import full_precision
 from jaxact.trace import Affine, Dense, Program, forget
 
@@ -124,10 +124,7 @@ def _check(norm: Any, label: Any, num_bisections: Any, memory_limit: Any) -> Non
         raise ArgumentError(
             f"must be an integer >= 0, got {num_bisections!r}.", "Use 16.", argument="num_bisections"
         )
-    if isinstance(memory_limit, bool) or not (isinstance(memory_limit, int) and memory_limit >= 1):
-        raise ArgumentError(
-            f"must be an integer >= 1, got {memory_limit!r}.", "Use 2048.", argument="memory_limit"
-        )
+    check_memory_limit(memory_limit)
 
 
 def _read(model: Callable[[Any], Any], x: Any) -> Any:
@@ -141,9 +138,7 @@ def _read(model: Callable[[Any], Any], x: Any) -> Any:
 class _Search:
     """The margins of a model at an input, and what is proved of them in balls around it."""
 
-    def __init__(
-        self, model: Callable[[Any], Any], x: Any, label: int, norm: float, memory_limit: int = 2048
-    ):
+    def __init__(self, model: Callable[[Any], Any], x: Any, label: int, norm: float, memory_limit: int):
         self.memory_limit = memory_limit
         self.model, self.x, self.label, self.norm = model, x, label, norm
         self.flat = np.asarray(x, np.float64).reshape(-1)

@@ -27,6 +27,7 @@ from jaxact.nn._stages import (
     norm_bound,
     normed,
     operator_norm,
+    refuse_bound,
     take_back,
 )
 from jaxact.numerics import full_precision
@@ -44,7 +45,7 @@ class _Network(nnx.Module):
     def __init_subclass__(cls, **options: Any) -> None:
         """Take back what a class inherits as the bound of another computation than its own."""
         super().__init_subclass__(**options)
-        take_back(cls, {"log_lipschitz": _refuse}, of=("__call__", "features", "readout", "pool"))
+        take_back(cls, {"log_lipschitz": refuse_bound}, of=("__call__", "features", "readout", "pool"))
 
     def __call__(
         self,
@@ -177,16 +178,6 @@ class _Network(nnx.Module):
         else:
             Q = last @ Q @ last.T
         return jnp.where(is_bounded, log_bound(Q, log_square), jnp.inf)
-
-
-def _refuse(network: nnx.Module, *args: Any, **kwargs: Any) -> Float[Array, ""]:
-    """`log_lipschitz` of a network that computes something else than what is bounded."""
-    name = type(network).__name__
-    raise NotImplementedError(
-        f"{name} computes in a way of its own, of which the inherited bound knows nothing. Define "
-        f"{name}.log_lipschitz(self, depth=None, activation=None, *, method): it returns the natural logarithm of an "
-        "upper bound on its Lipschitz constant; or bound the network as any function of one array by lipschitz.certify."
-    )
 
 
 class MLP(_Network):

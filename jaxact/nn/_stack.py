@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jaxact.nn._ellipsoid import ellipsoid_block
-from jaxact.nn._stages import Elementwise, Stage
+from jaxact.nn._stages import Elementwise, Stage, refuse_bound, take_back
 from jaxact.numerics import check_count, full_precision
 
 Mode = Literal["reverse", "forward"]
@@ -59,6 +59,11 @@ class Stack(nnx.Module):
         max_depth: how many stages there are.
         remat: whether the way back keeps every k-th hidden state alone; static.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take back what a class inherits as bounds of another computation than its own."""
+        super().__init_subclass__(**options)
+        take_back(cls, dict.fromkeys(("log_lipschitz", "ellipsoid"), refuse_bound), of=("__call__",))
 
     def __init__(self, stage: Callable[..., Stage], max_depth: int, *, rngs: nnx.Rngs):
         """Make the stages.

@@ -37,6 +37,15 @@ def take_back(cls: type, bounds: Mapping[str, Callable[..., Any]], *, of: Sequen
             setattr(cls, name, refusal)
 
 
+def refuse_bound(module: nnx.Module, *args: Any, **kwargs: Any) -> Float[Array, ""]:
+    """A bound of a module that computes something else than what its parent bounds."""
+    name = type(module).__name__
+    raise NotImplementedError(
+        f"{name} computes in a way of its own, of which the inherited bound knows nothing. Define the bound in {name} "
+        "too, or bound it as any function of one array by lipschitz.certify."
+    )
+
+
 class Stage(nnx.Module):
     """One step h -> h' of a deep network: an affine map W, an activation f and, if asked, a norm.
 
@@ -324,7 +333,7 @@ def _is_flaxs_own(module: nnx.Module) -> bool:
 
 def _kernel(layer: nnx.Linear | nnx.Conv) -> Float[Array, "*taps in out"]:
     """The kernel that a layer multiplies by."""
-    if isinstance(layer, nnx.Linear | nnx.Conv) and not _is_flaxs_own(layer):
+    if not _is_flaxs_own(layer):
         raise ValueError(
             f"{type(layer).__name__} computes in a way of its own, of which the norm of its kernel is no bound. "
             "Use nnx.Linear or nnx.Conv, or bound the network by lipschitz.certify."

@@ -237,5 +237,5 @@ def test_the_engines_memory_limit_is_passed_on():
     label = int(jnp.argmax(model(x)))
     held, by_norms = (certified_radius(model, x, label, num_bisections=6, memory_limit=n) for n in (2048, 1))
     assert 0 < by_norms.radius < held.radius
-    with pytest.raises(ValueError, match=r"`memory_limit` must be an integer >= 1, got 0\. Use 2048\."):
+    with pytest.raises(ValueError, match=r"`memory_limit` must be an integer >= 1, got 0"):
         certified_radius(model, x, label, memory_limit=0)

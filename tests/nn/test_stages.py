@@ -220,6 +220,11 @@ class Known(Halved):
         return jnp.log1p(jnp.expm1(nn.PreAct.log_lipschitz(self, lipschitz)) / 2)
 
 
+class Twice(nn.Stack):
+    def __call__(self, h, *args, **options):
+        return 2 * super().__call__(h, *args, **options)
+
+
 class Summed(nn.ResNet):
     def pool(self, h):
         return h.sum((-3, -2))
@@ -244,6 +249,11 @@ def test_what_computes_anew_inherits_no_bound():
     summed = Summed(3, 4, 2, max_depth=1, activation=activations.tanh, rngs=nnx.Rngs(0))
     with pytest.raises(NotImplementedError, match="Summed computes in a way of its own"):
         summed.log_lipschitz()
+    twice = network(nn.PreAct)
+    twice.stack = Twice(partial(nn.PreAct, 4, activations.tanh), 3, rngs=nnx.Rngs(0))
+    for method in ("product", "ellipsoid"):
+        with pytest.raises(NotImplementedError, match="Twice computes in a way of its own"):
+            twice.log_lipschitz(method=method)
 
 
 class Negated(nnx.Linear):

@@ -189,14 +189,19 @@ def _searched(
 def _check_options(num_steps, seconds, tolerance, memory_limit, learning_rate) -> None:
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
         raise ValueError(f"`num_steps` must be an integer >= 0, got {num_steps!r}. Use 100 to begin with.")
-    if isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 1:
-        raise ValueError(
-            f"`memory_limit` must be an integer >= 1, got {memory_limit!r}. It counts rows of Q."
-        )
+    check_memory_limit(memory_limit)
     check_limit("seconds", seconds, "Leave it out for no limit.")
     check_limit("tolerance", tolerance, "Use 1e-3 to begin with.")
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"`learning_rate` must be positive, got {learning_rate}. Use 0.15 to begin with.")
+
+
+def check_memory_limit(memory_limit: Any) -> None:
+    """Refuse what is no number of rows."""
+    if isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 1:
+        raise ValueError(
+            f"`memory_limit` must be an integer >= 1, got {memory_limit!r}. It counts rows of Q; use 2048."
+        )
 
 
 def check_limit(name: str, value: Any, remedy: str) -> None:

@@ -46,10 +46,12 @@ def activation_table():
     ]
     rows = ["".join(f"<th>{each}</th>" for each in head)]
     for each in zoo:
-        facts = [f"<code>{each.name}</code>", *_numbers(each), f"<code>{each.formula}</code>", each.reference]
+        formula = re.sub(r"\d+\.\d{5,}", lambda number: f"{float(number[0]):.5g}", each.formula)
+        facts = [f"<code>{each.name}</code>", *_numbers(each), f"<code>{formula}</code>", each.reference]
         rows.append("".join(f"<td>{fact}</td>" for fact in (_thumbnail(each), *facts)))
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return f'```{{raw}} html\n<table class="zoo">\n{body}\n</table>\n```\n'
+    table = f'<div class="full-width"><table class="zoo">\n{body}\n</table></div>'
+    return f"```{{raw}} html\n{table}\n```\n"
 
 
 def _numbers(f):
@@ -58,7 +60,7 @@ def _numbers(f):
     moments = theory.moments(f)
     return [
         _or_none(lambda: f"{float(theory.gain(f)):.4f}"),
-        _or_none(lambda: _critical(theory.critical_point(f))),
+        _or_none(lambda: _critical(f)),
         f"{f.lipschitz:.5g}".replace("inf", "∞"),
         f"{float(moments.mean):z.4f}",
         f"{float(moments.zero_probability):.2g}",
@@ -66,8 +68,14 @@ def _numbers(f):
     ]
 
 
-def _critical(point):
-    return f"{float(point.sigma_w):.4f} ({float(point.q_star):.3g})"
+def _critical(f):
+    """The scale and q*, and where signals of second moment 1 end instead if that repels."""
+    from jaxact import theory
+
+    point = theory.critical_point(f)
+    phase = theory.mean_field(f, sigma_w=float(point.sigma_w)).phase
+    repels = "" if phase == "critical" else f", repels: {phase}"
+    return f"{float(point.sigma_w):.4f} ({float(point.q_star):.3g}){repels}"
 
 
 def _interval(values):

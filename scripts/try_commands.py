@@ -24,8 +24,8 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).parents[1]
 #: a line of these is a command; other indented lines are formulas, or what a program prints
 _PROGRAMS = re.compile(
-    r"([A-Z_]+=\S+ )*(python3?|jaxact|pip|pytest|git|pre-commit|printf|sbatch|tensorboard|sphinx-build|ruff|mypy"
-    r"|lint-imports|scripts/)\b"
+    r"([A-Z_]+=\S+ )*((python3?|jaxact|pip|pytest|git|pre-commit|printf|sbatch|tensorboard|sphinx-build|ruff|mypy"
+    r"|lint-imports)(?=\s|$)|scripts/)"
 )
 #: what installs, and what CI runs whole with lines of its own
 _NOT_RUN = re.compile(
